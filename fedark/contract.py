@@ -1,0 +1,383 @@
+"""The job contract: what every party signs, and what every enclave is bound to.
+
+A contract fixes the models (by the digest of their sealed bundles), the shape and training of their adapters, the cohort, the
+measurements of the enclaves that may take part, how updates are protected, who gets the result, and when it ends. Its digest
+is in the report data of every piece of evidence, so nobody can run another job under this contract's name.
+
+A contract is made from a job file (`fedark.job`) by the host of the aggregator; provider and customers compare it with what
+they know themselves before they sign. Whatever is not in it is refused by all sides.
+
+Form: canonical CBOR of `Contract.to_map()`; digest: SHA-384 of it; signature: Ed25519 with the label `CONTRACT_LABEL`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedark import canonical
+from fedark.errors import ContractError
+from fedark.keys import verify_signature
+
+__all__ = [
+    "CONTRACT_LABEL",
+    "AdapterTerms",
+    "AttestationTerms",
+    "Contract",
+    "EvaluationTerms",
+    "ModelTerms",
+    "Party",
+    "PrivacyTerms",
+    "ProtectionTerms",
+    "ServerTerms",
+    "SignedContract",
+    "TensorSpec",
+    "Terms",
+    "TrainingTerms",
+    "explain",
+]
+
+CONTRACT_LABEL = "fedark/contract/1"
+_MAX_CONTRACT_BYTES = 4 << 20
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
+
+
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hex48 = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
+HexHpke = Annotated[str, Field(pattern=r"^[0-9a-f]{2432}$")]
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+
+
+class Terms(BaseModel):
+    """Base of all contract parts: immutable, strict, nothing unknown accepted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings")
+
+
+class Party(Terms):
+    """A member of the roster and its long-lived public keys (hex)."""
+
+    name: Name
+    role: Literal["provider", "customer", "aggregator"]
+    signing_key: Hex32
+    hpke_key: HexHpke
+
+
+class AdapterTerms(Terms):
+    """The adapter that is trained (LoRA, arXiv:2106.09685; FFA-LoRA, arXiv:2403.12313).
+
+    Attributes:
+        method: "ffa-lora" freezes A, drawn from `seed`, and sends B (and the head); "lora" sends A and B.
+        rank, alpha: LoRA's r and its scaling numerator.
+        targets: suffixes of the module names that get an adapter, such as "query".
+        layers: indices of the transformer layers that get one; empty means all.
+        head: train a classification head too.
+        seed: of every A matrix; the same for the whole cohort.
+    """
+
+    method: Literal["ffa-lora", "lora"] = "ffa-lora"
+    rank: Annotated[int, Field(ge=1, le=512)] = 8
+    alpha: Annotated[Finite, Field(gt=0)] = 16.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("query", "value")
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    head: bool = True
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+
+
+class ServerTerms(Terms):
+    """The server optimiser (FedOpt, arXiv:2003.00295): FedAvg or FedAdam on the averaged update."""
+
+    optimizer: Literal["fedavg", "fedadam"] = "fedavg"
+    learning_rate: Annotated[Finite, Field(gt=0)] = 1.0
+    beta1: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Finite, Field(ge=0, lt=1)] = 0.99
+    tau: Annotated[Finite, Field(gt=0)] = 1e-3
+
+
+class TrainingTerms(Terms):
+    """Local training of one round.
+
+    Attributes:
+        epochs: passes over the customer's records in one round.
+        batch_size: records a step.
+        learning_rate: AdamW's, for the LoRA matrices.
+        head_learning_rate: AdamW's, for the head.
+        max_length: tokens; longer prompts are truncated.
+        replay: records of the provider's replay set mixed in, as a fraction of the customer's own (0 to 1).
+        baseline_epochs: passes of the local-only baseline that never leaves the enclave; 0 trains none.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    learning_rate: Annotated[Finite, Field(gt=0)] = 1e-3
+    head_learning_rate: Annotated[Finite, Field(gt=0)] = 1e-3
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 64
+    replay: Annotated[Finite, Field(ge=0, le=1)] = 0.0
+    baseline_epochs: Annotated[int, Field(ge=0, le=1000)] = 0
+
+
+class TensorSpec(Terms):
+    """One tensor of the adapter, in PEFT's own name.
+
+    Attributes:
+        name: the key in `adapter_model.safetensors`, or "head.weight" / "head.bias".
+        shape: its dimensions.
+        travels: part of every update; otherwise drawn from the adapter's seed (FFA-LoRA's A).
+    """
+
+    name: str
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    travels: bool
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class ModelTerms(Terms):
+    """One base model of the job.
+
+    Attributes:
+        name: what reports call it.
+        task: sequence classification, or causal-LM instruction tuning.
+        bundle: SHA-384 of the sealed bundle's manifest (hex).
+        labels: the classes, in order; for "instruction", the admissible answers, or empty for free text.
+        layout: every tensor of the adapter; the flat vector of an update is the travelling ones in this order, row-major.
+    """
+
+    name: Name
+    task: Literal["classification", "instruction"]
+    bundle: Hex48
+    labels: tuple[str, ...]
+    adapter: AdapterTerms
+    training: TrainingTerms
+    server: ServerTerms
+    layout: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
+
+    @property
+    def travelling(self) -> int:
+        """Length of the flat float32 vector that an update carries."""
+        return sum(spec.size for spec in self.layout if spec.travels)
+
+
+class AttestationTerms(Terms):
+    """Which evidence counts. Debug mode never does: there is no switch for it.
+
+    Attributes:
+        platforms: admissible platforms by name; "simulated" only if it stands here.
+        simulated_root: SHA-256 of the DER certificate of the simulated manufacturer's root, or "" where none is admitted.
+        sandbox: the weakest admissible sandbox mode; "none" is for `fedark simulate` alone.
+        minimum_svn: security version number.
+        trainer, aggregator: reference values, register name -> SHA-384 (hex).
+    """
+
+    platforms: Annotated[tuple[str, ...], Field(min_length=1)]
+    simulated_root: str = ""
+    sandbox: Literal["namespaces", "landlock", "none"] = "landlock"
+    minimum_svn: Annotated[int, Field(ge=0)] = 1
+    trainer: dict[str, Hex48]
+    aggregator: dict[str, Hex48]
+
+
+class ProtectionTerms(Terms):
+    """How an update leaves a trainer enclave. There is no mode for a plain one.
+
+    Attributes:
+        mode: "sealed": encrypted to the attested aggregator enclave, which alone sums.
+        minimum_cohort: fewest customers whose updates make a round.
+    """
+
+    mode: Literal["sealed"] = "sealed"
+    minimum_cohort: Annotated[int, Field(ge=2)] = 2
+
+
+class PrivacyTerms(Terms):
+    """The privacy mechanism; "none" means that the released adapter has no differential privacy guarantee."""
+
+    mechanism: Literal["none"] = "none"
+
+
+class EvaluationTerms(Terms):
+    """What is measured: before, local-only and federated, on held-out records of each customer and on the acceptance set.
+
+    Attributes:
+        acceptance: name of the acceptance set inside the provider's bundles, or "" for none.
+    """
+
+    acceptance: str = ""
+
+
+class Contract(Terms):
+    """Everything that the parties agree on. `problems()` lists what its parts cannot see one by one."""
+
+    version: Literal[1] = 1
+    job: Name
+    created: str
+    expires: str
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    parties: Annotated[tuple[Party, ...], Field(min_length=3)]
+    models: Annotated[tuple[ModelTerms, ...], Field(min_length=1)]
+    attestation: AttestationTerms
+    protection: ProtectionTerms
+    privacy: PrivacyTerms
+    evaluation: EvaluationTerms
+    deliver_to: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = []
+        for kind, names in (("party", [p.name for p in self.parties]), ("model", [m.name for m in self.models])):
+            problems += [f"{kind} {name!r} stands twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        if len({p.signing_key for p in self.parties}) != len(self.parties):
+            problems.append("two parties share one signing key")
+        if sum(p.role == "provider" for p in self.parties) != 1:
+            problems.append("a contract has exactly one provider")
+        if sum(p.role == "aggregator" for p in self.parties) != 1:
+            problems.append("a contract has exactly one aggregator")
+        if len(self.customers) < self.protection.minimum_cohort:
+            problems.append(
+                f"{len(self.customers)} customers are fewer than the minimum cohort {self.protection.minimum_cohort}"
+            )
+        known = {p.name for p in self.parties}
+        problems += [f"deliver_to names a stranger: {name!r}" for name in self.deliver_to if name not in known]
+        for field in ("created", "expires"):
+            try:
+                if datetime.fromisoformat(getattr(self, field)).tzinfo is None:
+                    problems.append(f"{field} has no time zone")
+            except ValueError:
+                problems.append(f"{field} is not an ISO 8601 time")
+        if "simulated" in self.attestation.platforms and len(self.attestation.simulated_root) != 64:
+            problems.append("simulated evidence is admitted but no simulated root is named")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def customers(self) -> tuple[Party, ...]:
+        return tuple(p for p in self.parties if p.role == "customer")
+
+    @property
+    def provider(self) -> Party:
+        return next(p for p in self.parties if p.role == "provider")
+
+    @property
+    def aggregator(self) -> Party:
+        return next(p for p in self.parties if p.role == "aggregator")
+
+    def party(self, name: str) -> Party | None:
+        return next((p for p in self.parties if p.name == name), None)
+
+    def model(self, name: str) -> ModelTerms | None:
+        return next((m for m in self.models if m.name == name), None)
+
+    def expired(self, now: datetime) -> bool:
+        """Whether `now` (aware) is outside the contract's validity."""
+        return not datetime.fromisoformat(self.created) <= now < datetime.fromisoformat(self.expires)
+
+    def to_map(self) -> dict[str, Any]:
+        return self.model_dump(mode="python")
+
+    def encode(self) -> bytes:
+        """The canonical form that is hashed and signed."""
+        return canonical.encode(self.to_map())
+
+    def digest(self) -> bytes:
+        """SHA-384 of the canonical form, 48 bytes."""
+        return hashlib.sha384(self.encode()).digest()
+
+    @classmethod
+    def decode(cls, data: bytes, source: str = "contract") -> Contract:
+        """Read the canonical form.
+
+        Raises:
+            ProtocolError: not canonical CBOR.
+            ContractError: not a valid contract, with every problem.
+        """
+        value = canonical.decode(data, max_bytes=_MAX_CONTRACT_BYTES)
+        if not isinstance(value, dict):
+            raise ContractError(source, ["it is not a map"])
+        return cls.build(value, source)
+
+    @classmethod
+    def build(cls, value: dict[str, Any], source: str = "contract") -> Contract:
+        """Validate a map; lists may stand for tuples.
+
+        Raises:
+            ContractError: with every problem.
+        """
+        try:
+            return cls.model_validate(_tuples(value))
+        except ValidationError as error:
+            raise ContractError(source, explain(error)) from None
+
+
+class SignedContract:
+    """A contract that provider and every customer have signed. Only `verify` makes one."""
+
+    __slots__ = ("contract", "digest", "signatures")
+
+    def __init__(self) -> None:
+        raise TypeError("use SignedContract.verify")
+
+    contract: Contract
+    digest: bytes
+    signatures: dict[str, bytes]
+
+    @classmethod
+    def verify(cls, contract: Contract, signatures: dict[str, bytes]) -> SignedContract:
+        """Check that the provider and every customer signed exactly this contract.
+
+        Raises:
+            ContractError: a signature is missing.
+            Refused: a signature is wrong.
+        """
+        digest = contract.digest()
+        signers = (contract.provider, *contract.customers)
+        missing = [p.name for p in signers if p.name not in signatures]
+        if missing:
+            raise ContractError(f"contract of job {contract.job}", [f"{name} has not signed" for name in missing])
+        for party in signers:
+            verify_signature(bytes.fromhex(party.signing_key), CONTRACT_LABEL, digest, signatures[party.name], by=party.name)
+        signed = object.__new__(cls)
+        signed.contract, signed.digest = contract, digest
+        signed.signatures = {p.name: signatures[p.name] for p in signers}
+        return signed
+
+
+def now() -> datetime:
+    """The current time, aware, UTC."""
+    return datetime.now(UTC)
+
+
+def explain(error: ValidationError) -> list[str]:
+    """One readable line for each problem that pydantic found: `rounds: must be >= 1`."""
+    lines: list[str] = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif item["type"] == "missing":
+            message = "missing"
+        lines.extend(f"{where}: {part}" if where else part for part in message.split("; "))
+    return lines
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,169 @@
+"""Long-lived and enclave keys: Ed25519 to sign (RFC 8032), HPKE to encrypt (RFC 9180), one label for each purpose.
+
+Nothing here is a primitive: all of it composes `cryptography`. Two rules are kept for the whole project:
+
+- A signature covers `label || 0x00 || message`: one that was made for one purpose never verifies for another.
+- HPKE `info` is always a canonical map with a label, so a ciphertext opens only in the context that it was made for.
+
+The KEM is the hybrid of ML-KEM-768 and X25519: it stays confidential if either of the two is broken (FIPS 203; the suite
+that `cryptography` names MLKEM768_X25519), with HKDF-SHA256 and AES-256-GCM.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey, Suite
+
+from fedark import canonical
+from fedark.errors import InputError, ProtocolError, Refused
+
+__all__ = ["PUBLIC_HPKE_BYTES", "HpkeKey", "PartyKeys", "SigningKey", "hpke_seal", "verify_signature"]
+
+_SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+_MLKEM_PUBLIC = 1184
+PUBLIC_HPKE_BYTES = _MLKEM_PUBLIC + 32
+
+
+def _framed(label: str, message: bytes) -> bytes:
+    return label.encode("ascii") + b"\x00" + message
+
+
+class SigningKey:
+    """An Ed25519 signing key. `public` is the raw 32-byte public key."""
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(secret) if secret is not None else Ed25519PrivateKey.generate()
+        self.public: bytes = self._key.public_key().public_bytes_raw()
+
+    def sign(self, label: str, message: bytes) -> bytes:
+        """The 64-byte signature over `label || 0x00 || message`."""
+        return self._key.sign(_framed(label, message))
+
+    def secret_bytes(self) -> bytes:
+        """The raw 32-byte secret, for storage by `PartyKeys` alone."""
+        return self._key.private_bytes_raw()
+
+    def __repr__(self) -> str:
+        return f"SigningKey(public={self.public.hex()[:16]}...)"
+
+
+def verify_signature(public: bytes, label: str, message: bytes, signature: bytes, *, by: str) -> None:
+    """Return if `signature` is `public`'s over `label || 0x00 || message`.
+
+    Raises:
+        Refused: it is not. `by` names the claimed signer in the text.
+    """
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, _framed(label, message))
+    except (InvalidSignature, ValueError):
+        raise Refused(f"A signature of {by} ({label}) does not verify.", safe="The message was dropped.") from None
+
+
+class HpkeKey:
+    """An HPKE key pair (ML-KEM-768 + X25519). `public` is the ML-KEM key (1184 bytes) followed by the X25519 key (32)."""
+
+    def __init__(self, secret: bytes | None = None) -> None:
+        if secret is None:
+            kem, dh = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
+        else:
+            kem, dh = MLKEM768PrivateKey.from_seed_bytes(secret[:64]), X25519PrivateKey.from_private_bytes(secret[64:])
+        self._kem, self._dh = kem, dh
+        self._key = MLKEM768X25519PrivateKey(kem, dh)
+        self.public: bytes = kem.public_key().public_bytes_raw() + dh.public_key().public_bytes_raw()
+
+    def open(self, ciphertext: bytes, context: Mapping[str, Any]) -> bytes:
+        """The plaintext of `hpke_seal(plaintext, self.public, context)`.
+
+        Raises:
+            Refused: it was made for another key or another context, or was altered.
+        """
+        try:
+            return _SUITE.decrypt(ciphertext, self._key, info=canonical.encode(dict(context)))
+        except (InvalidTag, ValueError):
+            label = context.get("label", "?")
+            raise Refused(
+                f"A sealed message ({label}) does not open: it was altered, or was made for another key or context.",
+                safe="Nothing of it was used.",
+            ) from None
+
+    def secret_bytes(self) -> bytes:
+        """The 64-byte ML-KEM seed and the 32-byte X25519 secret, for storage by `PartyKeys` alone."""
+        return self._kem.private_bytes_raw() + self._dh.private_bytes_raw()
+
+    def __repr__(self) -> str:
+        return f"HpkeKey(public={self.public.hex()[:16]}...)"
+
+
+def hpke_seal(plaintext: bytes, public: bytes, context: Mapping[str, Any]) -> bytes:
+    """Encrypt to an `HpkeKey.public`, bound to `context`, a map with a "label" (RFC 9180 single-shot, base mode).
+
+    Raises:
+        ProtocolError: `public` is not a public key.
+    """
+    if len(public) != PUBLIC_HPKE_BYTES:
+        raise ProtocolError(f"An HPKE public key has {len(public)} bytes, not {PUBLIC_HPKE_BYTES}.")
+    try:
+        key = MLKEM768X25519PublicKey(
+            MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_PUBLIC]),
+            X25519PublicKey.from_public_bytes(public[_MLKEM_PUBLIC:]),
+        )
+    except ValueError:
+        raise ProtocolError("An HPKE public key is malformed.") from None
+    return _SUITE.encrypt(plaintext, key, info=canonical.encode(dict(context)))
+
+
+class PartyKeys:
+    """The two long-lived keys of a party, and their file (mode 0600, PKCS#8 is not used: both are raw seeds in hex).
+
+    Attributes:
+        signing: signs contracts, policies, nonces and receipts.
+        hpke: receives the adapter at the end.
+    """
+
+    def __init__(self, signing: SigningKey | None = None, hpke: HpkeKey | None = None) -> None:
+        self.signing = signing or SigningKey()
+        self.hpke = hpke or HpkeKey()
+
+    def save(self, path: Path) -> None:
+        """Write a new key file.
+
+        Raises:
+            InputError: the file exists; a key is never overwritten.
+        """
+        text = f"fedark-party-keys-1\n{self.signing.secret_bytes().hex()}\n{self.hpke.secret_bytes().hex()}\n"
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except FileExistsError:
+            raise InputError(f"{path} exists already.", safe="The keys in it were left as they are.") from None
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def load(cls, path: Path) -> PartyKeys:
+        """Read a key file.
+
+        Raises:
+            InputError: it is missing, malformed, or readable by other users.
+        """
+        try:
+            mode = path.stat().st_mode
+            lines = path.read_text(encoding="ascii").split("\n")
+            if mode & 0o077:
+                raise InputError(f"{path} is open to other users (mode {mode & 0o777:o}).", fix=f"Run: chmod 600 {path}")
+            if len(lines) != 4 or lines[0] != "fedark-party-keys-1":
+                raise ValueError
+            return cls(SigningKey(bytes.fromhex(lines[1])), HpkeKey(bytes.fromhex(lines[2])))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+        except ValueError:
+            raise InputError(f"{path} is not a fedark key file.") from None

@@ -1,0 +1,301 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Frame(_message.Message):
+    __slots__ = ("call", "reply", "fault", "progress", "quote_request", "quote_reply")
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    QUOTE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    QUOTE_REPLY_FIELD_NUMBER: _ClassVar[int]
+    call: Call
+    reply: Reply
+    fault: Fault
+    progress: Progress
+    quote_request: QuoteRequest
+    quote_reply: QuoteReply
+    def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., quote_request: _Optional[_Union[QuoteRequest, _Mapping]] = ..., quote_reply: _Optional[_Union[QuoteReply, _Mapping]] = ...) -> None: ...
+
+class Call(_message.Message):
+    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver")
+    START_FIELD_NUMBER: _ClassVar[int]
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    ATTEST_FIELD_NUMBER: _ClassVar[int]
+    ADMIT_PEER_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    DELIVER_FIELD_NUMBER: _ClassVar[int]
+    start: Start
+    challenge: Challenge
+    attest: Attest
+    admit_peer: AdmitPeer
+    grant: Grant
+    sealed: Sealed
+    records: Records
+    begin: Begin
+    round: Round
+    evaluate: Evaluate
+    submit: Submit
+    close: Close
+    deliver: Deliver
+    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ...) -> None: ...
+
+class Reply(_message.Message):
+    __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "delivery")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+    DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    nonce: Nonce
+    evidence: Evidence
+    admitted: Admitted
+    receipt: Receipt
+    done: Done
+    measured: Measured
+    update: Update
+    delivery: Delivery
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., nonce: _Optional[_Union[Nonce, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., **kwargs) -> None: ...
+
+class Start(_message.Message):
+    __slots__ = ("run_config",)
+    RUN_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    run_config: bytes
+    def __init__(self, run_config: _Optional[bytes] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("hpke_public", "signing_public")
+    HPKE_PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    SIGNING_PUBLIC_FIELD_NUMBER: _ClassVar[int]
+    hpke_public: bytes
+    signing_public: bytes
+    def __init__(self, hpke_public: _Optional[bytes] = ..., signing_public: _Optional[bytes] = ...) -> None: ...
+
+class Challenge(_message.Message):
+    __slots__ = ("peer",)
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    def __init__(self, peer: _Optional[str] = ...) -> None: ...
+
+class Nonce(_message.Message):
+    __slots__ = ("nonce",)
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    nonce: bytes
+    def __init__(self, nonce: _Optional[bytes] = ...) -> None: ...
+
+class Attest(_message.Message):
+    __slots__ = ("nonce",)
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    nonce: bytes
+    def __init__(self, nonce: _Optional[bytes] = ...) -> None: ...
+
+class Evidence(_message.Message):
+    __slots__ = ("evidence",)
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    evidence: bytes
+    def __init__(self, evidence: _Optional[bytes] = ...) -> None: ...
+
+class AdmitPeer(_message.Message):
+    __slots__ = ("peer", "evidence", "contract_signatures")
+    class ContractSignaturesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_SIGNATURES_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    evidence: bytes
+    contract_signatures: _containers.ScalarMap[str, bytes]
+    def __init__(self, peer: _Optional[str] = ..., evidence: _Optional[bytes] = ..., contract_signatures: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class Admitted(_message.Message):
+    __slots__ = ("group_grant",)
+    GROUP_GRANT_FIELD_NUMBER: _ClassVar[int]
+    group_grant: bytes
+    def __init__(self, group_grant: _Optional[bytes] = ...) -> None: ...
+
+class Grant(_message.Message):
+    __slots__ = ("model", "manifest", "grant", "group_grant")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    GRANT_FIELD_NUMBER: _ClassVar[int]
+    GROUP_GRANT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    manifest: bytes
+    grant: bytes
+    group_grant: bytes
+    def __init__(self, model: _Optional[str] = ..., manifest: _Optional[bytes] = ..., grant: _Optional[bytes] = ..., group_grant: _Optional[bytes] = ...) -> None: ...
+
+class Sealed(_message.Message):
+    __slots__ = ("model", "data", "last")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    data: bytes
+    last: bool
+    def __init__(self, model: _Optional[str] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("receipt",)
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    receipt: bytes
+    def __init__(self, receipt: _Optional[bytes] = ...) -> None: ...
+
+class Records(_message.Message):
+    __slots__ = ("split", "records", "last")
+    class Split(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        TRAIN: _ClassVar[Records.Split]
+        TEST: _ClassVar[Records.Split]
+    TRAIN: Records.Split
+    TEST: Records.Split
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    split: Records.Split
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    last: bool
+    def __init__(self, split: _Optional[_Union[Records.Split, str]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("prompt", "answer")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    prompt: str
+    answer: str
+    def __init__(self, prompt: _Optional[str] = ..., answer: _Optional[str] = ...) -> None: ...
+
+class Done(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Begin(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Round(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ..., **kwargs) -> None: ...
+
+class Evaluate(_message.Message):
+    __slots__ = ()
+    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+    def __init__(self, **kwargs) -> None: ...
+
+class Measured(_message.Message):
+    __slots__ = ("local", "protected")
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    local: bytes
+    protected: bytes
+    def __init__(self, local: _Optional[bytes] = ..., protected: _Optional[bytes] = ...) -> None: ...
+
+class Update(_message.Message):
+    __slots__ = ("protected",)
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    protected: bytes
+    def __init__(self, protected: _Optional[bytes] = ...) -> None: ...
+
+class Submit(_message.Message):
+    __slots__ = ("round", "party", "protected")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PARTY_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    party: str
+    protected: bytes
+    def __init__(self, round: _Optional[int] = ..., party: _Optional[str] = ..., protected: _Optional[bytes] = ...) -> None: ...
+
+class Close(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
+
+class Global(_message.Message):
+    __slots__ = ("metrics",)
+    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    metrics: bytes
+    def __init__(self, metrics: _Optional[bytes] = ..., **kwargs) -> None: ...
+
+class Deliver(_message.Message):
+    __slots__ = ("party",)
+    PARTY_FIELD_NUMBER: _ClassVar[int]
+    party: str
+    def __init__(self, party: _Optional[str] = ...) -> None: ...
+
+class Delivery(_message.Message):
+    __slots__ = ("sealed",)
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    sealed: bytes
+    def __init__(self, sealed: _Optional[bytes] = ...) -> None: ...
+
+class Fault(_message.Message):
+    __slots__ = ("code", "what", "safe", "fix", "reasons")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    SAFE_FIELD_NUMBER: _ClassVar[int]
+    FIX_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    what: str
+    safe: str
+    fix: str
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, code: _Optional[str] = ..., what: _Optional[str] = ..., safe: _Optional[str] = ..., fix: _Optional[str] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("stage", "done", "total", "value")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    done: int
+    total: int
+    value: float
+    def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+
+class QuoteRequest(_message.Message):
+    __slots__ = ("report_data", "nonce")
+    REPORT_DATA_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    report_data: bytes
+    nonce: bytes
+    def __init__(self, report_data: _Optional[bytes] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class QuoteReply(_message.Message):
+    __slots__ = ("token", "platform")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PLATFORM_FIELD_NUMBER: _ClassVar[int]
+    token: bytes
+    platform: str
+    def __init__(self, token: _Optional[bytes] = ..., platform: _Optional[str] = ...) -> None: ...

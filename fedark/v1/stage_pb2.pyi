@@ -1,0 +1,289 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StageRequest(_message.Message):
+    __slots__ = ("version", "run_id", "contract_digest", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ENROL_FIELD_NUMBER: _ClassVar[int]
+    ATTEST_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    DELIVER_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    run_id: str
+    contract_digest: bytes
+    enrol: EnrolRequest
+    attest: AttestRequest
+    release: ReleaseRequest
+    load: LoadRequest
+    round: RoundRequest
+    evaluate: EvaluateRequest
+    deliver: DeliverRequest
+    abort: AbortRequest
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., contract_digest: _Optional[bytes] = ..., enrol: _Optional[_Union[EnrolRequest, _Mapping]] = ..., attest: _Optional[_Union[AttestRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., load: _Optional[_Union[LoadRequest, _Mapping]] = ..., round: _Optional[_Union[RoundRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., deliver: _Optional[_Union[DeliverRequest, _Mapping]] = ..., abort: _Optional[_Union[AbortRequest, _Mapping]] = ...) -> None: ...
+
+class StageReply(_message.Message):
+    __slots__ = ("version", "run_id", "party", "fault", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PARTY_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    ENROL_FIELD_NUMBER: _ClassVar[int]
+    ATTEST_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    DELIVER_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    run_id: str
+    party: str
+    fault: StageFault
+    enrol: EnrolReply
+    attest: AttestReply
+    release: ReleaseReply
+    load: LoadReply
+    round: RoundReply
+    evaluate: EvaluateReply
+    deliver: DeliverReply
+    abort: AbortReply
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., party: _Optional[str] = ..., fault: _Optional[_Union[StageFault, _Mapping]] = ..., enrol: _Optional[_Union[EnrolReply, _Mapping]] = ..., attest: _Optional[_Union[AttestReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., round: _Optional[_Union[RoundReply, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateReply, _Mapping]] = ..., deliver: _Optional[_Union[DeliverReply, _Mapping]] = ..., abort: _Optional[_Union[AbortReply, _Mapping]] = ...) -> None: ...
+
+class StageFault(_message.Message):
+    __slots__ = ("code", "what", "safe", "fix", "reasons")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    SAFE_FIELD_NUMBER: _ClassVar[int]
+    FIX_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    what: str
+    safe: str
+    fix: str
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, code: _Optional[str] = ..., what: _Optional[str] = ..., safe: _Optional[str] = ..., fix: _Optional[str] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EnrolRequest(_message.Message):
+    __slots__ = ("contract",)
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    contract: bytes
+    def __init__(self, contract: _Optional[bytes] = ...) -> None: ...
+
+class EnrolReply(_message.Message):
+    __slots__ = ("signature", "nonces")
+    class NoncesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    NONCES_FIELD_NUMBER: _ClassVar[int]
+    signature: bytes
+    nonces: _containers.ScalarMap[str, bytes]
+    def __init__(self, signature: _Optional[bytes] = ..., nonces: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class AttestRequest(_message.Message):
+    __slots__ = ("contract_signatures", "aggregator_evidence", "provider_nonce", "aggregator_nonce")
+    class ContractSignaturesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class AggregatorEvidenceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    CONTRACT_SIGNATURES_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATOR_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    PROVIDER_NONCE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATOR_NONCE_FIELD_NUMBER: _ClassVar[int]
+    contract_signatures: _containers.ScalarMap[str, bytes]
+    aggregator_evidence: _containers.ScalarMap[str, bytes]
+    provider_nonce: bytes
+    aggregator_nonce: bytes
+    def __init__(self, contract_signatures: _Optional[_Mapping[str, bytes]] = ..., aggregator_evidence: _Optional[_Mapping[str, bytes]] = ..., provider_nonce: _Optional[bytes] = ..., aggregator_nonce: _Optional[bytes] = ...) -> None: ...
+
+class AttestReply(_message.Message):
+    __slots__ = ("provider_evidence", "aggregator_evidence")
+    PROVIDER_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATOR_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    provider_evidence: bytes
+    aggregator_evidence: bytes
+    def __init__(self, provider_evidence: _Optional[bytes] = ..., aggregator_evidence: _Optional[bytes] = ...) -> None: ...
+
+class ReleaseRequest(_message.Message):
+    __slots__ = ("contract_signatures", "trainer_evidence")
+    class ContractSignaturesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class TrainerEvidenceEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    CONTRACT_SIGNATURES_FIELD_NUMBER: _ClassVar[int]
+    TRAINER_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    contract_signatures: _containers.ScalarMap[str, bytes]
+    trainer_evidence: _containers.ScalarMap[str, bytes]
+    def __init__(self, contract_signatures: _Optional[_Mapping[str, bytes]] = ..., trainer_evidence: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class ReleaseReply(_message.Message):
+    __slots__ = ("grants", "refused")
+    class GrantsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Grants
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Grants, _Mapping]] = ...) -> None: ...
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: StageFault
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[StageFault, _Mapping]] = ...) -> None: ...
+    GRANTS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    grants: _containers.MessageMap[str, Grants]
+    refused: _containers.MessageMap[str, StageFault]
+    def __init__(self, grants: _Optional[_Mapping[str, Grants]] = ..., refused: _Optional[_Mapping[str, StageFault]] = ...) -> None: ...
+
+class Grants(_message.Message):
+    __slots__ = ("by_model", "manifests")
+    class ByModelEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class ManifestsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    BY_MODEL_FIELD_NUMBER: _ClassVar[int]
+    MANIFESTS_FIELD_NUMBER: _ClassVar[int]
+    by_model: _containers.ScalarMap[str, bytes]
+    manifests: _containers.ScalarMap[str, bytes]
+    def __init__(self, by_model: _Optional[_Mapping[str, bytes]] = ..., manifests: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("grants", "group_grant")
+    GRANTS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_GRANT_FIELD_NUMBER: _ClassVar[int]
+    grants: Grants
+    group_grant: bytes
+    def __init__(self, grants: _Optional[_Union[Grants, _Mapping]] = ..., group_grant: _Optional[bytes] = ...) -> None: ...
+
+class LoadReply(_message.Message):
+    __slots__ = ("receipts", "protected_metrics")
+    class ReceiptsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    RECEIPTS_FIELD_NUMBER: _ClassVar[int]
+    PROTECTED_METRICS_FIELD_NUMBER: _ClassVar[int]
+    receipts: _containers.ScalarMap[str, bytes]
+    protected_metrics: bytes
+    def __init__(self, receipts: _Optional[_Mapping[str, bytes]] = ..., protected_metrics: _Optional[bytes] = ...) -> None: ...
+
+class RoundRequest(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ..., **kwargs) -> None: ...
+
+class RoundReply(_message.Message):
+    __slots__ = ("protected_update",)
+    PROTECTED_UPDATE_FIELD_NUMBER: _ClassVar[int]
+    protected_update: bytes
+    def __init__(self, protected_update: _Optional[bytes] = ...) -> None: ...
+
+class EvaluateRequest(_message.Message):
+    __slots__ = ()
+    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+    def __init__(self, **kwargs) -> None: ...
+
+class EvaluateReply(_message.Message):
+    __slots__ = ("protected_metrics",)
+    PROTECTED_METRICS_FIELD_NUMBER: _ClassVar[int]
+    protected_metrics: bytes
+    def __init__(self, protected_metrics: _Optional[bytes] = ...) -> None: ...
+
+class DeliverRequest(_message.Message):
+    __slots__ = ("delivery", "report", "receipts")
+    class ReceiptsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Receipts
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Receipts, _Mapping]] = ...) -> None: ...
+    DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    RECEIPTS_FIELD_NUMBER: _ClassVar[int]
+    delivery: bytes
+    report: bytes
+    receipts: _containers.MessageMap[str, Receipts]
+    def __init__(self, delivery: _Optional[bytes] = ..., report: _Optional[bytes] = ..., receipts: _Optional[_Mapping[str, Receipts]] = ...) -> None: ...
+
+class Receipts(_message.Message):
+    __slots__ = ("by_model",)
+    class ByModelEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    BY_MODEL_FIELD_NUMBER: _ClassVar[int]
+    by_model: _containers.ScalarMap[str, bytes]
+    def __init__(self, by_model: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class DeliverReply(_message.Message):
+    __slots__ = ("stored",)
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    stored: bool
+    def __init__(self, stored: _Optional[bool] = ...) -> None: ...
+
+class AbortRequest(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class AbortReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
