@@ -1,4 +1,4 @@
-"""Canonical CBOR (RFC 8949, section 4.2): one byte string for one value, and nothing else accepted.
+"""Canonical CBOR (RFC 8949, 4.2.1, keys in the order of 4.2.3): one byte string for one value, nothing else accepted.
 
 Whatever is signed, hashed or taken from another party as CBOR goes through here. `decode` accepts exactly the bytes that
 `encode` would have produced: no trailing bytes, no duplicate keys, no longer-than-needed integers, no indefinite lengths, no

@@ -39,9 +39,14 @@ __all__ = [
     "Terms",
     "TrainingTerms",
     "explain",
+    "explain_at",
+    "now",
+    "to_tuples",
 ]
 
 CONTRACT_LABEL = "fedark/contract/1"
+MAX_TRAVELLING = 1_900_000
+"""Values of one update: four bytes each, and all of it crosses an enclave's border in one frame of 8 MiB."""
 _MAX_CONTRACT_BYTES = 4 << 20
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
@@ -196,12 +201,28 @@ class ProtectionTerms(Terms):
     """How an update leaves a trainer enclave. There is no mode for a plain one.
 
     Attributes:
-        mode: "sealed": encrypted to the attested aggregator enclave, which alone sums.
-        minimum_cohort: fewest customers whose updates make a round.
+        mode: "sealed": encrypted to the attested aggregator enclave, which alone sums. "masked": masked too, inside the
+            encryption, so that even that enclave learns the cohort's sum and nothing else (`fedark.secagg`).
+        minimum_cohort: fewest customers whose updates make a round; 3 under masks.
+        bits: masked: width of one rounded value.
+        clip_norm: masked: L2 norm that a customer's update (all models together) is clipped to.
+        value_range: masked: values, times weight / max_records, are clamped to [-value_range, value_range], the ends of the grid
+            of 2**bits - 1 points.
+        max_records: masked: public bound on a customer's weight; more records count as so many. The weight scales the update
+            before it is rounded, so a bound far above the largest data set costs precision.
+        colluders: masked: how many customers may work with a lying aggregator and still learn no more than the others' sum.
+        agreement: masked: members of the committee sign one survivor set before they unmask, a third trip a round; by default
+            in cohorts under 16.
     """
 
-    mode: Literal["sealed"] = "sealed"
-    minimum_cohort: Annotated[int, Field(ge=2)] = 2
+    mode: Literal["sealed", "masked"] = "sealed"
+    minimum_cohort: Annotated[int, Field(ge=2)] = 3
+    bits: Annotated[int, Field(ge=2, le=24)] = 16
+    clip_norm: Annotated[Finite, Field(gt=0)] = 10_000.0
+    value_range: Annotated[Finite, Field(gt=0)] = 8.0
+    max_records: Annotated[int, Field(ge=1, le=5_000_000)] = 10_000
+    colluders: Annotated[int, Field(ge=0)] = 1
+    agreement: bool | None = None
 
 
 class PrivacyTerms(Terms):
@@ -215,9 +236,14 @@ class EvaluationTerms(Terms):
 
     Attributes:
         acceptance: name of the acceptance set inside the provider's bundles, or "" for none.
+        groups: the groups of its records; a bundle with any other is refused. Under masks they fix what is summed.
+        own: every customer holds out records of its own, so that figures on them can be summed over all. Under masks one who
+            does not cannot take part: a sum over fewer than all would point at someone.
     """
 
     acceptance: str = ""
+    groups: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=300)], ...], Field(max_length=1000)] = ()
+    own: bool = False
 
 
 class Contract(Terms):
@@ -248,10 +274,15 @@ class Contract(Terms):
             problems.append("a contract has exactly one provider")
         if sum(p.role == "aggregator" for p in self.parties) != 1:
             problems.append("a contract has exactly one aggregator")
+        if sum(terms.travelling for terms in self.models) > MAX_TRAVELLING:
+            total = sum(terms.travelling for terms in self.models)
+            problems.append(f"its adapters have {total} values that travel, over the limit of {MAX_TRAVELLING} in this release")
         if len(self.customers) < self.protection.minimum_cohort:
             problems.append(
                 f"{len(self.customers)} customers are fewer than the minimum cohort {self.protection.minimum_cohort}"
             )
+        if len(set(self.evaluation.groups)) != len(self.evaluation.groups):
+            problems.append("an evaluation group stands twice")
         known = {p.name for p in self.parties}
         problems += [f"deliver_to names a stranger: {name!r}" for name in self.deliver_to if name not in known]
         for field in ("created", "expires"):
@@ -320,7 +351,7 @@ class Contract(Terms):
             ContractError: with every problem.
         """
         try:
-            return cls.model_validate(_tuples(value))
+            return cls.model_validate(to_tuples(value))
         except ValidationError as error:
             raise ContractError(source, explain(error)) from None
 
@@ -363,21 +394,30 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def explain(error: ValidationError) -> list[str]:
-    """One readable line for each problem that pydantic found: `rounds: must be >= 1`."""
-    lines: list[str] = []
-    for item in error.errors(include_url=False, include_input=False):
-        where = ".".join(str(part) for part in item["loc"])
+def explain_at(error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
+    """Where and what, for each problem that pydantic found."""
+    found: list[tuple[tuple[int | str, ...], str]] = []
+    items = error.errors(include_url=False, include_input=False)
+    for item in items:
+        # A tuple whose items are wrong also counts as too short: one problem, said once, where it is.
+        if item["type"] == "too_short" and any(o["loc"][: len(item["loc"])] == item["loc"] != o["loc"] for o in items):
+            continue
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key"
         elif item["type"] == "missing":
             message = "missing"
-        lines.extend(f"{where}: {part}" if where else part for part in message.split("; "))
-    return lines
+        found.extend((item["loc"], part) for part in message.split("; "))
+    return found
 
 
-def _tuples(value: Any) -> Any:
+def explain(error: ValidationError) -> list[str]:
+    """One readable line for each problem that pydantic found: `rounds: must be >= 1`."""
+    return [f"{'.'.join(map(str, where))}: {what}" if where else what for where, what in explain_at(error)]
+
+
+def to_tuples(value: Any) -> Any:
+    """`value` with every list made a tuple: strict terms hold tuples, TOML and CBOR give lists."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+        return {key: to_tuples(item) for key, item in value.items()}
+    return tuple(to_tuples(item) for item in value) if isinstance(value, list | tuple) else value

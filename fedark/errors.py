@@ -39,6 +39,7 @@ __all__ = [
     "SealBroken",
     "StorageError",
     "printable",
+    "restore",
 ]
 
 
@@ -135,7 +136,19 @@ class StorageError(FederationError):
     """A disk is full or cannot be written; the file that stood before still stands."""
 
 
+def restore(code: str, what: str, *, safe: str = "", fix: str = "", reasons: Iterable[str] = ()) -> FedarkError:
+    """The error that another process reported: its class, if it is one of these, and its texts, made safe to show."""
+    kind = globals()[code] if code in __all__ else None
+    if not (isinstance(kind, type) and issubclass(kind, FedarkError)):
+        kind = FederationError
+    error = kind.__new__(kind)
+    FedarkError.__init__(error, printable(what, 4000), safe=printable(safe), fix=printable(fix))
+    for name in ("reasons", "problems"):
+        setattr(error, name, tuple(printable(reason) for reason in reasons))
+    return error
+
+
 def printable(text: str, limit: int = 300) -> str:
-    """`text` from another party, made safe to show: control characters replaced, at most `limit` characters."""
-    clean = "".join(char if char.isprintable() else "?" for char in text[: limit + 1])
+    """`text` from another party, made safe to show: control characters but the line end replaced, at most `limit` characters."""
+    clean = "".join(char if char.isprintable() or char == "\n" else "?" for char in text[: limit + 1])
     return clean if len(clean) <= limit else clean[:limit] + "..."

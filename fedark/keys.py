@@ -6,7 +6,8 @@ Nothing here is a primitive: all of it composes `cryptography`. Two rules are ke
 - HPKE `info` is always a canonical map with a label, so a ciphertext opens only in the context that it was made for.
 
 The KEM is the hybrid of ML-KEM-768 and X25519: it stays confidential if either of the two is broken (FIPS 203; the suite
-that `cryptography` names MLKEM768_X25519), with HKDF-SHA256 and AES-256-GCM.
+that `cryptography` names MLKEM768_X25519), with HKDF-SHA256 and AES-256-GCM. Plain X25519 exists for whoever asks for it by
+name: it is never inferred from what a key looks like, and the name of the suite is part of every `info`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -25,11 +26,29 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 from fedark import canonical
 from fedark.errors import InputError, ProtocolError, Refused
 
-__all__ = ["PUBLIC_HPKE_BYTES", "HpkeKey", "PartyKeys", "SigningKey", "hpke_seal", "verify_signature"]
+__all__ = [
+    "HYBRID",
+    "KEMS",
+    "PUBLIC_HPKE_BYTES",
+    "HpkeKey",
+    "Kem",
+    "PartyKeys",
+    "SigningKey",
+    "hpke_seal",
+    "kem_of",
+    "verify_signature",
+]
 
-_SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
-_MLKEM_PUBLIC = 1184
-PUBLIC_HPKE_BYTES = _MLKEM_PUBLIC + 32
+Kem = Literal["mlkem768-x25519", "x25519"]
+KEMS: tuple[Kem, ...] = get_args(Kem)
+HYBRID: Kem = "mlkem768-x25519"
+_SUITES: Mapping[Kem, Suite] = {
+    "mlkem768-x25519": Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
+    "x25519": Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
+}
+PUBLIC_HPKE_BYTES = 1184 + 32
+_PUBLIC_BYTES: Mapping[Kem, int] = {"mlkem768-x25519": PUBLIC_HPKE_BYTES, "x25519": 32}
+_SECRET_BYTES: Mapping[Kem, int] = {"mlkem768-x25519": 96, "x25519": 32}
 
 
 def _framed(label: str, message: bytes) -> bytes:
@@ -68,25 +87,38 @@ def verify_signature(public: bytes, label: str, message: bytes, signature: bytes
 
 
 class HpkeKey:
-    """An HPKE key pair (ML-KEM-768 + X25519). `public` is the ML-KEM key (1184 bytes) followed by the X25519 key (32)."""
+    """An HPKE key pair.
 
-    def __init__(self, secret: bytes | None = None) -> None:
-        if secret is None:
-            kem, dh = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
-        else:
-            kem, dh = MLKEM768PrivateKey.from_seed_bytes(secret[:64]), X25519PrivateKey.from_private_bytes(secret[64:])
-        self._kem, self._dh = kem, dh
-        self._key = MLKEM768X25519PrivateKey(kem, dh)
-        self.public: bytes = kem.public_key().public_bytes_raw() + dh.public_key().public_bytes_raw()
+    Args:
+        secret: what `secret_bytes` gave; None makes a new key.
+        kem: the hybrid unless a policy names plain X25519. One key is of one KEM: no half of a hybrid key is used alone.
+
+    Attributes:
+        public: hybrid: the ML-KEM key (1184 bytes) followed by the X25519 key (32); else the X25519 key.
+        kem: its KEM.
+    """
+
+    def __init__(self, secret: bytes | None = None, *, kem: Kem = HYBRID) -> None:
+        self.kem = kem
+        if secret is not None and len(secret) != _SECRET_BYTES[kem]:
+            raise ValueError(f"a secret of {kem} has {_SECRET_BYTES[kem]} bytes")
+        self._dh = X25519PrivateKey.generate() if secret is None else X25519PrivateKey.from_private_bytes(secret[-32:])
+        self._pq: MLKEM768PrivateKey | None = None
+        self._key: MLKEM768X25519PrivateKey | X25519PrivateKey = self._dh
+        self.public: bytes = self._dh.public_key().public_bytes_raw()
+        if kem == HYBRID:
+            self._pq = MLKEM768PrivateKey.generate() if secret is None else MLKEM768PrivateKey.from_seed_bytes(secret[:-32])
+            self._key = MLKEM768X25519PrivateKey(self._pq, self._dh)
+            self.public = self._pq.public_key().public_bytes_raw() + self.public
 
     def open(self, ciphertext: bytes, context: Mapping[str, Any]) -> bytes:
-        """The plaintext of `hpke_seal(plaintext, self.public, context)`.
+        """The plaintext of `hpke_seal(plaintext, self.public, context, kem=self.kem)`.
 
         Raises:
-            Refused: it was made for another key or another context, or was altered.
+            Refused: it was made for another key, KEM or context, or was altered.
         """
         try:
-            return _SUITE.decrypt(ciphertext, self._key, info=canonical.encode(dict(context)))
+            return _SUITES[self.kem].decrypt(ciphertext, self._key, info=_info(context, self.kem))
         except (InvalidTag, ValueError):
             label = context.get("label", "?")
             raise Refused(
@@ -95,29 +127,48 @@ class HpkeKey:
             ) from None
 
     def secret_bytes(self) -> bytes:
-        """The 64-byte ML-KEM seed and the 32-byte X25519 secret, for storage by `PartyKeys` alone."""
-        return self._kem.private_bytes_raw() + self._dh.private_bytes_raw()
+        """The 64-byte ML-KEM seed, if it is a hybrid key, and the 32-byte X25519 secret, for storage by `PartyKeys` alone."""
+        seed = b"" if self._pq is None else self._pq.private_bytes_raw()
+        return seed + self._dh.private_bytes_raw()
 
     def __repr__(self) -> str:
-        return f"HpkeKey(public={self.public.hex()[:16]}...)"
+        return f"HpkeKey({self.kem}, public={self.public.hex()[:16]}...)"
 
 
-def hpke_seal(plaintext: bytes, public: bytes, context: Mapping[str, Any]) -> bytes:
+def kem_of(public: bytes) -> Kem:
+    """The KEM of a public key: their lengths differ.
+
+    Raises:
+        ProtocolError: it is of none.
+    """
+    for kem, length in _PUBLIC_BYTES.items():
+        if len(public) == length:
+            return kem
+    raise ProtocolError(f"An HPKE public key has {len(public)} bytes, which is that of no KEM.")
+
+
+def hpke_seal(plaintext: bytes, public: bytes, context: Mapping[str, Any], *, kem: Kem = HYBRID) -> bytes:
     """Encrypt to an `HpkeKey.public`, bound to `context`, a map with a "label" (RFC 9180 single-shot, base mode).
 
     Raises:
-        ProtocolError: `public` is not a public key.
+        ProtocolError: `public` is not a public key of `kem`.
     """
-    if len(public) != PUBLIC_HPKE_BYTES:
-        raise ProtocolError(f"An HPKE public key has {len(public)} bytes, not {PUBLIC_HPKE_BYTES}.")
+    if len(public) != _PUBLIC_BYTES[kem]:
+        raise ProtocolError(f"An HPKE public key has {len(public)} bytes, not the {_PUBLIC_BYTES[kem]} of {kem}.")
     try:
-        key = MLKEM768X25519PublicKey(
-            MLKEM768PublicKey.from_public_bytes(public[:_MLKEM_PUBLIC]),
-            X25519PublicKey.from_public_bytes(public[_MLKEM_PUBLIC:]),
-        )
+        dh = X25519PublicKey.from_public_bytes(public[-32:])
+        key: MLKEM768X25519PublicKey | X25519PublicKey = dh
+        if kem == HYBRID:
+            key = MLKEM768X25519PublicKey(MLKEM768PublicKey.from_public_bytes(public[:-32]), dh)
+        return _SUITES[kem].encrypt(plaintext, key, info=_info(context, kem))
     except ValueError:
         raise ProtocolError("An HPKE public key is malformed.") from None
-    return _SUITE.encrypt(plaintext, key, info=canonical.encode(dict(context)))
+
+
+def _info(context: Mapping[str, Any], kem: Kem) -> bytes:
+    if "suite" in context:
+        raise TypeError("the suite of a context is the key's")
+    return canonical.encode({**context, "suite": f"{kem}/hkdf-sha256/aes-256-gcm"})
 
 
 class PartyKeys:

@@ -24,7 +24,7 @@ class Frame(_message.Message):
     def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., quote_request: _Optional[_Union[QuoteRequest, _Mapping]] = ..., quote_reply: _Optional[_Union[QuoteReply, _Mapping]] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver")
+    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver", "peer_nonce", "announce", "join", "open_round", "survivors", "endorse", "unmask")
     START_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     ATTEST_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,13 @@ class Call(_message.Message):
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     DELIVER_FIELD_NUMBER: _ClassVar[int]
+    PEER_NONCE_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCE_FIELD_NUMBER: _ClassVar[int]
+    JOIN_FIELD_NUMBER: _ClassVar[int]
+    OPEN_ROUND_FIELD_NUMBER: _ClassVar[int]
+    SURVIVORS_FIELD_NUMBER: _ClassVar[int]
+    ENDORSE_FIELD_NUMBER: _ClassVar[int]
+    UNMASK_FIELD_NUMBER: _ClassVar[int]
     start: Start
     challenge: Challenge
     attest: Attest
@@ -51,10 +58,17 @@ class Call(_message.Message):
     submit: Submit
     close: Close
     deliver: Deliver
-    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ...) -> None: ...
+    peer_nonce: PeerNonce
+    announce: Announce
+    join: Join
+    open_round: OpenRound
+    survivors: Survivors
+    endorse: Endorse
+    unmask: Unmask
+    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "delivery")
+    __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "closed", "delivery", "announcement", "opened", "asked")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -63,8 +77,11 @@ class Reply(_message.Message):
     DONE_FIELD_NUMBER: _ClassVar[int]
     MEASURED_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
-    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     nonce: Nonce
     evidence: Evidence
@@ -73,8 +90,12 @@ class Reply(_message.Message):
     done: Done
     measured: Measured
     update: Update
+    closed: Closed
     delivery: Delivery
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., nonce: _Optional[_Union[Nonce, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., **kwargs) -> None: ...
+    announcement: Announcement
+    opened: Opened
+    asked: Asked
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., nonce: _Optional[_Union[Nonce, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., announcement: _Optional[_Union[Announcement, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., asked: _Optional[_Union[Asked, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
     __slots__ = ("run_config",)
@@ -103,10 +124,12 @@ class Nonce(_message.Message):
     def __init__(self, nonce: _Optional[bytes] = ...) -> None: ...
 
 class Attest(_message.Message):
-    __slots__ = ("nonce",)
+    __slots__ = ("nonce", "peer")
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
     nonce: bytes
-    def __init__(self, nonce: _Optional[bytes] = ...) -> None: ...
+    peer: str
+    def __init__(self, nonce: _Optional[bytes] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class Evidence(_message.Message):
     __slots__ = ("evidence",)
@@ -115,8 +138,15 @@ class Evidence(_message.Message):
     def __init__(self, evidence: _Optional[bytes] = ...) -> None: ...
 
 class AdmitPeer(_message.Message):
-    __slots__ = ("peer", "evidence", "contract_signatures")
+    __slots__ = ("peer", "evidence", "contract_signatures", "collateral")
     class ContractSignaturesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class CollateralEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -126,10 +156,12 @@ class AdmitPeer(_message.Message):
     PEER_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_SIGNATURES_FIELD_NUMBER: _ClassVar[int]
+    COLLATERAL_FIELD_NUMBER: _ClassVar[int]
     peer: str
     evidence: bytes
     contract_signatures: _containers.ScalarMap[str, bytes]
-    def __init__(self, peer: _Optional[str] = ..., evidence: _Optional[bytes] = ..., contract_signatures: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+    collateral: _containers.ScalarMap[str, bytes]
+    def __init__(self, peer: _Optional[str] = ..., evidence: _Optional[bytes] = ..., contract_signatures: _Optional[_Mapping[str, bytes]] = ..., collateral: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class Admitted(_message.Message):
     __slots__ = ("group_grant",)
@@ -198,16 +230,22 @@ class Begin(_message.Message):
     def __init__(self) -> None: ...
 
 class Round(_message.Message):
-    __slots__ = ("round",)
+    __slots__ = ("round", "state", "masked")
     ROUND_FIELD_NUMBER: _ClassVar[int]
-    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
     round: int
-    def __init__(self, round: _Optional[int] = ..., **kwargs) -> None: ...
+    state: bytes
+    masked: bytes
+    def __init__(self, round: _Optional[int] = ..., state: _Optional[bytes] = ..., masked: _Optional[bytes] = ...) -> None: ...
 
 class Evaluate(_message.Message):
-    __slots__ = ()
-    GLOBAL_FIELD_NUMBER: _ClassVar[int]
-    def __init__(self, **kwargs) -> None: ...
+    __slots__ = ("state", "masked")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    state: bytes
+    masked: bytes
+    def __init__(self, state: _Optional[bytes] = ..., masked: _Optional[bytes] = ...) -> None: ...
 
 class Measured(_message.Message):
     __slots__ = ("local", "protected")
@@ -224,14 +262,24 @@ class Update(_message.Message):
     def __init__(self, protected: _Optional[bytes] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("round", "party", "protected")
+    __slots__ = ("round", "party", "protected", "part")
+    class Part(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        UPDATE: _ClassVar[Submit.Part]
+        ENDORSEMENT: _ClassVar[Submit.Part]
+        SHARES: _ClassVar[Submit.Part]
+    UPDATE: Submit.Part
+    ENDORSEMENT: Submit.Part
+    SHARES: Submit.Part
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PARTY_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     round: int
     party: str
     protected: bytes
-    def __init__(self, round: _Optional[int] = ..., party: _Optional[str] = ..., protected: _Optional[bytes] = ...) -> None: ...
+    part: Submit.Part
+    def __init__(self, round: _Optional[int] = ..., party: _Optional[str] = ..., protected: _Optional[bytes] = ..., part: _Optional[_Union[Submit.Part, str]] = ...) -> None: ...
 
 class Close(_message.Message):
     __slots__ = ("round",)
@@ -239,12 +287,13 @@ class Close(_message.Message):
     round: int
     def __init__(self, round: _Optional[int] = ...) -> None: ...
 
-class Global(_message.Message):
-    __slots__ = ("metrics",)
-    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+class Closed(_message.Message):
+    __slots__ = ("state", "metrics")
+    STATE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    state: bytes
     metrics: bytes
-    def __init__(self, metrics: _Optional[bytes] = ..., **kwargs) -> None: ...
+    def __init__(self, state: _Optional[bytes] = ..., metrics: _Optional[bytes] = ...) -> None: ...
 
 class Deliver(_message.Message):
     __slots__ = ("party",)
@@ -257,6 +306,107 @@ class Delivery(_message.Message):
     SEALED_FIELD_NUMBER: _ClassVar[int]
     sealed: bytes
     def __init__(self, sealed: _Optional[bytes] = ...) -> None: ...
+
+class PeerNonce(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Announce(_message.Message):
+    __slots__ = ("nonces",)
+    class NoncesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    NONCES_FIELD_NUMBER: _ClassVar[int]
+    nonces: _containers.ScalarMap[str, bytes]
+    def __init__(self, nonces: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class Announcement(_message.Message):
+    __slots__ = ("evidence", "hello")
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    evidence: bytes
+    hello: bytes
+    def __init__(self, evidence: _Optional[bytes] = ..., hello: _Optional[bytes] = ...) -> None: ...
+
+class Join(_message.Message):
+    __slots__ = ("peers", "collateral")
+    class PeersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Announcement
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Announcement, _Mapping]] = ...) -> None: ...
+    class CollateralEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    COLLATERAL_FIELD_NUMBER: _ClassVar[int]
+    peers: _containers.MessageMap[str, Announcement]
+    collateral: _containers.ScalarMap[str, bytes]
+    def __init__(self, peers: _Optional[_Mapping[str, Announcement]] = ..., collateral: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class OpenRound(_message.Message):
+    __slots__ = ("round", "parties")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    parties: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, round: _Optional[int] = ..., parties: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ("masked",)
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    masked: bytes
+    def __init__(self, masked: _Optional[bytes] = ...) -> None: ...
+
+class Survivors(_message.Message):
+    __slots__ = ("round",)
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    def __init__(self, round: _Optional[int] = ...) -> None: ...
+
+class Asked(_message.Message):
+    __slots__ = ("endorse", "unmask")
+    class EndorseEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class UnmaskEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    ENDORSE_FIELD_NUMBER: _ClassVar[int]
+    UNMASK_FIELD_NUMBER: _ClassVar[int]
+    endorse: _containers.ScalarMap[str, bytes]
+    unmask: _containers.ScalarMap[str, bytes]
+    def __init__(self, endorse: _Optional[_Mapping[str, bytes]] = ..., unmask: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+
+class Endorse(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: bytes
+    def __init__(self, request: _Optional[bytes] = ...) -> None: ...
+
+class Unmask(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: bytes
+    def __init__(self, request: _Optional[bytes] = ...) -> None: ...
 
 class Fault(_message.Message):
     __slots__ = ("code", "what", "safe", "fix", "reasons")

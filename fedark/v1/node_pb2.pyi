@@ -1,6 +1,10 @@
+from fedark.v1 import enclave_pb2 as _enclave_pb2
+from fedark.v1 import stage_pb2 as _stage_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -25,3 +29,87 @@ class StatusReply(_message.Message):
     run_id: str
     stage: str
     def __init__(self, party: _Optional[str] = ..., role: _Optional[str] = ..., run_id: _Optional[str] = ..., stage: _Optional[str] = ...) -> None: ...
+
+class AggregatorRequest(_message.Message):
+    __slots__ = ("run_id", "open", "call", "outcome", "progress", "log")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    open: OpenRun
+    call: _enclave_pb2.Call
+    outcome: Outcome
+    progress: Told
+    log: ShownLog
+    def __init__(self, run_id: _Optional[str] = ..., open: _Optional[_Union[OpenRun, _Mapping]] = ..., call: _Optional[_Union[_enclave_pb2.Call, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., progress: _Optional[_Union[Told, _Mapping]] = ..., log: _Optional[_Union[ShownLog, _Mapping]] = ...) -> None: ...
+
+class AggregatorReply(_message.Message):
+    __slots__ = ("fault", "opened", "reply", "stored")
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    fault: _stage_pb2.StageFault
+    opened: OpenedRun
+    reply: _enclave_pb2.Reply
+    stored: OutcomeStored
+    def __init__(self, fault: _Optional[_Union[_stage_pb2.StageFault, _Mapping]] = ..., opened: _Optional[_Union[OpenedRun, _Mapping]] = ..., reply: _Optional[_Union[_enclave_pb2.Reply, _Mapping]] = ..., stored: _Optional[_Union[OutcomeStored, _Mapping]] = ...) -> None: ...
+
+class OpenRun(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class OpenedRun(_message.Message):
+    __slots__ = ("run_id", "contract", "collateral", "timeouts", "log_head")
+    class CollateralEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class TimeoutsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    COLLATERAL_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUTS_FIELD_NUMBER: _ClassVar[int]
+    LOG_HEAD_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    contract: bytes
+    collateral: _containers.ScalarMap[str, bytes]
+    timeouts: _containers.ScalarMap[str, float]
+    log_head: bytes
+    def __init__(self, run_id: _Optional[str] = ..., contract: _Optional[bytes] = ..., collateral: _Optional[_Mapping[str, bytes]] = ..., timeouts: _Optional[_Mapping[str, float]] = ..., log_head: _Optional[bytes] = ...) -> None: ...
+
+class Outcome(_message.Message):
+    __slots__ = ("report", "failed")
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    report: bytes
+    failed: _stage_pb2.StageFault
+    def __init__(self, report: _Optional[bytes] = ..., failed: _Optional[_Union[_stage_pb2.StageFault, _Mapping]] = ...) -> None: ...
+
+class OutcomeStored(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ShownLog(_message.Message):
+    __slots__ = ("update",)
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    update: bytes
+    def __init__(self, update: _Optional[bytes] = ...) -> None: ...
+
+class Told(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StageRequest(_message.Message):
-    __slots__ = ("version", "run_id", "contract_digest", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort")
+    __slots__ = ("version", "run_id", "contract_digest", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort", "endorse", "unmask")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,8 @@ class StageRequest(_message.Message):
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     DELIVER_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
+    ENDORSE_FIELD_NUMBER: _ClassVar[int]
+    UNMASK_FIELD_NUMBER: _ClassVar[int]
     version: int
     run_id: str
     contract_digest: bytes
@@ -30,10 +32,12 @@ class StageRequest(_message.Message):
     evaluate: EvaluateRequest
     deliver: DeliverRequest
     abort: AbortRequest
-    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., contract_digest: _Optional[bytes] = ..., enrol: _Optional[_Union[EnrolRequest, _Mapping]] = ..., attest: _Optional[_Union[AttestRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., load: _Optional[_Union[LoadRequest, _Mapping]] = ..., round: _Optional[_Union[RoundRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., deliver: _Optional[_Union[DeliverRequest, _Mapping]] = ..., abort: _Optional[_Union[AbortRequest, _Mapping]] = ...) -> None: ...
+    endorse: EndorseRequest
+    unmask: UnmaskRequest
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., contract_digest: _Optional[bytes] = ..., enrol: _Optional[_Union[EnrolRequest, _Mapping]] = ..., attest: _Optional[_Union[AttestRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., load: _Optional[_Union[LoadRequest, _Mapping]] = ..., round: _Optional[_Union[RoundRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., deliver: _Optional[_Union[DeliverRequest, _Mapping]] = ..., abort: _Optional[_Union[AbortRequest, _Mapping]] = ..., endorse: _Optional[_Union[EndorseRequest, _Mapping]] = ..., unmask: _Optional[_Union[UnmaskRequest, _Mapping]] = ...) -> None: ...
 
 class StageReply(_message.Message):
-    __slots__ = ("version", "run_id", "party", "fault", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort")
+    __slots__ = ("version", "run_id", "party", "fault", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort", "endorse", "unmask")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PARTY_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +50,8 @@ class StageReply(_message.Message):
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     DELIVER_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
+    ENDORSE_FIELD_NUMBER: _ClassVar[int]
+    UNMASK_FIELD_NUMBER: _ClassVar[int]
     version: int
     run_id: str
     party: str
@@ -58,7 +64,9 @@ class StageReply(_message.Message):
     evaluate: EvaluateReply
     deliver: DeliverReply
     abort: AbortReply
-    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., party: _Optional[str] = ..., fault: _Optional[_Union[StageFault, _Mapping]] = ..., enrol: _Optional[_Union[EnrolReply, _Mapping]] = ..., attest: _Optional[_Union[AttestReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., round: _Optional[_Union[RoundReply, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateReply, _Mapping]] = ..., deliver: _Optional[_Union[DeliverReply, _Mapping]] = ..., abort: _Optional[_Union[AbortReply, _Mapping]] = ...) -> None: ...
+    endorse: EndorseReply
+    unmask: UnmaskReply
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., party: _Optional[str] = ..., fault: _Optional[_Union[StageFault, _Mapping]] = ..., enrol: _Optional[_Union[EnrolReply, _Mapping]] = ..., attest: _Optional[_Union[AttestReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., round: _Optional[_Union[RoundReply, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateReply, _Mapping]] = ..., deliver: _Optional[_Union[DeliverReply, _Mapping]] = ..., abort: _Optional[_Union[AbortReply, _Mapping]] = ..., endorse: _Optional[_Union[EndorseReply, _Mapping]] = ..., unmask: _Optional[_Union[UnmaskReply, _Mapping]] = ...) -> None: ...
 
 class StageFault(_message.Message):
     __slots__ = ("code", "what", "safe", "fix", "reasons")
@@ -96,7 +104,7 @@ class EnrolReply(_message.Message):
     def __init__(self, signature: _Optional[bytes] = ..., nonces: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class AttestRequest(_message.Message):
-    __slots__ = ("contract_signatures", "aggregator_evidence", "provider_nonce", "aggregator_nonce")
+    __slots__ = ("contract_signatures", "aggregator_evidence", "provider_nonce", "aggregator_nonce", "peer_nonces")
     class ContractSignaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -111,26 +119,47 @@ class AttestRequest(_message.Message):
         key: str
         value: bytes
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class PeerNoncesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     CONTRACT_SIGNATURES_FIELD_NUMBER: _ClassVar[int]
     AGGREGATOR_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_NONCE_FIELD_NUMBER: _ClassVar[int]
     AGGREGATOR_NONCE_FIELD_NUMBER: _ClassVar[int]
+    PEER_NONCES_FIELD_NUMBER: _ClassVar[int]
     contract_signatures: _containers.ScalarMap[str, bytes]
     aggregator_evidence: _containers.ScalarMap[str, bytes]
     provider_nonce: bytes
     aggregator_nonce: bytes
-    def __init__(self, contract_signatures: _Optional[_Mapping[str, bytes]] = ..., aggregator_evidence: _Optional[_Mapping[str, bytes]] = ..., provider_nonce: _Optional[bytes] = ..., aggregator_nonce: _Optional[bytes] = ...) -> None: ...
+    peer_nonces: _containers.ScalarMap[str, bytes]
+    def __init__(self, contract_signatures: _Optional[_Mapping[str, bytes]] = ..., aggregator_evidence: _Optional[_Mapping[str, bytes]] = ..., provider_nonce: _Optional[bytes] = ..., aggregator_nonce: _Optional[bytes] = ..., peer_nonces: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class AttestReply(_message.Message):
-    __slots__ = ("provider_evidence", "aggregator_evidence")
+    __slots__ = ("provider_evidence", "aggregator_evidence", "log_head", "announced")
     PROVIDER_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     AGGREGATOR_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    LOG_HEAD_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCED_FIELD_NUMBER: _ClassVar[int]
     provider_evidence: bytes
     aggregator_evidence: bytes
-    def __init__(self, provider_evidence: _Optional[bytes] = ..., aggregator_evidence: _Optional[bytes] = ...) -> None: ...
+    log_head: bytes
+    announced: PeerAnnouncement
+    def __init__(self, provider_evidence: _Optional[bytes] = ..., aggregator_evidence: _Optional[bytes] = ..., log_head: _Optional[bytes] = ..., announced: _Optional[_Union[PeerAnnouncement, _Mapping]] = ...) -> None: ...
+
+class PeerAnnouncement(_message.Message):
+    __slots__ = ("evidence", "hello")
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    evidence: bytes
+    hello: bytes
+    def __init__(self, evidence: _Optional[bytes] = ..., hello: _Optional[bytes] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
-    __slots__ = ("contract_signatures", "trainer_evidence")
+    __slots__ = ("contract_signatures", "trainer_evidence", "aggregator_evidence", "log_heads")
     class ContractSignaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -145,14 +174,25 @@ class ReleaseRequest(_message.Message):
         key: str
         value: bytes
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    class LogHeadsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     CONTRACT_SIGNATURES_FIELD_NUMBER: _ClassVar[int]
     TRAINER_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    AGGREGATOR_EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    LOG_HEADS_FIELD_NUMBER: _ClassVar[int]
     contract_signatures: _containers.ScalarMap[str, bytes]
     trainer_evidence: _containers.ScalarMap[str, bytes]
-    def __init__(self, contract_signatures: _Optional[_Mapping[str, bytes]] = ..., trainer_evidence: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+    aggregator_evidence: bytes
+    log_heads: _containers.ScalarMap[str, bytes]
+    def __init__(self, contract_signatures: _Optional[_Mapping[str, bytes]] = ..., trainer_evidence: _Optional[_Mapping[str, bytes]] = ..., aggregator_evidence: _Optional[bytes] = ..., log_heads: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
 
 class ReleaseReply(_message.Message):
-    __slots__ = ("grants", "refused")
+    __slots__ = ("grants", "refused", "log")
     class GrantsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -169,12 +209,14 @@ class ReleaseReply(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[StageFault, _Mapping]] = ...) -> None: ...
     GRANTS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
     grants: _containers.MessageMap[str, Grants]
     refused: _containers.MessageMap[str, StageFault]
-    def __init__(self, grants: _Optional[_Mapping[str, Grants]] = ..., refused: _Optional[_Mapping[str, StageFault]] = ...) -> None: ...
+    log: bytes
+    def __init__(self, grants: _Optional[_Mapping[str, Grants]] = ..., refused: _Optional[_Mapping[str, StageFault]] = ..., log: _Optional[bytes] = ...) -> None: ...
 
 class Grants(_message.Message):
-    __slots__ = ("by_model", "manifests")
+    __slots__ = ("by_model", "manifests", "log")
     class ByModelEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -191,20 +233,31 @@ class Grants(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     BY_MODEL_FIELD_NUMBER: _ClassVar[int]
     MANIFESTS_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
     by_model: _containers.ScalarMap[str, bytes]
     manifests: _containers.ScalarMap[str, bytes]
-    def __init__(self, by_model: _Optional[_Mapping[str, bytes]] = ..., manifests: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+    log: bytes
+    def __init__(self, by_model: _Optional[_Mapping[str, bytes]] = ..., manifests: _Optional[_Mapping[str, bytes]] = ..., log: _Optional[bytes] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("grants", "group_grant")
+    __slots__ = ("grants", "group_grant", "announced")
+    class AnnouncedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: PeerAnnouncement
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[PeerAnnouncement, _Mapping]] = ...) -> None: ...
     GRANTS_FIELD_NUMBER: _ClassVar[int]
     GROUP_GRANT_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCED_FIELD_NUMBER: _ClassVar[int]
     grants: Grants
     group_grant: bytes
-    def __init__(self, grants: _Optional[_Union[Grants, _Mapping]] = ..., group_grant: _Optional[bytes] = ...) -> None: ...
+    announced: _containers.MessageMap[str, PeerAnnouncement]
+    def __init__(self, grants: _Optional[_Union[Grants, _Mapping]] = ..., group_grant: _Optional[bytes] = ..., announced: _Optional[_Mapping[str, PeerAnnouncement]] = ...) -> None: ...
 
 class LoadReply(_message.Message):
-    __slots__ = ("receipts", "protected_metrics")
+    __slots__ = ("receipts", "protected_metrics", "log_view")
     class ReceiptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -214,16 +267,30 @@ class LoadReply(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_METRICS_FIELD_NUMBER: _ClassVar[int]
+    LOG_VIEW_FIELD_NUMBER: _ClassVar[int]
     receipts: _containers.ScalarMap[str, bytes]
     protected_metrics: bytes
-    def __init__(self, receipts: _Optional[_Mapping[str, bytes]] = ..., protected_metrics: _Optional[bytes] = ...) -> None: ...
+    log_view: bytes
+    def __init__(self, receipts: _Optional[_Mapping[str, bytes]] = ..., protected_metrics: _Optional[bytes] = ..., log_view: _Optional[bytes] = ...) -> None: ...
 
 class RoundRequest(_message.Message):
-    __slots__ = ("round",)
+    __slots__ = ("round", "state", "log_views", "masked")
+    class LogViewsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     ROUND_FIELD_NUMBER: _ClassVar[int]
-    GLOBAL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LOG_VIEWS_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
     round: int
-    def __init__(self, round: _Optional[int] = ..., **kwargs) -> None: ...
+    state: bytes
+    log_views: _containers.ScalarMap[str, bytes]
+    masked: bytes
+    def __init__(self, round: _Optional[int] = ..., state: _Optional[bytes] = ..., log_views: _Optional[_Mapping[str, bytes]] = ..., masked: _Optional[bytes] = ...) -> None: ...
 
 class RoundReply(_message.Message):
     __slots__ = ("protected_update",)
@@ -232,15 +299,46 @@ class RoundReply(_message.Message):
     def __init__(self, protected_update: _Optional[bytes] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ()
-    GLOBAL_FIELD_NUMBER: _ClassVar[int]
-    def __init__(self, **kwargs) -> None: ...
+    __slots__ = ("state", "masked")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    state: bytes
+    masked: bytes
+    def __init__(self, state: _Optional[bytes] = ..., masked: _Optional[bytes] = ...) -> None: ...
 
 class EvaluateReply(_message.Message):
     __slots__ = ("protected_metrics",)
     PROTECTED_METRICS_FIELD_NUMBER: _ClassVar[int]
     protected_metrics: bytes
     def __init__(self, protected_metrics: _Optional[bytes] = ...) -> None: ...
+
+class EndorseRequest(_message.Message):
+    __slots__ = ("round", "request")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    request: bytes
+    def __init__(self, round: _Optional[int] = ..., request: _Optional[bytes] = ...) -> None: ...
+
+class EndorseReply(_message.Message):
+    __slots__ = ("protected_endorsement",)
+    PROTECTED_ENDORSEMENT_FIELD_NUMBER: _ClassVar[int]
+    protected_endorsement: bytes
+    def __init__(self, protected_endorsement: _Optional[bytes] = ...) -> None: ...
+
+class UnmaskRequest(_message.Message):
+    __slots__ = ("round", "request")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    request: bytes
+    def __init__(self, round: _Optional[int] = ..., request: _Optional[bytes] = ...) -> None: ...
+
+class UnmaskReply(_message.Message):
+    __slots__ = ("protected_shares",)
+    PROTECTED_SHARES_FIELD_NUMBER: _ClassVar[int]
+    protected_shares: bytes
+    def __init__(self, protected_shares: _Optional[bytes] = ...) -> None: ...
 
 class DeliverRequest(_message.Message):
     __slots__ = ("delivery", "report", "receipts")
