@@ -1,0 +1,140 @@
+"""Challenges: each is issued for one purpose, counts once, and expires (RFC 9334, section 10.2).
+
+Rules kept:
+- A nonce that was spent, here or in another process on the same file, before or after a restart, is never accepted again.
+  One SQLite write transaction decides; of two concurrent uses one wins.
+- A nonce that this book did not issue, or issued for another purpose, is refused. An expired one is refused even where its
+  row was pruned: it is then a stranger.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from fedark.attestation.binding import NONCE_BYTES
+from fedark.errors import EvidenceRefused, InputError, StorageError
+
+__all__ = ["NONCE_LIFETIME", "NonceBook"]
+
+NONCE_LIFETIME = timedelta(minutes=10)
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS nonces (
+    nonce BLOB NOT NULL, purpose TEXT NOT NULL, expires REAL NOT NULL, spent INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (nonce, purpose)
+) WITHOUT ROWID
+"""
+_BUSY_SECONDS = 30.0
+
+
+class NonceBook:
+    """Nonces issued and spent.
+
+    Args:
+        path: the SQLite file, made with mode 0600 if it is missing; None keeps the book in memory, where a restart forgets
+            every nonce (and so refuses them all).
+
+    Raises:
+        InputError: the file belongs to someone else, or is open to other users.
+        StorageError: it cannot be made or read.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._lock = threading.Lock()
+        if path is not None:
+            _own_file(path)
+        with _storage():
+            self._database = sqlite3.connect(
+                ":memory:" if path is None else path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            # A spent nonce must still be spent after a power cut.
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.execute(_SCHEMA)
+
+    def issue(self, purpose: str, *, now: datetime, ttl: timedelta = NONCE_LIFETIME) -> bytes:
+        """A fresh nonce of 32 random bytes for `purpose`, good until `now + ttl`."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        with self._transaction() as database:
+            database.execute("DELETE FROM nonces WHERE expires < ?", (now.timestamp(),))
+            row = (nonce, purpose, (now + ttl).timestamp())
+            database.execute("INSERT INTO nonces (nonce, purpose, expires) VALUES (?, ?, ?)", row)
+        return nonce
+
+    def adopt(self, nonce: bytes, purpose: str, *, now: datetime, ttl: timedelta = NONCE_LIFETIME) -> None:
+        """Take a nonce for `purpose` that was derived from a fresh one of this book, good until `now + ttl`, once.
+
+        One hash over the nonces of a whole cohort is as fresh to each of its members as its own nonce in it.
+
+        Raises:
+            EvidenceRefused: it was adopted for `purpose` before, whether spent or not.
+        """
+        with self._transaction() as database:
+            row = (nonce, purpose, (now + ttl).timestamp())
+            taken = database.execute("INSERT OR IGNORE INTO nonces (nonce, purpose, expires) VALUES (?, ?, ?)", row).rowcount
+        if not taken:
+            raise EvidenceRefused("a nonce", ["its nonce was adopted before: this is a replay"])
+
+    def spend(self, nonce: bytes, purpose: str, *, now: datetime) -> None:
+        """Use `nonce` up.
+
+        Raises:
+            EvidenceRefused: it was not issued here for `purpose`, was spent before, or has expired.
+        """
+        with self._transaction() as database:
+            key = (nonce, purpose)
+            row = database.execute("SELECT expires, spent FROM nonces WHERE nonce = ? AND purpose = ?", key).fetchone()
+            if row is None:
+                # A nonce of another purpose stays good for that one: a stranger must not be able to burn it.
+                reason = "its nonce was not issued here, for this peer, or has long expired"
+            elif row[1]:
+                reason = "its nonce was used before: this is a replay"
+            else:
+                database.execute("UPDATE nonces SET spent = 1 WHERE nonce = ? AND purpose = ?", key)
+                reason = "its nonce has expired" if now.timestamp() > row[0] else ""
+        if reason:
+            raise EvidenceRefused("a nonce", [reason])
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _storage():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+
+def _own_file(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(f"The nonce book {path} cannot be opened: {error.strerror}.") from None
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise InputError(f"The nonce book {path} is open to other users.", fix="Own it, and set its mode to 0600.")
+
+
+@contextmanager
+def _storage() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StorageError(
+            f"The nonce book failed: {error}.", safe="No evidence was admitted.", fix="See that its disk has room."
+        ) from None

@@ -1,0 +1,36 @@
+"""The two faces of a platform: who makes a token, and who verifies one. All else about a platform stays in its module."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Protocol
+
+from fedark.attestation.claims import Claims
+
+__all__ = ["Attester", "Verifier"]
+
+
+class Attester(Protocol):
+    """Runs on the side of the enclave, in a process that holds the quoting key or reaches the hardware."""
+
+    @property
+    def platform(self) -> str:
+        """The name under which a `Verifier` and a contract know it."""
+
+    def quote(self, report_data: bytes, nonce: bytes) -> bytes:
+        """A signed token over 64 bytes of report data; `nonce` (32 bytes) goes into the token where the platform has room."""
+
+
+class Verifier(Protocol):
+    """Checks tokens of one platform. Roots, CRLs and other collateral are given when it is made, never by the token."""
+
+    @property
+    def platform(self) -> str:
+        """The name of the platform."""
+
+    def verify(self, token: bytes, *, now: datetime) -> Claims:
+        """The claims of `token`, if its signature and its whole chain hold at `now` (aware).
+
+        Raises:
+            EvidenceRefused: with every reason found.
+        """

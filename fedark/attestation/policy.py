@@ -1,0 +1,251 @@
+"""The appraisal policy (RFC 9334, section 8.5): small checks of verified claims, each of which gives its reasons.
+
+A check never raises and never stops another one: who is refused learns every reason at once. `from_terms` builds the policy of
+one role from the contract's `AttestationTerms`; `fedark.attestation.appraisal` builds one party's own from TOML. There is no
+check that admits debug mode, and no switch for one.
+
+What is measured differs. The simulated platform's launcher measures fedark itself: launcher, runtime, application, runconfig.
+Hardware measures the image of a guest, with everything in it: reference values for it are named PLATFORM.REGISTER ("tdx.mrtd").
+The run configuration of a guest is a register of no hardware; it consists of role, party, contract and run, all of which the
+report data stands for (`KeyBinding`). Nor does hardware attest a sandbox: who demands one in a contract refuses hardware.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from fedark.attestation.binding import KeyBinding
+from fedark.attestation.claims import RUN_CONFIG, SANDBOX_MODES, Claims
+from fedark.attestation.nonces import NONCE_LIFETIME
+from fedark.contract import AttestationTerms
+from fedark.errors import printable
+
+__all__ = [
+    "CLOCK_SKEW",
+    "AllOf",
+    "BoundTo",
+    "Check",
+    "AnyOf",
+    "ClockWithin",
+    "IMAGE_REGISTERS",
+    "ImageMeasured",
+    "Measured",
+    "MinimumSvn",
+    "NotDebug",
+    "PlatformIn",
+    "RunConfigured",
+    "SandboxAtLeast",
+    "from_terms",
+    "measured_as",
+    "reference_values",
+]
+
+CLOCK_SKEW = timedelta(minutes=2)
+
+# What hardware measures of a guest before the guest runs: without a reference value for each of these, any guest would do.
+IMAGE_REGISTERS: Mapping[str, tuple[str, ...]] = {
+    "nitro": ("pcr0", "pcr1", "pcr2"),  # image, kernel with bootstrap, application
+    "sev-snp": ("measurement",),  # launch digest
+    "tdx": ("mrtd", "rtmr0", "rtmr1", "rtmr2"),  # firmware, its configuration, boot loader, kernel with command line
+}
+
+
+class Check(Protocol):
+    """One demand on claims."""
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        """Why `claims` do not meet it at `now`; nothing where they do."""
+
+
+@dataclass(frozen=True)
+class AllOf:
+    """Every one of `checks`."""
+
+    checks: tuple[Check, ...]
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        for check in self.checks:
+            yield from check.reasons(claims, now=now)
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """At least one of `choices`, a name and a check each; where none is met, the reasons of all are given."""
+
+    choices: tuple[tuple[str, Check], ...]
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        found = [(name, list(check.reasons(claims, now=now))) for name, check in self.choices]
+        if all(reasons for _, reasons in found):
+            yield from (f"{name}: {reason}" for name, reasons in found for reason in reasons)
+
+
+@dataclass(frozen=True)
+class PlatformIn:
+    """The claims come from one of the platforms that the contract names."""
+
+    platforms: tuple[str, ...]
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        if claims.platform not in self.platforms:
+            yield f"evidence of platform {printable(claims.platform)!r} is not admitted"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The registers are exactly the reference values: none differs, none is missing, none is left without a reference."""
+
+    reference: Mapping[str, bytes]
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        measured = {name: value for name, value in claims.measurements.items() if name != RUN_CONFIG}
+        if not self.reference:
+            yield "there are no reference values for this role"
+        for name in sorted(self.reference.keys() | measured.keys()):
+            expected, found = self.reference.get(name), measured.get(name)
+            if found is None:
+                yield f"register {printable(name)} is missing"
+            elif expected is None:
+                yield f"register {printable(name)} has no reference value"
+            elif not hmac.compare_digest(expected, found):
+                yield f"register {printable(name)} is {found.hex()[:16]}..., the reference value is {expected.hex()[:16]}..."
+
+
+@dataclass(frozen=True)
+class ImageMeasured:
+    """The guest's image is the reference: every register in `IMAGE_REGISTERS` has a value there, and every value there holds.
+
+    Other registers (of the host's choosing, or extended by the guest itself later) count where the reference names them.
+    """
+
+    reference: Mapping[str, bytes]
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        required = IMAGE_REGISTERS.get(claims.platform, ())
+        if not required:
+            yield f"nothing is known of what platform {printable(claims.platform)!r} measures"
+        for name in required:
+            if name not in self.reference:
+                yield f"there is no reference value for register {claims.platform}.{name}"
+        for name, expected in sorted(self.reference.items()):
+            found = claims.measurements.get(name)
+            if found is None:
+                yield f"register {printable(claims.platform)}.{printable(name)} is missing"
+            elif not hmac.compare_digest(expected, found):
+                yield (
+                    f"register {printable(claims.platform)}.{printable(name)} is {found.hex()[:16]}..., "
+                    f"the reference value is {expected.hex()[:16]}..."
+                )
+
+
+@dataclass(frozen=True)
+class RunConfigured:
+    """The enclave was started with exactly the run configuration whose SHA-384 is `digest`."""
+
+    digest: bytes
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        if not hmac.compare_digest(claims.measurements.get(RUN_CONFIG, b""), self.digest):
+            yield "it was started with another run configuration"
+
+
+@dataclass(frozen=True)
+class NotDebug:
+    """Nobody can read the enclave's memory through a debug interface."""
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        if claims.debug:
+            yield "it runs in debug mode"
+
+
+@dataclass(frozen=True)
+class MinimumSvn:
+    """The platform's security version is not below `minimum`."""
+
+    minimum: int
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        if claims.svn < self.minimum:
+            yield f"its security version {claims.svn} is below {self.minimum}"
+
+
+@dataclass(frozen=True)
+class SandboxAtLeast:
+    """The sandbox is `mode` or a stronger one. Evidence that says nothing of a sandbox meets "none" alone."""
+
+    mode: str
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        if not claims.sandbox:
+            if self.mode != SANDBOX_MODES[0]:
+                yield f"platform {printable(claims.platform)!r} attests no sandbox, {self.mode!r} is asked for"
+            return
+        if claims.sandbox not in SANDBOX_MODES or SANDBOX_MODES.index(claims.sandbox) < SANDBOX_MODES.index(self.mode):
+            yield f"its sandbox mode {printable(claims.sandbox)!r} is weaker than {self.mode!r}"
+
+
+@dataclass(frozen=True)
+class ClockWithin:
+    """The token's time, where it has one, is not in the future and not older than a nonce lives, give or take `skew`."""
+
+    skew: timedelta = CLOCK_SKEW
+    lifetime: timedelta = NONCE_LIFETIME
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        if claims.issued_at is None:
+            return
+        if claims.issued_at > now + self.skew:
+            yield f"it was issued {claims.issued_at - now} in the future: one of two clocks is wrong"
+        if claims.issued_at < now - self.lifetime - self.skew:
+            yield f"it was issued {now - claims.issued_at} ago: it is stale, or one of two clocks is wrong"
+
+
+@dataclass(frozen=True)
+class BoundTo:
+    """The token stands for exactly `binding`."""
+
+    binding: KeyBinding
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        if not hmac.compare_digest(claims.report_data, self.binding.report_data()):
+            yield "its report data stands for other keys, or another nonce, contract, run, role or party"
+        if claims.nonce is not None and not hmac.compare_digest(claims.nonce, self.binding.nonce):
+            yield "its token was made for another nonce"
+
+
+def reference_values(values: Mapping[str, str], platform: str) -> dict[str, bytes]:
+    """The reference values (register -> hex) that speak of `platform`: by plain register names, PLATFORM. taken off."""
+    if platform in IMAGE_REGISTERS:
+        pairs = (
+            (name.removeprefix(f"{platform}."), value) for name, value in values.items() if name.startswith(f"{platform}.")
+        )
+    else:
+        pairs = ((name, value) for name, value in values.items() if "." not in name)
+    return {name: bytes.fromhex(value) for name, value in pairs}
+
+
+def measured_as(values: Mapping[str, str], platform: str) -> Check:
+    """The check that what `platform` measured is `values` (register -> hex); an empty reference is met by nothing."""
+    reference = reference_values(values, platform)
+    return ImageMeasured(reference) if platform in IMAGE_REGISTERS else Measured(reference)
+
+
+def from_terms(terms: AttestationTerms, role: str, run_config_digest: bytes, platform: str) -> AllOf:
+    """The policy for enclaves of `role` on `platform` under a contract's terms; for an unknown role nothing is a reference."""
+    values = {"trainer": terms.trainer, "aggregator": terms.aggregator}.get(role, {})
+    configured: tuple[Check, ...] = () if platform in IMAGE_REGISTERS else (RunConfigured(run_config_digest),)
+    return AllOf(
+        (
+            PlatformIn(terms.platforms),
+            measured_as(values, platform),
+            *configured,
+            NotDebug(),
+            MinimumSvn(terms.minimum_svn),
+            SandboxAtLeast(terms.sandbox),
+            ClockWithin(),
+        )
+    )
