@@ -1,0 +1,247 @@
+"""What an enclave runs on: the interpreter, the standard library, the distributions it needs, and the system's libraries.
+
+Rules that make two installs of the same wheels equal:
+- Distributions are found along `sys.path` as an import would find them, with all that they require here (PEP 508 markers). Only
+  what they own is measured; a top-level folder is measured whole, with whatever else lies in it, unless a distribution that
+  the enclave does not need owns a part of it (namespace packages): then only the needed parts are.
+- Of `*.dist-info` four files count, which are the same in every install of a wheel. RECORD, INSTALLER, REQUESTED and
+  direct_url.json are not; they, scripts and `.pth` files are not part of an enclave, and need not be visible to it.
+- A system library is measured under its soname.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import os
+import re
+import sys
+import sysconfig
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from fedark.errors import InputError
+from fedark.measurement.cache import DigestCache
+from fedark.measurement.tree import Entry, Root, facts_of
+
+__all__ = ["Distribution", "distribution_roots", "distributions", "library_entries", "python_binary", "stdlib_roots"]
+
+_INFO_FILES = ("METADATA", "WHEEL", "entry_points.txt", "top_level.txt")
+_INFO = ".dist-info"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """An installed wheel: normalised name, version as its folder says, site folder, `*.dist-info` folder."""
+
+    name: str
+    version: str
+    site: str
+    info: str
+
+
+def python_binary() -> Path:
+    """The interpreter itself, not a virtual environment's link to it."""
+    return Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
+
+
+def stdlib_roots(exclude: Sequence[str]) -> tuple[list[Root], list[Path]]:
+    """The parts of the standard library, and the folders that must be on `sys.path` for it."""
+    base = {"installed_platbase": sys.base_exec_prefix, "platbase": sys.base_exec_prefix}
+    library = os.path.realpath(sysconfig.get_path("stdlib"))
+    dynload = os.path.realpath(os.path.join(sysconfig.get_path("platstdlib", vars=base), "lib-dynload"))
+    roots = [
+        Root(os.path.join(library, name), f"stdlib/{name}")
+        for name in sorted(os.listdir(library))
+        if name != "__pycache__" and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
+    ]
+    if os.path.dirname(dynload) != library and os.path.isdir(dynload):
+        roots.append(Root(dynload, "stdlib/lib-dynload"))
+    return roots, [Path(library), Path(dynload)]
+
+
+def distributions(names: Iterable[str]) -> tuple[list[Distribution], list[Distribution]]:
+    """The installed distributions `names` with all that they require, and all other installed ones.
+
+    Raises:
+        InputError: one is not installed, or not as a wheel.
+    """
+    installed = _installed()
+    wanted: dict[str, set[str]] = {}
+    queue = [(_normal(name), frozenset[str](), "the manifest") for name in names]
+    while queue:
+        name, extras, by = queue.pop()
+        new = extras - wanted[name] if name in wanted else extras
+        if name in wanted and not new:
+            continue
+        first = name not in wanted
+        wanted.setdefault(name, set()).update(extras)
+        if name not in installed:
+            raise InputError(
+                f"The distribution {name}, which {by} needs, is not installed as a wheel.", fix=f"Run: pip install {name}"
+            )
+        queue += [
+            (_normal(requirement.name), frozenset(requirement.extras), name)
+            for requirement in _requirements(installed[name], extras=bool(new))
+            if _applies(requirement, new, always=first)
+        ]
+    needed = sorted((installed[name] for name in wanted), key=lambda item: item.name)
+    return needed, [item for item in installed.values() if item.name not in wanted]
+
+
+def distribution_roots(needed: Sequence[Distribution], others: Sequence[Distribution]) -> list[Root]:
+    """What `needed` own, as whole folders where nothing in them belongs to `others`.
+
+    Raises:
+        InputError: one was installed in editable form, or has no RECORD.
+    """
+    roots: list[Root] = []
+    by_site: dict[str, list[Distribution]] = defaultdict(list)
+    for item in needed:
+        by_site[item.site].append(item)
+        for name in _INFO_FILES:
+            path = os.path.join(item.info, name)
+            if os.path.isfile(path):
+                roots.append(Root(path, f"site/{os.path.basename(item.info)}/{name}"))
+    for site, items in by_site.items():
+        owned = {path for item in items for path in _record(item, must=True)}
+        tops = {path.split("/", 1)[0] for path in owned}
+        foreign = {
+            path for item in others if item.site == site for path in _record(item, must=False) if path.split("/", 1)[0] in tops
+        }
+        for path in _cover([path.split("/") for path in owned], [path.split("/") for path in foreign], 0):
+            full = os.path.join(site, path)
+            if os.path.lexists(full):
+                roots.append(Root(full, f"site/{path}"))
+    return roots
+
+
+def library_entries(entries: Sequence[Entry], extra: Sequence[str], cache: DigestCache) -> list[Entry]:
+    """The system libraries that measured ELF files load, directly or through one another, and the loader itself.
+
+    A soname that a measured file provides, or that is not on this system, is left out: what is not there cannot be loaded.
+    """
+    linked = [entry for entry in entries if entry.facts is not None and entry.facts.linkage is not None]
+    provided = {os.path.basename(entry.path) for entry in linked}
+    folders = _loader_folders()
+    found: dict[str, Entry] = {}
+    queue = [(name, folders) for name in extra]
+    for entry in linked:
+        queue += _asks(entry, folders)
+    while queue:
+        name, search = queue.pop()
+        label = f"lib/{os.path.basename(name)}"
+        if label in found or os.path.basename(name) in provided:
+            continue
+        path = next((path for path in (os.path.join(folder, name) for folder in search) if os.path.isfile(path)), None)
+        if path is None:
+            continue
+        status = os.stat(path)
+        (facts,) = facts_of([(os.path.realpath(path), status)], cache)
+        found[label] = Entry(label, "f", bool(status.st_mode & 0o100), facts.digest, path, facts=facts)
+        queue += _asks(found[label], folders)
+    return sorted(found.values(), key=lambda entry: entry.label)
+
+
+def _asks(entry: Entry, folders: list[str]) -> list[tuple[str, list[str]]]:
+    linked = entry.facts.linkage if entry.facts is not None else None
+    if linked is None:
+        return []
+    origin = os.path.dirname(os.path.realpath(entry.path))
+    own = [part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in linked.search]
+    names = [*linked.needed, *([linked.interpreter] if linked.interpreter else [])]
+    return [(name, [*own, *folders]) for name in names]
+
+
+def _loader_folders() -> list[str]:
+    """Where glibc looks without a cache file, and where this interpreter keeps its own shared library."""
+    multiarch = sysconfig.get_config_var("MULTIARCH")
+    here = [f"{base}/{multiarch}" for base in ("/lib", "/usr/lib") if multiarch]
+    library = sysconfig.get_config_var("LIBDIR")
+    return [*here, "/lib64", "/usr/lib64", "/lib", "/usr/lib", *([library] if library else [])]
+
+
+def _installed() -> dict[str, Distribution]:
+    installed: dict[str, Distribution] = {}
+    for folder in dict.fromkeys(os.path.realpath(path or ".") for path in sys.path):
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith(_INFO):
+                project, _, version = name.removesuffix(_INFO).partition("-")
+                item = Distribution(_normal(project), version, folder, os.path.join(folder, name))
+                installed.setdefault(item.name, item)
+    return installed
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _requirements(item: Distribution, *, extras: bool) -> Iterator[Requirement]:
+    # The header of METADATA alone: parsing whole descriptions as e-mail takes longer than all the rest of a measurement.
+    for line in _read(item, "METADATA").split("\n\n", 1)[0].splitlines():
+        # Most requirements of the large ones are for extras that nobody asked for, and parsing is slow.
+        if line.startswith("Requires-Dist:") and (extras or "extra ==" not in line or " or " in line):
+            try:
+                yield Requirement(line.partition(":")[2].strip())
+            except InvalidRequirement:
+                raise InputError(f"{item.info}/METADATA has a malformed requirement.") from None
+
+
+def _applies(requirement: Requirement, extras: Iterable[str], *, always: bool) -> bool:
+    if requirement.marker is None:
+        return always
+    environments = [*([""] if always else []), *extras]
+    return any(requirement.marker.evaluate({"extra": extra}) for extra in environments)
+
+
+def _record(item: Distribution, *, must: bool) -> Iterator[str]:
+    """The paths in the site folder that `item` owns, without bytecode and its own `*.dist-info`."""
+    try:
+        text = _read(item, "RECORD")
+    except InputError:
+        if must:
+            raise
+        return
+    own = os.path.basename(item.info) + "/"
+    for line in text.splitlines():
+        path = next(csv.reader([line]))[0] if line.startswith('"') else line.partition(",")[0]
+        if not path or path.startswith(("/", own)) or "../" in path or "__pycache__/" in path:
+            continue
+        if must and "/" not in path and path.startswith("__editable__"):
+            raise InputError(
+                f"{item.name} is installed in editable form, and cannot be measured.", fix=f"Install {item.name} as a wheel."
+            )
+        yield path
+
+
+def _read(item: Distribution, name: str) -> str:
+    try:
+        with open(os.path.join(item.info, name), encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{item.info}/{name} cannot be read, so {item.name} cannot be measured.") from None
+
+
+def _cover(owned: Sequence[Sequence[str]], foreign: Sequence[Sequence[str]], depth: int) -> Iterator[str]:
+    """The fewest paths that hold all of `owned` and nothing of `foreign`; all of them agree in their first `depth` parts."""
+    groups: dict[str, list[Sequence[str]]] = defaultdict(list)
+    strangers: dict[str, list[Sequence[str]]] = defaultdict(list)
+    for parts in owned:
+        groups[parts[depth]].append(parts)
+    for parts in foreign:
+        if len(parts) > depth:
+            strangers[parts[depth]].append(parts)
+    for name in sorted(groups):
+        paths = groups[name]
+        if name not in strangers or any(len(parts) == depth + 1 for parts in paths):
+            yield "/".join(paths[0][: depth + 1])
+        else:
+            yield from _cover(paths, strangers[name], depth + 1)
