@@ -1,0 +1,248 @@
+"""What runs in the sandbox cannot get out: each attack is tried for real, in both modes, as root and as an ordinary user."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DENIED = {"EPERM", "EACCES"}
+ABSENT = DENIED | {"ENOENT", "EROFS"}
+
+
+@pytest.fixture(scope="session")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that everyone may read and write, with a customer's record in it."""
+    folder = tmp_path_factory.mktemp("outside")
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != Path(parent.anchor):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    folder.chmod(0o777)
+    record = folder / "other-customer.csv"
+    record.write_text("secret record")
+    record.chmod(0o666)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        ("AF_INET", "SOCK_STREAM"),
+        ("AF_INET", "SOCK_DGRAM"),
+        ("AF_INET", "SOCK_RAW"),
+        ("AF_INET6", "SOCK_STREAM"),
+        ("AF_INET6", "SOCK_DGRAM"),
+        ("AF_UNIX", "SOCK_STREAM"),
+        ("AF_UNIX", "SOCK_DGRAM"),
+        ("AF_NETLINK", "SOCK_RAW"),
+        ("AF_VSOCK", "SOCK_STREAM"),
+        ("AF_PACKET", "SOCK_RAW"),
+        ("AF_ALG", "SOCK_SEQPACKET"),
+    ],
+)
+def test_no_socket_of_any_family_can_be_made(inmate, family: str, kind: str) -> None:
+    assert inmate.ask("socket", family, kind) == "EPERM"
+
+
+@pytest.mark.parametrize("name", ["socketpair", "connect", "bind", "sendto", "recvfrom", "sendmsg", "recvmsg"])
+def test_the_channel_cannot_be_used_as_a_socket(inmate, name: str) -> None:
+    assert inmate.ask("call", name, inmate.setup.channel, 0, 0, 0, 0, 0) == "EPERM"
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "/etc/shadow", "/etc/hostname", "/proc/self/status", "/proc/1/environ", "/dev/mem"]
+)
+def test_files_of_the_host_cannot_be_read(inmate, path: str) -> None:
+    assert inmate.ask("open", path, "r") in ABSENT
+
+
+def test_a_file_in_the_home_folder_cannot_be_read(inmate, tmp_path: Path) -> None:
+    file = tmp_path / "home.txt"
+    file.write_text("x")
+    assert inmate.ask("open", str(file), "r") in ABSENT
+
+
+def test_another_customers_data_cannot_be_read_though_its_mode_would_allow_it(inmate, outside: Path) -> None:
+    assert inmate.ask("open", str(outside / "other-customer.csv"), "r") in ABSENT
+
+
+def test_folders_of_the_host_cannot_be_listed(inmate, outside: Path) -> None:
+    assert inmate.ask("list", str(outside)) in ABSENT
+    if inmate.setup.mode == "namespaces":
+        assert not inmate.ask("exists", str(outside))
+        assert inmate.ask("list", "/proc") == ["cpuinfo"]
+        assert inmate.ask("list", "/dev") == ["urandom"]
+        shown = {Path(root.target).parts[1] for root in inmate.setup.roots}
+        assert set(inmate.ask("list", "/")) <= shown | {"bin", "dev", "lib", "lib64", "proc", "sbin", "scratch", "sys"}
+    else:
+        assert inmate.ask("list", "/") == "EACCES"
+
+
+def test_writing_outside_scratch_is_refused_though_the_folder_is_open_to_all(inmate, outside: Path) -> None:
+    assert inmate.ask("open", str(outside / "leak.txt"), "w") in ABSENT
+    assert inmate.ask("open", str(outside / "other-customer.csv"), "a") in ABSENT
+    assert inmate.ask("mkdir", str(outside / "leak")) in ABSENT
+    assert inmate.ask("unlink", str(outside / "other-customer.csv")) in ABSENT
+    assert inmate.ask("truncate", str(outside / "other-customer.csv")) in ABSENT
+    assert sorted(path.name for path in outside.iterdir()) == ["other-customer.csv"]
+    assert (outside / "other-customer.csv").read_text() == "secret record"
+
+
+@pytest.mark.parametrize("folder", ["/", "/tmp", "/dev/shm", "/var/tmp", "."])
+def test_no_file_can_be_made_in_the_usual_places(inmate, folder: str) -> None:
+    assert inmate.ask("open", f"{folder}/fedark-leak", "w") in ABSENT
+
+
+def test_measured_files_can_be_read_and_not_changed(inmate) -> None:
+    measured = str(Path(inmate.setup.roots[1].target) / "__init__.py")
+    assert inmate.ask("open", measured, "r") == "ok"
+    for probe in ("chmod", "truncate", "unlink", "bare chown"):
+        assert inmate.ask(probe, measured) in ABSENT
+    assert inmate.ask("open", measured, "a") in ABSENT
+
+
+def test_no_program_can_be_executed(inmate) -> None:
+    assert inmate.ask("exec") == "EPERM"
+    assert inmate.ask("spawn") in ABSENT
+    assert inmate.ask("call", "execveat", -100, 0, 0, 0, 0) == "EPERM"
+
+
+def test_no_process_can_be_made_so_a_fork_bomb_has_no_first_fork(inmate) -> None:
+    assert inmate.ask("fork") == "EPERM"
+    assert inmate.ask("call", "fork") == "EPERM"
+    assert inmate.ask("call", "vfork") == "EPERM"
+    assert inmate.ask("clone", 17) == "EPERM"  # SIGCHLD: what fork is made of
+
+
+@pytest.mark.parametrize("flag", [0x2000_0000, 0x1000_0000, 0x4000_0000, 0x0002_0000])
+def test_clone_makes_no_namespaces_not_even_as_a_thread(inmate, flag: int) -> None:
+    assert inmate.ask("clone", 0x0001_0000 | flag) == "EPERM"
+
+
+def test_clone3_does_not_exist_so_that_threads_work(inmate) -> None:
+    assert inmate.ask("call", "clone3", 0, 0) == "ENOSYS"
+    assert inmate.ask("threads", 8) == [i * i for i in range(8)]
+
+
+@pytest.mark.parametrize("target", [1, "host", "monitor"])
+def test_no_other_process_can_be_traced_read_or_signalled(inmate, target: int | str) -> None:
+    pid = {"host": os.getpid(), "monitor": inmate.process.pid}.get(str(target), 1)
+    assert inmate.ask("call", "ptrace", 16, pid, 0, 0) == "EPERM"
+    assert inmate.ask("vm", "process_vm_readv", pid) == "EPERM"
+    assert inmate.ask("vm", "process_vm_writev", pid) == "EPERM"
+    assert inmate.ask("call", "kill", pid, 0) == "EPERM"
+    assert inmate.ask("call", "tkill", pid, 0) == "EPERM"
+    assert inmate.ask("call", "pidfd_open", pid, 0) == "EPERM"
+    assert inmate.ask("call", "tgkill", pid if pid != 1 else 2, pid, 0) == "EPERM"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen", "fsmount",
+        "mount_setattr",
+        "io_uring_setup", "io_uring_enter", "io_uring_register", "bpf", "keyctl", "add_key", "request_key", "userfaultfd",
+        "perf_event_open", "memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "semget", "mq_open", "pidfd_getfd",
+        "kcmp", "process_madvise", "name_to_handle_at", "open_by_handle_at", "fanotify_init", "inotify_init1", "mknod",
+        "init_module", "kexec_load", "reboot", "swapon", "acct", "quotactl", "iopl", "ioperm", "modify_ldt", "personality",
+        "setuid", "setresuid", "setgroups", "capset", "setsid", "setrlimit", "setpriority", "sched_setscheduler", "splice",
+        "vmsplice", "tee", "pkey_alloc", "seccomp", "landlock_create_ruleset", "landlock_restrict_self", "syslog",
+    ],
+)  # fmt: skip
+def test_kernel_interfaces_that_an_enclave_needs_not_are_refused(inmate, name: str) -> None:
+    assert inmate.ask("call", name, 0, 0, 0, 0, 0, 0) == "EPERM"
+
+
+def test_flags_that_no_filter_could_see_have_no_call(inmate) -> None:
+    assert inmate.ask("call", "openat2", -100, 0, 0, 0) == "ENOSYS"
+
+
+@pytest.mark.parametrize("option", [1, 4, 8, 23, 24, 28, 36, 38, 47, 0x59616D61])
+def test_prctl_changes_nothing_that_confines(inmate, option: int) -> None:
+    # PDEATHSIG, DUMPABLE, KEEPCAPS, CAPBSET_READ, CAPBSET_DROP, SECUREBITS, CHILD_SUBREAPER, NO_NEW_PRIVS, CAP_AMBIENT, PTRACER
+    assert inmate.ask("call", "prctl", option, 1, 0, 0, 0) == "EPERM"
+
+
+@pytest.mark.parametrize("request_number", [0x5412, 0x541C, 0x8901, 0x8905])
+def test_no_terminal_input_can_be_faked_and_no_device_driven(inmate, request_number: int) -> None:
+    assert inmate.ask("call", "ioctl", 0, request_number, 0) == "ENOTTY"
+
+
+@pytest.mark.parametrize("name", ["RLIMIT_DATA", "RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_CORE"])
+def test_no_resource_limit_can_be_raised(inmate, name: str) -> None:
+    assert inmate.ask("raise limit", name) in {"PermissionError", "ValueError"}
+
+
+@pytest.mark.parametrize("kind", ["private", "shared"])
+def test_a_memory_bomb_hits_its_limit_and_the_enclave_lives(inmate, kind: str) -> None:
+    most = 16 << 30
+    got = inmate.ask("memory bomb", kind, most)
+    assert got < (inmate.setup.memory_bytes if kind == "private" else most)
+    assert inmate.ask("sum of squares") == 332833500
+
+
+def test_a_thread_bomb_hits_its_limit_and_the_enclave_lives(inmate) -> None:
+    if inmate.setup.mode == "namespaces":
+        assert 8 <= inmate.ask("thread bomb", 2000) <= 512
+        assert inmate.ask("threads", 4) == [0, 1, 4, 9]
+
+
+def test_scratch_is_small_or_absent(inmate) -> None:
+    written, why = inmate.ask("fill", "/scratch", 64 << 20)
+    if inmate.setup.mode == "namespaces":
+        assert 0 < written <= inmate.setup.scratch_bytes
+        assert why == "ENOSPC"
+        assert inmate.ask("open", "/scratch/again", "w") == "ok"
+    else:
+        assert (written, why) == (0, "EROFS")
+
+
+def test_scratch_takes_no_links_and_no_devices(inmate) -> None:
+    assert inmate.ask("symlink", "/scratch/link") in DENIED
+    assert inmate.ask("call", "mknod", 0, 0, 0) == "EPERM"
+
+
+def test_descriptors_are_null_three_times_and_the_channel(inmate) -> None:
+    found = inmate.ask("descriptors")
+    assert set(found) == {"0", "1", "2", str(inmate.setup.channel)}
+    for number in ("0", "1", "2"):
+        mode, device = found[number]
+        assert stat.S_ISCHR(mode)
+        assert device == os.stat("/dev/null").st_rdev
+    assert stat.S_ISSOCK(found[str(inmate.setup.channel)][0])
+
+
+def test_it_has_no_privilege_no_environment_and_no_dump(inmate) -> None:
+    status = inmate.ask("status")
+    assert status["dumpable"] == 0
+    assert status["no_new_privileges"] == 1
+    assert not {key for key in status["environment"] if key not in {"LC_CTYPE", "PWD"}}
+    seen = Path(f"/proc/{inmate.pid()}/status").read_text()
+    fields = dict(line.split(":\t", 1) for line in seen.splitlines() if ":\t" in line)
+    for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(fields[name], 16) == 0, name
+    assert fields["Seccomp"].strip() == "2"
+    assert fields["NoNewPrivs"].strip() == "1"
+    if inmate.setup.mode == "namespaces":
+        assert status["pid"] == 1
+        assert status["host"] == "enclave"
+        assert fields["Uid"].split()[0] != "0"
+
+
+def test_the_same_probes_succeed_in_a_process_that_is_not_confined(confined, outside: Path) -> None:
+    free = confined("landlock", free=True)
+    for family, kind in (("AF_INET", "SOCK_STREAM"), ("AF_UNIX", "SOCK_DGRAM"), ("AF_NETLINK", "SOCK_RAW")):
+        assert free.ask("socket", family, kind) == "ok"
+    assert free.ask("open", "/etc/passwd", "r") == "ok"
+    assert free.ask("open", str(outside / "other-customer.csv"), "r") == "ok"
+    assert free.ask("open", str(outside / "leak.txt"), "w") == "ok"
+    assert free.ask("unlink", str(outside / "leak.txt")) == "ok"
+    for probe in ("fork", "spawn"):
+        assert free.ask(probe) == "ok"
+    assert free.ask("vm", "process_vm_readv", free.process.pid) == "ok"
+    for name in ("memfd_create", "unshare", "setsid", "shmget", "msgget", "getpid"):
+        assert free.ask("call", name, *([0x10] if name == "memfd_create" else [0]), 0, 0) != "EPERM", name
+    assert free.ask("memory bomb", "private", 1 << 30) == 1 << 30

@@ -1,0 +1,121 @@
+"""The policies themselves: numbers, verdicts, and digests that say what was installed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fedark.sandbox import landlock, policy_digests
+from fedark.sandbox.bpf import ALLOW, compile_policy, errno
+from fedark.sandbox.seccomp import enclave_policy, loading_policy
+from fedark.sandbox.syscalls import NUMBERS
+
+HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+
+# What no policy may ever let through, whatever else changes.
+NEVER = [
+    "socket",
+    "socketpair",
+    "connect",
+    "bind",
+    "execve",
+    "execveat",
+    "fork",
+    "vfork",
+    "ptrace",
+    "process_vm_readv",
+    "process_vm_writev",
+    "kill",
+    "tkill",
+    "mount",
+    "umount2",
+    "unshare",
+    "setns",
+    "pivot_root",
+    "chroot",
+    "io_uring_setup",
+    "bpf",
+    "keyctl",
+    "memfd_create",
+    "shmget",
+    "userfaultfd",
+    "perf_event_open",
+    "seccomp",
+    "pidfd_open",
+    "pidfd_getfd",
+    "sendmsg",
+    "recvmsg",
+    "setrlimit",
+    "open_by_handle_at",
+    "capset",
+]
+
+
+def verdict(policy, name: str, arguments: tuple[int, ...] = (0, 0, 0, 0, 0, 0)) -> int:
+    for rule in policy.rules:
+        if name in rule.calls and all(arguments[arg.index] & arg.mask == arg.value for arg in rule.when):
+            return rule.verdict
+    return policy.default
+
+
+@pytest.mark.skipif(not HEADER.is_file(), reason="no kernel headers here")
+def test_call_numbers_are_the_kernels() -> None:
+    header = {name: int(number) for name, number in re.findall(r"#define __NR_(\w+) (\d+)", HEADER.read_text())}
+    assert {name: header.get(name) for name in NUMBERS} == NUMBERS
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_no_running_enclave_may_ever(name: str) -> None:
+    for scratch in (True, False):
+        assert verdict(enclave_policy(1, scratch=scratch), name) != ALLOW
+
+
+@pytest.mark.parametrize("name", [name for name in NEVER if name != "seccomp"])
+def test_loading_libraries_may_not_either(name: str) -> None:
+    assert verdict(loading_policy(1), name) == errno(1)
+
+
+def test_whatever_the_loading_filter_denies_the_final_one_denies() -> None:
+    loading = loading_policy(1)
+    for scratch in (True, False):
+        final = enclave_policy(1, scratch=scratch)
+        for name in NUMBERS:
+            if verdict(loading, name) != ALLOW:
+                assert verdict(final, name) != ALLOW, name
+
+
+@pytest.mark.parametrize("flags", [0o1, 0o2, 0o100, 0o1000, 0o20200000, 0o2 | 0o2000])
+def test_without_scratch_nothing_opens_for_writing_by_any_call(flags: int) -> None:
+    policy = enclave_policy(1, scratch=False)
+    assert verdict(policy, "openat", (0, 0, flags, 0, 0, 0)) == errno(30)
+    assert verdict(policy, "open", (0, flags, 0, 0, 0, 0)) == errno(30)
+    assert verdict(policy, "creat") == errno(30)
+    assert verdict(policy, "openat", (0, 0, 0o2000000, 0, 0, 0)) == ALLOW
+
+
+def test_an_enclave_signals_only_itself() -> None:
+    policy = enclave_policy(41, scratch=True)
+    assert verdict(policy, "tgkill", (41, 0, 0, 0, 0, 0)) == ALLOW
+    assert verdict(policy, "tgkill", (42, 0, 0, 0, 0, 0)) == errno(1)
+
+
+def test_programs_fit_the_kernel() -> None:
+    for policy in (loading_policy(1), enclave_policy(1, scratch=True), enclave_policy(1, scratch=False)):
+        assert len(compile_policy(policy)) // 8 < 4096
+
+
+def test_digests_tell_modes_and_kernels_apart() -> None:
+    digests = {
+        (mode, abi): policy_digests(mode, abi) for mode in ("namespaces", "landlock") for abi in range(1, landlock.abi() + 1)
+    }
+    assert len({seccomp for seccomp, _ in digests.values()}) == 2
+    assert policy_digests("namespaces", 0)[1] == b""
+    assert all(len(one) == 48 and len(two) == 48 for one, two in digests.values())
+    assert digests["landlock", 1][1] != digests["namespaces", 1][1]
+    assert len({files for _, files in digests.values()}) == len(digests)
+
+
+def test_digests_do_not_depend_on_the_process_that_asks() -> None:
+    assert enclave_policy(1, scratch=True).digest() == enclave_policy(99, scratch=True).digest()
