@@ -1,0 +1,446 @@
+"""One base model with one adapter, trained and evaluated on records: what runs inside a trainer enclave.
+
+Everything comes from memory and everything is a function of (files, terms, vector, records, seed): dropout is off, shuffling
+has its own generator, A matrices and fresh heads come from the contract's seed. The base stays frozen. All trainable tensors
+are those of `nn.Linear` layers (LoRA's A and B, heads), one loss per record is formed before the mean, and a record is one row
+of a batch, so per-example gradients by hooks apply unchanged.
+
+Classification scores a text by a softmax over the labels. Instruction tuning trains on the answer's tokens alone and is
+evaluated by exact match of greedy decoding, or, where the contract lists labels, by the most likely of these.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn import functional
+
+from fedark.contract import ModelTerms, TensorSpec
+from fedark.errors import DataError, InputError, ModelError
+from fedark.tuning.base import PREFIX, Base, load_base
+from fedark.tuning.data import Record
+from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
+from fedark.tuning.tokens import TextEncoder
+from fedark.tuning.trunk import Ids, Trunk
+from fedark.tuning.weights import Files
+
+__all__ = ["LABEL_SCALE", "Metrics", "Progress", "Scorer", "TaskModel", "TrainStats"]
+
+Progress = Callable[[int, int, float], None]
+
+LABEL_SCALE = 30.0  # of a fresh head's rows, which start as unit vectors: an inverse temperature
+_EVALUATION_BATCH = 64
+_RANKED_ROWS = 256
+_POOL = 16  # batches that are sorted by length together
+_TASK_TYPES = {"mean-pool": "FEATURE_EXTRACTION", "sequence": "SEQ_CLS", "causal": "CAUSAL_LM"}
+
+
+@dataclass(frozen=True)
+class TrainStats:
+    """What one call of `TaskModel.train` did.
+
+    Attributes:
+        loss: mean cross-entropy over the records of the last epoch, in nats, each measured before its own step.
+        examples: the customer's own records, replay not counted: the weight of an average.
+        steps: optimiser steps.
+    """
+
+    loss: float
+    examples: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A measurement on `total` records: how many were answered right, and the sum of their cross-entropies in nats.
+
+    For instruction tuning a record's cross-entropy is the mean over the tokens of its answer.
+    """
+
+    correct: int
+    total: int
+    loss_sum: float
+
+
+class Scorer(nn.Module):
+    """Base, adapter and head as one module: token ids and mask [batch, tokens] to logits.
+
+    Logits are [batch, labels] for classification and [batch, tokens, vocabulary] for a causal model. `head` is None where the
+    base brings its own.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Linear | None) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        if self.head is not None:
+            logits: torch.Tensor = self.head(self.embed(input_ids, attention_mask))
+            return logits
+        scores: torch.Tensor = self.body(input_ids=input_ids, attention_mask=attention_mask).logits
+        return scores
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Unit vectors [batch, width]: the masked mean of the last hidden states, normalised."""
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    ids: Ids
+    target: int  # classification: the label's index; instruction: the number of prompt tokens
+
+
+class TaskModel:
+    """A base model with an adapter. `load` makes one; `scorer` is the module that training steps on."""
+
+    def __init__(self, base: Base, terms: ModelTerms, encoder: TextEncoder) -> None:
+        self.terms = terms
+        self._encoder = encoder
+        self._label_index = {label: index for index, label in enumerate(terms.labels)}
+        self._causal = base.kind == "causal"
+        head = None
+        if base.kind == "mean-pool":
+            width = next(spec.shape[1] for spec in terms.layout if spec.name == "head.weight")
+            head = nn.Linear(width, len(terms.labels))
+        self.scorer = Scorer(_with_adapter(base, terms), head).eval()
+        self._tensors = _by_layout(self.scorer, terms.layout)
+        self._trunk = Trunk.below(self.scorer.body, self._trained_names(), self._run)
+        takes = inspect.signature(base.model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self._initial = self._initialise(base)
+
+    @classmethod
+    def load(cls, files: Files, terms: ModelTerms) -> TaskModel:
+        """Build the model from the bytes of its files; nothing touches disk or network.
+
+        Args:
+            files: file name -> content, those of `sources.model_files`. A writable content (bytearray) is aliased by the
+                weights, so that they exist once: leave it unchanged while the model lives.
+            terms: the contract's, whose layout must be this model's own.
+
+        Raises:
+            ModelError: the files are not a usable model, or not the one that `terms` describe.
+        """
+        base = load_base(files, terms.task, terms.labels)
+        if base.layout(terms.adapter) != terms.layout:
+            raise ModelError(
+                f"The adapter layout in the contract is not that of the model {terms.name}.",
+                safe="Nothing was trained.",
+                fix="Make the contract from this base model.",
+            )
+        config: Any = base.model.config
+        length = terms.training.max_length
+        encoder = TextEncoder(files, max_length=length, pad_id=_id(config, "pad_token_id"), eos_id=_id(config, "eos_token_id"))
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ModelError(
+                f"max_length {length} is more than the {limit} tokens that the model {terms.name} can read.",
+                safe="Nothing was trained.",
+                fix=f"Set max_length to at most {limit}.",
+            )
+        if encoder.vocabulary_size > getattr(config, "vocab_size", encoder.vocabulary_size):
+            raise ModelError(
+                f"The tokenizer of {terms.name} has more tokens than the model.",
+                safe="Nothing was trained.",
+                fix="Check that tokenizer and weights belong together.",
+            )
+        config.pad_token_id = encoder.pad_id
+        return cls(base, terms, encoder)
+
+    def initial(self) -> Flat:
+        """The vector before any training, float32 [travelling]: the base's own behaviour, and a head that knows the labels."""
+        return self._initial.copy()
+
+    def get_flat(self) -> Flat:
+        """The vector of the present adapter, float32 [travelling]."""
+        return flatten(self.terms.layout, {name: tensor.detach().numpy() for name, tensor in self._tensors.items()})
+
+    def set_flat(self, flat: Flat) -> None:
+        """Take over a vector.
+
+        Raises:
+            ProtocolError: wrong length or type, or not finite; the adapter is as before.
+        """
+        named = unflatten(self.terms.layout, flat, self.terms.adapter.seed)
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                tensor.copy_(torch.from_numpy(named[name].copy()))
+
+    def train(
+        self,
+        records: Sequence[Record],
+        replay: Sequence[Record] = (),
+        *,
+        epochs: int,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> TrainStats:
+        """Train the adapter, from where it is, with a fresh AdamW (arXiv:1711.05101; no weight decay).
+
+        Args:
+            records: the customer's own, at least one.
+            replay: the provider's; each epoch mixes in a fresh sample as large as `terms.training.replay` times `records`.
+            epochs: passes over `records`.
+            seed: of the order of records and the choice of replay.
+            progress: called after every step with steps done, steps in all, and the step's loss.
+
+        Raises:
+            DataError: no records, or an answer that is not among the labels.
+            InputError: the loss left the finite numbers; the adapter is then of no use.
+        """
+        if not records:
+            raise DataError("records", None, "there are none to train on.", fix="Give the customer's training records.")
+        terms = self.terms.training
+        own, extra = self._examples(records), self._examples(replay)
+        extra_count = round(terms.replay * len(own)) if extra else 0
+        steps = epochs * -(-(len(own) + extra_count) // terms.batch_size)
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = self._optimizer()
+        done, loss_sum, seen = 0, 0.0, 0
+        for _ in range(epochs):
+            loss_sum, seen = 0.0, 0
+            chosen = own + [extra[index] for index in _sample(len(extra), extra_count, generator)]
+            for batch in _batches(chosen, terms.batch_size, generator):
+                losses, _ = self._score(batch)
+                loss = losses.mean()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                done, seen, value = done + 1, seen + len(batch), float(loss.detach())
+                loss_sum += value * len(batch)
+                if not np.isfinite(value):
+                    raise InputError(
+                        f"Training diverged in step {done} of {steps}.",
+                        safe="No update was made from it.",
+                        fix="Lower the learning rates.",
+                    )
+                if progress is not None:
+                    progress(done, steps, value)
+        return TrainStats(loss_sum / seen, len(records), done)
+
+    @torch.no_grad()
+    def evaluate(self, records: Sequence[Record]) -> Metrics:
+        """Measure the present adapter; no records give zeros.
+
+        Raises:
+            DataError: an answer that is not among the labels.
+        """
+        if self._causal and self.terms.labels:
+            return self._rank(records)
+        examples = sorted(self._examples(records), key=lambda example: len(example.ids))
+        correct, loss_sum = 0, 0.0
+        for start in range(0, len(examples), _EVALUATION_BATCH):
+            losses, hits = self._score(examples[start : start + _EVALUATION_BATCH])
+            correct += int(hits.sum())
+            loss_sum += float(losses.sum(dtype=torch.float64))
+        return Metrics(correct, len(examples), loss_sum)
+
+    def _examples(self, records: Sequence[Record]) -> list[_Example]:
+        self._check(records)
+        prompts, answers = [record.prompt for record in records], [record.answer for record in records]
+        if self._causal:
+            tails = self._encoder.answers(answers)
+            heads = self._encoder.prompts(prompts, [len(tail) for tail in tails])
+            examples = [_Example((*head, *tail), len(head)) for head, tail in zip(heads, tails, strict=True)]
+        else:
+            texts = self._encoder.texts(prompts)
+            examples = [_Example(tuple(ids), self._label_index[a]) for ids, a in zip(texts, answers, strict=True)]
+        if self._trunk is not None:
+            self._trunk.fill([example.ids for example in examples])
+        return examples
+
+    def _score(self, batch: Sequence[_Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and whether it was answered right, each [batch]."""
+        texts = [example.ids for example in batch]
+        targets = torch.tensor([example.target for example in batch])
+        with self._trunk.replaying(texts) if self._trunk is not None else nullcontext():
+            logits = self._run(texts)
+        if not self._causal:
+            return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+        # Position i predicts token i + 1. Greedy decoding gives the answer exactly if every token of it is the most likely
+        # one after those before it: if the first that differs is the i-th, decoding left the answer there.
+        ids, mask = self._padded(texts)
+        place = torch.arange(1, ids.shape[1]).unsqueeze(0)
+        answer = (place >= targets.unsqueeze(1)) & (mask[:, 1:] > 0)
+        token_losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+        losses = (token_losses * answer).sum(1) / answer.sum(1).clamp(min=1)
+        right = (logits[:, :-1].argmax(-1) == ids[:, 1:]) | ~answer
+        return losses, right.all(1)
+
+    def _rank(self, records: Sequence[Record]) -> Metrics:
+        """Compare the likelihoods of all labels after each prompt; a prompt is read once for all of them."""
+        self._check(records)
+        labels = self._encoder.answers(self.terms.labels)
+        longest = max(len(ids) for ids in labels)
+        prompts = self._encoder.prompts([record.prompt for record in records], [longest] * len(records))
+        gold = [self._label_index[record.answer] for record in records]
+        tokens, mask = self._padded(labels)
+        # Prompts of one length need no padding on the left, which not every architecture can be told about.
+        by_length: dict[int, list[int]] = {}
+        for index, ids in enumerate(prompts):
+            by_length.setdefault(len(ids), []).append(index)
+        rows = max(1, _RANKED_ROWS // len(labels))
+        correct, loss_sum = 0, 0.0
+        for indices in by_length.values():
+            for start in range(0, len(indices), rows):
+                part = indices[start : start + rows]
+                scores = self._likelihoods(torch.tensor([prompts[index] for index in part]), tokens, mask)
+                wanted = torch.tensor([gold[index] for index in part])
+                correct += int((scores.argmax(1) == wanted).sum())
+                chosen = scores.gather(1, wanted.unsqueeze(1)).squeeze(1) / mask.sum(1)[wanted]
+                loss_sum -= float(chosen.sum(dtype=torch.float64))
+        return Metrics(correct, len(records), loss_sum)
+
+    def _likelihoods(self, prompts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Log-likelihood [prompts, labels] of every label with its end token after every prompt, all of one length."""
+        body = self.scorer.body
+        count, labels = len(prompts), len(tokens)
+        read = body(input_ids=prompts, attention_mask=torch.ones_like(prompts), use_cache=True, **self._last_only)
+        first = functional.log_softmax(read.logits[:, -1], dim=-1)[:, tokens[:, 0]]
+        if tokens.shape[1] == 1:
+            return first
+        cache = read.past_key_values
+        cache.batch_repeat_interleave(labels)
+        following = tokens[:, :-1].repeat(count, 1)
+        seen = torch.cat([torch.ones(count * labels, prompts.shape[1], dtype=torch.long), mask[:, :-1].repeat(count, 1)], dim=1)
+        logits = body(input_ids=following, attention_mask=seen, past_key_values=cache, use_cache=True).logits
+        targets = tokens[:, 1:].repeat(count, 1)
+        losses = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        rest = (losses * mask[:, 1:].repeat(count, 1)).sum(1).reshape(count, labels)
+        return first - rest
+
+    def _check(self, records: Sequence[Record]) -> None:
+        for number, record in enumerate(records, 1):
+            if self._label_index and record.answer not in self._label_index:
+                raise DataError("records", number, "the answer is none of the labels.", fix="Use the contract's labels.")
+
+    def _run(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        logits: torch.Tensor = self.scorer(*self._padded(texts))
+        return logits
+
+    def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask [texts, longest], padded on the right."""
+        longest = max(len(ids) for ids in texts)
+        rows = [[*ids, *[self._encoder.pad_id] * (longest - len(ids))] for ids in texts]
+        lengths = torch.tensor([len(ids) for ids in texts])
+        return torch.tensor(rows), (torch.arange(longest).unsqueeze(0) < lengths.unsqueeze(1)).long()
+
+    def _trained_names(self) -> list[str]:
+        """Names, inside the body, of everything that differs or may differ from the base."""
+        ours = {id(tensor) for tensor in self._tensors.values()}
+        return [name for name, parameter in self.scorer.body.named_parameters() if id(parameter) in ours]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        terms = self.terms.training
+        lora = [t for name, t in self._tensors.items() if ".lora_" in name and t.requires_grad]
+        head = [t for name, t in self._tensors.items() if ".lora_" not in name and t.requires_grad]
+        groups = [{"params": lora, "lr": terms.learning_rate}, {"params": head, "lr": terms.head_learning_rate}]
+        return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+
+    @torch.no_grad()
+    def _initialise(self, base: Base) -> Flat:
+        """Put the initial adapter in place and return its vector."""
+        seed = self.terms.adapter.seed
+        for spec in self.terms.layout:
+            tensor = self._tensors[spec.name]
+            if ".lora_B." in spec.name or spec.name == "head.bias":
+                tensor.zero_()
+            elif ".lora_A." in spec.name:
+                tensor.copy_(torch.from_numpy(seeded_tensor(seed, spec)))
+            elif spec.name.removeprefix(PREFIX) in base.missing:
+                tensor.zero_() if len(spec.shape) == 1 else tensor.copy_(torch.from_numpy(seeded_tensor(seed, spec)))
+        if self.scorer.head is not None:
+            # A head that starts from what the base knows of the labels' names uses no private data.
+            ids = self._encoder.texts([label.replace("_", " ") for label in self.terms.labels])
+            for start in range(0, len(ids), _EVALUATION_BATCH):
+                rows = self.scorer.embed(*self._padded(ids[start : start + _EVALUATION_BATCH]))
+                self.scorer.head.weight[start : start + len(rows)] = LABEL_SCALE * rows
+        return self.get_flat()
+
+
+def _id(config: Any, name: str) -> int | None:
+    """A special token's id in a configuration: the first where it lists several; some write -1 for none."""
+    value = getattr(config, name, None)
+    value = value[0] if isinstance(value, list) and value else value
+    return value if type(value) is int and value >= 0 else None
+
+
+def _with_adapter(base: Base, terms: ModelTerms) -> nn.Module:
+    config = LoraConfig(
+        task_type=_TASK_TYPES[base.kind],
+        r=terms.adapter.rank,
+        lora_alpha=terms.adapter.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=[name for name, _ in base.adapted(terms.adapter)],
+        modules_to_save=base.head_modules() or None,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT mentions that it sets fan_in_fan_out for GPT-2's transposed layers
+        model: nn.Module = get_peft_model(base.model, config)
+    return model
+
+
+def _by_layout(scorer: Scorer, layout: Sequence[TensorSpec]) -> dict[str, nn.Parameter]:
+    """The module's parameter for every tensor of the layout; these that travel, and only they, are trainable.
+
+    In memory PEFT puts the adapter's name ("default") into a tensor's name; in a saved adapter it does not.
+    """
+    saved: dict[str, nn.Parameter] = {}
+    for name, parameter in scorer.body.named_parameters():
+        parameter.requires_grad_(False)
+        for inner, outer in (
+            (".lora_A.default.", ".lora_A."),
+            (".lora_B.default.", ".lora_B."),
+            (".modules_to_save.default.", "."),
+        ):
+            if inner in name:
+                saved[name.replace(inner, outer)] = parameter
+    if scorer.head is not None:
+        saved |= {f"head.{name}": parameter for name, parameter in scorer.head.named_parameters()}
+    if saved.keys() != {spec.name for spec in layout} or any(tuple(saved[s.name].shape) != s.shape for s in layout):
+        raise ModelError(
+            "PEFT placed the adapter elsewhere than the contract's layout says.",
+            safe="Nothing was trained.",
+            fix="Name targets that are plain linear layers.",
+        )
+    for spec in layout:
+        saved[spec.name].requires_grad_(spec.travels)
+    for module in scorer.modules():
+        # Per-example gradient hooks (Opacus) watch training modules alone; the base stays in evaluation mode, so that its
+        # dropout is off, and for a linear layer the mode means nothing else.
+        if isinstance(module, nn.Linear) and any(parameter.requires_grad for parameter in module.parameters()):
+            module.train()
+    return {spec.name: saved[spec.name] for spec in layout}
+
+
+def _sample(population: int, count: int, generator: torch.Generator) -> list[int]:
+    """`count` of range(population), each as often as any other, give or take one."""
+    chosen: list[int] = []
+    while len(chosen) < count:
+        chosen += torch.randperm(population, generator=generator).tolist()
+    return chosen[:count]
+
+
+def _batches(examples: Sequence[_Example], size: int, generator: torch.Generator) -> Iterator[list[_Example]]:
+    """A fresh random order, in batches of similar length: sorted within pools of some batches, batches shuffled."""
+    order = torch.randperm(len(examples), generator=generator).tolist()
+    batches: list[list[int]] = []
+    for start in range(0, len(order), size * _POOL):
+        pool = sorted(order[start : start + size * _POOL], key=lambda index: len(examples[index].ids))
+        batches += [pool[at : at + size] for at in range(0, len(pool), size)]
+    for position in torch.randperm(len(batches), generator=generator).tolist():
+        yield [examples[index] for index in batches[position]]
