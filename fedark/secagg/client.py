@@ -1,0 +1,340 @@
+"""The client of the masked protocol, as it runs inside an attested trainer enclave: a state machine without I/O.
+
+It follows Bonawitz et al. 2017 (pairwise masks and a self-mask), with keys agreed once a session and a decrypting committee
+(Flamingo, Ma et al. 2023), and keeps these rules whatever the server says. Legal order:
+
+    hello -> join -> { begin -> [upload] -> [endorse] -> [unmask] } for ever larger rounds
+
+1. A round number is burned by `begin`, before anything else: no round runs twice, with no other cohort, model or vector.
+2. Everything that the round is (session, number, layout, the model that this client really received, participants) is hashed
+   into ctx; every key, mask and share of the round derives from ctx.
+3. One upload a round. It carries the shares of its own recovery secrets: b_u, the self-mask seed, fresh and random; s_uv, the
+   seed of each pair in this round. Each committee member gets its shares sealed for it alone.
+4. The self-mask stays in every round, so a vector that arrives after its sender was declared gone stays masked for ever.
+5. A member answers one survivor set U for a round: b_u for u in U, s_uv only for u in U and v not in U: never both secrets of
+   one party. With 2 t > c + g no second set finds a quorum. Asked again for the same U it repeats the same bytes.
+6. |U| is at least the minimum cohort, U is a set of participants, each keeps enough neighbours in U.
+7. Where the topology asks for agreement, a member signs one U, and releases shares only against t members' signatures on it.
+8. A member releases once for a layout and model, over all rounds and sessions that share `Releases`: a server that pretends a
+   failure and repeats the round without a victim gets nothing to subtract from.
+
+Secrets live in this object only. It cannot be copied or pickled: an enclave that restarts announces a new key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
+
+from fedark.errors import ProtocolError, Refused
+from fedark.keys import SigningKey, verify_signature
+from fedark.secagg import schedule, shamir, wire
+from fedark.secagg.cohort import SALT_BYTES, Cohort, request_limit
+from fedark.secagg.directory import Directory, announce, check_cohort, check_round
+from fedark.secagg.policy import Layout, Policy
+from fedark.secagg.vector import Contribution, Noise, mask
+
+__all__ = ["Client", "Releases"]
+
+_KEPT = "Nothing was revealed."
+_NONCE = bytes(12)
+
+
+@dataclass
+class Releases:
+    """For which (layout, model) this enclave has helped to unmask a sum. Shared by all sessions of one enclave.
+
+    A round whose unmasking stalls is therefore not repeated with its model: the server asks the same members again, and those
+    that have answered repeat their answer.
+    """
+
+    done: set[tuple[str, bytes]] = field(default_factory=set)
+
+
+@dataclass
+class _Round:
+    number: int
+    layout: Layout
+    ctx: bytes
+    model_digest: bytes
+    participants: Cohort
+    pairs: dict[int, bytes]
+    uploaded: bool = False
+    own_shares: NDArray[np.uint8] | None = None
+    endorsed: bytes | None = None
+    answered: bytes | None = None
+    answer: bytes = b""
+
+
+class Client:
+    """One party's side of one session."""
+
+    def __init__(
+        self, policy: Policy, party: str, signing: SigningKey, releases: Releases | None = None, threads: int | None = None
+    ) -> None:
+        """`signing`: the enclave's key that attestation binds. `threads`: for the masks; None: one for each core."""
+        if party not in policy.roster:
+            raise Refused(f"{party} is not on the roster.", safe="No key was made.")
+        self._policy, self._party, self._signing, self._threads = policy, party, signing, threads
+        self._releases = releases if releases is not None else Releases()
+        self._secret: X25519PrivateKey | None = X25519PrivateKey.generate()
+        self._public = self._secret.public_key().public_bytes_raw()
+        self._hello = announce(policy, party, self._public, os.urandom(32), signing)
+        self._directory: Directory | None = None
+        self._chains: dict[int, schedule.Chain] = {}
+        self._me = -1
+        self._last = 0
+        self._round: _Round | None = None
+
+    def hello(self) -> bytes:
+        """The signed announcement of this session's key."""
+        return self._hello
+
+    def join(self, directory: Directory) -> None:
+        """Agree a key with each partner in a directory that this client verified itself.
+
+        Raises:
+            Refused: the directory is for other terms, or does not hold this client's own key.
+            ProtocolError: the session was joined already.
+        """
+        if self._secret is None:
+            raise ProtocolError("This session was joined already.", safe=_KEPT)
+        own = directory.index.get(self._party, -1)
+        if directory.policy != self._policy or own < 0 or directory.keys[own] != self._public:
+            raise Refused("The directory does not hold this client's own key and terms.", safe="No key was agreed.")
+        roots = {
+            i: schedule.pair_root(self._secret, directory.keys[i], directory.sid, self._party, directory.parties[i])
+            for i in directory.topology.partners(own)
+        }
+        self._directory, self._me = directory, own
+        self._chains = {i: schedule.Chain(root) for i, root in roots.items()}
+        self._secret = None
+
+    def begin(self, request: bytes, model_digest: bytes) -> Layout:
+        """Enter a round that the server proposes.
+
+        Args:
+            request: the server's message.
+            model_digest: SHA-384 of the model that this client received, computed by its own enclave.
+
+        Returns:
+            The layout that an upload must fit.
+
+        Raises:
+            ProtocolError: malformed, or a round number that is not new.
+            Refused: a cohort that is too small, or a model whose sum was released before.
+        """
+        directory = self._joined()
+        frame = wire.parse(request, request_limit(directory))
+        frame.split(0)
+        values = wire.fields(frame.header, "round", {"round": int, "layout": str, "participants": list})
+        number, participants = values["round"], wire.indices(values["participants"], len(directory.parties))
+        if number <= self._last:
+            raise ProtocolError(f"Round {number} is not new: round {self._last} was begun.", safe="Nothing was uploaded.")
+        check_round(directory, number, values["layout"], participants)
+        layout = self._policy.by_name[values["layout"]]
+        if (layout.name, model_digest) in self._releases.done:
+            raise Refused(
+                "A sum for this model was released before; a second one could be subtracted from it.",
+                safe="Nothing was uploaded.",
+                fix="Continue with the next model.",
+            )
+        self._last = number
+        self._round = None
+        ctx = schedule.context(directory.sid, number, layout.name, model_digest, participants)
+        info = schedule.round_info(ctx)
+        pairs = {i: chain.take(number, info) for i, chain in self._chains.items()}
+        self._round = _Round(number, layout, ctx, model_digest, Cohort(directory, participants), pairs)
+        return layout
+
+    def upload(self, contribution: Contribution, noise: Noise | None = None) -> bytearray:
+        """The masked vector of this round, with the sealed shares of its recovery secrets.
+
+        Raises:
+            InputError: the contribution does not fit the layout; the round still waits for one that does.
+            ProtocolError: no round was begun, this client is no participant, or it uploaded already.
+        """
+        directory, current = self._joined(), self._current()
+        if self._me not in current.participants:
+            raise ProtocolError("This client is not a participant of the round.", safe="Nothing was uploaded.")
+        if current.uploaded or current.answered is not None:
+            raise ProtocolError("This client has uploaded to this round, or helped to close it.", safe="Nothing was uploaded.")
+        contribution.check(current.layout)
+        current.uploaded = True
+
+        others = current.participants.slots(self._me)
+        secrets = [os.urandom(shamir.SECRET_BYTES)] + [schedule.mask_seed(current.pairs[v]) for v in others]
+        streams = [(secrets[0], True)] + [(s, self._me < v) for s, v in zip(secrets[1:], others, strict=True)]
+        sealed = self._seal(directory, current, secrets)
+        commitments = b"".join(schedule.commitment(current.ctx, self._me, i, secret) for i, secret in enumerate(secrets))
+        header = wire.signed(
+            "upload",
+            {
+                "party": self._party,
+                "ctx": current.ctx,
+                "commitments": commitments,
+                "sealed": hashlib.sha256(sealed).digest(),
+            },
+            self._signing,
+        )
+        cohort = len(current.participants)
+        message, words = wire.build(header, sealed, current.layout.words(cohort))
+        mask(words, current.layout, cohort, contribution, streams, noise=noise, threads=self._threads)
+        return message
+
+    def endorse(self, request: bytes) -> bytes:
+        """Sign the survivor set, once a round: what a member does before anybody reveals anything.
+
+        Raises:
+            ProtocolError: malformed, out of order, or not asked for by this topology.
+            Refused: another set was signed, or the set is not admissible.
+        """
+        directory, current = self._joined(), self._current()
+        frame = wire.parse(request, request_limit(directory))
+        frame.split(0)
+        values = wire.fields(frame.header, "survivors", {"ctx": 32, "survivors": list})
+        digest, _ = self._survivors(directory, current, values["ctx"], values["survivors"])
+        if not directory.topology.agreement:
+            raise ProtocolError("This session has no agreement on survivors.", safe=_KEPT)
+        if current.endorsed not in (None, digest):
+            raise Refused("Another survivor set of this round was signed already.", safe=_KEPT)
+        current.endorsed = digest
+        header = wire.signed("survivors", {"party": self._party, "ctx": current.ctx, "digest": digest}, self._signing)
+        return bytes(wire.build(header)[0])
+
+    def unmask(self, request: bytes) -> bytes:
+        """This member's shares for one survivor set.
+
+        Raises:
+            ProtocolError: malformed or out of order.
+            Refused: another set was answered, the set is not admissible, or its endorsements do not suffice.
+        """
+        directory, current = self._joined(), self._current()
+        frame = wire.parse(request, request_limit(directory))
+        values = wire.fields(frame.header, "unmask", {"ctx": 32, "survivors": list, "endorsements": list})
+        digest, survivors = self._survivors(directory, current, values["ctx"], values["survivors"])
+        if current.answered is not None:
+            if current.answered != digest:
+                raise Refused("Another survivor set of this round was answered already.", safe=_KEPT)
+            return current.answer
+        if directory.topology.agreement:
+            if current.endorsed not in (None, digest):
+                raise Refused("Another survivor set of this round was signed already.", safe=_KEPT)
+            _check_endorsements(directory, current.ctx, digest, values["endorsements"])
+        elif values["endorsements"]:
+            raise ProtocolError("This session has no agreement on survivors.", safe=_KEPT)
+        senders = [u for u in survivors if u != self._me]
+        sizes = [current.participants.blob_bytes(u) for u in senders]
+        body, _ = frame.split(sum(sizes))
+
+        # From here on the round is answered: what fails below is not asked for again with another set.
+        if (current.layout.name, current.model_digest) in self._releases.done:
+            raise Refused("A sum for this model was released before.", safe=_KEPT)
+        self._releases.done.add((current.layout.name, current.model_digest))
+        current.answered = digest
+        opened: dict[int, NDArray[np.uint8]] = {}
+        if self._me in survivors and current.own_shares is not None:
+            opened[self._me] = current.own_shares
+        at = 0
+        for sender, size in zip(senders, sizes, strict=True):
+            shares = self._open(directory, current, sender, body[at : at + size])
+            at += size
+            if shares is not None:
+                opened[sender] = shares
+        gone = current.participants.without(survivors)
+        shares_body = b"".join(opened[u][current.participants.released(u, gone)].tobytes() for u in survivors if u in opened)
+        header = wire.signed(
+            "shares",
+            {
+                "party": self._party,
+                "ctx": current.ctx,
+                "digest": digest,
+                "missing": [u for u in survivors if u not in opened],
+                "body": hashlib.sha256(shares_body).digest(),
+            },
+            self._signing,
+        )
+        current.answer = bytes(wire.build(header, shares_body)[0])
+        current.pairs = {}
+        current.own_shares = None
+        return current.answer
+
+    def _seal(self, directory: Directory, current: _Round, secrets: list[bytes]) -> bytes:
+        committee = directory.topology.committee
+        matrix = np.frombuffer(b"".join(secrets), np.uint8).reshape(-1, shamir.SECRET_BYTES)
+        shares = shamir.split(matrix, directory.topology.threshold, len(committee))
+        salt = os.urandom(SALT_BYTES)
+        info = schedule.seal_info(self._party, salt)
+        sealed = []
+        for position, member in enumerate(committee):
+            if member == self._me:
+                current.own_shares = shares[position].copy()
+                continue
+            key = schedule.seal_key(current.pairs[member], info)
+            sealed.append(salt + AESGCM(key).encrypt(_NONCE, shares[position].tobytes(), None))
+        return b"".join(sealed)
+
+    def _open(self, directory: Directory, current: _Round, sender: int, blob: memoryview) -> NDArray[np.uint8] | None:
+        """The shares that `sender` sealed for this member, or None: altered, replayed, or not for this round."""
+        info = schedule.seal_info(directory.parties[sender], bytes(blob[:SALT_BYTES]))
+        key = schedule.seal_key(current.pairs[sender], info)
+        try:
+            plain = AESGCM(key).decrypt(_NONCE, bytes(blob[SALT_BYTES:]), None)
+        except InvalidTag:
+            return None
+        return np.frombuffer(plain, np.uint8).reshape(-1, shamir.SHARE_BYTES)
+
+    def _survivors(self, directory: Directory, current: _Round, ctx: bytes, listed: list[int]) -> tuple[bytes, list[int]]:
+        if self._me not in directory.topology.committee:
+            raise ProtocolError("This client is not on the committee.", safe=_KEPT)
+        if ctx != current.ctx:
+            raise Refused("The survivors are of a round that this client did not begin.", safe=_KEPT)
+        survivors = wire.indices(listed, len(directory.parties))
+        if any(u not in current.participants for u in survivors):
+            raise Refused("A survivor is not a participant of the round.", safe=_KEPT)
+        if self._me in survivors and not current.uploaded:
+            raise Refused("The survivors name this client, which has uploaded nothing.", safe=_KEPT)
+        check_cohort(directory, survivors)
+        return schedule.survivors_digest(ctx, survivors), survivors
+
+    def _joined(self) -> Directory:
+        if self._directory is None:
+            raise ProtocolError("No session was joined.", safe=_KEPT)
+        return self._directory
+
+    def _current(self) -> _Round:
+        if self._round is None:
+            raise ProtocolError("No round was begun.", safe=_KEPT)
+        return self._round
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client holds session secrets: it is neither copied nor stored")
+
+    def __repr__(self) -> str:
+        return f"Client(party={self._party!r}, round={self._last})"
+
+
+def _check_endorsements(directory: Directory, ctx: bytes, digest: bytes, endorsements: list[object]) -> None:
+    signers = set()
+    for item in endorsements:
+        if not (isinstance(item, list) and len(item) == 2 and type(item[0]) is int and type(item[1]) is bytes):
+            raise ProtocolError("An endorsement is malformed.", safe=_KEPT)
+        member, signature = item
+        if member not in directory.topology.committee or member in signers:
+            raise Refused("An endorsement is not of a committee member, or stands twice.", safe=_KEPT)
+        party = directory.parties[member]
+        payload = wire.unsigned("survivors", {"party": party, "ctx": ctx, "digest": digest})
+        verify_signature(directory.signers[party], wire.label("survivors"), payload, signature, by=party)
+        signers.add(member)
+    if len(signers) < directory.topology.threshold:
+        raise Refused(
+            f"{len(signers)} of {directory.topology.threshold} needed members have signed this survivor set.", safe=_KEPT
+        )

@@ -1,0 +1,359 @@
+"""The server of the masked protocol: collects, asks the committee, and unmasks one sum. A state machine without I/O.
+
+It is trusted with nothing: whatever it does differently, `Client` refuses. What it checks itself only keeps honest servers
+from wasting a round: signatures and lengths of uploads, one upload a party, late uploads, commitments of recovered secrets.
+
+    open -> receive* -> close -> [endorsement request -> endorse*] -> unmask requests -> accept* -> finish
+
+Uploads are added to a running sum in batches of up to 256 MiB, each read once, block by block. After `close` the survivor set
+stands. Recovery combines all secrets of the round in one matrix product; a member whose share is wrong is found by the
+commitments, left out, and named. Two trips a round (Bonawitz et al. 2017 needs four), a third where the topology asks for
+agreement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedark.errors import ProtocolError, Refused
+from fedark.secagg import schedule, shamir, wire
+from fedark.secagg.cohort import Cohort, reply_limit, upload_limit
+from fedark.secagg.directory import Directory, check_cohort, check_round
+from fedark.secagg.vector import RoundSum, Words, remove_masks
+
+__all__ = ["Round", "Server"]
+
+_DROPPED = "The message was dropped; the round goes on without it."
+_SUBSETS = 200
+_PENDING_BYTES = 1 << 28
+Shares = NDArray[np.uint8]
+
+
+class Server:
+    """The server's side of one session."""
+
+    def __init__(self, directory: Directory, threads: int | None = None) -> None:
+        self._directory, self._threads = directory, threads
+        self._last = 0
+
+    def open(self, number: int, layout: str, participants: list[str], model_digest: bytes) -> Round:
+        """Begin a round.
+
+        Args:
+            number: larger than every earlier one.
+            participants: parties of the directory.
+            model_digest: SHA-384 of the model that every participant was sent.
+
+        Raises:
+            ProtocolError, Refused: every client would refuse it.
+        """
+        if number <= self._last:
+            raise ProtocolError(f"Round {number} is not new.", fix="Every attempt takes a new round number.")
+        strangers = set(participants) - set(self._directory.parties)
+        if strangers:
+            raise ProtocolError(f"{len(strangers)} participants are not in the session's directory.")
+        members = sorted(self._directory.index[party] for party in set(participants))
+        check_round(self._directory, number, layout, members)
+        self._last = number
+        return Round(self._directory, number, layout, members, model_digest, self._threads)
+
+
+@dataclass
+class _Upload:
+    commitments: bytes
+    sealed: bytes
+
+
+@dataclass
+class _Answer:
+    rows: dict[int, Shares] = field(default_factory=dict)
+
+
+class Round:
+    """One round at the server.
+
+    Attributes:
+        request: the message for every committee member and participant.
+        faults: party -> what was wrong with its share, for parties that were left out in recovery.
+    """
+
+    def __init__(
+        self, directory: Directory, number: int, layout: str, members: list[int], model_digest: bytes, threads: int | None
+    ) -> None:
+        self._directory, self._layout, self._threads = directory, directory.policy.by_name[layout], threads
+        self._cohort = Cohort(directory, members)
+        self._ctx = schedule.context(directory.sid, number, layout, model_digest, members)
+        self._total = np.zeros(self._layout.words(len(members)), np.uint64)
+        self._pending: list[Words] = []
+        self._uploads: dict[int, _Upload] = {}
+        self._survivors: list[int] | None = None
+        self._digest = b""
+        self._endorsements: dict[int, bytes] = {}
+        self._answers: dict[int, _Answer] = {}
+        self._finished = False
+        self.faults: dict[str, str] = {}
+        self.request = bytes(
+            wire.build(wire.unsigned("round", {"round": number, "layout": layout, "participants": members}))[0]
+        )
+
+    def receive(self, message: bytes | bytearray | memoryview, sender: str) -> None:
+        """Take one upload from `sender`, as the transport authenticated it. The message must not change afterwards.
+
+        Raises:
+            ProtocolError, Refused: malformed, late, repeated, from a stranger or another round; the round goes on without it.
+        """
+        directory, cohort = self._directory, self._cohort
+        if self._survivors is not None:
+            raise ProtocolError(f"The upload of {sender} came after the survivors were declared.", safe=_DROPPED)
+        frame = wire.parse(message, upload_limit(directory, self._layout, len(cohort)))
+        shape: dict[str, type | int] = {"ctx": 32, "commitments": bytes, "sealed": 32}
+        values = wire.verified(frame.header, "upload", shape, directory.signers, sender)
+        index = directory.index[sender]
+        if index not in cohort or index in self._uploads:
+            raise ProtocolError(f"{sender} is not a participant, or has uploaded already.", safe=_DROPPED)
+        if values["ctx"] != self._ctx:
+            raise Refused(f"The upload of {sender} is for another round, model or cohort.", safe=_DROPPED)
+        if len(values["commitments"]) != 32 * cohort.secrets(index):
+            raise ProtocolError(f"The upload of {sender} has a wrong number of commitments.", safe=_DROPPED)
+        body, words = frame.split(cohort.sealed_bytes(index), self._layout.words(len(cohort)))
+        sealed = bytes(body)
+        if hashlib.sha256(sealed).digest() != values["sealed"]:
+            raise Refused(f"The sealed shares of {sender} are not those that it signed.", safe=_DROPPED)
+        self._uploads[index] = _Upload(values["commitments"], sealed)
+        self._pending.append(words)
+        if sum(pending.nbytes for pending in self._pending) > _PENDING_BYTES:
+            self._fold([])
+
+    def close(self) -> tuple[str, ...]:
+        """Declare the survivors: everybody whose upload was received.
+
+        Raises:
+            ProtocolError: closed already.
+            Refused: too few; the round is over and revealed nothing.
+        """
+        if self._survivors is not None:
+            raise ProtocolError("The survivors of this round stand.")
+        survivors = sorted(self._uploads)
+        self._survivors = survivors
+        check_cohort(self._directory, survivors)
+        self._digest = schedule.survivors_digest(self._ctx, survivors)
+        return self._directory.names(survivors)
+
+    @property
+    def needs_agreement(self) -> bool:
+        """Whether members must endorse the survivors first."""
+        return self._directory.topology.agreement
+
+    @property
+    def committee(self) -> tuple[str, ...]:
+        """The parties that unmask."""
+        return self._directory.names(self._directory.topology.committee)
+
+    @property
+    def enough_endorsements(self) -> bool:
+        """Whether unmask requests can be sent."""
+        return not self.needs_agreement or len(self._endorsements) >= self._directory.topology.threshold
+
+    @property
+    def enough_answers(self) -> bool:
+        """Whether enough members have answered to try `finish`."""
+        return len(self._answers) >= self._directory.topology.threshold
+
+    def endorsement_request(self) -> bytes:
+        """For every member: sign these survivors."""
+        values = {"ctx": self._ctx, "survivors": self._closed()}
+        return bytes(wire.build(wire.unsigned("survivors", values))[0])
+
+    def endorse(self, message: bytes, sender: str) -> None:
+        """Take one member's signature.
+
+        Raises:
+            ProtocolError, Refused: malformed, wrong, for another set, or not from a member.
+        """
+        self._closed()
+        frame = wire.parse(message, reply_limit(self._directory))
+        frame.split(0)
+        values = wire.verified(frame.header, "survivors", {"ctx": 32, "digest": 32}, self._directory.signers, sender)
+        member = self._member(sender, values["ctx"], values["digest"])
+        self._endorsements[member] = wire.signature_of(frame.header)
+
+    def unmask_requests(self) -> dict[str, bytes]:
+        """One message for each member: the survivors, their endorsements, and what they sealed for it.
+
+        Raises:
+            ProtocolError: not closed, or too few endorsements.
+        """
+        survivors, committee = self._closed(), self._directory.topology.committee
+        if not self.enough_endorsements:
+            raise ProtocolError("Too few members have signed the survivors.", safe="Nothing was revealed.")
+        endorsements = [[member, signature] for member, signature in sorted(self._endorsements.items())]
+        header = wire.unsigned("unmask", {"ctx": self._ctx, "survivors": survivors, "endorsements": endorsements})
+        pieces: dict[int, list[bytes]] = {member: [] for member in committee}
+        for sender in survivors:
+            sealed, size = self._uploads[sender].sealed, self._cohort.blob_bytes(sender)
+            receivers = (member for member in committee if member != sender)
+            for at, member in enumerate(receivers):
+                pieces[member].append(sealed[at * size : (at + 1) * size])
+        names = self._directory.parties
+        return {names[member]: bytes(wire.build(header, b"".join(parts))[0]) for member, parts in pieces.items()}
+
+    def accept(self, message: bytes, sender: str) -> None:
+        """Take one member's shares.
+
+        Raises:
+            ProtocolError, Refused: malformed, wrong, for another set, repeated, or not from a member.
+        """
+        survivors = self._closed()
+        frame = wire.parse(message, reply_limit(self._directory))
+        shape: dict[str, type | int] = {"ctx": 32, "digest": 32, "missing": list, "body": 32}
+        values = wire.verified(frame.header, "shares", shape, self._directory.signers, sender)
+        member = self._member(sender, values["ctx"], values["digest"])
+        if member in self._answers:
+            raise ProtocolError(f"{sender} has answered already.", safe=_DROPPED)
+        missing = set(wire.indices(values["missing"], len(self._directory.parties)))
+        gone = self._gone()
+        rows = [(u, len(self._cohort.released(u, gone))) for u in survivors if u not in missing]
+        body, _ = frame.split(sum(count for _, count in rows) * shamir.SHARE_BYTES)
+        if hashlib.sha256(body).digest() != values["body"]:
+            raise Refused(f"The shares of {sender} are not those that it signed.", safe=_DROPPED)
+        shares = np.frombuffer(body, np.uint8).reshape(-1, shamir.SHARE_BYTES)
+        answer, at = _Answer(), 0
+        for u, count in rows:
+            answer.rows[u] = shares[at : at + count]
+            at += count
+        self._answers[member] = answer
+
+    def finish(self) -> RoundSum:
+        """Recover the round's secrets and unmask the sum. Once.
+
+        Raises:
+            ProtocolError: too few answers, or finished already.
+            Refused: a secret cannot be recovered and nothing was unmasked, or the sum is impossible.
+        """
+        survivors = self._closed()
+        if self._finished or not self.enough_answers:
+            raise ProtocolError("The round is finished, or too few members have answered.", safe="Nothing was unmasked.")
+        self._finished = True
+        streams: list[tuple[bytes, bool]] = []
+        gone = self._gone()
+        for u, secrets in self._recover(survivors, gone).items():
+            streams.append((secrets[0], False))
+            slots = self._cohort.slots(u) if gone else []
+            for slot, secret in zip(self._cohort.released(u, gone)[1:], secrets[1:], strict=True):
+                streams.append((secret, u > slots[slot - 1]))
+        self._fold(streams)
+        result = RoundSum(self._layout, self._directory.names(survivors), len(self._cohort), self._total)
+        result.check()
+        return result
+
+    def _fold(self, streams: list[tuple[bytes, bool]]) -> None:
+        remove_masks(self._total, streams, self._threads, self._pending)
+        self._pending = []
+
+    def _recover(self, survivors: list[int], gone: list[int]) -> dict[int, list[bytes]]:
+        """Every survivor's released secrets, checked against its commitments."""
+        need = self._directory.topology.threshold
+        bad: set[int] = set()
+        recovered: dict[int, list[bytes]] = {}
+        while len(recovered) < len(survivors):
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for u in (u for u in survivors if u not in recovered):
+                able = [m for m, answer in self._answers.items() if u in answer.rows and m not in bad]
+                if len(able) < need:
+                    raise Refused(
+                        f"Fewer than {need} members hold good shares of {self._directory.parties[u]}.",
+                        safe="Nothing was unmasked.",
+                        fix="Run the round again under a new number.",
+                    )
+                groups.setdefault(tuple(able[:need]), []).append(u)
+            failed = []
+            for members, owners in groups.items():
+                found, wrong = self._combine(members, owners, gone)
+                recovered |= found
+                failed += wrong
+            if failed:
+                bad |= self._blame(failed[0], bad, gone)
+        return recovered
+
+    def _combine(
+        self, members: tuple[int, ...], owners: list[int], gone: list[int]
+    ) -> tuple[dict[int, list[bytes]], list[int]]:
+        """The secrets of `owners` that agree with their commitments, and the owners whose do not."""
+        stacked = np.stack([np.concatenate([self._answers[m].rows[u] for u in owners]) for m in members])
+        committee = self._directory.topology.committee
+        points = [committee.index(m) + 1 for m in members]
+        secrets = [bytes(row) for row in shamir.combine(points, stacked)]
+        found: dict[int, list[bytes]] = {}
+        wrong = []
+        at = 0
+        for u in owners:
+            positions = self._cohort.released(u, gone)
+            mine = secrets[at : at + len(positions)]
+            at += len(positions)
+            commitments = self._uploads[u].commitments
+            good = all(
+                schedule.commitment(self._ctx, u, slot, secret) == commitments[32 * slot : 32 * slot + 32]
+                for slot, secret in zip(positions, mine, strict=True)
+            )
+            if good:
+                found[u] = mine
+            else:
+                wrong.append(u)
+        return found, wrong
+
+    def _blame(self, owner: int, bad: set[int], gone: list[int]) -> set[int]:
+        """The members whose shares of `owner` are wrong: those off the polynomial that meets the commitments."""
+        need, committee = self._directory.topology.threshold, self._directory.topology.committee
+        able = [m for m, answer in self._answers.items() if owner in answer.rows and m not in bad]
+        for subset in itertools.islice(_subsets(able, need), _SUBSETS):
+            found, _ = self._combine(subset, [owner], gone)
+            if owner in found:
+                points = [committee.index(m) + 1 for m in subset]
+                shares = np.stack([self._answers[m].rows[owner] for m in subset])
+                liars = {
+                    m
+                    for m in able
+                    if m not in subset
+                    and not shamir.agrees(points, shares, committee.index(m) + 1, self._answers[m].rows[owner])
+                }
+                self.faults |= {self._directory.parties[m]: "a wrong share" for m in liars}
+                return liars
+        self.faults[self._directory.parties[owner]] = "shares that do not recover what it committed to"
+        raise Refused(
+            f"The secrets of {self._directory.parties[owner]} cannot be recovered.",
+            safe="Nothing was unmasked.",
+            fix="Run the round again under a new number, without the party that `faults` names.",
+        )
+
+    def _member(self, sender: str, ctx: bytes, digest: bytes) -> int:
+        member = self._directory.index[sender]
+        if member not in self._directory.topology.committee:
+            raise ProtocolError(f"{sender} is not on the committee.", safe=_DROPPED)
+        if ctx != self._ctx or digest != self._digest:
+            raise Refused(f"The message of {sender} is for another round or another survivor set.", safe=_DROPPED)
+        return member
+
+    def _gone(self) -> list[int]:
+        return self._cohort.without(self._closed())
+
+    def _closed(self) -> list[int]:
+        if self._survivors is None or not self._digest:
+            raise ProtocolError("The survivors of this round are not declared.", safe="Nothing was revealed.")
+        return self._survivors
+
+
+def _subsets(members: list[int], size: int) -> itertools.chain[tuple[int, ...]]:
+    """Subsets of `size`, first those that leave out few neighbours in the list: one or two liars are found quickly."""
+    spare = len(members) - size
+    near = (
+        tuple(m for at, m in enumerate(members) if at not in out)[:size]
+        for width in (1, 2)
+        if width <= spare
+        for out in itertools.combinations(range(len(members)), width)
+    )
+    return itertools.chain(near, itertools.combinations(members, size))

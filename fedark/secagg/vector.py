@@ -1,0 +1,387 @@
+"""The vector path: clip, round, pack, mask; and back. One pass over cache-sized blocks, several threads, no temporaries.
+
+A value x becomes an integer: x * weight / max_weight / step, rounded up or down at random so that its expectation is exact,
+clamped to [-M, M]; noise is added, then the offset M + K. `per_word` fields share a 64-bit
+word, planar: word j of W holds the values j, W + j, 2 W + j ... . Masks are uniform modulo 2**64 and added to whole words, so a
+masked word is uniform, and a sum of words is the sum of its fields (no carries: `policy.Layout`). The last words are lanes of
+their own: the weight and the metrics.
+
+Rounding draws from AES-256-CTR, one stream for each plane, addressed by position: the result depends on the seed only, not on
+blocks or threads. Where noise is added, a first pass computes the norm of the rounded integers and draws a new seed while it
+exceeds `Layout.integer_norm`: the mechanism's sensitivity then holds exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedark.errors import InputError, Refused
+from fedark.secagg.policy import Layout
+from fedark.secagg.stream import BLOCK, SPARE, Keystream
+
+__all__ = ["Contribution", "Noise", "RoundSum", "mask", "remove_masks", "threads_available"]
+
+_NORM_DRAWS = 64
+_STREAMS = 512
+_Result = TypeVar("_Result")
+Words = NDArray[np.uint64]
+Stream = tuple[bytes, bool]
+"""A mask: its 32-byte key, and whether it is added (or subtracted)."""
+
+
+class Noise(Protocol):
+    """Integer noise of a privacy mechanism, in grid steps."""
+
+    def __call__(self, start: int, out: NDArray[np.int32]) -> None:
+        """Fill `out` with the noise of the values start, start + 1, ...; called once for each value, from any thread."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one client adds to a sum.
+
+    Attributes:
+        vector: float32, [layout.length].
+        weight: 1..layout.max_weight.
+        metrics: a value for every metric of the layout.
+    """
+
+    vector: NDArray[np.float32]
+    weight: int = 1
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def check(self, layout: Layout) -> tuple[float, list[int]]:
+        """The L2 norm of the vector, and the values of the lanes.
+
+        Raises:
+            InputError: it does not fit the layout, or holds something that is not a finite number.
+        """
+        if self.vector.dtype != np.float32 or self.vector.shape != (layout.length,) or not self.vector.flags.c_contiguous:
+            raise InputError(
+                f"The vector for {layout.name} is not {layout.length} float32 values in a row.", safe="Nothing was uploaded."
+            )
+        if type(self.weight) is not int or not 1 <= self.weight <= layout.max_weight:
+            raise InputError(f"The weight for {layout.name} is not in 1..{layout.max_weight}.", safe="Nothing was uploaded.")
+        if set(self.metrics) != {m.name for m in layout.metrics}:
+            raise InputError(f"The metrics for {layout.name} are not the layout's.", safe="Nothing was uploaded.")
+        square = 0.0
+        for at in range(0, layout.length, BLOCK):
+            piece = self.vector[at : at + BLOCK]
+            square += float(np.dot(piece, piece))
+        if not math.isfinite(square):
+            # float32 squares overflow near 1e19: decide in double precision before calling the vector bad.
+            square = float(np.square(self.vector, dtype=np.float64).sum())
+        if not math.isfinite(square):
+            raise InputError(f"The vector for {layout.name} holds a value that is not finite.", safe="Nothing was uploaded.")
+        lanes = [self.weight]
+        for metric in layout.metrics:
+            value = self.metrics[metric.name]
+            if not (math.isfinite(value) and abs(value) <= metric.limit):
+                raise InputError(f"Metric {metric.name!r} is not within +-{metric.limit}.", safe="Nothing was uploaded.")
+            lanes.append(round(value / metric.resolution) + metric.bound)
+        return math.sqrt(square), lanes
+
+
+def threads_available() -> int:
+    """One for each core that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def mask(
+    out: Words,
+    layout: Layout,
+    cohort: int,
+    contribution: Contribution,
+    streams: Sequence[Stream],
+    *,
+    noise: Noise | None = None,
+    threads: int | None = None,
+    rounding_seed: bytes | None = None,
+) -> None:
+    """Write the masked words of `contribution` into `out` ([layout.words(cohort)], contiguous).
+
+    Args:
+        streams: every mask of this client.
+        noise: required if and only if the layout has a noise bound.
+        threads: None: one for each core.
+        rounding_seed: 32 bytes, for a repeatable rounding in tests.
+
+    Raises:
+        InputError: the contribution does not fit the layout.
+        Refused: noise beyond its bound, or no rounding within the norm bound; `out` holds nothing of use then.
+    """
+    if (noise is None) != (layout.noise_bound == 0):
+        kind = "with" if layout.noise_bound else "without"
+        raise InputError(f"{layout.name} is summed {kind} noise.", safe="Nothing was uploaded.")
+    norm, lanes = contribution.check(layout)
+    scale = min(1.0, layout.clip_norm / norm if norm > 0 else 1.0) * contribution.weight / layout.max_weight / layout.step
+    ranges = _ranges(out.size, threads)
+
+    def packer(seed: bytes, span: tuple[int, int]) -> _Packer:
+        return _Packer(layout, cohort, contribution.vector, scale, seed, span)
+
+    seed = rounding_seed or os.urandom(32)
+    if noise is not None:
+        seed = _bounded_rounding(packer, layout, ranges, seed)
+    out[layout.vector_words(cohort) :] = np.array(lanes, np.uint64)
+
+    def work(span: tuple[int, int]) -> None:
+        mine, masks = packer(seed, span), _Masks(streams, span)
+        for at, end in _blocks(span):
+            mine.pack(out, at, end, noise)
+            masks.apply(out[at:end], at)
+
+    _each(work, ranges)
+
+
+def _bounded_rounding(
+    packer: Callable[[bytes, tuple[int, int]], _Packer], layout: Layout, ranges: list[tuple[int, int]], seed: bytes
+) -> bytes:
+    """The first seed, from `seed` on, whose rounding keeps the norm bound."""
+    for _ in range(_NORM_DRAWS):
+        if sum(_each(partial(_square_norm, packer, seed), ranges)) <= layout.integer_norm**2:
+            return seed
+        seed = os.urandom(32)
+    raise Refused("No rounding of the vector stays within its norm bound.", safe="Nothing was uploaded.")
+
+
+def _square_norm(packer: Callable[[bytes, tuple[int, int]], _Packer], seed: bytes, span: tuple[int, int]) -> float:
+    return packer(seed, span).square_norm()
+
+
+def remove_masks(total: Words, streams: Sequence[Stream], threads: int | None = None, uploads: Sequence[Words] = ()) -> None:
+    """Add masked vectors to their sum and apply `streams` to it, in place: each block is finished while it is in the cache."""
+
+    def work(span: tuple[int, int]) -> None:
+        for first in range(0, max(len(streams), 1), _STREAMS):
+            masks = _Masks(streams[first : first + _STREAMS], span)
+            for at, end in _blocks(span):
+                target = total[at:end]
+                for upload in uploads if first == 0 else ():
+                    np.add(target, upload[at:end], out=target)
+                masks.apply(target, at)
+
+    _each(work, _ranges(total.size, threads))
+
+
+class _Masks:
+    """The open keystreams of one range."""
+
+    def __init__(self, streams: Sequence[Stream], span: tuple[int, int]) -> None:
+        self._open = [(Keystream(key), np.add if added else np.subtract) for key, added in streams]
+        self._words = np.empty(min(BLOCK, span[1] - span[0]) + SPARE, np.uint64)
+
+    def apply(self, target: Words, at: int) -> None:
+        """Apply every stream to the words `target`, which begin at word `at` of the vector: at a block's edge."""
+        for stream, operation in self._open:
+            operation(target, stream.block(at // BLOCK, self._words, target.size), out=target)
+
+
+class _Packer:
+    """Rounds one client's vector and packs it into a range of words, once from front to back, in buffers of its own."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        cohort: int,
+        vector: NDArray[np.float32],
+        scale: float,
+        seed: bytes,
+        span: tuple[int, int],
+    ) -> None:
+        single = layout.bits <= 16
+        self._kind: Any = np.float32 if single else np.float64
+        self._shift = 9 if single else 12
+        self._one: Any = np.uint32(0x3F800000) if single else np.uint64(0x3FF0000000000000)
+        self._layout, self._width = layout, layout.width(cohort)
+        self._words, self._planes = layout.vector_words(cohort), layout.per_word(cohort)
+        self._vector, self._scale, self._span = vector, self._kind(scale), span
+        self._stream = Keystream(seed)
+        size = min(BLOCK, self._words)
+        self._values, self._whole = np.empty(size, self._kind), np.empty(size, self._kind)
+        self._draws = np.empty(size + SPARE, np.uint64)
+        self._integers, self._noise = np.empty(size, np.int32), np.empty(size if layout.noise_bound else 0, np.int32)
+        self._lifted = np.empty(size, np.uint64)
+
+    def square_norm(self) -> float:
+        """Squared L2 norm of the rounded integers of the range."""
+        return sum(
+            float(np.dot(values, values))
+            for at, end in _blocks(self._span)
+            for values in (rounded.astype(np.float64) - 1 for _, _, rounded in self._rounded(at, end))
+        )
+
+    def pack(self, out: Words, at: int, end: int, noise: Noise | None) -> None:
+        """Write the fields of words at..end; words past the vector (the lanes) are left alone."""
+        layout = self._layout
+        for plane, first, values in self._rounded(at, end):
+            count = values.size
+            integers, target = self._integers[:count], out[at : at + count]
+            np.copyto(integers, values, casting="unsafe")
+            if noise is not None:
+                extra = self._noise[:count]
+                noise(first, extra)
+                if extra.min() < -layout.noise_bound or extra.max() > layout.noise_bound:
+                    raise Refused("The noise exceeds its bound.", safe="Nothing was uploaded.")
+                np.add(integers, extra, out=integers)
+            np.add(integers, layout.offset - 1, out=integers)
+            if plane == 0:
+                np.copyto(target, integers.view(np.uint32))
+            else:
+                lifted = self._lifted[:count]
+                np.copyto(lifted, integers.view(np.uint32))
+                np.left_shift(lifted, plane * self._width, out=lifted)
+                np.bitwise_or(target, lifted, out=target)
+
+    def _rounded(self, at: int, end: int) -> Iterator[tuple[int, int, NDArray[Any]]]:
+        """For each plane: its number, the position of the first value, and 1 + the values rounded to [-M, M]."""
+        for plane in range(self._planes):
+            first = plane * self._words + at
+            count = min(plane * self._words + min(end, self._words), self._layout.length) - first
+            if count > 0:
+                yield plane, first, self._round((plane << 32) + at // BLOCK, first, count)
+
+    def _round(self, block: int, first: int, count: int) -> NDArray[Any]:
+        values, whole = self._values[:count], self._whole[:count]
+        kind, limit = self._kind, self._kind(self._layout.magnitude)
+        narrow = kind is np.float32
+        words = self._stream.block(block, self._draws, -(-count // 2) if narrow else count)
+        draws = words.view(np.uint32 if narrow else np.uint64)[:count]
+        np.right_shift(draws, self._shift, out=draws)
+        np.bitwise_or(draws, self._one, out=draws)  # the bits of a float, uniform in [1, 2)
+        np.multiply(self._vector[first : first + count], self._scale, out=values, dtype=kind)
+        # Split off the fraction first: value + draw would lose the draw's low bits, and with them the exact expectation.
+        np.floor(values, out=whole)
+        np.subtract(values, whole, out=values)
+        np.add(values, draws.view(kind), out=values)
+        np.floor(values, out=values)  # 1 or 2
+        np.add(values, whole, out=values)
+        values.clip(1 - limit, 1 + limit, out=values)
+        return values
+
+
+@dataclass(frozen=True)
+class RoundSum:
+    """The sum of the survivors' contributions: all that a server learns.
+
+    Attributes:
+        layout: what was summed.
+        survivors: the parties in the sum, sorted.
+        cohort: number of participants that the field width was made for.
+        words: the unmasked sum, packed.
+    """
+
+    layout: Layout
+    survivors: tuple[str, ...]
+    cohort: int
+    words: Words
+
+    def check(self) -> None:
+        """Refuse a sum that no honest clients can have: masks that do not cancel leave uniform lanes.
+
+        Raises:
+            Refused: a client uploaded rubbish, or clients and server disagree on the round.
+        """
+        layout, count = self.layout, len(self.survivors)
+        lanes = self.words[layout.vector_words(self.cohort) :].tolist()
+        limits = [2 * metric.bound for metric in layout.metrics]
+        if not count <= lanes[0] <= count * layout.max_weight or any(
+            lane > count * limit for lane, limit in zip(lanes[1:], limits, strict=True)
+        ):
+            raise Refused(
+                "The unmasked sum is impossible.", safe="It was not used.", fix="Run the round again under a new number."
+            )
+
+    @property
+    def weight(self) -> int:
+        """Sum of the weights."""
+        return int(self.words[self.layout.vector_words(self.cohort)])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Sums of the metrics."""
+        at, count = self.layout.vector_words(self.cohort) + 1, len(self.survivors)
+        return {
+            metric.name: (int(self.words[at + lane]) - count * metric.bound) * metric.resolution
+            for lane, metric in enumerate(self.layout.metrics)
+        }
+
+    def total(self, threads: int | None = None) -> NDArray[np.float32]:
+        """Sum of weight / max_weight * vector (clipped, rounded, noised): float32, [layout.length]."""
+        return self._decode(self.layout.step, threads)
+
+    def mean(self, threads: int | None = None) -> NDArray[np.float32]:
+        """Weighted mean of the vectors: float32, [layout.length]."""
+        return self._decode(self.layout.step * self.layout.max_weight / self.weight, threads)
+
+    def integers(self) -> NDArray[np.int64]:
+        """The exact sum in grid steps: int64, [layout.length]."""
+        words, width = self.layout.vector_words(self.cohort), self.layout.width(self.cohort)
+        low = np.uint64((1 << width) - 1)
+        planes = [(self.words[:words] >> np.uint64(p * width)) & low for p in range(self.layout.per_word(self.cohort))]
+        fields = np.concatenate(planes)[: self.layout.length].astype(np.int64)
+        result: NDArray[np.int64] = fields - len(self.survivors) * self.layout.offset
+        return result
+
+    def _decode(self, factor: float, threads: int | None) -> NDArray[np.float32]:
+        layout, words = self.layout, self.layout.vector_words(self.cohort)
+        width, planes = layout.width(self.cohort), layout.per_word(self.cohort)
+        result = np.empty(layout.length, np.float32)
+        shift, low = len(self.survivors) * layout.offset, np.uint64((1 << width) - 1)
+        kind: Any = np.float32 if width <= 24 else np.float64
+
+        def work(span: tuple[int, int]) -> None:
+            size = min(BLOCK, span[1] - span[0])
+            fields, values = np.empty(size, np.uint64), np.empty(size, kind)
+            for at, end in _blocks(span):
+                for plane in range(planes):
+                    first = plane * words + at
+                    count = min(plane * words + end, layout.length) - first
+                    if count > 0:
+                        field, value = fields[:count], values[:count]
+                        np.right_shift(self.words[at : at + count], plane * width, out=field)
+                        np.bitwise_and(field, low, out=field)
+                        np.copyto(value, field, casting="unsafe")
+                        np.subtract(value, kind(shift), out=value)
+                        np.multiply(value, kind(factor), out=result[first : first + count], casting="unsafe")
+
+        _each(work, _ranges(words, threads))
+        return result
+
+
+def _blocks(span: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    for at in range(span[0], span[1], BLOCK):
+        yield at, min(at + BLOCK, span[1])
+
+
+def _ranges(words: int, threads: int | None) -> list[tuple[int, int]]:
+    """At most `threads` ranges that begin at block boundaries."""
+    blocks = -(-words // BLOCK)
+    count = max(1, min(threads or threads_available(), blocks))
+    edges = [blocks * i // count * BLOCK for i in range(count)] + [words]
+    return list(pairwise(edges))
+
+
+def _each(call: Callable[[tuple[int, int]], _Result], ranges: list[tuple[int, int]]) -> list[_Result]:
+    if len(ranges) == 1:
+        return [call(ranges[0])]
+    return list(_pool(len(ranges)).map(call, ranges))
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="secagg")
+
+
+# A forked child has the pool object but none of its threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,0 +1,163 @@
+"""Thresholds, committees and graphs: the bounds that keep the server from a second sum."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+
+import numpy as np
+import pytest
+
+from fedark.errors import ContractError
+from fedark.secagg import Layout, Policy
+from fedark.secagg.topology import (
+    STATISTICAL_BITS,
+    Topology,
+    committee_bound,
+    committee_size,
+    graph_degree,
+    split_bound,
+    threshold,
+)
+
+
+def policy(size, minimum, colluders, agreement=False):
+    return Policy(bytes(48), "r", tuple(f"c{i:04d}" for i in range(size)), minimum, colluders, (Layout("x", 1),), agreement)
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 7, 10, 33, 64])
+def test_two_quorums_always_share_an_honest_member(size):
+    for colluders in range(size):
+        need = threshold(size, colluders)
+        if need > size:
+            continue
+        # Each quorum counts every colluder; the honest parts of two disjoint ones would need this many members.
+        assert 2 * (need - colluders) > size - colluders
+
+
+def test_more_colluders_than_any_threshold_tolerates_are_refused():
+    with pytest.raises(ContractError, match="colluders"):
+        policy(5, 4, 3)
+    for size in range(3, 12):
+        for colluders in range(size - 1):
+            assert Topology(policy(size, size, colluders), size, bytes(32)).threshold <= size
+
+
+@pytest.mark.parametrize(
+    ("size", "minimum", "match"), [(2, 2, "3 to"), (5, 2, "minimum"), (5, 6, "minimum"), (3000, 9, "3 to")]
+)
+def test_cohorts_whose_sum_tells_too_much_are_refused(size, minimum, match):
+    with pytest.raises(ContractError, match=match):
+        policy(size, minimum, 0)
+
+
+@pytest.mark.parametrize(("size", "colluders"), [(200, 20), (500, 50), (1000, 100), (2000, 200)])
+def test_a_sampled_committee_and_a_sparse_graph_meet_their_bounds(size, colluders):
+    committee = committee_size(size, colluders)
+    assert committee < size
+    assert committee_bound(size, colluders, committee) <= -STATISTICAL_BITS
+    minimum = 7 * size // 10
+    degree = graph_degree(size, colluders, minimum)
+    assert degree < size - 1
+    assert split_bound(size, colluders, minimum, degree) <= -STATISTICAL_BITS
+    assert split_bound(size, colluders, minimum, degree // 3) > -STATISTICAL_BITS, "control: far fewer neighbours do not do"
+
+
+def test_the_committee_bound_is_the_probability_that_sampling_shows():
+    size, colluders, committee = 100, 40, 30
+    most = 2 * threshold(committee, 0) - committee - 1
+    rng = np.random.default_rng(1)
+    hits = np.mean([np.sum(rng.permutation(size)[:committee] < colluders) > most for _ in range(20_000)])
+    expected = 2.0 ** committee_bound(size, colluders, committee)
+    assert abs(hits - expected) < 6 * np.sqrt(expected / 20_000)
+
+
+def test_small_cohorts_mask_with_everybody_and_everybody_unmasks():
+    topology = Topology(policy(10, 7, 3), 10, os.urandom(32))
+    assert topology.complete
+    assert topology.committee == tuple(range(10))
+    assert topology.neighbours(3).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def test_graph_and_committee_come_from_the_seed_and_are_symmetric():
+    terms = policy(300, 210, 15)
+    seed = os.urandom(32)
+    one, same, other = Topology(terms, 300, seed), Topology(terms, 300, seed), Topology(terms, 300, os.urandom(32))
+    assert one.committee == same.committee != other.committee
+    for u in range(0, 300, 17):
+        assert u not in one.neighbours(u)
+        assert np.array_equal(one.neighbours(u), same.neighbours(u))
+        assert all(u in one.neighbours(int(v)) for v in one.neighbours(u))
+    mean = np.mean([one.neighbours(u).size for u in range(300)])
+    assert abs(mean - graph_degree(300, 15, 210)) < 6
+
+
+def test_a_client_whose_neighbours_are_all_declared_gone_makes_the_survivor_set_inadmissible():
+    """The attack on sparse graphs: drop exactly the victim's neighbours, and its masks are all recovered."""
+    topology = Topology(policy(300, 100, 15), 300, os.urandom(32))
+    survivors = np.setdiff1d(np.arange(300), topology.neighbours(7))
+    assert survivors.size > 100
+    assert 7 in topology.sparse_in(survivors)
+    assert topology.sparse_in(np.arange(300)).size == 0
+
+
+def test_honest_survivors_stay_connected_when_an_adversary_drops_as_many_as_it_may():
+    """Greedy attempts to cut a client or a small set out of the graph never pass the degree check."""
+    size, colluders, minimum = 300, 15, 210
+    rng = np.random.default_rng(3)
+    topology = Topology(policy(size, minimum, colluders), size, os.urandom(32))
+    adjacency = np.zeros((size, size), bool)
+    for u in range(size):
+        adjacency[u, topology.neighbours(u)] = True
+    for _ in range(8):
+        part = list(rng.permutation(size)[:1])
+        corrupt = set(rng.permutation(size)[:colluders].tolist()) - set(part)
+        for _ in range(10):
+            border = np.flatnonzero(adjacency[part].any(axis=0))
+            border = [v for v in border if v not in part and v not in corrupt]
+            if len(border) > size - minimum:
+                border = sorted(border, key=lambda v: -adjacency[v, part].sum())[: size - minimum]
+            survivors = np.array([v for v in range(size) if v not in border])
+            honest = [v for v in survivors if v not in corrupt]
+            reached, frontier = {honest[0]}, [honest[0]]
+            while frontier:
+                near = np.flatnonzero(adjacency[frontier].any(axis=0))
+                frontier = [int(v) for v in near if v in set(honest) - reached]
+                reached |= set(frontier)
+            assert len(reached) == len(honest) or topology.sparse_in(survivors).size > 0
+            part.append(int(border[0]))
+
+
+def revealed(size, need, colluders, minimum):
+    """Exhaustive: the largest number of distinct sums, and the smallest sum, over all answers of the honest members.
+
+    Members 0.. are honest; each names one survivor set of at least `minimum`. A client counts as alive if `need` members
+    (with the colluders) named it, as gone if `need` did not.
+    """
+    sets = [frozenset(s) for bits in product([0, 1], repeat=size) if len(s := [i for i in range(size) if bits[i]]) >= minimum]
+    honest = size - colluders
+    both, smallest = 0, size
+    for answers in product(sets, repeat=honest):
+        alive = {v for v in range(size) if sum(v in a for a in answers) + colluders >= need}
+        gone = {v for v in range(size) if sum(v not in a for a in answers) + colluders >= need}
+        both = max(both, len(alive & gone & set(range(honest))))
+        if alive | gone >= set(range(honest)):
+            smallest = min(smallest, len((alive - gone) & set(range(honest))))
+    return both, smallest
+
+
+@pytest.mark.parametrize(("size", "colluders", "minimum"), [(3, 0, 3), (3, 1, 3), (4, 1, 3), (4, 0, 3)])
+def test_no_answers_of_honest_members_reveal_both_secrets_of_a_party(size, colluders, minimum):
+    both, smallest = revealed(size, threshold(size, colluders), colluders, minimum)
+    assert both == 0
+    assert smallest >= 2 or Topology(policy(size, minimum, colluders), size, bytes(32)).agreement
+
+
+def test_control_with_a_low_threshold_some_answers_reveal_both_secrets_of_a_party():
+    assert revealed(4, 2, 0, 3)[0] > 0
+
+
+def test_agreement_is_asked_for_where_split_answers_could_leave_fewer_than_two_honest_clients():
+    assert Topology(policy(10, 5, 3), 10, bytes(32)).agreement
+    assert not Topology(policy(10, 7, 1), 10, bytes(32)).agreement
+    assert Topology(policy(10, 7, 1, agreement=True), 10, bytes(32)).agreement

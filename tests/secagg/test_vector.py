@@ -1,0 +1,212 @@
+"""The vector path: no overflow, unbiased rounding, and the same words however the work is split."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedark.errors import ContractError, InputError, Refused
+from fedark.secagg.policy import Layout, Metric, Policy
+from fedark.secagg.stream import BLOCK, SPARE, Keystream
+from fedark.secagg.vector import Contribution, RoundSum, mask, remove_masks
+
+
+def names(count):
+    return tuple(f"p{i:05d}" for i in range(count))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    bits=st.integers(2, 24),
+    cohort=st.integers(3, 2048),
+    noise=st.one_of(st.just(0), st.integers(1, 1 << 29)),
+    sign=st.sampled_from([-1, 1]),
+)
+def test_the_extremes_of_any_cohort_and_width_do_not_overflow(bits, cohort, noise, sign):
+    layout = Layout("x", 7, bits, 1e9, 1.0, 3, (Metric("m", 1e6),), noise)
+    assert not layout.problems(cohort)
+    extreme = Contribution(np.full(7, sign * 1e8, np.float32), 3, {"m": sign * 1e6})
+
+    def loudest(start, out):
+        out[:] = sign * noise
+
+    words = np.empty(layout.words(cohort), np.uint64)
+    layout_free = Layout("x", 7, bits, 1e12, 1.0, 3, (Metric("m", 1e6),), 0) if not noise else None
+    if layout_free:
+        mask(words, layout_free, cohort, extreme, [], threads=1)
+    else:
+        # The norm bound of a noised layout admits one extreme value at a time: the others are set by the loudest noise.
+        extreme = Contribution(np.zeros(7, np.float32), 3, {"m": sign * 1e6})
+        mask(words, layout, cohort, extreme, [], noise=loudest, threads=1)
+    total = (words.astype(object) * cohort) % (1 << 64)
+    exact = words.astype(object) * cohort
+    assert (total == exact).all(), "a word wrapped around"
+    result = RoundSum(layout, names(cohort), cohort, total.astype(np.uint64))
+    assert (result.integers() == cohort * sign * (noise or layout.magnitude)).all()
+    assert result.weight == 3 * cohort
+    assert result.metrics == {"m": cohort * sign * 1e6}
+
+
+def test_one_client_more_than_the_width_was_made_for_would_overflow():
+    """Control: the width is just large enough."""
+    layout = Layout("x", 3, 16)
+    full = 2 * layout.offset
+    for cohort in range(3, 2049):
+        assert full * cohort < 1 << layout.width(cohort)
+        assert full * cohort >= 1 << (layout.width(cohort) - 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"bits": 1}, "bits"),
+        ({"bits": 25}, "bits"),
+        ({"value_range": 0.0}, "value_range"),
+        ({"value_range": 2.0}, "value_range"),
+        ({"clip_norm": float("inf")}, "value_range"),
+        ({"noise_bound": -1}, "noise_bound"),
+        ({"noise_bound": (1 << 29) + 1}, "noise_bound"),
+        ({"max_weight": 0}, "max_weight"),
+        ({"max_weight": 1 << 62}, "max_weight"),
+        ({"metrics": (Metric("a", 1e30, 1e-3),)}, "overflow"),
+        ({"metrics": (Metric("a", 1.0), Metric("a", 2.0))}, "share one name"),
+        ({"length": -1}, "length"),
+    ],
+)
+def test_a_layout_that_could_overflow_or_makes_no_sense_is_refused_with_the_policy(change, complaint):
+    layout = Layout(**{"name": "x", "length": 5, **change})
+    with pytest.raises(ContractError, match=complaint):
+        Policy(bytes(48), "r", names(10), 7, 1, (layout,))
+
+
+@pytest.mark.parametrize("bits", [4, 16, 20])
+def test_rounding_is_unbiased(bits):
+    count, draws = 2000, 400
+    layout = Layout("x", count, bits, 1e9, 1.0)
+    rng = np.random.default_rng(bits)
+    vector = rng.uniform(-1, 1, count).astype(np.float32)
+    vector[:4] = [0, 0.25 * layout.step, 1 - 0.3 * layout.step, -1 + 0.7 * layout.step]
+    words = np.empty(layout.words(3), np.uint64)
+    total = np.zeros(count)
+    for _ in range(draws):
+        mask(words, layout, 3, Contribution(vector), [], threads=1)
+        got = RoundSum(layout, ("a",), 3, words).integers()
+        exact = vector.astype(np.float64) / layout.step
+        # single precision may move a value across a grid point by its own rounding error
+        assert (np.abs(got - exact) < 1 + 1e-2).all()
+        total += got - exact
+    error = total / draws
+    # A rounding to the nearest point would leave errors of up to half a step here: the mean of the magnitudes would be 0.25.
+    assert np.abs(error).max() < 6 * 0.5 / np.sqrt(draws)
+    assert abs(error.mean()) < 6 * 0.5 / np.sqrt(draws * count)
+
+
+@pytest.mark.parametrize("bits", [16, 22])
+def test_masking_is_the_same_for_any_number_of_threads(bits):
+    layout = Layout("x", 5 * BLOCK + 77, bits, 10.0, 0.5, 1, (Metric("m", 10),), 0)
+    vector = np.random.default_rng(1).normal(0, 0.1, layout.length).astype(np.float32)
+    streams = [(os.urandom(32), i % 2 == 0) for i in range(5)]
+    seed = os.urandom(32)
+    results = []
+    for threads in (1, 2, 3, 7):
+        words = np.empty(layout.words(9), np.uint64)
+        mask(words, layout, 9, Contribution(vector, 1, {"m": 3}), streams, threads=threads, rounding_seed=seed)
+        results.append(words)
+        again = words.copy()
+        remove_masks(again, [(key, not added) for key, added in streams], threads)
+        assert RoundSum(layout, ("a",), 9, again).metrics == {"m": 3}
+        assert np.array_equal(RoundSum(layout, ("a",), 9, again).total(threads), RoundSum(layout, ("a",), 9, again).total(1))
+    assert all(np.array_equal(results[0], other) for other in results[1:])
+
+
+def test_a_stream_is_the_same_however_it_is_cut():
+    key = os.urandom(32)
+    whole = Keystream(key).words(3 * BLOCK)
+    buffer = np.empty(BLOCK + SPARE, np.uint64)
+    for index in (2, 0, 1):
+        for count in (BLOCK, 100, 1):
+            part = Keystream(key).block(index, buffer, count)
+            assert np.array_equal(part, whole[index * BLOCK : index * BLOCK + count])
+    assert np.unique(whole).size == whole.size, "no block repeats another"
+
+
+def test_two_rounding_planes_never_share_draws():
+    layout = Layout("x", 4 * BLOCK, 2, 1e9, 1.0)
+    vector = np.full(layout.length, 0.5, np.float32)
+    words = np.empty(layout.words(3), np.uint64)
+    mask(words, layout, 3, Contribution(vector), [], threads=1)
+    got = RoundSum(layout, ("a",), 3, words).integers()
+    planes = [got[i : i + layout.vector_words(3)] for i in range(0, got.size, layout.vector_words(3))]
+    for one in range(3):
+        for other in range(one + 1, 3):
+            size = min(planes[one].size, planes[other].size)
+            agree = np.mean(planes[one][:size] == planes[other][:size])
+            assert abs(agree - 0.5) < 6 * 0.5 / np.sqrt(size)
+
+
+def test_noise_is_added_before_the_mask_and_every_value_gets_its_own():
+    layout = Layout("x", 3 * BLOCK + 5, 16, 10.0, 1.0, 1, (), 500)
+    seen = np.zeros(layout.length, np.int64)
+
+    def ramp(start, out):
+        seen[start : start + out.size] += 1
+        out[:] = (np.arange(start, start + out.size) % 1001) - 500
+
+    words = np.empty(layout.words(5), np.uint64)
+    mask(words, layout, 5, Contribution(np.zeros(layout.length, np.float32)), [], noise=ramp, threads=2)
+    assert (seen == 1).all()
+    assert (RoundSum(layout, ("a",), 5, words).integers() == (np.arange(layout.length) % 1001) - 500).all()
+
+
+@pytest.mark.parametrize("level", [501, -501])
+def test_noise_beyond_its_bound_is_refused_and_never_wraps(level):
+    layout = Layout("x", 10, 16, 10.0, 1.0, 1, (), 500)
+    words = np.empty(layout.words(5), np.uint64)
+    with pytest.raises(Refused, match="noise"):
+        mask(words, layout, 5, Contribution(np.zeros(10, np.float32)), [], noise=lambda start, out: out.fill(level), threads=1)
+
+
+def test_a_contract_with_noise_gets_none_without_it_and_one_without_gets_none_with_it():
+    for bound, noise in ((500, None), (0, lambda start, out: out.fill(0))):
+        layout = Layout("x", 10, 16, 10.0, 1.0, 1, (), bound)
+        with pytest.raises(InputError, match="noise"):
+            mask(np.empty(layout.words(5), np.uint64), layout, 5, Contribution(np.zeros(10, np.float32)), [], noise=noise)
+
+
+def test_a_noised_vector_keeps_its_integer_norm_bound_although_rounding_inflates_norms():
+    def norm(layout, noise):
+        words = np.empty(layout.words(3), np.uint64)
+        mask(words, layout, 3, Contribution(vector), [], noise=noise, threads=1)
+        return np.linalg.norm(RoundSum(layout, ("a",), 3, words).integers())
+
+    # Every value half-way between two grid points, and a clip that just admits them: the worst case.
+    clip = np.sqrt(4000) / 2 / 15
+    noised, free = Layout("x", 4000, 5, clip, 1.0, 1, (), 5), Layout("x", 4000, 5, clip, 1.0)
+    vector = np.full(4000, 0.5 * free.step, np.float32)
+    assert max(norm(noised, lambda start, out: out.fill(0)) for _ in range(300)) <= noised.integer_norm
+    assert max(norm(free, None) for _ in range(1000)) > noised.integer_norm, "control: unchecked rounding exceeds the bound"
+
+
+def test_masked_words_are_uniform_whatever_the_input():
+    layout = Layout("x", 30_000, 16, 1e9, 1.0)
+    for vector in (np.zeros(30_000, np.float32), np.ones(30_000, np.float32)):
+        words = np.empty(layout.words(10), np.uint64)
+        mask(words, layout, 10, Contribution(vector), [(os.urandom(32), True)], threads=1)
+        bits = np.unpackbits(words.view(np.uint8).reshape(-1, 8), axis=1)
+        assert np.abs(bits.mean(axis=0) - 0.5).max() < 6 * 0.5 / np.sqrt(words.size)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sums_of_uploads_wrap_modulo_2_to_the_64_for_any_number_of_threads_and_streams(threads):
+    rng = np.random.default_rng(5)
+    uploads = [rng.integers(0, 1 << 64, 2 * BLOCK + 9, dtype=np.uint64) for _ in range(4)]
+    keys = [os.urandom(32) for _ in range(600)]
+    total = np.full(2 * BLOCK + 9, (1 << 64) - 1, np.uint64)
+    remove_masks(total, [(key, i % 2 == 0) for i, key in enumerate(keys)], threads, uploads)
+    remove_masks(total, [(key, i % 2 == 1) for i, key in enumerate(keys)], threads)
+    expected = sum(upload.astype(object) for upload in uploads) - 1
+    assert (total.astype(object) == expected % (1 << 64)).all()
