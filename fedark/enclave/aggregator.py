@@ -1,0 +1,235 @@
+"""The aggregator enclave: the only place where a customer's update exists in clear beside the trainer that made it.
+
+It admits trainers by their evidence, gives each the run's group key, takes one protected message a customer and round, and lets
+out only: the next global adapters (encrypted for the cohort), sums of counts over at least the contract's minimum cohort, and at
+the end the adapters, encrypted to the parties that the contract names.
+
+Rounds: 0 collects the "loaded" messages (initial adapters, before-measurements), 1..R the updates, R + 1 the last measurements.
+A round that is closed stays closed; a second message of one customer for one round is refused unless it is the same bytes.
+
+Under masks (`fedark.enclave.masking`) a customer's message is masked when it is opened here: this enclave sees the initial adapters,
+which tell nothing of a customer, and sums over the survivors. Each round but the loading asks for `OpenRound` before, and for
+`Survivors` and the committee's answers between the uploads and `Close`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fedark import canonical
+from fedark.attestation.gate import AttestedPeer
+from fedark.contract import ModelTerms
+from fedark.enclave.masking import AggregatorMasks
+from fedark.enclave.protection import LOADED, Context, GroupKey, Metric, Payload, ProtectedUpdate, seal_delivery
+from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done
+from fedark.errors import FederationError, ProtocolError, Refused
+from fedark.masking import EVALUATED, UPDATE
+from fedark.tuning.server_optimizer import ServerOptimizer, server_optimizer
+from fedark.v1 import enclave_pb2 as pb
+
+__all__ = ["AggregatorSession"]
+
+Vector = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class AggregatorSession(SessionBase):
+    """See the module's docstring."""
+
+    def __init__(self, config: RunConfig, quote: Quote) -> None:
+        super().__init__(config, quote)
+        self._group = GroupKey()
+        self._trainers: dict[str, AttestedPeer] = {}
+        self._round = 0
+        self._base = b""
+        self._received: dict[str, tuple[bytes, Payload]] = {}
+        self._vectors: dict[str, Vector] = {}
+        self._history: list[dict[str, Payload]] = []
+        self._masks: AggregatorMasks | None = None
+        if self.contract.protection.mode == "masked":
+            self._masks = AggregatorMasks(self.contract, config.run_id)
+        self._optimizers: dict[str, ServerOptimizer] = {
+            terms.name: server_optimizer(terms.server, terms.travelling) for terms in self.contract.models
+        }
+
+    def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
+        match kind:
+            case "admit_peer":
+                if call.admit_peer.peer in self._trainers:
+                    raise ProtocolError("The trainer enclave of this customer is admitted already.", safe="It stays the one.")
+                peer = self._admit(call.admit_peer)
+                self._trainers[peer.party] = peer
+                return pb.Reply(admitted=pb.Admitted(group_grant=self._group.grant(peer, self._signing)))
+            case "submit":
+                self._submit(call.submit)
+                return reply_done()
+            case "close":
+                return self._close(call.close.round)
+            case "deliver":
+                return self._deliver(call.deliver.party)
+            case "join":
+                hellos = [announcement.hello for _, announcement in sorted(call.join.peers.items())]
+                self._masked().join(self._trainers.values(), hellos)
+                return reply_done()
+            case "open_round":
+                self._expect(call.open_round.round)
+                if self._kind == LOADED:
+                    raise ProtocolError("Loading is not masked: it brings nothing of a customer.", safe="Nothing was opened.")
+                opened = self._masked().open(self._round, self._kind, call.open_round.parties, self._base)
+                return pb.Reply(opened=pb.Opened(masked=opened))
+            case "survivors":
+                self._expect(call.survivors.round)
+                endorse, unmask = self._masked().ask()
+                return pb.Reply(asked=pb.Asked(endorse=endorse, unmask=unmask))
+        return super()._handle(kind, call, progress)
+
+    @property
+    def _kind(self) -> str:
+        return LOADED if self._round == 0 else UPDATE if self._round <= self.contract.rounds else EVALUATED
+
+    def _masked(self) -> AggregatorMasks:
+        if self._masks is None:
+            raise ProtocolError("The contract does not mask its updates.", safe="The aggregator enclave did nothing.")
+        return self._masks
+
+    def _expect(self, number: int) -> None:
+        if number != self._round:
+            raise ProtocolError(f"A message for round {number} came in round {self._round}.", safe="It was dropped.")
+
+    def _submit(self, submit: pb.Submit) -> None:
+        sender = self._trainers.get(submit.party)
+        if sender is None:
+            raise Refused("A message came from a customer whose trainer enclave is not admitted.", safe="It was dropped.")
+        self._expect(submit.round)
+        kind = {pb.Submit.ENDORSEMENT: "endorsement", pb.Submit.SHARES: "shares"}.get(submit.part, self._kind)
+        context = Context(self.digest, self.config.run_id, kind, self._round, submit.party, self._base)
+        update = ProtectedUpdate.verify(submit.protected, sender=sender, context=context)
+        if submit.part == pb.Submit.ENDORSEMENT:
+            self._masked().endorse(update.open(self._hpke).masked, submit.party)
+        elif submit.part == pb.Submit.SHARES:
+            self._masked().accept(update.open(self._hpke).masked, submit.party)
+        else:
+            self._receive(submit, update)
+
+    def _receive(self, submit: pb.Submit, update: ProtectedUpdate) -> None:
+        fingerprint = hashlib.sha384(update.wire).digest()
+        if submit.party in self._received:
+            if self._received[submit.party][0] == fingerprint:
+                return
+            raise Refused(f"{submit.party} sent two different messages for one round.", safe="The first one counts.")
+        payload = update.open(self._hpke)
+        self._check(payload)
+        if self._masks is not None and self._kind != LOADED:
+            self._masks.receive(payload.masked, submit.party)
+        self._received[submit.party] = fingerprint, payload
+
+    def _check(self, payload: Payload) -> None:
+        names = {terms.name for terms in self.contract.models}
+        if self._masks is not None:
+            if payload.metrics or payload.weight or bool(payload.masked) == (self._kind == LOADED):
+                raise ProtocolError("A message is not masked, as the contract asks.", safe="It was dropped.")
+        elif set(payload.metrics) != names or payload.weight < 1 or payload.masked:
+            raise ProtocolError("A message does not speak for the models of the contract.", safe="It was dropped.")
+        kinds = (LOADED,) if self._masks is not None else (LOADED, UPDATE)
+        wanted = {terms.name: (terms.travelling,) for terms in self.contract.models} if self._kind in kinds else {}
+        if {name: vector.shape for name, vector in payload.vectors.items()} != wanted:
+            raise ProtocolError("A message's adapters have not the shape of the contract.", safe="It was dropped.")
+
+    def _close(self, number: int) -> pb.Reply:
+        if number != self._round:
+            raise ProtocolError(f"Round {number} cannot be closed in round {self._round}.")
+        minimum = self.contract.protection.minimum_cohort
+        if len(self._received) < minimum:
+            raise FederationError(
+                f"Round {number} has {len(self._received)} of the {minimum} customers that the contract asks for.",
+                safe="Nothing was summed and nothing left the enclave.",
+                fix="Bring the missing customers back, or agree on a smaller minimum cohort in a new contract.",
+            )
+        # A fixed order makes the floating-point sum independent of who answered first.
+        payloads = [self._received[party.name][1] for party in self.contract.customers if party.name in self._received]
+        means: dict[str, np.ndarray[Any, Any]] = {}
+        sums: list[dict[str, dict[str, list[int | float]]]] = []
+        if self._masks is not None:
+            total = self._masks.finish() if self._kind != LOADED else None
+            if total is not None and self._kind == UPDATE:
+                means = dict(self._masks.split(total))
+            elif total is not None:
+                sums = self._masks.figures(total)
+        else:
+            means = dict(_means(payloads)) if self._kind == UPDATE else {}
+            sums = self._figures({name: payload for name, (_, payload) in self._received.items()})
+        vectors = dict(self._vectors)
+        for terms in self.contract.models:
+            if self._kind == LOADED:
+                # Any one will do: they are computed by the same attested code, and differ by rounding at most.
+                vectors[terms.name] = payloads[0].vectors[terms.name].copy()
+            elif self._kind == UPDATE:
+                vectors[terms.name] = self._stepped(terms, means[terms.name])
+        self._vectors = vectors
+        metrics = canonical.encode(sums)
+        state = b""
+        self._received, self._round = {}, self._round + 1
+        if number <= self.contract.rounds:
+            context = Context(self.digest, self.config.run_id, "global", self._round, self.config.party)
+            state = self._group.seal_global(self._vectors, context, self._signing)
+            self._base = hashlib.sha384(state).digest()
+        return pb.Reply(closed=pb.Closed(state=state, metrics=metrics))
+
+    def _stepped(self, terms: ModelTerms, mean: np.ndarray[Any, Any]) -> Vector:
+        current = self._vectors[terms.name]
+        return self._optimizers[terms.name].step(current, (current + mean).astype(np.float32))
+
+    def _figures(self, received: dict[str, Payload]) -> list[dict[str, dict[str, list[int | float]]]]:
+        """Sums of all rounds, at the end and over those who were there to the end.
+
+        Given out round by round, the sums of two cohorts would differ by the figures of whoever dropped out between them.
+        """
+        self._history.append({name: replace(payload, vectors={}) for name, payload in received.items()})
+        if self._kind != EVALUATED:
+            return []
+        stayed = set.intersection(*(set(entry) for entry in self._history))
+        if len(stayed) < self.contract.protection.minimum_cohort:
+            return []
+        return [_sums([entry[name] for name in sorted(stayed)]) for entry in self._history]
+
+    def _deliver(self, name: str) -> pb.Reply:
+        party = self.contract.party(name)
+        if party is None or name not in self.contract.deliver_to:
+            raise Refused("The contract does not deliver the adapter to this party.", safe="Nothing was delivered.")
+        if self._round <= self.contract.rounds:
+            raise ProtocolError("The adapter is not finished yet.", safe="Nothing was delivered.")
+        sealed = seal_delivery(
+            self._vectors,
+            contract=self.digest,
+            run_id=self.config.run_id,
+            party=name,
+            hpke_public=bytes.fromhex(party.hpke_key),
+            signer=self._signing,
+        )
+        return pb.Reply(delivery=pb.Delivery(sealed=sealed))
+
+
+def _means(payloads: list[Payload]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Means over the cohort, weighted by records: model -> float64, 1-D."""
+    total = sum(payload.weight for payload in payloads)
+    means = {name: np.zeros(vector.shape, dtype=np.float64) for name, vector in payloads[0].vectors.items()}
+    for payload in payloads:
+        for name, vector in payload.vectors.items():
+            means[name] += (payload.weight / total) * vector
+    return means
+
+
+def _sums(payloads: list[Payload]) -> dict[str, dict[str, list[int | float]]]:
+    """Sums over the cohort of those counts that every member of it gave: a sum over fewer would point at someone."""
+    sums: dict[str, dict[str, list[int | float]]] = {}
+    for model in payloads[0].metrics:
+        keys = set.intersection(*(set(payload.metrics[model]) for payload in payloads))
+        rows: dict[str, list[Metric]] = {key: [payload.metrics[model][key] for payload in payloads] for key in sorted(keys)}
+        sums[model] = {
+            key: [sum(row[0] for row in items), sum(row[1] for row in items), float(sum(row[2] for row in items))]
+            for key, items in rows.items()
+        }
+    return sums

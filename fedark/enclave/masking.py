@@ -1,0 +1,272 @@
+"""The two ends of a masked session inside their enclaves: `fedark.secagg` tied to attestation, contract and rounds.
+
+Peers are attested without a nonce for each pair. Every trainer enclave gives one nonce for all of its fellows; a relay brings all
+of them to each; each proves itself once, over
+
+    combined = SHA-256 [label, contract digest, run, [[party, nonce], ...]]
+
+and appraises the others' evidence for the same value. It has seen its own nonce, fresh and unaltered, go into `combined`, so
+evidence over it is as fresh as evidence over that nonce. Who was shown another list expects another value and admits nobody.
+
+Round numbers of the masked protocol are the job's and never come twice. What identifies a round's model is the digest of the
+encrypted global state that the trainer received. Loading needs no masks: the initial adapters that it brings to the aggregator
+enclave are computed from the sealed model and the contract's seed alone.
+
+The masked messages travel inside `ProtectedUpdate`s to the aggregator enclave: whoever carries them cannot even sum them, and an
+aggregator enclave whose hardware fails or lies still learns sums alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from fedark import canonical
+from fedark.attestation.binding import NONCE_BYTES
+from fedark.attestation.gate import AttestedPeer
+from fedark.attestation.nonces import NonceBook
+from fedark.contract import Contract
+from fedark.enclave.protection import Metric
+from fedark.errors import FederationError, ProtocolError, Refused
+from fedark.keys import SigningKey
+from fedark.masking import EVALUATED, figures, lanes, masked_policy
+from fedark.secagg import Client, Contribution, Directory, Round, RoundSum, Server
+
+__all__ = ["AggregatorMasks", "TrainerMasks"]
+
+_PEERS = "fedark/peers/1"
+
+Vector = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class _Self:
+    """An enclave's own identity, which it need not attest to itself."""
+
+    party: str
+    signing_public: bytes
+    contract_digest: bytes
+    run_id: str
+    role: str = "trainer"
+
+
+class TrainerMasks:
+    """A trainer's end: nonce -> combine -> join -> { begin -> upload -> [endorse] -> unmask }."""
+
+    def __init__(self, contract: Contract, run_id: str, party: str, signing: SigningKey, nonces: NonceBook) -> None:
+        self._contract, self._nonces = contract, nonces
+        self._policy = masked_policy(contract, run_id)
+        self._client = Client(self._policy, party, signing)
+        self._me = _Self(party, signing.public, self._policy.contract_digest, run_id)
+        self._nonce = b""
+        self._combined = b""
+
+    @property
+    def fellows(self) -> tuple[str, ...]:
+        """The other customers of the contract."""
+        return tuple(name for name in self._policy.roster if name != self._me.party)
+
+    def hello(self) -> bytes:
+        """The signed announcement of this session's key."""
+        return self._client.hello()
+
+    def nonce(self, *, now: datetime) -> bytes:
+        """This enclave's challenge to its fellows."""
+        self._nonce = self._nonces.issue(_PEERS, now=now)
+        return self._nonce
+
+    def combine(self, nonces: Mapping[str, bytes], *, now: datetime) -> bytes:
+        """The one challenge that the whole cohort answers. Once.
+
+        Raises:
+            Refused: this enclave's own nonce is not in it as it was given, or is used or too old.
+            ProtocolError: not one nonce for every customer, or combined already.
+        """
+        if self._combined:
+            raise ProtocolError("This enclave has answered its fellows already.", safe="No key was agreed.")
+        if set(nonces) != set(self._policy.roster) or any(len(nonce) != NONCE_BYTES for nonce in nonces.values()):
+            raise ProtocolError("The nonces are not one for every customer of the contract.", safe="No key was agreed.")
+        if not self._nonce or nonces[self._me.party] != self._nonce:
+            raise Refused(
+                f"The nonce of the trainer enclave of {self._me.party} was altered on its way to its fellows.",
+                safe="No key was agreed and no record was opened.",
+                fix="Whoever relays the messages is not honest, or mixes two runs.",
+            )
+        self._nonces.spend(self._nonce, _PEERS, now=now)
+        listed = [[party, nonces[party]] for party in sorted(nonces)]
+        session = [_PEERS, self._me.contract_digest, self._me.run_id, listed]
+        self._combined = hashlib.sha256(canonical.encode(session)).digest()
+        return self._combined
+
+    def join(self, peers: Iterable[AttestedPeer], hellos: Iterable[bytes]) -> None:
+        """Agree keys with the fellows that were admitted, and with nobody else.
+
+        Raises:
+            Refused: a key that is not of an attested fellow, too few of them, or one that stands twice.
+            ProtocolError: malformed, or joined already.
+        """
+        hellos = [*hellos, self.hello()]
+        self._client.join(Directory.verify(self._policy, [*peers, self._me], hellos))
+
+    def begin(self, layout: str, request: bytes, model: bytes) -> None:
+        """Enter the masked round that the aggregator opened, before anything is computed for it.
+
+        Raises:
+            ProtocolError: malformed, not new, or of another kind than `layout`.
+            Refused: a cohort that is too small, or a model whose sum was released.
+        """
+        found = self._client.begin(request, model)
+        if found.name != layout:
+            raise ProtocolError(f"A masked round of kind {found.name!r} came for {layout!r}.", safe="Nothing was uploaded.")
+
+    def upload(
+        self,
+        layout: str,
+        vectors: Mapping[str, Vector],
+        records: int,
+        metrics: Mapping[str, Mapping[str, Metric]],
+        on_clipped: Callable[[], None],
+    ) -> bytes:
+        """The masked message of the round that was begun.
+
+        Args:
+            vectors: model name -> what travels; not looked at where figures alone are summed.
+            records: the customer's training records.
+            metrics: all figures so far; not looked at in an update.
+            on_clipped: called if the update does not fit the contract's bounds as it is.
+
+        Raises:
+            InputError: a figure is missing, or a number is not finite.
+            ProtocolError: no round was begun, or this enclave uploaded to it.
+        """
+        terms = self._policy.by_name[layout]
+        weight = min(records, terms.max_weight)
+        vector, values = np.zeros(0, np.float32), {}
+        if layout == EVALUATED:
+            values = lanes(self._contract, metrics)
+        else:
+            vector = np.concatenate([vectors[model.name] for model in self._contract.models])
+            norm, top = float(np.linalg.norm(vector.astype(np.float64))), float(np.abs(vector).max(initial=0.0))
+            if norm > terms.clip_norm or top * weight / terms.max_weight > terms.value_range:
+                on_clipped()
+        return bytes(self._client.upload(Contribution(vector, weight, values)))
+
+    def endorse(self, request: bytes) -> bytes:
+        """See `fedark.secagg.Client.endorse`."""
+        return self._client.endorse(request)
+
+    def unmask(self, request: bytes) -> bytes:
+        """See `fedark.secagg.Client.unmask`."""
+        return self._client.unmask(request)
+
+
+class AggregatorMasks:
+    """The aggregator's end: join -> { open -> receive* -> ask -> [endorse* -> ask] -> accept* -> finish }."""
+
+    def __init__(self, contract: Contract, run_id: str) -> None:
+        self._contract = contract
+        self._policy = masked_policy(contract, run_id)
+        self._directory: Directory | None = None
+        self._server: Server | None = None
+        self._round: Round | None = None
+        self._closed = False
+        self._waiting: set[str] = set()
+
+    def join(self, trainers: Iterable[AttestedPeer], hellos: Iterable[bytes]) -> None:
+        """Know the session's keys. Once.
+
+        Raises:
+            Refused, ProtocolError: as `fedark.secagg.Directory.verify`.
+        """
+        if self._server is not None:
+            raise ProtocolError("The masked session was joined already.", safe="It goes on as it is.")
+        self._directory = Directory.verify(self._policy, trainers, hellos)
+        self._server = Server(self._directory)
+
+    def open(self, number: int, layout: str, parties: Iterable[str], model: bytes) -> bytes:
+        """Begin the job's round `number`; returns the request for every participant.
+
+        Raises:
+            Refused, ProtocolError: every trainer would refuse it.
+        """
+        if self._server is None:
+            raise ProtocolError("No masked session was joined.")
+        self._round, self._closed = self._server.open(number, layout, list(parties), model), False
+        return self._round.request
+
+    def receive(self, message: bytes, party: str) -> None:
+        """Take one masked upload; see `fedark.secagg.Round.receive`."""
+        self._opened().receive(message, party)
+
+    def ask(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Endorsement requests, or unmask requests, by member: whichever comes next. Ends the uploading.
+
+        Raises:
+            Refused: too few uploads; the round is over and revealed nothing.
+            FederationError: too few members have signed the survivors.
+        """
+        current = self._opened()
+        if not self._closed:
+            current.close()
+            self._closed = True
+            if current.needs_agreement:
+                self._waiting = set(current.committee)
+                return dict.fromkeys(current.committee, current.endorsement_request()), {}
+        if not current.enough_endorsements:
+            raise self._too_few("signed its survivors")
+        self._waiting = set(current.committee)
+        return {}, current.unmask_requests()
+
+    def endorse(self, message: bytes, party: str) -> None:
+        """Take one member's signature; see `fedark.secagg.Round.endorse`."""
+        self._opened().endorse(message, party)
+        self._waiting.discard(party)
+
+    def accept(self, message: bytes, party: str) -> None:
+        """Take one member's shares; see `fedark.secagg.Round.accept`."""
+        self._opened().accept(message, party)
+        self._waiting.discard(party)
+
+    def finish(self) -> RoundSum:
+        """The unmasked sum of the round; see `fedark.secagg.Round.finish`.
+
+        Raises:
+            FederationError: too few members have answered.
+        """
+        current = self._opened()
+        if not current.enough_answers:
+            raise self._too_few("given the shares that unmask it")
+        self._round = None
+        return current.finish()
+
+    def split(self, total: RoundSum) -> dict[str, Vector]:
+        """Weighted mean of the updates: model name -> what travels."""
+        mean, at = total.mean(), 0
+        found = {}
+        for terms in self._contract.models:
+            found[terms.name] = mean[at : at + terms.travelling]
+            at += terms.travelling
+        return found
+
+    def figures(self, total: RoundSum) -> list[dict[str, dict[str, list[int | float]]]]:
+        """See `fedark.masking.figures`."""
+        return figures(self._contract, total)
+
+    def _too_few(self, done: str) -> FederationError:
+        topology = self._directory.topology if self._directory else None
+        wanted = f"{topology.threshold} of {len(topology.committee)}" if topology else "enough"
+        return FederationError(
+            f"A masked round takes {wanted} committee members; these have not {done}: {', '.join(sorted(self._waiting))}.",
+            safe="Nothing was unmasked.",
+            fix="Bring the missing customers back, then submit the job again.",
+        )
+
+    def _opened(self) -> Round:
+        if self._round is None:
+            raise ProtocolError("No masked round is open.", safe="Nothing was summed.")
+        return self._round

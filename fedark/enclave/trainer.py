@@ -1,0 +1,403 @@
+"""The trainer enclave: where a provider's weights and a customer's records meet.
+
+Order, enforced by what each step needs: the aggregator admitted (an `AttestedPeer`) -> under masks, the other trainers admitted and
+keys agreed with them -> weight keys accepted and bundles opened in memory -> records -> `Begin` -> rounds, strictly increasing ->
+`Evaluate`. Nothing but the following leaves:
+
+- protected messages to the aggregator enclave (`fedark.enclave.protection`);
+- under masks, evidence and a session key for the fellow trainers;
+- receipts for the provider;
+- counts of correct answers and losses, and the loss of each training step, to the customer's own node.
+
+Weights and records are in this process's memory only and are never written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedark import canonical
+from fedark.attestation.gate import AttestedPeer
+from fedark.contract import ModelTerms, now
+from fedark.enclave.masking import TrainerMasks
+from fedark.enclave.protection import LOADED, Context, GroupKey, Metric, Payload, ProtectedUpdate, protect
+from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done, seed_of
+from fedark.errors import DataError, ModelError, ProtocolError
+from fedark.masking import EVALUATED, UPDATE, train_key
+from fedark.tuning.data import Record
+from fedark.tuning.task import TaskModel
+from fedark.v1 import enclave_pb2 as pb
+from fedark.vault.manifest import Manifest
+from fedark.vault.opener import Collector, Opener
+from fedark.vault.release import Accepted, Receipt, accept
+
+__all__ = ["TrainerSession"]
+
+_MAX_RECORDS = 5_000_000
+_MAX_RECORD_CHARS = 1 << 20
+
+Vector = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass
+class _Model:
+    """One base model of the job inside the enclave."""
+
+    terms: ModelTerms
+    task: TaskModel
+    initial: Vector
+    replay: list[Record]
+    acceptance: list[tuple[str, Record]]
+    local: dict[str, Metric] = field(default_factory=dict)
+    losses: dict[str, Metric] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """A bundle that is being opened."""
+
+    accepted: Accepted
+    opener: Opener
+    collector: Collector
+
+
+class TrainerSession(SessionBase):
+    """See the module's docstring."""
+
+    def __init__(self, config: RunConfig, quote: Quote) -> None:
+        super().__init__(config, quote)
+        self._aggregator: AttestedPeer | None = None
+        self._group: GroupKey | None = None
+        self._openings: dict[str, _Opening] = {}
+        self._models: dict[str, _Model] = {}
+        self._train: list[Record] = []
+        self._test: list[Record] = []
+        self._data_closed = False
+        self._begun = False
+        self._round = 0
+        self._base = b""
+        self._masks: TrainerMasks | None = None
+        if self.contract.protection.mode == "masked":
+            self._masks = TrainerMasks(self.contract, config.run_id, config.party, self._signing, self._nonces)
+
+    def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
+        match kind:
+            case "admit_peer":
+                if self._aggregator is not None:
+                    raise ProtocolError("An aggregator enclave is admitted already.", safe="It stays the only one of this run.")
+                self._aggregator = self._admit(call.admit_peer)
+                return pb.Reply(admitted=pb.Admitted())
+            case "grant":
+                return self._grant(call.grant)
+            case "sealed":
+                return self._sealed(call.sealed)
+            case "records":
+                return self._records(call.records)
+            case "begin":
+                return self._begin(progress)
+            case "round":
+                return self._train_round(call.round, progress)
+            case "evaluate":
+                return self._evaluate(call.evaluate, progress)
+            case "peer_nonce":
+                return pb.Reply(nonce=pb.Nonce(nonce=self._masked().nonce(now=now())))
+            case "announce":
+                return self._announce(call.announce)
+            case "join":
+                return self._join(call.join)
+            case "endorse":
+                return self._member("endorsement", self._masked().endorse(call.endorse.request))
+            case "unmask":
+                return self._member("shares", self._masked().unmask(call.unmask.request))
+        return super()._handle(kind, call, progress)
+
+    # -- fellow trainers, under masks ---------------------------------------------------------------------------------
+
+    def _masked(self) -> TrainerMasks:
+        if self._masks is None:
+            raise ProtocolError("The contract does not mask its updates.", safe="The trainer enclave did nothing.")
+        return self._masks
+
+    def _announce(self, call: pb.Announce) -> pb.Reply:
+        """Prove this enclave to all of its fellows at once, and announce its session key."""
+        masks, gate = self._masked(), self._gate({})
+        combined = masks.combine(dict(call.nonces), now=now())
+        for party in masks.fellows:
+            gate.expect(combined, self.config.role, party, now=now())
+        evidence = self._evidence(combined).encode()
+        return pb.Reply(announcement=pb.Announcement(evidence=evidence, hello=masks.hello()))
+
+    def _join(self, call: pb.Join) -> pb.Reply:
+        """Admit every fellow by its evidence, then agree keys: with nobody unless all who were brought are proven."""
+        masks, gate = self._masked(), self._gate(dict(call.collateral))
+        self._admitted()  # whose admission has verified the contract's signatures
+        others = {party: call.peers[party] for party in sorted(call.peers) if party != self.config.party}
+        peers = [self._appraise(self.config.role, party, other.evidence, gate) for party, other in others.items()]
+        masks.join(peers, [other.hello for other in others.values()])
+        return reply_done()
+
+    def _member(self, kind: str, message: bytes) -> pb.Reply:
+        """A committee member's answer: encrypted to the aggregator enclave, for shares unmask the sum for whoever holds them."""
+        context = Context(self.digest, self.config.run_id, kind, self._round, self.config.party, self._base)
+        payload = Payload(0, {}, {}, message)
+        return pb.Reply(update=pb.Update(protected=self._protect(payload, context).wire))
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def _admitted(self) -> AttestedPeer:
+        if self._aggregator is None:
+            raise ProtocolError("The aggregator enclave has not been admitted yet.", safe="The trainer enclave did nothing.")
+        return self._aggregator
+
+    def _grant(self, grant: pb.Grant) -> pb.Reply:
+        aggregator = self._admitted()
+        terms = self.contract.model(grant.model)
+        if terms is None or terms.name in self._models:
+            raise ProtocolError("A grant names a model that the contract has not, or that is open already.")
+        manifest = Manifest.verify(grant.manifest, bytes.fromhex(self.contract.provider.signing_key))
+        if manifest.digest().hex() != terms.bundle:
+            raise ModelError(
+                f"The sealed bundle for model {terms.name} is not the one in the contract.",
+                safe="No weight was opened.",
+                fix="Fetch the bundle that the contract names.",
+            )
+        nonce, evidence = self._answered.get(self.contract.provider.name, (b"", b""))
+        accepted = accept(
+            grant.grant,
+            hpke=self._hpke,
+            manifest=manifest,
+            contract=self.contract,
+            model=terms.name,
+            run_id=self.config.run_id,
+            party=self.config.party,
+            nonce=nonce,
+            evidence=evidence,
+            now=now(),
+        )
+        self._group = GroupKey.accept(
+            grant.group_grant,
+            hpke=self._hpke,
+            signing_public=self._signing.public,
+            party=self.config.party,
+            aggregator=aggregator,
+        )
+        collector = Collector(manifest)
+        self._openings[terms.name] = _Opening(accepted, Opener(manifest, accepted.key, collector), collector)
+        accepted.key.wipe()
+        return reply_done()
+
+    def _sealed(self, sealed: pb.Sealed) -> pb.Reply:
+        terms = self.contract.model(sealed.model)
+        opening = self._openings.get(sealed.model)
+        if terms is None or opening is None:
+            raise ProtocolError("Sealed bytes came for a model without a grant.")
+        opening.opener.feed(sealed.data)
+        if not sealed.last:
+            return reply_done()
+        del self._openings[sealed.model]
+        opened, files = opening.opener.finish(), opening.collector.files
+        acceptance = _extra(files, "extra/acceptance.jsonl")
+        if not {group for group, _ in acceptance} <= set(self.contract.evaluation.groups):
+            raise ModelError(
+                f"The acceptance set of model {terms.name} has a group that the contract does not name.",
+                safe="Nothing was measured.",
+            )
+        task = TaskModel.load(files, terms)
+        self._models[terms.name] = _Model(
+            terms=terms,
+            task=task,
+            initial=task.initial(),
+            replay=[record for _, record in _extra(files, "extra/replay.jsonl")],
+            acceptance=acceptance,
+        )
+        receipt = Receipt.make(opening.accepted, opened, self._signing, now=now())
+        return pb.Reply(receipt=pb.Receipt(receipt=receipt))
+
+    # -- records ------------------------------------------------------------------------------------------------------
+
+    def _records(self, records: pb.Records) -> pb.Reply:
+        self._admitted()
+        if self._data_closed:
+            raise ProtocolError("Records came after the last ones.")
+        split = self._train if records.split == pb.Records.TRAIN else self._test
+        batch = [Record(record.prompt, record.answer) for record in records.records]
+        if len(split) + len(records.records) > _MAX_RECORDS:
+            raise DataError(self.config.party, None, f"more than {_MAX_RECORDS} records")
+        answers = set().union(*(terms.labels for terms in self.contract.models))
+        for record in batch:
+            if max(len(record.prompt), len(record.answer)) > _MAX_RECORD_CHARS:
+                raise DataError(self.config.party, None, f"a record has more than {_MAX_RECORD_CHARS} characters")
+            if answers and record.answer not in answers:
+                raise DataError(self.config.party, None, "a record's answer is none of the contract's labels")
+        if records.last and not self._train and not (split is self._train and batch):
+            raise DataError(self.config.party, None, "no training record")
+        split += batch
+        self._data_closed = records.last
+        return reply_done()
+
+    # -- measuring and training ---------------------------------------------------------------------------------------
+
+    def _ready(self) -> None:
+        missing = [terms.name for terms in self.contract.models if terms.name not in self._models]
+        if missing or not self._data_closed:
+            raise ProtocolError("Training was asked for before weights and records were complete.")
+        if self._begun:
+            raise ProtocolError("This enclave has begun already.", safe="It goes on as it is.")
+
+    def _begin(self, progress: ProgressSink) -> pb.Reply:
+        self._ready()
+        metrics: dict[str, dict[str, Metric]] = {}
+        for name, model in self._models.items():
+            report = _reporter(progress, f"{name}: before")
+            measured = self._measure(model, "before", report)
+            epochs = model.terms.training.baseline_epochs
+            if epochs:
+                model.task.train(
+                    self._train,
+                    [],
+                    epochs=epochs,
+                    seed=self._seed(name, "baseline"),
+                    progress=_reporter(progress, f"{name}: local-only"),
+                )
+                measured |= self._measure(model, "local", _reporter(progress, f"{name}: local-only, measuring"), full=True)
+                model.task.set_flat(model.initial)
+            model.local = dict(measured)
+            metrics[name] = measured
+        self._begun = True
+        initial = {name: model.initial for name, model in self._models.items()}
+        return self._measured(self._leave(LOADED, 0, initial, metrics, progress))
+
+    def _train_round(self, call: pb.Round, progress: ProgressSink) -> pb.Reply:
+        vectors, base = self._open_global(call.round, call.state)
+        if not self._round < call.round <= self.contract.rounds:
+            raise ProtocolError(f"Round {call.round} was asked for after round {self._round}: no round is trained twice.")
+        if self._masks is not None:
+            self._masks.begin(UPDATE, call.masked, base)
+        self._round, self._base = call.round, base
+        deltas: dict[str, Vector] = {}
+        metrics: dict[str, dict[str, Metric]] = {}
+        for name, model in self._models.items():
+            training = model.terms.training
+            model.task.set_flat(vectors[name])
+            stats = model.task.train(
+                self._train,
+                model.replay,
+                epochs=training.epochs,
+                seed=self._seed(name, call.round),
+                progress=_reporter(progress, f"{name}: round {call.round}"),
+            )
+            deltas[name] = (model.task.get_flat() - vectors[name]).astype(np.float32)
+            model.losses[train_key(call.round)] = 0, stats.examples, stats.loss * stats.examples
+            metrics[name] = {"train": model.losses[train_key(call.round)]}
+        return pb.Reply(update=pb.Update(protected=self._leave(UPDATE, call.round, deltas, metrics, progress).wire))
+
+    def _evaluate(self, call: pb.Evaluate, progress: ProgressSink) -> pb.Reply:
+        final = self.contract.rounds + 1
+        vectors, base = self._open_global(final, call.state)
+        if self._masks is not None:
+            self._masks.begin(EVALUATED, call.masked, base)
+        self._round, self._base = final, base
+        metrics: dict[str, dict[str, Metric]] = {}
+        for name, model in self._models.items():
+            model.task.set_flat(vectors[name])
+            metrics[name] = self._measure(model, "federated", _reporter(progress, f"{name}: federated"))
+            model.local |= metrics[name]
+        return self._measured(self._leave(EVALUATED, final, {}, metrics, progress))
+
+    def _open_global(self, number: int, wire: bytes) -> tuple[dict[str, Vector], bytes]:
+        aggregator = self._admitted()
+        if not self._begun or self._group is None:
+            raise ProtocolError("A round was asked for before the enclave had begun.")
+        context = Context(self.digest, self.config.run_id, "global", number, aggregator.party)
+        vectors = self._group.open_global(wire, context, aggregator)
+        for name, model in self._models.items():
+            if name not in vectors or vectors[name].shape != (model.terms.travelling,):
+                raise ProtocolError(f"The global adapter of model {name} has not the shape of the contract.")
+        return vectors, hashlib.sha384(wire).digest()
+
+    def _measure(
+        self, model: _Model, when: str, report: Callable[[int, int, float], None], *, full: bool = False
+    ) -> dict[str, Metric]:
+        """Correct, total and loss on the customer's held-out records and, by group, on the acceptance set.
+
+        Every customer measures the local-only adapter on the whole acceptance set, but the common ones (before, federated) on
+        a K-th of it: the cohort's sum then counts each record once.
+        """
+        measured: dict[str, Metric] = {}
+        if self._test:
+            measured[f"{when}/own"] = _evaluate(model.task, self._test)
+        rows = model.acceptance
+        if not full:
+            names = [party.name for party in self.contract.customers]
+            rows = rows[names.index(self.config.party) :: len(names)]
+        groups = self.contract.evaluation.groups
+        for index, group in enumerate(groups):
+            measured[f"{when}/acceptance/{group}"] = _evaluate(model.task, [record for name, record in rows if name == group])
+            report(index + 1, len(groups), 0.0)
+        return measured
+
+    def _measured(self, protected: ProtectedUpdate) -> pb.Reply:
+        local = canonical.encode(
+            {name: {key: list(value) for key, value in model.local.items()} for name, model in self._models.items()}
+        )
+        return pb.Reply(measured=pb.Measured(local=local, protected=protected.wire))
+
+    def _leave(
+        self,
+        kind: str,
+        number: int,
+        vectors: dict[str, Vector],
+        metrics: dict[str, dict[str, Metric]],
+        progress: ProgressSink,
+    ) -> ProtectedUpdate:
+        """What leaves for the aggregator enclave: encrypted to it, and masked too where the contract says so."""
+        context = Context(self.digest, self.config.run_id, kind, number, self.config.party, self._base)
+        records = len(self._train)
+        if self._masks is None:
+            return self._protect(Payload(records, vectors, metrics), context)
+
+        def on_clipped() -> None:
+            progress(pb.Progress(stage="the update was clipped to the contract's bounds", done=1, total=1))
+
+        if kind == LOADED:
+            return self._protect(Payload(0, vectors, {}), context)
+        figures = {name: {**model.local, **model.losses} for name, model in self._models.items()}
+        return self._protect(Payload(0, {}, {}, self._masks.upload(kind, vectors, records, figures, on_clipped)), context)
+
+    def _protect(self, payload: Payload, context: Context) -> ProtectedUpdate:
+        return protect(payload, context, recipient=self._admitted(), signer=self._signing)
+
+    def _seed(self, *parts: Any) -> int:
+        return seed_of(self.contract.seed, self.config.party, *parts)
+
+
+def _evaluate(task: TaskModel, records: Iterable[Record]) -> Metric:
+    measured = task.evaluate(list(records))
+    return measured.correct, measured.total, float(measured.loss_sum)
+
+
+def _extra(files: Any, name: str) -> list[tuple[str, Record]]:
+    """The provider's own records in a bundle: JSON lines of prompt, answer and group."""
+    rows: list[tuple[str, Record]] = []
+    for number, line in enumerate(bytes(files.get(name, b"")).splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rows.append((str(row["group"]), Record(str(row["prompt"]), str(row["answer"]))))
+        except (ValueError, KeyError, TypeError):
+            raise ModelError(
+                f"{name} of the sealed bundle, line {number}: not a record.", safe="Nothing was trained."
+            ) from None
+    return rows
+
+
+def _reporter(progress: ProgressSink, stage: str) -> Callable[[int, int, float], None]:
+    def report(done: int, total: int, value: float) -> None:
+        progress(pb.Progress(stage=stage, done=done, total=total, value=value))
+
+    return report

@@ -1,0 +1,163 @@
+"""Edits, and other ways to slip in code: what is not what was measured is not executed, or gets no evidence."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import py_compile
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedark.enclave import launcher
+from fedark.errors import EnclaveFailed, Refused
+from fedark.measurement import Measurement
+from fedark.measurement.tree import Entry
+
+
+@pytest.fixture
+def own(probing, tmp_path: Path) -> tuple[Path, Measurement]:
+    """A module of a test's own, measured as part of the application and on the search path, and the measurement."""
+    folder = (tmp_path / "own").resolve()
+    folder.mkdir()
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != Path(parent.anchor):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    module = folder / "measured_helper.py"
+    module.write_text("VALUE = 1\n")
+    probe = probing("aggregator")
+    entry = Entry("helper.py", "f", False, hashlib.sha384(module.read_bytes()).digest(), str(module))
+    measurement = dataclasses.replace(
+        probe,
+        visible=(*probe.visible, folder),
+        search_path=(probe.search_path[0], folder, *probe.search_path[1:]),
+        entries={**probe.entries, "application": (*probe.entries["application"], entry)},
+    )
+    return module, measurement
+
+
+def test_a_measured_module_can_be_imported_late(do, start, own) -> None:
+    _, measurement = own
+    enclave = start(measurement=measurement)
+    assert do(enclave, "import", "measured_helper") == b"imported"
+    assert do(enclave, "quote").startswith(b"simulated")
+
+
+def test_an_edit_after_the_start_is_not_executed_and_gets_no_evidence(do, start, own) -> None:
+    module, measurement = own
+    enclave = start(measurement=measurement)
+    module.write_text("VALUE = 2\n")
+    assert b"is not the file that was measured" in do(enclave, "import", "measured_helper")
+    with pytest.raises(Refused, match="measured_helper"):
+        do(enclave, "quote")
+    with pytest.raises(EnclaveFailed):
+        do(enclave, "echo")
+
+
+def test_an_edit_between_measuring_and_starting_is_not_executed(do, start, own) -> None:
+    module, measurement = own
+    module.write_text("VALUE = 3\n")
+    enclave = start(measurement=measurement)
+    assert b"is not the file that was measured" in do(enclave, "import", "measured_helper")
+
+
+def test_an_edit_while_libraries_load_is_found_even_if_it_is_undone(start, own, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, measurement = own
+    real = launcher._spawn
+
+    def edit_and_undo(*arguments, **options):
+        process = real(*arguments, **options)
+        before = module.stat()
+        module.write_text("VALUE = 4\n")
+        module.write_text("VALUE = 1\n")
+        os.utime(module, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return process
+
+    monkeypatch.setattr(launcher, "_spawn", edit_and_undo)
+    with pytest.raises(Refused, match="was changed while the enclave loaded it"):
+        start(measurement=measurement)
+
+
+def test_a_file_that_is_added_while_libraries_load_is_found(start, own, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, measurement = own
+    real = launcher._spawn
+
+    def add(*arguments, **options):
+        process = real(*arguments, **options)
+        (module.parent / "cbor2.py").write_text("raise SystemExit")
+        return process
+
+    monkeypatch.setattr(launcher, "_spawn", add)
+    with pytest.raises((Refused, EnclaveFailed)):
+        start(measurement=measurement)
+
+
+def test_bytecode_that_the_host_writes_meanwhile_is_no_change(do, start, own, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, measurement = own
+    real = launcher._spawn
+
+    def compile_beside(*arguments, **options):
+        process = real(*arguments, **options)
+        py_compile.compile(str(module))
+        return process
+
+    monkeypatch.setattr(launcher, "_spawn", compile_beside)
+    enclave = start(measurement=measurement)
+    assert do(enclave, "quote").startswith(b"simulated")
+    (module.parent / "__pycache__" / "more").mkdir()
+    assert do(enclave, "quote").startswith(b"simulated")
+    (module.parent / "libextra.so").write_bytes(b"")
+    with pytest.raises(Refused, match="was changed"):
+        do(enclave, "quote")
+
+
+def test_a_change_of_the_role_itself_is_found_by_measuring_again(probing, start, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = probing("aggregator")
+    registers = {**real.registers, "application": bytes(48)}
+    with pytest.raises(Refused, match="changed after it was measured"):
+        start(measurement=dataclasses.replace(real, registers=registers))
+
+
+def test_a_module_that_was_added_is_not_seen(do, start, own) -> None:
+    module, measurement = own
+    (module.parent / "stranger.py").write_text("raise SystemExit")
+    (module.parent / "cbor2.py").write_text("raise SystemExit")
+    enclave = start(measurement=measurement)
+    assert do(enclave, "import", "stranger").startswith(b"ModuleNotFoundError")
+
+
+def test_poisoned_bytecode_beside_a_source_is_not_executed(do, start, own) -> None:
+    module, measurement = own
+    cache = module.parent / "__pycache__"
+    cache.mkdir()
+    poison = cache / f"measured_helper.{sys.implementation.cache_tag}.pyc"
+    script = module.with_name("poison.py")
+    script.write_text("raise SystemExit")
+    py_compile.compile(str(script), str(poison), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    script.unlink()
+    enclave = start(measurement=measurement)
+    assert do(enclave, "import", "measured_helper") == b"imported"
+
+
+def test_the_hosts_environment_changes_nothing(do, start, own, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module, _ = own
+    (module.parent / "sitecustomize.py").write_text("raise SystemExit")
+    for name in (
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONSTARTUP",
+        "PYTHONPYCACHEPREFIX",
+        "LD_PRELOAD",
+        "LD_LIBRARY_PATH",
+        "LD_AUDIT",
+    ):
+        monkeypatch.setenv(name, str(module.parent))
+    monkeypatch.setenv("PYTHONINSPECT", "1")
+    enclave = start()
+    facts = json.loads(do(enclave, "facts"))
+    assert str(module.parent) not in facts["path"]
+    assert not {name for name in facts["environment"] if name.startswith(("PYTHON", "LD_"))}
+    assert not {"site", "sitecustomize", "usercustomize"} & set(json.loads(do(enclave, "modules")))
