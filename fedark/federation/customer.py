@@ -1,0 +1,418 @@
+"""A customer's node: it owns the records and the trainer enclave, and opens the first to the second only when both ends are proven.
+
+The order is that of the stages. The data file is read and checked at enrolment, so that a bad record is found before anything
+is signed; it goes into the trainer enclave at `load`, after this node has appraised its own enclave and the aggregator's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedark import canonical
+from fedark.attestation.gate import AttestedPeer
+from fedark.contract import Contract, ModelTerms, SignedContract, now
+from fedark.enclave.host import EnclaveHandle
+from fedark.enclave.protection import Context, ProtectedUpdate
+from fedark.enclave.session import RunConfig
+from fedark.errors import ContractError, DataError, FedarkError, FederationError, ProtocolError
+from fedark.federation.node import SEEN_LOGS, NodeBase, NodeSettings, find_bundle
+from fedark.files import write_atomic
+from fedark.job import DataSpec
+from fedark.translog.entry import Fact
+from fedark.translog.head import TreeHead
+from fedark.translog.memory import HeadMemory
+from fedark.translog.refusals import LogRefused
+from fedark.translog.view import check_views, sign_view
+from fedark.tuning.data import Record, read_records, split_train_test
+from fedark.v1 import enclave_pb2, stage_pb2
+from fedark.vault.bundle import SealedBundle
+from fedark.vault.release import logged_as
+
+__all__ = ["CustomerData", "CustomerNode"]
+
+_PIECE = 4 << 20
+_BATCH = 2000
+
+
+@dataclass(frozen=True)
+class CustomerData:
+    """Where a customer's records are and how they are read.
+
+    Attributes:
+        file: CSV or JSON lines.
+        test: a file of held-out records, or None to hold out `spec.test_fraction` of `file`.
+        spec: columns and template.
+    """
+
+    file: Path
+    test: Path | None
+    spec: DataSpec
+
+
+@dataclass
+class _Run:
+    """One run of a job at this customer. A field is set only by the stage that earns it."""
+
+    contract: Contract
+    enclave: EnclaveHandle
+    train: list[Record]
+    test: list[Record]
+    signed: SignedContract | None = None
+    aggregator: AttestedPeer | None = None
+    trainer: AttestedPeer | None = None
+    evidence: bytes = b""
+    log_head: TreeHead | None = None
+    log_agreed: bool = False
+    loaded: bool = False
+    number: int = 0
+    base: bytes = b""
+    local: dict[str, Any] = field(default_factory=dict)
+
+
+class CustomerNode(NodeBase):
+    """See the module's docstring."""
+
+    role = "customer"
+
+    def __init__(self, settings: NodeSettings, data: CustomerData) -> None:
+        super().__init__(settings)
+        self._data = data
+        self._heads = HeadMemory(settings.state / SEEN_LOGS)
+        self._runs: dict[str, _Run] = {}
+
+    def close(self) -> None:
+        """End the trainer enclaves."""
+        for run in self._runs.values():
+            run.enclave.close()
+        self._runs.clear()
+
+    def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
+        stage = message.WhichOneof("body")
+        if stage == "enrol":
+            return stage_pb2.StageReply(enrol=self._enrol(message.run_id, message.enrol))
+        run = self._runs.get(message.run_id)
+        if run is None or message.contract_digest != run.contract.digest():
+            raise ProtocolError(f"{self.party} has not enrolled in this run.", safe="The node did nothing.")
+        if stage != "abort" and run.contract.expired(now()):
+            raise ProtocolError("The contract is not valid any more.", safe="The node did nothing.")
+        match stage:
+            case "attest":
+                return stage_pb2.StageReply(attest=self._attest(message.run_id, run, message.attest))
+            case "load":
+                return stage_pb2.StageReply(load=self._load(message.run_id, run, message.load))
+            case "round":
+                return stage_pb2.StageReply(round=self._round(message.run_id, run, message.round))
+            case "evaluate":
+                return stage_pb2.StageReply(evaluate=self._evaluate(message.run_id, run, message.evaluate))
+            case "endorse":
+                return stage_pb2.StageReply(endorse=self._endorse(message.run_id, run, message.endorse))
+            case "unmask":
+                return stage_pb2.StageReply(unmask=self._unmask(message.run_id, run, message.unmask))
+            case "deliver":
+                return stage_pb2.StageReply(deliver=self._deliver(message.run_id, run, message.deliver))
+            case "abort":
+                self._end(message.run_id)
+                return stage_pb2.StageReply(abort=stage_pb2.AbortReply())
+        raise ProtocolError(f"A customer does not answer stage {stage!r}.", safe="The node did nothing.")
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def _enrol(self, run_id: str, request: stage_pb2.EnrolRequest) -> stage_pb2.EnrolReply:
+        contract = self._agree(request.contract)
+        if run_id in self._runs:
+            raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
+        try:
+            train, test = self._read(contract)
+        except DataError as error:
+            # File, line and count are for this node's own people; the others learn that it cannot take part.
+            self.settings.on_progress(str(error))
+            raise FederationError(
+                f"The records of {self.party} do not fit this contract; its own log says where.",
+                safe="They were not opened to any enclave.",
+            ) from None
+        masked = contract.protection.mode == "masked"
+        if masked and contract.evaluation.own and not test:
+            raise ContractError(
+                f"contract of job {contract.job}",
+                [f"it sums figures on held-out records under masks, and {self.party} holds none out"],
+                safe=f"{self.party} did not sign it.",
+            )
+        if self.settings.start_enclave is None:
+            raise FederationError("This node has no way to start an enclave.")
+        for other in list(self._runs):  # a node serves one run at a time
+            self._end(other)
+        config = RunConfig(role="trainer", party=self.party, contract=contract, run_id=run_id)
+        enclave = self.settings.start_enclave("trainer", config.encode())
+        self._runs[run_id] = _Run(contract, enclave, train, test)
+        nonce = enclave.call(enclave_pb2.Call(challenge=enclave_pb2.Challenge(peer=contract.aggregator.name))).nonce.nonce
+        gate = self._gate(contract, run_id)
+        mine = gate.challenge("aggregator", contract.aggregator.name, now=now())
+        nonces = {"node": mine, "trainer": nonce}
+        if masked:
+            nonces["peers"] = enclave.call(enclave_pb2.Call(peer_nonce=enclave_pb2.PeerNonce())).nonce.nonce
+        self.settings.on_progress(f"signed the contract of job {contract.job}; {len(train)} records stay here")
+        return stage_pb2.EnrolReply(signature=self._sign(contract), nonces=nonces)
+
+    def _read(self, contract: Contract) -> tuple[list[Record], list[Record]]:
+        spec = self._data.spec
+        labels = contract.models[0].labels
+        records = read_records(self._data.file, spec.prompt, spec.answer, labels)
+        if self._data.test is not None:
+            return records, read_records(self._data.test, spec.prompt, spec.answer, labels)
+        train, test = split_train_test(records, spec.test_fraction)
+        return (train, test) if train else (records, [])
+
+    def _own_problems(self, contract: Contract) -> list[str]:
+        problems = []
+        for terms in contract.models:
+            try:
+                self._bundle(contract, terms).check_payload()
+            except FedarkError as error:
+                problems.append(error.what)
+        if len({terms.labels for terms in contract.models}) > 1:
+            problems.append("its models have different labels")
+        return problems
+
+    def _bundle(self, contract: Contract, terms: ModelTerms) -> SealedBundle:
+        bundle = find_bundle(self.settings.catalogue, terms.bundle, bytes.fromhex(contract.provider.signing_key))
+        if bundle is None:
+            raise FederationError(
+                f"The sealed bundle of model {terms.name} ({terms.bundle[:16]}...) is not in the catalogue of {self.party}.",
+                fix=f"Copy it from the provider into {self.settings.catalogue}; it is encrypted, any way will do.",
+            )
+        return bundle
+
+    def _attest(self, run_id: str, run: _Run, request: stage_pb2.AttestRequest) -> stage_pb2.AttestReply:
+        contract, enclave = run.contract, run.enclave
+        run.signed = SignedContract.verify(contract, dict(request.contract_signatures))
+        name = contract.aggregator.name
+        run.aggregator = self._admit(contract, run_id, request.aggregator_evidence["node"], role="aggregator", party=name)
+        gate = self._gate(contract, run_id)
+        nonce = gate.challenge("trainer", self.party, now=now())
+        run.trainer = self._admit(
+            contract, run_id, self._evidence(enclave, self.party, nonce), role="trainer", party=self.party
+        )
+        enclave.call(
+            enclave_pb2.Call(
+                admit_peer=enclave_pb2.AdmitPeer(
+                    peer=name,
+                    evidence=request.aggregator_evidence["trainer"],
+                    contract_signatures=request.contract_signatures,
+                    collateral=dict(self.settings.collateral),
+                )
+            )
+        )
+        self.settings.on_progress("trainer and aggregator enclaves are proven to be what the contract names")
+        evidence = self._evidence(enclave, contract.provider.name, request.provider_nonce)
+        run.evidence = hashlib.sha384(evidence).digest()
+        seen = self._heads.last(_provider_key(contract), by=contract.provider.name)
+        announced = None
+        if contract.protection.mode == "masked":
+            call = enclave_pb2.Call(announce=enclave_pb2.Announce(nonces=dict(request.peer_nonces)))
+            announcement = enclave.call(call).announcement
+            announced = stage_pb2.PeerAnnouncement(evidence=announcement.evidence, hello=announcement.hello)
+        return stage_pb2.AttestReply(
+            provider_evidence=evidence,
+            aggregator_evidence=self._evidence(enclave, name, request.aggregator_nonce),
+            log_head=seen.encoded if seen is not None else b"",
+            announced=announced,
+        )
+
+    def _evidence(self, enclave: EnclaveHandle, peer: str, nonce: bytes) -> bytes:
+        return bytes(enclave.call(enclave_pb2.Call(attest=enclave_pb2.Attest(peer=peer, nonce=nonce))).evidence.evidence)
+
+    def _load(self, run_id: str, run: _Run, request: stage_pb2.LoadRequest) -> stage_pb2.LoadReply:
+        if run.trainer is None or run.aggregator is None:
+            raise ProtocolError("The enclaves are not proven yet.", safe="No record was opened to the trainer.")
+        run.log_head = self._check_log(run_id, run, run.trainer, request.grants)
+        if run.contract.protection.mode == "masked":
+            self._join(run, request)
+        receipts: dict[str, bytes] = {}
+        for terms in run.contract.models:
+            bundle = self._bundle(run.contract, terms)
+            run.enclave.call(
+                enclave_pb2.Call(
+                    grant=enclave_pb2.Grant(
+                        model=terms.name,
+                        manifest=bundle.manifest.encode(),
+                        grant=request.grants.by_model[terms.name],
+                        group_grant=request.group_grant,
+                    )
+                )
+            )
+            for data, last in _with_last(bundle.payload(_PIECE)):
+                reply = run.enclave.call(enclave_pb2.Call(sealed=enclave_pb2.Sealed(model=terms.name, data=data, last=last)))
+            receipts[terms.name] = reply.receipt.receipt
+        self._open_data(run)
+        self.settings.on_progress("weights and records are in the enclave; measuring before")
+        measured = run.enclave.call(enclave_pb2.Call(begin=enclave_pb2.Begin()), on_progress=self._show).measured
+        self._keep(run, measured)
+        self._consent.use(run.contract, run_id)
+        run.loaded = True
+        protected = self._own(run_id, run, run.trainer, "loaded", measured.protected)
+        view = sign_view(
+            self.settings.keys.signing,
+            party=self.party,
+            run_id=run_id,
+            contract=run.contract.digest(),
+            head=run.log_head,
+        )
+        return stage_pb2.LoadReply(receipts=receipts, protected_metrics=protected.wire, log_view=view)
+
+    def _join(self, run: _Run, request: stage_pb2.LoadRequest) -> None:
+        """Have the trainer admit its fellows and agree keys with them, before a record is opened to it."""
+        peers = {
+            name: enclave_pb2.Announcement(evidence=announced.evidence, hello=announced.hello)
+            for name, announced in request.announced.items()
+        }
+        run.enclave.call(enclave_pb2.Call(join=enclave_pb2.Join(peers=peers, collateral=dict(self.settings.collateral))))
+        self.settings.on_progress(f"keys agreed with {len(peers) - 1} other trainer enclaves, each proven")
+
+    def _check_log(self, run_id: str, run: _Run, trainer: AttestedPeer, grants: stage_pb2.Grants) -> TreeHead:
+        """The head of the provider's log, once what it did for this trainer stands in it, and its past is what it was."""
+        contract, provider = run.contract, _provider_key(run.contract)
+        for terms in contract.models:
+            if terms.name not in grants.by_model:
+                raise FederationError(f"Model {terms.name} came without a key.", safe="No record was opened to the trainer.")
+        name = contract.provider.name
+        witnessed = self._heads.take(grants.log, provider, by=name, party=self.party, run_id=run_id)
+        own: dict[str, Fact] = {
+            "party": self.party,
+            "run_id": run_id,
+            "contract": contract.digest(),
+            "evidence": run.evidence,
+        }
+        witnessed.find("attestation", **own, role="trainer", signing=trainer.signing_public)
+        for terms in contract.models:
+            recipient = hashlib.sha384(trainer.hpke_public).digest()
+            index, entry = witnessed.find(
+                "release", **own, model=terms.name, bundle=bytes.fromhex(terms.bundle), recipient=recipient
+            )
+            if logged_as(grants.by_model[terms.name], provider) != (index, entry.leaf()):
+                raise LogRefused(
+                    f"The key for model {terms.name} was released under another log entry than {name} shows.",
+                    safe="No record was opened to the trainer.",
+                )
+        self.settings.on_progress(f"the log of {name} holds what it did here, and goes on from what was seen before")
+        return witnessed.head
+
+    def _agree_on_log(self, run_id: str, run: _Run, views: Mapping[str, bytes]) -> None:
+        """Before the first update leaves: the other customers were shown the same log."""
+        if run.log_head is None:
+            raise ProtocolError("The provider's log was not shown yet.", safe="No update left.")
+        contract = run.contract
+        check_views(
+            views,
+            own=run.log_head,
+            party=self.party,
+            run_id=run_id,
+            contract=contract.digest(),
+            customers={party.name: bytes.fromhex(party.signing_key) for party in contract.customers},
+            minimum=contract.protection.minimum_cohort,
+            owner=_provider_key(contract),
+            by=contract.provider.name,
+            memory=self._heads,
+        )
+        run.log_agreed = True
+
+    def _open_data(self, run: _Run) -> None:
+        batches = [(enclave_pb2.Records.TRAIN, batch) for batch in _batches(run.train)]
+        batches += [(enclave_pb2.Records.TEST, batch) for batch in _batches(run.test)]
+        for index, (split, batch) in enumerate(batches):
+            records = [enclave_pb2.Record(prompt=record.prompt, answer=record.answer) for record in batch]
+            run.enclave.call(
+                enclave_pb2.Call(records=enclave_pb2.Records(split=split, records=records, last=index == len(batches) - 1))
+            )
+        run.train, run.test = [], []  # they are in the enclave now
+
+    def _round(self, run_id: str, run: _Run, request: stage_pb2.RoundRequest) -> stage_pb2.RoundReply:
+        trainer = self._loaded(run)
+        if not run.log_agreed:
+            self._agree_on_log(run_id, run, request.log_views)
+        self.settings.on_progress(f"round {request.round} of {run.contract.rounds}")
+        call = enclave_pb2.Round(round=request.round, state=request.state, masked=request.masked)
+        reply = run.enclave.call(enclave_pb2.Call(round=call), on_progress=self._show)
+        run.number, run.base = request.round, _base(request.state)
+        protected = self._own(run_id, run, trainer, "update", reply.update.protected)
+        return stage_pb2.RoundReply(protected_update=protected.wire)
+
+    def _evaluate(self, run_id: str, run: _Run, request: stage_pb2.EvaluateRequest) -> stage_pb2.EvaluateReply:
+        trainer = self._loaded(run)
+        call = enclave_pb2.Evaluate(state=request.state, masked=request.masked)
+        reply = run.enclave.call(enclave_pb2.Call(evaluate=call), on_progress=self._show)
+        self._keep(run, reply.measured)
+        run.number, run.base = run.contract.rounds + 1, _base(request.state)
+        protected = self._own(run_id, run, trainer, "evaluated", reply.measured.protected)
+        return stage_pb2.EvaluateReply(protected_metrics=protected.wire)
+
+    def _endorse(self, run_id: str, run: _Run, request: stage_pb2.EndorseRequest) -> stage_pb2.EndorseReply:
+        trainer = self._loaded(run)
+        reply = run.enclave.call(enclave_pb2.Call(endorse=enclave_pb2.Endorse(request=request.request)))
+        protected = self._own(run_id, run, trainer, "endorsement", reply.update.protected)
+        return stage_pb2.EndorseReply(protected_endorsement=protected.wire)
+
+    def _unmask(self, run_id: str, run: _Run, request: stage_pb2.UnmaskRequest) -> stage_pb2.UnmaskReply:
+        trainer = self._loaded(run)
+        reply = run.enclave.call(enclave_pb2.Call(unmask=enclave_pb2.Unmask(request=request.request)))
+        protected = self._own(run_id, run, trainer, "shares", reply.update.protected)
+        return stage_pb2.UnmaskReply(protected_shares=protected.wire)
+
+    def _deliver(self, run_id: str, run: _Run, request: stage_pb2.DeliverRequest) -> stage_pb2.DeliverReply:
+        if run.signed is None or run.aggregator is None:
+            raise ProtocolError("The enclaves are not proven yet.", safe="Nothing was stored.")
+        folder = self._store(run.signed, run.aggregator, request)
+        write_atomic(folder / "local.json", json.dumps(run.local, indent=2).encode())
+        self.settings.on_progress(f"adapter and report are in {folder}")
+        self._end(run_id)
+        return stage_pb2.DeliverReply(stored=True)
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def _own(self, run_id: str, run: _Run, trainer: AttestedPeer, kind: str, wire: bytes) -> ProtectedUpdate:
+        """What this node's own attested trainer made for this place of the run; nothing else leaves for the aggregator."""
+        context = Context(run.contract.digest(), run_id, kind, run.number, self.party, run.base)
+        return ProtectedUpdate.verify(wire, sender=trainer, context=context)
+
+    def _loaded(self, run: _Run) -> AttestedPeer:
+        if not run.loaded or run.trainer is None:
+            raise ProtocolError("Weights and records are not loaded yet.", safe="The trainer enclave did nothing.")
+        return run.trainer
+
+    def _keep(self, run: _Run, measured: enclave_pb2.Measured) -> None:
+        run.local = canonical.decode(measured.local, max_bytes=8 << 20)
+
+    def _show(self, progress: enclave_pb2.Progress) -> None:
+        value = f", loss {progress.value:.3f}" if progress.value else ""
+        self.settings.on_progress(f"{progress.stage}: {progress.done}/{progress.total}{value}")
+
+    def _end(self, run_id: str) -> None:
+        run = self._runs.pop(run_id, None)
+        if run is not None:
+            run.enclave.close()
+
+
+def _provider_key(contract: Contract) -> bytes:
+    return bytes.fromhex(contract.provider.signing_key)
+
+
+def _base(state: bytes) -> bytes:
+    return hashlib.sha384(state).digest()
+
+
+def _with_last(pieces: Iterator[memoryview]) -> Iterator[tuple[bytes, bool]]:
+    held: bytes | None = None
+    for piece in pieces:
+        if held is not None:
+            yield held, False
+        held = bytes(piece)
+    yield held or b"", True
+
+
+def _batches(records: list[Record]) -> Iterator[list[Record]]:
+    for start in range(0, len(records), _BATCH):
+        yield records[start : start + _BATCH]

@@ -1,0 +1,70 @@
+"""The functions that the processes of a deployment are made of: a node's, the aggregator's, and the ServerApp's.
+
+The processes find them by name in configuration files of their own host (`fedark.federation.flower.configuration`); nothing of
+this comes from another party.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedark.attestation.platforms.simulated import SimulatedDevice
+from fedark.contract import Contract
+from fedark.enclave.host import EnclaveHandle, EnclaveProcess
+from fedark.federation.aggregator import AggregatorHost
+from fedark.federation.coordinator import coordinate
+from fedark.federation.flower.service import NodeClient
+from fedark.federation.link import Link
+from fedark.federation.node import EnclaveFactory, Node
+from fedark.federation.party import DEVICE, PartyConfig, load_aggregator, load_node
+
+__all__ = ["AGGREGATOR", "COORDINATOR", "NODE", "PROGRESS", "make_aggregator", "make_node", "run_job"]
+
+NODE = "fedark.federation.daemons:make_node"
+AGGREGATOR = "fedark.federation.daemons:make_aggregator"
+COORDINATOR = "fedark.federation.daemons:run_job"
+PROGRESS = "progress.log"
+"""In every party's folder: one line for people for whatever happens there; holds no secret."""
+
+_LONGEST_CALL = 3600.0
+
+
+def make_node(settings: dict[str, Any]) -> Node:
+    """The node of the party folder `settings["folder"]`, with enclaves in sandboxed processes."""
+    folder = Path(settings["folder"])
+    config = PartyConfig.read(folder)
+    start = None if config.role == "provider" else _enclaves(folder, config.sandbox)
+    return load_node(folder, start, _teller(folder))
+
+
+def make_aggregator(settings: dict[str, Any]) -> AggregatorHost:
+    """The aggregator's host for the folder `settings["folder"]` and the contract in `settings["contract"]`."""
+    folder = Path(settings["folder"])
+    contract = Contract.decode(Path(settings["contract"]).read_bytes())
+    return load_aggregator(folder, contract, _enclaves(folder, PartyConfig.read(folder).sandbox), _teller(folder))
+
+
+def run_job(link: Link, aggregator: NodeClient, settings: dict[str, Any]) -> None:
+    """Run the job that waits at the aggregator's daemon."""
+    coordinate(link, lambda request: aggregator.handle(request, timeout=_LONGEST_CALL))
+
+
+def _enclaves(folder: Path, sandbox: str) -> EnclaveFactory:
+    device = SimulatedDevice.load(folder / DEVICE)
+
+    def start(role: str, run_config: bytes) -> EnclaveHandle:
+        return EnclaveProcess.start(role, run_config, device=device, log=folder / "enclave.log", minimum_sandbox=sandbox)
+
+    return start
+
+
+def _teller(folder: Path) -> Callable[[str], None]:
+    def tell(text: str) -> None:
+        with open(folder / PROGRESS, "a", encoding="utf-8") as file:
+            line = text.replace("\n", " | ")  # what another party says stays on one line
+            file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {line}\n")
+
+    return tell

@@ -1,0 +1,274 @@
+"""The only module that touches private APIs of Flower; pinned to flwr 1.41.0 and held by contract tests.
+
+What it wraps, and why the public API is not enough:
+
+- the Control API's client: `flwr` the command reads and writes the user's own ~/.flwr and prompts;
+- the Fleet API's client: the stock SuperNode polls every 3 s, starts a fresh process for each message, and unpacks and runs
+  whatever bundle it is sent. `Fleet` is the same protocol, authenticated the same way, for our own loop;
+- the task processes' entry points: so that the pinned bundle is checked before it is unpacked.
+
+Everything that comes from the SuperLink is untrusted here: only metadata is parsed before the bundle has been checked.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StartRunRequest, StopRunRequest
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import FlowerError
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.run import RunNotRunningException
+from google.protobuf.message import DecodeError
+
+from fedark.errors import FederationError, Refused, printable
+from fedark.federation.flower.bundle import PINNED_SHA256, SESSION_KEY, build, require_pinned
+
+__all__ = [
+    "Control",
+    "Fleet",
+    "Incoming",
+    "NodeRecord",
+    "RunState",
+    "connect",
+    "error_reply",
+    "run_client_task",
+    "run_server_task",
+]
+
+# A message is announced before its objects are uploaded; Flower waits 1 s before it looks again.
+_FIRST_WAIT, _LONGEST_WAIT = 0.05, 0.5
+_FLEET_ERRORS = (httpx.HTTPError, DecodeError, RunNotRunningException, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """What the SuperLink knows of a registered node: `status` is "registered", "online", "offline" or "unregistered"."""
+
+    node_id: int
+    name: str
+    status: str
+    public_key: bytes
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run's status ("pending", "starting", "running", "finished"), its sub-status and details once finished."""
+
+    status: str
+    sub_status: str
+    details: str
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def completed(self) -> bool:
+        return self.finished and self.sub_status == "completed"
+
+
+class Control:
+    """The host's own client to its SuperLink: registers nodes, starts, watches and stops runs.
+
+    Args:
+        address: host:port of the SuperLink.
+        ca: PEM of the certificate authority that signed the SuperLink's certificate.
+    """
+
+    def __init__(self, address: str, ca: bytes) -> None:
+        self._address = address
+        self._client = ControlHttpClient.from_server_address(
+            server_address=address,
+            insecure=False,
+            root_certificates=ca,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def register_node(self, name: str, public_key: bytes) -> int:
+        """Admit the node with this public key (PEM, a NIST curve). Returns its node id."""
+        request = RegisterNodeRequest(public_key=public_key, name=name)
+        return int(self._call("register a node", self._client.RegisterNode, request).node_id)
+
+    def nodes(self) -> tuple[NodeRecord, ...]:
+        """All registered nodes."""
+        reply = self._call("list the nodes", self._client.ListNodes, ListNodesRequest())
+        return tuple(NodeRecord(n.node_id, n.name, n.status, bytes(n.public_key)) for n in reply.nodes_info)
+
+    def start_run(self, session: str, bundle: bytes | None = None) -> int:
+        """Submit the pinned bundle for `session`. `bundle`: another one, for tests of its refusal. Returns the run id."""
+        content = build() if bundle is None else bundle
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(PINNED_SHA256, content, {})),
+            override_config=user_config_to_proto({SESSION_KEY: session}),
+        )
+        run_id = int(self._call("start a run", self._client.StartRun, request).run_id)
+        if not run_id:
+            raise FederationError("The SuperLink did not accept the run.", safe="Nothing was started.")
+        return run_id
+
+    def run_state(self, run_id: int) -> RunState:
+        """The state of a run."""
+        reply = self._call("look at a run", self._client.ListRuns, ListRunsRequest(run_id=run_id))
+        run = reply.run_dict.get(run_id)
+        if run is None:
+            raise FederationError(f"The SuperLink does not know run {run_id}.")
+        return RunState(run.status.status, run.status.sub_status, printable(run.status.details))
+
+    def stop_run(self, run_id: int) -> None:
+        """Stop a run; its messages are answered no more."""
+        self._call("stop a run", self._client.StopRun, StopRunRequest(run_id=run_id))
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(self, purpose: str, method: Callable[[Any], Any], request: Any) -> Any:
+        try:
+            return method(request)
+        except httpx.HTTPStatusError as error:
+            known = FlowerError.from_json(error.response.text)
+            reason = known.message if known else f"HTTP status {error.response.status_code}"
+            raise FederationError(f"The SuperLink refused to {purpose}: {printable(reason)}") from None
+        except httpx.HTTPError as error:
+            raise FederationError(
+                f"The SuperLink at {self._address} cannot be reached to {purpose} ({type(error).__name__}).",
+                fix="Look at its log; check address and certificate.",
+            ) from None
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A message that waits for this node; `message` has metadata only."""
+
+    message: Message
+    tree: Any
+
+    @property
+    def run_id(self) -> int:
+        return int(self.message.metadata.run_id)
+
+
+class Fleet:
+    """One authenticated node's connection to the SuperLink (made by `connect`)."""
+
+    def __init__(self, callbacks: tuple[Any, ...]) -> None:
+        self.node_id: int = callbacks[0]
+        self._receive, self._send, self._get_run, self._get_fab, self._pull, self._push, self._confirm = callbacks[1:]
+
+    def pull(self) -> Incoming | None:
+        """The next message for this node, without its content."""
+        received = self._receive()
+        return Incoming(*received) if received is not None else None
+
+    def require_pinned_bundle(self, run_id: int) -> None:
+        """Fetch the bundle of a run and compare it with the pinned one.
+
+        Raises:
+            Refused: it is another one.
+        """
+        try:
+            run = self._get_run(run_id)
+            content = self._get_fab(run.fab_hash, run_id).content
+        except RunNotRunningException:
+            raise FederationError(f"Run {run_id} is over.") from None
+        except _FLEET_ERRORS as error:
+            raise Refused(f"The bundle of run {run_id} cannot be fetched ({type(error).__name__}).") from None
+        require_pinned(content)
+
+    def content(self, incoming: Incoming) -> Message:
+        """Fetch the content of a message; the SuperLink then forgets it."""
+        try:
+            message = pull_and_inflate_object_from_tree(
+                incoming.tree,
+                functools.partial(self._pull, incoming.run_id),
+                functools.partial(self._confirm, incoming.run_id),
+                return_type=Message,
+                initial_backoff=_FIRST_WAIT,
+                backoff_cap=_LONGEST_WAIT,
+            )
+        except Exception as error:
+            raise FederationError(f"A message cannot be fetched ({type(error).__name__}).", safe="It was dropped.") from None
+        message.metadata.__dict__["_message_id"] = incoming.message.metadata.message_id
+        return message
+
+    def push(self, reply: Message, seconds: float) -> None:
+        """Send a reply; `seconds` is how long the node worked on it."""
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            run_id = reply.metadata.run_id
+            try:
+                wanted, session = self._send(reply, get_object_tree(reply), seconds)
+                push = functools.partial(self._push, run_id, session)
+                push_objects(get_all_nested_objects(reply), push, object_ids_to_push=wanted)
+            except Exception as error:
+                raise FederationError(f"A reply cannot be sent ({type(error).__name__}).", safe="It was dropped.") from None
+
+
+@contextmanager
+def connect(address: str, ca: Path, key: ec.EllipticCurvePrivateKey) -> Iterator[Fleet]:
+    """Connect a node. Heartbeats are sent until the context ends; a lost connection is tried again without end.
+
+    Ends the process if the SuperLink does not know `key`.
+    """
+    from flwr.supernode.fleet_http_connection import http_request_response
+
+    with http_request_response(address, False, str(ca), (key, key.public_key())) as callbacks:
+        yield Fleet(callbacks)
+
+
+def error_reply(reason: str, to: Message, *, refused: bool = False) -> Message:
+    """A reply that says what went wrong. `refused`: it was the bundle."""
+    code = ErrorCode.INVALID_FAB if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    return Message(Error(code=int(code), reason=printable(reason, 600)), reply_to=to)
+
+
+def run_server_task() -> None:
+    """The `flwr-serverapp` task process, for the pinned bundle alone."""
+    from flwr.superlink.cli import flwr_serverapp
+
+    runtime: Any = importlib.import_module("flwr.superlink.runtime.run_serverapp")
+    install = runtime.install_from_fab
+
+    def install_pinned(content: bytes, *args: Any, **kwargs: Any) -> Any:
+        return install(require_pinned(content), *args, **kwargs)
+
+    runtime.install_from_fab = install_pinned
+    grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
+    grid.pull_objects = functools.partial(grid.pull_objects, initial_backoff=_FIRST_WAIT, backoff_cap=_LONGEST_WAIT)
+    flwr_serverapp()
+
+
+def run_client_task() -> None:
+    """The `flwr-clientapp` task process of a stock SuperNode: checks the bundle, unpacks nothing, runs our own ClientApp."""
+    from flwr.supernode.cli import flwr_clientapp
+
+    from fedark.federation.flower.client_app import app
+
+    runtime: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+
+    def check_only(content: bytes, *_: Any, **__: Any) -> None:
+        require_pinned(content)
+
+    runtime.install_from_fab = check_only
+    runtime.get_load_client_app_fn = lambda **_: lambda *__: app
+    flwr_clientapp()

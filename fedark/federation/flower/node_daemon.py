@@ -1,0 +1,118 @@
+"""The process that owns a node: it serves `fedark.v1.Node` on a unix socket and runs the node's connection as a child.
+
+    python -m fedark.federation.flower.node_daemon CONFIG.json
+
+Keys and data are in this process (and in the enclave that the node starts); the child that talks to the network has none of
+them. The aggregator's daemon is the same without a connection: the ServerApp calls its socket.
+
+It ends on SIGTERM, and with an error if the connection dies: whoever supervises it decides what to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fedark.errors import FedarkError
+from fedark.federation.flower import configuration, pinned
+from fedark.federation.flower.bundle import SOCKET_KEY
+from fedark.federation.flower.processes import Child, console_script, flower_environment, module, stop
+from fedark.federation.flower.service import NodeServer
+
+__all__ = ["Settings", "main"]
+
+_LOOK = 0.5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A daemon's configuration.
+
+    Attributes:
+        socket: where it serves.
+        factory: "module:function" that makes the node from `settings`.
+        settings: the factory's own.
+        superlink: host:port, or "" for a daemon without a connection (the aggregator's).
+        ca, key: the authority's certificate and the node's transport key.
+        stock: use Flower's own SuperNode for the connection instead of ours: 8 to 10 s a stage, and a port on loopback.
+        stock_port: that port.
+    """
+
+    socket: str
+    factory: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    superlink: str = ""
+    ca: str = ""
+    key: str = ""
+    stock: bool = False
+    stock_port: int = 0
+
+
+def _start_connection(settings: Settings, directory: Path) -> Child:
+    environment = flower_environment(directory / "flower")
+    if settings.stock:
+        commands = pinned.write_commands(directory / "bin", directory / "clientapp.log")
+        path = os.pathsep.join((str(commands), str(Path(sys.executable).parent), environment.get("PATH", "")))
+        command = console_script(
+            "flower-supernode",
+            *("--superlink", settings.superlink, "--root-certificates", settings.ca),
+            *("--auth-supernode-private-key", settings.key, "--node-config", f'{SOCKET_KEY}="{settings.socket}"'),
+            *("--host", "127.0.0.1", "--port", str(settings.stock_port)),
+        )
+        environment["PATH"] = path
+    else:
+        connection = configuration.Connection(settings.superlink, settings.ca, settings.key, settings.socket)
+        file = configuration.write(directory / "supernode.json", connection)
+        command = module("fedark.federation.flower.supernode", str(file))
+    return Child("the connection", command, environment=environment, log=directory / "supernode.log")
+
+
+def main(path: Path) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        FederationError: the connection to the SuperLink ended.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = configuration.read(path, Settings)
+    asked = threading.Event()
+
+    def stop_asked(number: int, _: FrameType | None) -> None:
+        asked.set()
+
+    signal.signal(signal.SIGTERM, stop_asked)
+    signal.signal(signal.SIGINT, stop_asked)
+    node = configuration.resolve(settings.factory)(settings.settings)
+    children: list[Child] = []
+    try:
+        server = NodeServer(node, Path(settings.socket))
+        try:
+            _log.info("%s (%s) serves %s", node.party, node.role, settings.socket)
+            if settings.superlink:
+                children.append(_start_connection(settings, path.parent))
+            while not asked.wait(_LOOK):
+                for child in children:
+                    child.require_alive()
+        finally:
+            server.close()
+    finally:
+        stop(children, grace=2.0)
+        node.close()
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except FedarkError as error:
+        sys.exit(str(error))
+    # A stage may still be at work in a thread; what it had to keep is on disk, and the node has been closed.
+    logging.shutdown()
+    os._exit(0)

@@ -1,0 +1,69 @@
+"""The ServerApp: gives the coordinator a link to the parties and a client of the aggregator's daemon, and nothing else.
+
+Which coordinator, which daemon and which nodes comes from a file that the host's supervisor wrote (its path is in the
+environment), never from the run: anybody who reaches the SuperLink's control API can submit a run, so a run counts only if it
+carries the session that the file names.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedark.errors import Refused
+from fedark.federation.flower import configuration
+from fedark.federation.flower.bundle import SESSION_KEY
+from fedark.federation.flower.link import FlowerLink
+from fedark.federation.flower.service import NodeClient
+
+__all__ = ["CONFIG_VARIABLE", "Settings", "app"]
+
+CONFIG_VARIABLE = "FEDARK_SERVER_CONFIG"
+_log = logging.getLogger("fedark")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the supervisor tells the ServerApp.
+
+    Attributes:
+        session: the run must carry it.
+        coordinator: "module:function", called as `function(link, aggregator, settings)`.
+        aggregator: socket of the aggregator's daemon.
+        roster: party -> public key (PEM) of its node.
+        settings: the coordinator's own.
+    """
+
+    session: str
+    coordinator: str
+    aggregator: str
+    roster: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+app = ServerApp()
+
+
+@app.main()  # type: ignore[untyped-decorator]
+def main(grid: Grid, context: Context) -> None:
+    """Run the coordinator."""
+    settings = configuration.read(Path(os.environ[CONFIG_VARIABLE]), Settings)
+    session = str(context.run_config.get(SESSION_KEY, ""))
+    if not hmac.compare_digest(session.encode(), settings.session.encode()):
+        raise Refused("The run was not submitted by this host's supervisor.", safe="No message was sent to any node.")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+    roster = {party: key.encode() for party, key in settings.roster.items()}
+    with NodeClient(Path(settings.aggregator)) as aggregator:
+        link = FlowerLink(grid, roster, progress=_log.info)
+        configuration.resolve(settings.coordinator)(link, aggregator, settings.settings)

@@ -1,0 +1,230 @@
+"""The local service of a node daemon (`fedark.v1.Node`): gRPC on a unix socket in a directory that only its user may enter.
+
+A call carries one stage: bytes in, bytes out, in pieces of at most 1 MiB. The daemon does one stage at a time. What goes wrong
+is told in the words of our own errors; of any other error only the class is told, its traceback goes to the daemon's log.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from fedark.errors import FedarkError, FederationError, printable, restore
+from fedark.federation.link import MAX_MESSAGE_BYTES
+from fedark.v1 import node_pb2, node_pb2_grpc, stage_pb2
+
+__all__ = ["LONGEST_PATH", "Node", "NodeClient", "NodeServer", "NodeStatus"]
+
+_PIECE = 1 << 20
+LONGEST_PATH = 100  # of a unix socket, in bytes; Linux allows 107
+_FAULT = "fedark-fault-bin"
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 2 * _PIECE),
+    ("grpc.max_send_message_length", 2 * _PIECE),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # a daemon that was restarted is found at once
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+_log = logging.getLogger(__name__)
+
+
+class Node(Protocol):
+    """What a daemon owns: a party's side of the protocol."""
+
+    party: str
+    role: str
+
+    def handle(self, request: bytes) -> bytes:
+        """One stage: a serialised StageRequest in, a serialised StageReply out. May take minutes."""
+        ...
+
+    def close(self) -> None:
+        """Stop whatever it started."""
+        ...
+
+
+class NodeStatus:
+    """What a daemon says of itself: party, role, and the run and stage that it works on, if any."""
+
+    def __init__(self, reply: node_pb2.StatusReply) -> None:
+        self.party: str = reply.party
+        self.role: str = reply.role
+        self.run_id: str = reply.run_id
+        self.stage: str = reply.stage
+
+
+def _pieces(data: bytes) -> Iterator[node_pb2.Piece]:
+    view = memoryview(data)
+    for start in range(0, max(1, len(data)), _PIECE):
+        yield node_pb2.Piece(data=bytes(view[start : start + _PIECE]))
+
+
+def _joined(pieces: Iterable[node_pb2.Piece]) -> bytes:
+    data = bytearray()
+    for piece in pieces:
+        data += piece.data
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise FederationError(f"A message is over the limit of {MAX_MESSAGE_BYTES} bytes.", safe="It was dropped.")
+    return bytes(data)
+
+
+class _Servicer(node_pb2_grpc.NodeServicer):
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._turn = threading.Lock()
+        self._now = ("", "")
+
+    def Handle(self, request_iterator: Iterable[node_pb2.Piece], context: Any) -> Iterator[node_pb2.Piece]:  # noqa: N802
+        try:
+            request = _joined(request_iterator)
+            with self._turn:
+                self._now = _run_and_stage(request)
+                try:
+                    reply = self._node.handle(request)
+                finally:
+                    self._now = ("", "")
+        except FedarkError as error:
+            _log.warning("stage refused: %s", error)
+            context.set_trailing_metadata(((_FAULT, _fault(error)),))
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, type(error).__name__)
+        except Exception as error:
+            _log.exception("stage failed")
+            context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
+        else:
+            yield from _pieces(reply)
+
+    def Status(self, request: node_pb2.StatusRequest, context: Any) -> node_pb2.StatusReply:  # noqa: N802
+        run_id, stage = self._now
+        return node_pb2.StatusReply(party=self._node.party, role=self._node.role, run_id=run_id, stage=stage)
+
+
+def _fault(error: FedarkError) -> bytes:
+    """The error's texts, within what fits into a call's trailer (8 KiB)."""
+    reasons = [printable(reason, 200) for reason in getattr(error, "reasons", ())][:8]
+    fault = stage_pb2.StageFault(
+        code=type(error).__name__,
+        what=printable(error.what, 600),
+        safe=printable(error.safe),
+        fix=printable(error.fix),
+        reasons=reasons,
+    )
+    return bytes(fault.SerializeToString())
+
+
+def _run_and_stage(request: bytes) -> tuple[str, str]:
+    message = stage_pb2.StageRequest()
+    try:
+        message.ParseFromString(request)
+    except DecodeError:
+        return "", "unknown"
+    return printable(message.run_id, 80), message.WhichOneof("body") or "unknown"
+
+
+class NodeServer:
+    """Serves a node on a unix socket until `close`.
+
+    Args:
+        node: whose `handle` is called, one call at a time.
+        socket: path of the socket; its directory must exist and be closed to other users.
+
+    Raises:
+        FederationError: the path is too long, in use, or its directory is open to others.
+    """
+
+    def __init__(self, node: Node, socket: Path) -> None:
+        _check_directory(socket)
+        self._socket = socket
+        if socket.exists():
+            try:
+                with NodeClient(socket) as other:
+                    other.status(timeout=2)
+            except FederationError:
+                socket.unlink(missing_ok=True)
+            else:
+                raise FederationError(f"Another daemon serves {socket}.", fix="Stop it first.")
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="service")
+        self._server = grpc.server(self._pool, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
+        node_pb2_grpc.add_NodeServicer_to_server(_Servicer(node), self._server)  # type: ignore[no-untyped-call]
+        mask = os.umask(0o177)
+        try:
+            self._server.add_insecure_port(f"unix:{socket}")
+        except RuntimeError:
+            raise FederationError(f"The socket {socket} cannot be opened.", fix="Check its directory.") from None
+        finally:
+            os.umask(mask)
+        self._server.start()
+
+    def close(self) -> None:
+        """Stop serving at once and remove the socket."""
+        self._server.stop(grace=0.2).wait(timeout=2)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._socket.unlink(missing_ok=True)
+
+
+def _check_directory(socket: Path) -> None:
+    if len(os.fsencode(socket)) > LONGEST_PATH:
+        raise FederationError(f"The socket path {socket} is longer than {LONGEST_PATH} bytes.", fix="Use a shorter directory.")
+    try:
+        directory = socket.parent.stat()
+    except OSError as error:
+        raise FederationError(f"{socket.parent} cannot be used for a socket: {error.strerror}.") from None
+    if directory.st_uid != os.geteuid() or stat.S_IMODE(directory.st_mode) & 0o077:
+        raise FederationError(f"{socket.parent} is open to other users.", fix=f"Run: chmod 700 {socket.parent}")
+
+
+class NodeClient:
+    """Calls a node daemon's service."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._channel = grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self._stub = node_pb2_grpc.NodeStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def handle(self, request: bytes, *, timeout: float) -> bytes:
+        """Pass one stage to the daemon.
+
+        Raises:
+            FedarkError: the node's own error.
+            FederationError: the daemon is not there, failed without a word, or took longer than `timeout` seconds.
+        """
+        try:
+            return _joined(self._stub.Handle(_pieces(request), timeout=timeout))
+        except grpc.RpcError as error:
+            raise self._explained(error, timeout) from None
+
+    def status(self, *, timeout: float = 5.0) -> NodeStatus:
+        """What the daemon is and does."""
+        try:
+            return NodeStatus(self._stub.Status(node_pb2.StatusRequest(), timeout=timeout))
+        except grpc.RpcError as error:
+            raise self._explained(error, timeout) from None
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> NodeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _explained(self, error: Any, timeout: float) -> FedarkError:
+        code = error.code()
+        if code is grpc.StatusCode.FAILED_PRECONDITION:
+            for key, value in error.trailing_metadata() or ():
+                if key == _FAULT:
+                    fault = stage_pb2.StageFault.FromString(value)
+                    return restore(fault.code, fault.what, safe=fault.safe, fix=fault.fix, reasons=fault.reasons)
+        if code is grpc.StatusCode.INTERNAL:
+            return FederationError(f"The node failed ({printable(error.details() or '', 100)}).", fix="See its log.")
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return FederationError(f"The node did not answer within {timeout:.0f} s.")
+        return FederationError(f"The node daemon at {self._socket} cannot be reached ({code.name}).", fix="Start it.")

@@ -1,0 +1,211 @@
+"""A party's folder: what a node of this machine is made from.
+
+party.toml      name, role, where its records are, what it accepts
+party.keys      its long-lived keys (mode 0600)
+roster.json     the public keys of every party that it deals with, got by a trusted way
+device/         the simulated platform's quoting key and certificate (customers and aggregator)
+collateral/     simulated.root and simulated.crl: the platform root that it trusts; hardware vendors' statements
+policy.toml     its own appraisal policy, if it has one (`fedark.attestation.appraisal`)
+weight-keys/    the provider's keys, one for each sealed bundle
+runs/ID/        what a run left: adapters, reports
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tomli_w
+from pydantic import Field, ValidationError
+
+from fedark.attestation.appraisal import AppraisalPolicy
+from fedark.attestation.platforms.simulated import SimulatedDevice
+from fedark.contract import Contract, Name, Party, Terms, explain, now, to_tuples
+from fedark.errors import ContractError, InputError
+from fedark.federation.aggregator import AggregatorHost
+from fedark.federation.customer import CustomerData, CustomerNode
+from fedark.federation.node import EnclaveFactory, Node, NodeSettings, own_bundles
+from fedark.federation.provider import ProviderNode
+from fedark.files import write_atomic
+from fedark.job import DataSpec
+from fedark.keys import PartyKeys
+from fedark.measurement import measure_enclave
+from fedark.vault.weightkey import KeyStore
+
+__all__ = [
+    "DataConfig",
+    "PartyConfig",
+    "collateral_of",
+    "load_aggregator",
+    "load_node",
+    "read_roster",
+    "reference_values",
+    "write_party",
+]
+
+POLICY = "policy.toml"
+CONFIG, KEYS, ROSTER, DEVICE, COLLATERAL, WEIGHT_KEYS = (
+    "party.toml",
+    "party.keys",
+    "roster.json",
+    "device",
+    "collateral",
+    "weight-keys",
+)
+
+
+class DataConfig(Terms):
+    """A customer's records; paths are relative to the party's folder."""
+
+    file: str
+    test: str = ""
+    spec: DataSpec
+
+
+class PartyConfig(Terms):
+    """`party.toml`.
+
+    Attributes:
+        catalogue: folder of sealed bundles, relative to the party's folder.
+        platforms, sandbox, minimum_cohort: what this party accepts in a contract.
+        data: a customer's records.
+    """
+
+    version: Literal[1] = 1
+    name: Name
+    role: Literal["provider", "customer", "aggregator"]
+    catalogue: str
+    platforms: tuple[str, ...] = ("simulated",)
+    sandbox: Literal["namespaces", "landlock", "none"] = "landlock"
+    minimum_cohort: Annotated[int, Field(ge=2)] = 3
+    data: DataConfig | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> PartyConfig:
+        """Read a party's configuration.
+
+        Raises:
+            InputError: it is missing.
+            ContractError: with every problem.
+        """
+        path = folder / CONFIG
+        try:
+            value = tomllib.loads(path.read_text(encoding="utf-8"))
+            return cls.model_validate(to_tuples(value))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+        except ValidationError as error:
+            raise ContractError(str(path), explain(error)) from None
+        except ValueError as error:
+            raise ContractError(str(path), [str(error)]) from None
+
+
+def write_party(
+    folder: Path,
+    config: PartyConfig,
+    *,
+    keys: PartyKeys,
+    roster: Iterable[Party],
+    collateral: Mapping[str, bytes],
+    device: SimulatedDevice | None = None,
+) -> None:
+    """Write a new party's folder.
+
+    Raises:
+        InputError: it has keys already.
+        StorageError: it cannot be written.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    keys.save(folder / KEYS)
+    write_atomic(folder / CONFIG, tomli_w.dumps(_plain(config)).encode())
+    write_atomic(folder / ROSTER, json.dumps([party.model_dump() for party in roster], indent=1).encode())
+    for name, data in collateral.items():
+        write_atomic(folder / COLLATERAL / name, data)
+    if device is not None:
+        device.save(folder / DEVICE)
+
+
+def _plain(config: PartyConfig) -> dict[str, object]:
+    return {key: value for key, value in config.model_dump(mode="json").items() if value is not None}
+
+
+def read_roster(folder: Path) -> dict[str, Party]:
+    """The parties that this one knows, by name.
+
+    Raises:
+        InputError: the roster is missing or malformed.
+    """
+    try:
+        items = json.loads((folder / ROSTER).read_bytes())
+        parties = [Party.model_validate(item) for item in items]
+    except (OSError, ValueError):
+        raise InputError(f"{folder / ROSTER} is missing or malformed.") from None
+    return {party.name: party for party in parties}
+
+
+def collateral_of(folder: Path) -> dict[str, bytes]:
+    """The platform roots, CRLs and vendors' statements that this party holds, by file name; see `fedark.attestation.trust`."""
+    return {path.name: path.read_bytes() for path in sorted((folder / COLLATERAL).glob("*")) if path.is_file()}
+
+
+def reference_values() -> dict[str, Mapping[str, bytes]]:
+    """What this installation's enclaves measure: role -> register -> SHA-384."""
+    return {role: measure_enclave(role).registers for role in ("trainer", "aggregator")}
+
+
+def load_node(
+    folder: Path,
+    start_enclave: EnclaveFactory | None,
+    on_progress: Callable[[str], None] = lambda text: None,
+    *,
+    reference: Mapping[str, Mapping[str, bytes]] | None = None,
+) -> Node:
+    """The node of the provider or customer whose folder this is.
+
+    Args:
+        start_enclave: a customer's way to start its trainer enclave.
+        reference: `reference_values()`, if they were measured just now.
+
+    Raises:
+        InputError, ContractError: something of the folder is missing or malformed.
+    """
+    config = PartyConfig.read(folder)
+    settings = NodeSettings(
+        party=config.name,
+        keys=PartyKeys.load(folder / KEYS),
+        roster=read_roster(folder),
+        state=folder,
+        catalogue=(folder / config.catalogue).resolve(),
+        reference=reference or reference_values(),
+        collateral=collateral_of(folder),
+        platforms=config.platforms,
+        sandbox=config.sandbox,
+        minimum_cohort=config.minimum_cohort,
+        own=AppraisalPolicy.read(folder / POLICY, now=now()) if (folder / POLICY).exists() else None,
+        start_enclave=start_enclave,
+        on_progress=on_progress,
+    )
+    if config.role == "customer":
+        if config.data is None:
+            raise ContractError(str(folder / CONFIG), ["data: missing, a customer has records"])
+        test = folder / config.data.test if config.data.test else None
+        return CustomerNode(settings, CustomerData(folder / config.data.file, test, config.data.spec))
+    if config.role == "provider":
+        store = KeyStore(folder / WEIGHT_KEYS)
+        mine = own_bundles(settings.catalogue, settings.keys.signing.public)
+        return ProviderNode(settings, {bundle.manifest.digest().hex(): store.get(bundle.manifest) for bundle in mine})
+    raise InputError(f"{folder} is an aggregator's folder, not a node's.")
+
+
+def load_aggregator(
+    folder: Path,
+    contract: Contract,
+    start_enclave: EnclaveFactory,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> AggregatorHost:
+    """The aggregator's host, with one job to run."""
+    PartyConfig.read(folder)
+    return AggregatorHost(contract, folder, collateral_of(folder), start_enclave, on_progress=on_progress)

@@ -1,0 +1,194 @@
+"""The provider's node: it owns the base weights and lets a key go only to an enclave that it has appraised itself.
+
+Weights never pass through here while a job runs: sealed bundles lie in the catalogue, and what the node releases is their key,
+wrapped for one attested trainer enclave, for one run; an enclave takes it within the hour or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedark.attestation.gate import AttestedPeer
+from fedark.contract import Contract, SignedContract, now
+from fedark.errors import EvidenceRefused, FedarkError, ProtocolError, Refused, ReleaseRefused, StorageError
+from fedark.federation.node import NodeBase, NodeSettings, fault_of, find_bundle
+from fedark.translog.head import TreeHead
+from fedark.translog.refusals import LogRefused
+from fedark.translog.update import make_update
+from fedark.v1 import stage_pb2
+from fedark.vault.manifest import VerifiedManifest
+from fedark.vault.release import Receipt, logged_as, release
+from fedark.vault.weightkey import WeightKey
+
+__all__ = ["ProviderNode"]
+
+
+@dataclass
+class _Run:
+    contract: Contract
+    signed: SignedContract | None = None
+    aggregator: AttestedPeer | None = None
+    trainers: dict[str, AttestedPeer] = field(default_factory=dict)
+    grants: dict[tuple[str, str], bytes] = field(default_factory=dict)
+
+
+class ProviderNode(NodeBase):
+    """See the module's docstring.
+
+    Args:
+        settings: as for every node.
+        weight_keys: bundle digest (hex) -> its key.
+    """
+
+    role = "provider"
+
+    def __init__(self, settings: NodeSettings, weight_keys: Mapping[str, WeightKey]) -> None:
+        super().__init__(settings)
+        self._weight_keys = dict(weight_keys)
+        self._runs: dict[str, _Run] = {}
+
+    def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
+        stage = message.WhichOneof("body")
+        if stage == "enrol":
+            return stage_pb2.StageReply(enrol=self._enrol(message.run_id, message.enrol))
+        run = self._runs.get(message.run_id)
+        if run is None or message.contract_digest != run.contract.digest():
+            raise ProtocolError(f"{self.party} has not enrolled in this run.", safe="No key was released.")
+        match stage:
+            case "release":
+                return stage_pb2.StageReply(release=self._release(message.run_id, run, message.release))
+            case "deliver":
+                return stage_pb2.StageReply(deliver=self._deliver(message.run_id, run, message.deliver))
+            case "abort":
+                del self._runs[message.run_id]
+                return stage_pb2.StageReply(abort=stage_pb2.AbortReply())
+        raise ProtocolError(f"A provider does not answer stage {stage!r}.", safe="No key was released.")
+
+    def _enrol(self, run_id: str, request: stage_pb2.EnrolRequest) -> stage_pb2.EnrolReply:
+        contract = self._agree(request.contract)
+        if run_id in self._runs:
+            raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
+        self._runs[run_id] = _Run(contract)
+        gate = self._gate(contract, run_id)
+        nonces = {f"trainer:{party.name}": gate.challenge("trainer", party.name, now=now()) for party in contract.customers}
+        nonces["node"] = gate.challenge("aggregator", contract.aggregator.name, now=now())
+        self.settings.on_progress(f"signed the contract of job {contract.job}")
+        return stage_pb2.EnrolReply(signature=self._sign(contract), nonces=nonces)
+
+    def close(self) -> None:
+        """Forget the runs; a provider has no enclave."""
+        self._runs.clear()
+
+    def _own_problems(self, contract: Contract) -> list[str]:
+        return [
+            f"the bundle of model {terms.name} was not sealed by {self.party}"
+            for terms in contract.models
+            if self._manifest(terms.bundle) is None or terms.bundle not in self._weight_keys
+        ]
+
+    def _manifest(self, digest: str) -> VerifiedManifest | None:
+        bundle = find_bundle(self.settings.catalogue, digest, self.settings.keys.signing.public)
+        return bundle.manifest if bundle is not None else None
+
+    def _release(self, run_id: str, run: _Run, request: stage_pb2.ReleaseRequest) -> stage_pb2.ReleaseReply:
+        contract = run.contract
+        run.signed = SignedContract.verify(contract, dict(request.contract_signatures))
+        run.aggregator = self._admit(
+            contract, run_id, request.aggregator_evidence, role="aggregator", party=contract.aggregator.name
+        )
+        remembered = {name: self._remembered(data) for name, data in request.log_heads.items()}
+        reply = stage_pb2.ReleaseReply()
+        for party in contract.customers:
+            if party.name not in request.trainer_evidence:
+                continue
+            try:
+                peer = self._admit(contract, run_id, request.trainer_evidence[party.name], role="trainer", party=party.name)
+                for terms in contract.models:
+                    manifest = self._manifest(terms.bundle)
+                    if manifest is None:
+                        raise ProtocolError(f"The bundle of model {terms.name} is gone from the catalogue.")
+                    grant = release(
+                        self._weight_keys[terms.bundle],
+                        manifest,
+                        peer,
+                        contract=run.signed,
+                        model=terms.name,
+                        provider=self.settings.keys.signing,
+                        log=self._log,
+                        now=now(),
+                    )
+                    run.grants[party.name, terms.name] = grant
+                    reply.grants[party.name].by_model[terms.name] = grant
+                    reply.grants[party.name].manifests[terms.name] = manifest.encode()
+                run.trainers[party.name] = peer
+                self.settings.on_progress(f"released {len(contract.models)} keys to the attested enclave of {party.name}")
+            except (LogRefused, StorageError):  # without a log nothing is released to anybody
+                raise
+            except FedarkError as error:
+                reply.grants.pop(party.name, None)
+                reply.refused[party.name].CopyFrom(fault_of(error))
+                if not isinstance(error, EvidenceRefused | ReleaseRefused):  # these two are in the log already
+                    evidence = request.trainer_evidence[party.name]
+                    self._log_refusal(contract, run_id, evidence, error, party=party.name, asked="release")
+                self.settings.on_progress(f"refused {party.name}: {error.what}")
+        self._show_log(run_id, run, reply, remembered)
+        return reply
+
+    def _remembered(self, data: bytes) -> TreeHead | None:
+        """The head of this node's log that a customer remembers. What this node did not sign counts as none.
+
+        Raises:
+            LogForked: this node signed it, and its log was rewound or rewritten since.
+        """
+        try:
+            head = TreeHead.verify(data, self.settings.keys.signing.public, by=self.party)
+        except LogRefused:
+            return None
+        self._log.check(head)
+        return head
+
+    def _show_log(
+        self, run_id: str, run: _Run, reply: stage_pb2.ReleaseReply, remembered: Mapping[str, TreeHead | None]
+    ) -> None:
+        """Prove to the aggregator, and to every customer that got a key, what the log says of its enclave; all see one head."""
+        key, head = self.settings.keys.signing, self._log.head()
+        if run.aggregator is not None:
+            name, indexes = run.aggregator.party, [self._admissions[run.aggregator.evidence_digest]]
+            reply.log = make_update(
+                self._log, key, party=name, run_id=run_id, head=head, since=remembered.get(name), indexes=indexes
+            )
+        for name, grants in reply.grants.items():
+            indexes = [logged_as(grant, key.public)[0] for grant in grants.by_model.values()]
+            indexes.append(self._admissions[run.trainers[name].evidence_digest])
+            grants.log = make_update(
+                self._log, key, party=name, run_id=run_id, head=head, since=remembered.get(name), indexes=indexes
+            )
+
+    def _deliver(self, run_id: str, run: _Run, request: stage_pb2.DeliverRequest) -> stage_pb2.DeliverReply:
+        if run.signed is None or run.aggregator is None:
+            raise ProtocolError("The aggregator enclave is not proven yet.", safe="Nothing was stored.")
+        folder = self._store(run.signed, run.aggregator, request)
+        receipts = []
+        for (name, model), grant in run.grants.items():
+            try:
+                receipts.append(self._receipt(run.trainers[name], model, grant, request.receipts[name].by_model[model]))
+            except FedarkError as error:
+                self.settings.on_progress(f"no receipt of {name} for {model}: {error.what}")
+        # A receipt carries the index and digest of its log entry: a log that was cut or rewritten shows here.
+        self._log.verify([(receipt.log_index, receipt.log_entry) for receipt in receipts])
+        self.settings.on_progress(f"{len(receipts)} of {len(run.grants)} receipts hold; adapter and report are in {folder}")
+        del self._runs[run_id]
+        return stage_pb2.DeliverReply(stored=True)
+
+    def _receipt(self, peer: AttestedPeer, model: str, grant: bytes, data: bytes) -> Receipt:
+        receipt = Receipt.verify(
+            data,
+            signing_public=peer.signing_public,
+            contract=peer.contract_digest,
+            run_id=peer.run_id,
+            party=peer.party,
+        )
+        if not receipt.answers(grant):
+            raise Refused(f"The receipt of {peer.party} for model {model} does not answer the grant that was given.")
+        return receipt

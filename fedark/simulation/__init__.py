@@ -1,0 +1,138 @@
+"""`fedark simulate`: the same stages, messages and enclave state machines in one process.
+
+What is the same as in a deployment: the job file, the parties' folders and keys, sealed bundles, contract, evidence and appraisal,
+every message as bytes, and the enclaves' sessions. What is not: enclaves share this process, so their evidence says sandbox "none",
+and the contract that `fedark simulate` makes admits that mode by name. A node that asks for a sandbox refuses such a contract.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
+from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice
+from fedark.enclave.session import create
+from fedark.errors import FedarkError, restore
+from fedark.federation.coordinator import coordinate
+from fedark.federation.link import InProcessLink, Tap
+from fedark.federation.local import Federation, prepare
+from fedark.federation.node import EnclaveFactory
+from fedark.federation.party import DEVICE, load_aggregator, load_node, reference_values
+from fedark.job import Job
+from fedark.measurement import run_config_register
+from fedark.v1 import enclave_pb2
+
+__all__ = ["InProcessEnclave", "Simulation", "in_process_enclaves", "simulate"]
+
+Say = Callable[[str], None]
+
+
+class InProcessEnclave:
+    """An enclave's session without a process around it; every call and reply still crosses as bytes.
+
+    Args:
+        role: "trainer" or "aggregator".
+        run_config: canonical form, measured like that of a real one.
+        device: whose quoting key signs the evidence, which says sandbox "none".
+        measured: register -> SHA-384 of this installation.
+    """
+
+    def __init__(self, role: str, run_config: bytes, device: SimulatedDevice, measured: Mapping[str, bytes]) -> None:
+        registers = {**measured, RUN_CONFIG: run_config_register(run_config)}
+        attester = SimulatedAttester(device, measurements=registers, sandbox=SandboxFacts("none"))
+        self._session = create(run_config, lambda report, nonce: (attester.platform, attester.quote(report, nonce)))
+        self.call(enclave_pb2.Call(start=enclave_pb2.Start(run_config=run_config)))
+
+    def call(
+        self,
+        call: enclave_pb2.Call,
+        *,
+        on_progress: Callable[[enclave_pb2.Progress], None] | None = None,
+        timeout: float | None = None,
+    ) -> enclave_pb2.Reply:
+        """See `fedark.enclave.host.EnclaveHandle`; a call in this process cannot be timed out."""
+        report = on_progress or (lambda progress: None)
+        try:
+            answer = self._session.handle(enclave_pb2.Call.FromString(call.SerializeToString()), report)
+        except FedarkError as error:
+            raise restore(type(error).__name__, error.what, safe=error.safe, fix=error.fix) from None
+        reply = enclave_pb2.Reply()
+        reply.ParseFromString(answer.SerializeToString())
+        return reply
+
+    def close(self) -> None:
+        """Drop the session: weights and records go with it."""
+        del self._session
+
+
+def in_process_enclaves(folder: Path, reference: Mapping[str, Mapping[str, bytes]]) -> EnclaveFactory:
+    """Starts enclaves for the party whose folder this is, in this process."""
+    device = SimulatedDevice.load(folder / DEVICE)
+    return lambda role, run_config: InProcessEnclave(role, run_config, device, reference[role])
+
+
+class Simulation:
+    """All parties of a job in this process.
+
+    Attributes:
+        federation: what was prepared.
+        nodes: provider and customers, by name.
+        host: the aggregator's.
+        report: of the aggregator, after `run`.
+    """
+
+    def __init__(self, federation: Federation, *, say: Say = lambda text: None, tap: Tap | None = None) -> None:
+        self.federation = federation
+        self.report: dict[str, Any] = {}
+        contract = federation.contract
+        names = (contract.provider.name, *(party.name for party in contract.customers))
+        reference = reference_values()
+        self.nodes = {}
+        for name in names:
+            folder = federation.folder(name)
+            enclaves = in_process_enclaves(folder, reference) if name != contract.provider.name else None
+            self.nodes[name] = load_node(folder, enclaves, _prefixed(say, name), reference=reference)
+        folder = federation.folder(contract.aggregator.name)
+        enclaves = in_process_enclaves(folder, reference)
+        self.host = load_aggregator(folder, contract, enclaves, _prefixed(say, contract.aggregator.name))
+        # One at a time: they share the cores and torch's threads, and a run is then the same every time.
+        self._link = InProcessLink({name: node.handle for name, node in self.nodes.items()}, tap=tap, parallel=1)
+
+    @property
+    def run_id(self) -> str:
+        return self.host.run_id
+
+    def run(self) -> dict[str, Any]:
+        """Run all stages; returns the aggregator's report.
+
+        Raises:
+            FedarkError: the job was aborted.
+        """
+        self.report = coordinate(self._link, self.host.handle)
+        return self.report
+
+    def close(self) -> None:
+        """End every enclave."""
+        for node in self.nodes.values():
+            node.close()
+        self.host.close()
+
+
+def _prefixed(say: Say, name: str) -> Say:
+    return lambda text: say(f"{name}: {text}")
+
+
+@contextlib.contextmanager
+def simulate(
+    job: Job, work: Path | None = None, *, say: Say = lambda text: None, tap: Tap | None = None
+) -> Iterator[Simulation]:
+    """Prepare a job in `work` (or in a folder that is removed afterwards) and hold all its parties."""
+    with contextlib.ExitStack() as stack:
+        folder = work if work is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedark-")))
+        simulation = Simulation(prepare(job, folder, sandbox="none", say=say), say=say, tap=tap)
+        stack.callback(simulation.close)
+        yield simulation

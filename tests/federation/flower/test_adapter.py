@@ -1,0 +1,103 @@
+"""Contracts with Flower's private APIs: what the adapter relies on is there, with the meaning that it relies on."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from importlib.metadata import entry_points, version
+
+import pytest
+from flwr.common.constant import ErrorCode
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects, push_objects
+from flwr.supernode.fleet_http_connection import http_request_response
+
+from fedark.errors import FederationError
+from fedark.federation.flower import adapter
+from fedark.federation.flower.provision import provision
+
+
+def parameters(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+def test_flower_is_the_version_that_the_adapter_was_written_for() -> None:
+    assert version("flwr") == "1.41.0"
+
+
+def test_the_fleet_connection_takes_the_keys_and_gives_the_callbacks_that_the_adapter_uses() -> None:
+    assert parameters(http_request_response)[:4] == ["server_address", "insecure", "root_certificates", "authentication_keys"]
+    source = inspect.getsource(http_request_response)
+    order = [
+        "node.node_id,",
+        "receive,",
+        "send,",
+        "get_run,",
+        "get_fab,",
+        "pull_object,",
+        "push_object,",
+        "confirm_message_received,",
+    ]
+    places = [source.rindex(f"                {name}\n") for name in order]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("function", [pull_objects, pull_and_inflate_object_from_tree])
+def test_objects_can_be_looked_for_again_sooner_than_after_a_second(function: object) -> None:
+    assert {"initial_backoff", "backoff_cap"} <= set(parameters(function))
+
+
+def test_objects_are_pushed_by_id() -> None:
+    assert parameters(push_objects)[:3] == ["objects", "push_object_fn", "object_ids_to_push"]
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("flwr.superlink.runtime.run_serverapp", ["install_from_fab"]),
+        ("flwr.supernode.runtime.run_clientapp", ["install_from_fab", "get_load_client_app_fn"]),
+        ("flwr.superlink.grid.http_grid", ["pull_objects"]),
+    ],
+)
+def test_the_task_processes_take_their_steps_by_names_that_can_be_replaced(module: str, names: list[str]) -> None:
+    loaded = importlib.import_module(module)
+    source = inspect.getsource(loaded)
+    for name in names:
+        assert hasattr(loaded, name)
+        assert f"{name}(" in source.replace(f"import {name}", "")
+
+
+@pytest.mark.parametrize("module", ["flwr.superlink.runtime.run_serverapp", "flwr.supernode.runtime.run_clientapp"])
+def test_a_task_process_does_nothing_with_a_bundle_before_it_is_checked(module: str) -> None:
+    lines = [line.strip() for line in inspect.getsource(importlib.import_module(module)).splitlines()]
+    uses = [line for line in lines if "fab.content" in line or "get_fab_metadata(" in line or "get_project_dir(" in line]
+    assert uses[0] == "install_from_fab(fab.content, skip_prompt=True)"
+
+
+def test_flowers_executor_finds_the_task_processes_by_the_names_of_our_commands() -> None:
+    assert TASK_TYPE_TO_COMMAND[TaskType.SERVER_APP] == "flwr-serverapp"
+    assert TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP] == "flwr-clientapp"
+
+
+@pytest.mark.parametrize("name", ["flower-superlink", "flower-superexec", "flower-supernode"])
+def test_flowers_commands_are_console_scripts(name: str) -> None:
+    assert len(entry_points(group="console_scripts", name=name)) == 1
+
+
+def test_the_control_client_has_the_calls_that_the_host_makes() -> None:
+    for name in ("RegisterNode", "ListNodes", "StartRun", "ListRuns", "StopRun"):
+        assert callable(getattr(ControlHttpClient, name))
+
+
+def test_error_codes_are_flowers_own() -> None:
+    assert (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.INVALID_FAB) == (2, 7)
+
+
+def test_a_superlink_that_is_not_there_is_a_clear_error(tmp_path) -> None:
+    ca = provision(tmp_path / "keys").ca.read_bytes()
+    with (
+        adapter.Control("127.0.0.1:1", ca) as control,
+        pytest.raises(FederationError, match=r"127\.0\.0\.1:1 cannot be reached"),
+    ):
+        control.nodes()

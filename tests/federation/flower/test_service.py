@@ -1,0 +1,155 @@
+"""The local service of a node daemon."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from echo_parties import EchoNode, payload, request
+
+from fedark.errors import EvidenceRefused, FederationError, ProtocolError
+from fedark.federation.flower.service import NodeClient, NodeServer
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="fedark-") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def client(directory: Path) -> Iterator[NodeClient]:
+    server = NodeServer(EchoNode("north"), directory / "n.sock")
+    with NodeClient(directory / "n.sock") as client:
+        yield client
+    server.close()
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, (3 << 20) + 7])
+def test_a_stage_of_any_size_comes_back(client: NodeClient, size: int) -> None:
+    data = os.urandom(size)
+    assert payload(client.handle(request(data), timeout=20)) == data
+
+
+def test_a_refusal_keeps_its_class_and_its_texts(client: NodeClient) -> None:
+    with pytest.raises(ProtocolError, match="said no"):
+        client.handle(request(command="refuse"), timeout=10)
+
+
+def test_a_refusal_keeps_its_reasons(directory: Path) -> None:
+    class Refusing(EchoNode):
+        def handle(self, request: bytes) -> bytes:
+            raise EvidenceRefused("south", ["stale", "debug"])
+
+    server = NodeServer(Refusing("north"), directory / "n.sock")
+    with NodeClient(directory / "n.sock") as client, pytest.raises(EvidenceRefused) as caught:
+        client.handle(b"", timeout=10)
+    server.close()
+    assert caught.value.reasons == ("stale", "debug")
+    assert "No weight key" in caught.value.safe
+
+
+def test_what_a_crash_says_stays_inside(client: NodeClient) -> None:
+    with pytest.raises(FederationError) as caught:
+        client.handle(request(command="crash"), timeout=10)
+    assert "RuntimeError" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_call_that_takes_too_long_is_an_error(client: NodeClient) -> None:
+    with pytest.raises(FederationError, match="did not answer"):
+        client.handle(request(command="sleep 2"), timeout=0.2)
+
+
+def test_status_answers_while_a_stage_is_at_work_and_names_it(directory: Path) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    class Slow(EchoNode):
+        def handle(self, request: bytes) -> bytes:
+            entered.set()
+            leave.wait(10)
+            return super().handle(request)
+
+    server = NodeServer(Slow("north", "provider"), directory / "n.sock")
+    with NodeClient(directory / "n.sock") as client:
+        work = threading.Thread(target=client.handle, args=(request(b"x"),), kwargs={"timeout": 20})
+        work.start()
+        assert entered.wait(10)
+        busy = client.status()
+        leave.set()
+        work.join()
+        idle = client.status()
+    server.close()
+    assert (busy.party, busy.role, busy.run_id, busy.stage) == ("north", "provider", "run", "round")
+    assert (idle.run_id, idle.stage) == ("", "")
+
+
+def test_stages_are_done_one_at_a_time(directory: Path) -> None:
+    inside = 0
+    most = 0
+
+    class Counting(EchoNode):
+        def handle(self, request: bytes) -> bytes:
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.02)
+            inside -= 1
+            return super().handle(request)
+
+    server = NodeServer(Counting("north"), directory / "n.sock")
+    with NodeClient(directory / "n.sock") as client:
+        threads = [threading.Thread(target=client.handle, args=(request(b"x"),), kwargs={"timeout": 20}) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    server.close()
+    assert most == 1
+
+
+def test_only_the_owner_can_open_the_socket(client: NodeClient, directory: Path) -> None:
+    mode = (directory / "n.sock").stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) & 0o077 == 0
+
+
+def test_a_directory_that_is_open_to_others_is_refused(directory: Path) -> None:
+    directory.chmod(0o755)
+    with pytest.raises(FederationError, match="open to other users"):
+        NodeServer(EchoNode("north"), directory / "n.sock")
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_refused(directory: Path) -> None:
+    with pytest.raises(FederationError, match="longer than"):
+        NodeServer(EchoNode("north"), directory / ("n" * 110))
+
+
+def test_a_second_daemon_on_the_same_socket_is_refused_and_the_first_still_serves(client: NodeClient, directory: Path) -> None:
+    with pytest.raises(FederationError, match="Another daemon"):
+        NodeServer(EchoNode("south"), directory / "n.sock")
+    assert client.status().party == "north"
+
+
+def test_a_socket_that_a_dead_daemon_left_is_replaced(directory: Path) -> None:
+    import socket
+
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(directory / "n.sock"))
+    left.close()
+    server = NodeServer(EchoNode("north"), directory / "n.sock")
+    with NodeClient(directory / "n.sock") as client:
+        assert client.status().party == "north"
+    server.close()
+    assert not (directory / "n.sock").exists()
+
+
+def test_a_daemon_that_is_not_there_is_a_clear_error(directory: Path) -> None:
+    with NodeClient(directory / "n.sock") as client, pytest.raises(FederationError, match="cannot be reached"):
+        client.status()
