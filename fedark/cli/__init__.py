@@ -1,0 +1,56 @@
+"""The command line: one module for each group of commands. Errors are shown as they are meant to be read, without traceback."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from fedark import __version__
+from fedark.errors import FedarkError, InputError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fedark",
+    help="Fine-tune a provider's model on data that nobody else may see.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        typer.echo(f"fedark {__version__}")
+        raise typer.Exit
+
+
+def _register() -> None:
+    from fedark.cli import bench, broker, contract, demo, enclave, example, log, model, simulate
+
+    app.add_typer(model.app, name="model")
+    app.add_typer(enclave.app, name="enclave")
+    app.add_typer(broker.app, name="broker")
+    app.add_typer(contract.app, name="contract")
+    app.add_typer(log.app, name="log")
+    app.command("bench")(bench.bench)
+    app.command("example")(example.example)
+    app.command("simulate")(simulate.simulate)
+    app.command("demo")(demo.demo)
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point: exit status 0, 2 for wrong input, 1 for everything else that fedark refuses or fails at."""
+    try:
+        app()
+    except FedarkError as error:
+        typer.echo(f"fedark: {error}", err=True)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        typer.echo("fedark: stopped; nothing was left running.", err=True)
+        sys.exit(130)

@@ -1,0 +1,41 @@
+"""What the commands share on the terminal: progress lines and the report of a job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fedark.contract import Contract
+from fedark.report import local_reports, render
+
+__all__ = ["console", "show_outcome", "teller"]
+
+console = Console(highlight=False)
+
+
+def teller(*, quiet: bool = False) -> Callable[[str], None]:
+    """Prints lines with the seconds since now; lines of a running measurement or epoch replace each other on a terminal."""
+    began = time.monotonic()
+
+    def tell(text: str) -> None:
+        if not quiet:
+            # Never as markup: the text may be another party's.
+            console.print(Text.assemble((f"{time.monotonic() - began:6.1f} s", "dim"), f"  {text}"), soft_wrap=True)
+
+    return tell
+
+
+def show_outcome(report: Mapping[str, Any], contract: Contract, work: Path) -> None:
+    """The tables, and the paths of what a job made."""
+    run_id = report["run_id"]
+    console.print(render(report, local_reports(contract, work, run_id)))
+    console.print("\nThe adapters, in the form that peft loads:")
+    for party in contract.parties:
+        for folder in sorted((work / "parties" / party.name / "runs" / run_id).glob("adapter-*")):
+            console.print(f"  {folder}", soft_wrap=True)
+    console.print(f"The report: {work / 'parties' / contract.provider.name / 'runs' / run_id / 'report.json'}", soft_wrap=True)

@@ -1,0 +1,33 @@
+"""`fedark simulate JOB.toml`: the whole job in one process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedark.cli.show import show_outcome, teller
+from fedark.job import Job
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    job: Annotated[Path, typer.Argument(help="The job file.")],
+    work: Annotated[Path, typer.Option(help="Folder for keys, bundles, adapters and reports.")] = Path("fedark-work"),
+    override: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value in TOML's syntax; may be repeated.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Print the outcome alone.")] = False,
+) -> None:
+    """Run a job with all parties in this process: same stages, messages and enclave code, no sandbox, no network."""
+    # Before torch is loaded: threads that wait on a busy machine sleep instead of spinning.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from fedark.simulation import simulate as simulation
+
+    tell = teller(quiet=quiet)
+    with simulation(Job.load(job, tuple(override or ())), work, say=tell) as running:
+        report = running.run()
+        show_outcome(report, running.federation.contract, work)
