@@ -111,8 +111,6 @@ class _Progress:
 
     stages: list[dict[str, Any]] = field(default_factory=list)
     passed_over: dict[str, str] = field(default_factory=dict)
-    sent: int = 0
-    received: int = 0
     metrics: list[dict[str, dict[str, list[float]]]] = field(default_factory=list)
 
 
