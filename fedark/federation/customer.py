@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = ["CustomerData", "CustomerNode"]
 
 _PIECE = 4 << 20
 _BATCH = 2000
+_SHOW_EVERY = 3.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class CustomerNode(NodeBase):
         self._data = data
         self._heads = HeadMemory(settings.state / SEEN_LOGS)
         self._runs: dict[str, _Run] = {}
+        self._shown = 0.0
 
     def close(self) -> None:
         """End the trainer enclaves."""
@@ -387,6 +390,10 @@ class CustomerNode(NodeBase):
         run.local = canonical.decode(measured.local, max_bytes=8 << 20)
 
     def _show(self, progress: enclave_pb2.Progress) -> None:
+        """A line every few seconds, and the last of each piece of work."""
+        if progress.done < progress.total and time.monotonic() - self._shown < _SHOW_EVERY:
+            return
+        self._shown = time.monotonic()
         value = f", loss {progress.value:.3f}" if progress.value else ""
         self.settings.on_progress(f"{progress.stage}: {progress.done}/{progress.total}{value}")
 

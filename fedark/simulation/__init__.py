@@ -8,10 +8,13 @@ and the contract that `fedark simulate` makes admits that mode by name. A node t
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
 from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice
@@ -99,8 +102,11 @@ class Simulation:
         folder = federation.folder(contract.aggregator.name)
         enclaves = in_process_enclaves(folder, reference)
         self.host = load_aggregator(folder, contract, enclaves, _prefixed(say, contract.aggregator.name))
-        # One at a time: they share the cores and torch's threads, and a run is then the same every time.
-        self._link = InProcessLink({name: node.handle for name, node in self.nodes.items()}, tap=tap, parallel=1)
+        # One thread a node: small models gain little from sharing a matrix product, and the sums come out the same every time.
+        # Two nodes a core, since they take turns in the interpreter.
+        torch.set_num_threads(1)
+        parallel = 2 * len(os.sched_getaffinity(0))
+        self._link = InProcessLink({name: node.handle for name, node in self.nodes.items()}, tap=tap, parallel=parallel)
 
     @property
     def run_id(self) -> str:

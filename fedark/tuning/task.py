@@ -12,6 +12,7 @@ evaluated by exact match of greedy decoding, or, where the contract lists labels
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -41,6 +42,8 @@ LABEL_SCALE = 30.0  # of a fresh head's rows, which start as unit vectors: an in
 _EVALUATION_BATCH = 64
 _RANKED_ROWS = 256
 _POOL = 16  # batches that are sorted by length together
+# Loading patches functions of torch and transformers for its duration: one model at a time in a process.
+_LOADING = threading.Lock()
 _TASK_TYPES = {"mean-pool": "FEATURE_EXTRACTION", "sequence": "SEQ_CLS", "causal": "CAUSAL_LM"}
 
 
@@ -134,6 +137,11 @@ class TaskModel:
         Raises:
             ModelError: the files are not a usable model, or not the one that `terms` describe.
         """
+        with _LOADING:
+            return cls._load(files, terms)
+
+    @classmethod
+    def _load(cls, files: Files, terms: ModelTerms) -> TaskModel:
         base = load_base(files, terms.task, terms.labels)
         if base.layout(terms.adapter) != terms.layout:
             raise ModelError(
