@@ -85,21 +85,39 @@ class AdapterTerms(Terms):
     """The adapter that is trained (LoRA, arXiv:2106.09685; FFA-LoRA, arXiv:2403.12313).
 
     Attributes:
-        method: "ffa-lora" freezes A, drawn from `seed`, and sends B (and the head); "lora" sends A and B.
+        method: "ffa-lora" freezes A, drawn from `seed`, and sends B (and the head); "lora" sends A and B; "head" leaves the
+            whole body as it is and sends a classifier's head alone.
         rank, alpha: LoRA's r and its scaling numerator.
-        targets: suffixes of the module names that get an adapter, such as "query".
+        targets: suffixes of the module names that get an adapter, such as "query"; none for "head".
         layers: indices of the transformer layers that get one; empty means all.
         head: train a classification head too.
         seed: of every A matrix; the same for the whole cohort.
     """
 
-    method: Literal["ffa-lora", "lora"] = "ffa-lora"
+    method: Literal["ffa-lora", "lora", "head"] = "ffa-lora"
     rank: Annotated[int, Field(ge=1, le=512)] = 8
     alpha: Annotated[Finite, Field(gt=0)] = 16.0
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("query", "value")
+    targets: tuple[str, ...] = ("query", "value")
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     head: bool = True
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_targets(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("method") == "head":
+            return {"targets": (), **value}
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.method != "head" and not self.targets:
+            raise ValueError(f'"{self.method}" needs at least one target')
+        if self.method == "head" and (self.targets or self.layers):
+            raise ValueError('"head" changes no layer: leave targets and layers empty')
+        if self.method == "head" and not self.head:
+            raise ValueError('"head" without a head would train nothing')
+        return self
 
 
 class ServerTerms(Terms):

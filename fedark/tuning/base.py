@@ -71,6 +71,12 @@ class Base:
             )
             specs.append(TensorSpec(name=f"{stem}.lora_B.weight", shape=(outputs, adapter.rank), travels=True))
         if self.kind == "causal":
+            if adapter.method == "head":
+                raise ModelError(
+                    "A language model that writes answers has no classification head to train.",
+                    safe="Nothing was started.",
+                    fix='Choose the method "ffa-lora" or "lora" for this model.',
+                )
             return tuple(specs)
         if not adapter.head:
             raise ModelError(

@@ -4,6 +4,9 @@ adapter_config.json, adapter_model.safetensors   what `peft.PeftModel.from_pretr
 labels.json                                      the labels in the order of the head's rows, for classification
 head.safetensors                                 a mean-pooling classifier's head, which PEFT has no place for
 README.md                                        the few lines of code that use it outside fedark
+
+Where the head is all that was trained (method "head") there is nothing for PEFT: head.safetensors alone holds it, for a
+sequence classifier under the names of `transformers`' own state dict.
 """
 
 from __future__ import annotations
@@ -42,11 +45,13 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
         StorageError: the folder cannot be written; each file is either the old one or the new one, whole.
     """
     named = unflatten(terms.layout, flat, terms.adapter.seed)
-    head = {name.removeprefix("head."): value for name, value in named.items() if name.startswith("head.")}
-    adapter = {name: value for name, value in named.items() if not name.startswith("head.")}
+    pooled = terms.task == "classification" and "head.weight" in named
+    alone = terms.adapter.method == "head"
+    head = {name.removeprefix("head.").removeprefix(_PREFIX): value for name, value in named.items() if _in_head(name, alone)}
+    adapter = {name: value for name, value in named.items() if not _in_head(name, alone)}
     lora = [name.removeprefix(_PREFIX).removesuffix(".lora_B.weight") for name in adapter if name.endswith(".lora_B.weight")]
     whole = {name.removeprefix(_PREFIX).rpartition(".")[0] for name in adapter if ".lora_" not in name}
-    kind = "CAUSAL_LM" if terms.task == "instruction" else "FEATURE_EXTRACTION" if head else "SEQ_CLS"
+    kind = "CAUSAL_LM" if terms.task == "instruction" else "FEATURE_EXTRACTION" if pooled else "SEQ_CLS"
     config = {
         "peft_type": "LORA",
         "task_type": kind,
@@ -61,7 +66,9 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
         "target_modules": lora,
         "modules_to_save": sorted(whole) or None,
     }
-    contents = {"adapter_model.safetensors": _tensors(adapter), "adapter_config.json": _json(config)}
+    contents: dict[str, bytes] = {}
+    if not alone:
+        contents |= {"adapter_model.safetensors": _tensors(adapter), "adapter_config.json": _json(config)}
     if terms.task == "classification":
         contents["labels.json"] = _json(list(terms.labels))
     if head:
@@ -78,6 +85,11 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
             fix="Free some space or name another folder, and export again.",
         ) from None
     return [out / name for name in contents]
+
+
+def _in_head(name: str, alone: bool) -> bool:
+    """Whether a tensor goes to head.safetensors: fedark's own head, and everything where nothing but a head was trained."""
+    return alone or name.startswith("head.")
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -135,12 +147,29 @@ with torch.no_grad():
 answers = [labels[i] for i in logits.argmax(-1)]
 """,
 }
+_ALONE = {
+    "SEQ_CLS": """\
+import json
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+labels = json.load(open(f"{folder}/labels.json", encoding="utf-8"))
+model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels), ignore_mismatched_sizes=True).eval()
+# A decoder needs model.config.pad_token_id to be set before it takes batches.
+assert not model.load_state_dict(load_file(f"{folder}/head.safetensors"), strict=False).unexpected_keys
+""",
+    "FEATURE_EXTRACTION": _USE["FEATURE_EXTRACTION"]
+    .replace("from peft import PeftModel\n", "")
+    .replace("PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder)", "AutoModel.from_pretrained(base)"),
+}
 
 
 def _readme(terms: ModelTerms, kind: str, base_name: str) -> str:
-    code = _USE[kind].replace("MAX_LENGTH", str(terms.training.max_length))
+    alone = terms.adapter.method == "head"
+    code = (_ALONE if alone else _USE)[kind].replace("MAX_LENGTH", str(terms.training.max_length))
+    how = "the head alone" if alone else f"{terms.adapter.method}, rank {terms.adapter.rank}"
     return (
         f"# Adapter for {base_name}\n\n"
-        f"Trained with fedark ({terms.adapter.method}, rank {terms.adapter.rank}, {terms.task}). With `base` the base model's "
+        f"Trained with fedark ({how}, {terms.task}). With `base` the base model's "
         f"folder or name and `folder` this folder:\n\n```python\n{code}```\n"
     )

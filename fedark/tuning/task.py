@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional
 
@@ -29,6 +29,7 @@ from fedark.contract import ModelTerms, TensorSpec
 from fedark.errors import DataError, InputError, ModelError
 from fedark.tuning.base import PREFIX, Base, load_base
 from fedark.tuning.data import Record
+from fedark.tuning.features import Features
 from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
 from fedark.tuning.tokens import TextEncoder
 from fedark.tuning.trunk import Ids, Trunk
@@ -44,6 +45,7 @@ _RANKED_ROWS = 256
 _POOL = 16  # batches that are sorted by length together
 # Loading patches functions of torch and transformers for its duration: one model at a time in a process.
 _LOADING = threading.Lock()
+_KEPT_EXAMPLES = 1 << 18
 _TASK_TYPES = {"mean-pool": "FEATURE_EXTRACTION", "sequence": "SEQ_CLS", "causal": "CAUSAL_LM"}
 
 
@@ -120,7 +122,9 @@ class TaskModel:
             head = nn.Linear(width, len(terms.labels))
         self.scorer = Scorer(_with_adapter(base, terms), head).eval()
         self._tensors = _by_layout(self.scorer, terms.layout)
-        self._trunk = Trunk.below(self.scorer.body, self._trained_names(), self._run)
+        self._features = Features.before(self.scorer, self._run) if terms.adapter.method == "head" else None
+        self._trunk = Trunk.below(self.scorer.body, self._trained_names(), self._run) if self._features is None else None
+        self._known: dict[Record, _Example] = {}
         takes = inspect.signature(base.model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._initial = self._initialise(base)
@@ -258,24 +262,33 @@ class TaskModel:
 
     def _examples(self, records: Sequence[Record]) -> list[_Example]:
         self._check(records)
+        if len(self._known) > _KEPT_EXAMPLES:
+            self._known.clear()
+        fresh = [record for record in records if record not in self._known]
+        self._known |= zip(fresh, self._encoded(fresh), strict=True)
+        examples = [self._known[record] for record in records]
+        cache = self._features or self._trunk
+        if cache is not None:
+            cache.fill([example.ids for example in examples])
+        return examples
+
+    def _encoded(self, records: Sequence[Record]) -> list[_Example]:
         prompts, answers = [record.prompt for record in records], [record.answer for record in records]
         if self._causal:
             tails = self._encoder.answers(answers)
             heads = self._encoder.prompts(prompts, [len(tail) for tail in tails])
-            examples = [_Example((*head, *tail), len(head)) for head, tail in zip(heads, tails, strict=True)]
-        else:
-            texts = self._encoder.texts(prompts)
-            examples = [_Example(tuple(ids), self._label_index[a]) for ids, a in zip(texts, answers, strict=True)]
-        if self._trunk is not None:
-            self._trunk.fill([example.ids for example in examples])
-        return examples
+            return [_Example((*head, *tail), len(head)) for head, tail in zip(heads, tails, strict=True)]
+        texts = self._encoder.texts(prompts)
+        return [_Example(tuple(ids), self._label_index[a]) for ids, a in zip(texts, answers, strict=True)]
 
     def _score(self, batch: Sequence[_Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and whether it was answered right, each [batch]."""
         texts = [example.ids for example in batch]
         targets = torch.tensor([example.target for example in batch])
-        with self._trunk.replaying(texts) if self._trunk is not None else nullcontext():
-            logits = self._run(texts)
+        logits = self._features.logits(texts) if self._features is not None else None
+        if logits is None:
+            with self._trunk.replaying(texts) if self._trunk is not None else nullcontext():
+                logits = self._run(texts)
         if not self._causal:
             return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
         # Position i predicts token i + 1. Greedy decoding gives the answer exactly if every token of it is the most likely
@@ -387,6 +400,8 @@ def _id(config: Any, name: str) -> int | None:
 
 
 def _with_adapter(base: Base, terms: ModelTerms) -> nn.Module:
+    if terms.adapter.method == "head":
+        return base.model
     config = LoraConfig(
         task_type=_TASK_TYPES[base.kind],
         r=terms.adapter.rank,
@@ -408,8 +423,12 @@ def _by_layout(scorer: Scorer, layout: Sequence[TensorSpec]) -> dict[str, nn.Par
     In memory PEFT puts the adapter's name ("default") into a tensor's name; in a saved adapter it does not.
     """
     saved: dict[str, nn.Parameter] = {}
+    untouched = not isinstance(scorer.body, PeftModel)
+    wanted = {spec.name for spec in layout}
     for name, parameter in scorer.body.named_parameters():
         parameter.requires_grad_(False)
+        if untouched and PREFIX + name in wanted:
+            saved[PREFIX + name] = parameter
         for inner, outer in (
             (".lora_A.default.", ".lora_A."),
             (".lora_B.default.", ".lora_B."),

@@ -59,6 +59,8 @@ class Trunk:
                 depth = min(int(match[2]), len(lists[match[1]]) if depth is None else depth)
             elif not re.search(r"(^|\.)(classifier|score|pooler|pre_classifier|head)\.", name):
                 return None  # not known to lie above the layers
+        if not found and trained and len(lists) == 1:  # heads alone: every layer lies below them
+            return cls(list(next(iter(lists.values()))), run)
         if len(found) != 1 or not depth:
             return None
         return cls(list(lists[found.pop()])[:depth], run)

@@ -51,7 +51,8 @@ class Tiny:
         seed: int = 5,
         training: dict[str, object] | None = None,
     ) -> ModelTerms:
-        adapter = AdapterTerms(method=method, rank=3, alpha=6.0, targets=self.targets, layers=layers, seed=seed)
+        targets = () if method == "head" else self.targets
+        adapter = AdapterTerms(method=method, rank=3, alpha=6.0, targets=targets, layers=layers, seed=seed)
         labels = self.labels if labels is None else labels
         return ModelTerms(
             name="tiny",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,35 @@ def test_peft_alone_reproduces_the_predictions(zoo: Any, texts: list[str], tmp_p
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["bert", "minilm", "gpt2", "llama"])
+def test_a_head_alone_works_outside_as_its_readme_says(zoo: Any, texts: list[str], tmp_path: Path, name: str) -> None:
+    tiny = replace(zoo[name], task="classification", labels=zoo[name].labels or ("a", "b", "c", "d"))
+    terms = tiny.terms(method="head")
+    vector = some_vector(terms.travelling)
+    files = export_peft(terms, vector, tmp_path / "out", "tiny-base")
+    assert {path.name for path in files} == {"head.safetensors", "labels.json", "README.md"}
+    task = tiny.load(terms)
+    task.set_flat(vector)
+    with torch.no_grad():
+        ours = task.scorer(*task._padded(task._encoder.texts(texts)))
+    code = re.search(r"```python\n(.*)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    scope: dict[str, Any] = {"base": str(tiny.folder), "folder": str(tmp_path / "out"), "texts": texts}
+    exec(code[1], scope)
+    theirs = scope.get("logits")
+    if theirs is None:
+        scope["model"].config.pad_token_id = 0
+        batch = AutoTokenizer.from_pretrained(tiny.folder)(texts, padding=True, return_tensors="pt")
+        batch.pop("token_type_ids", None)
+        with torch.no_grad():
+            theirs = scope["model"](**batch).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ["gpt2", "llama", "no-pooler"])
 def test_decoders_and_encoders_without_a_pooler_classify_too(zoo: Any, texts: list[str], tmp_path: Path, name: str) -> None:
     """Whatever a classifier has beyond the base's files is part of the adapter: nothing random is left outside it."""
-    from dataclasses import replace
-
     tiny = zoo["bert" if name == "no-pooler" else name]
     folder = tiny.folder
     if name == "no-pooler":
