@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,21 +20,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional
 
-from fedark.contract import ModelTerms, TensorSpec
+from fedark.contract import ModelTerms
 from fedark.errors import DataError, InputError, ModelError
 from fedark.tuning.base import PREFIX, Base, load_base
 from fedark.tuning.data import Record
 from fedark.tuning.features import Features
 from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
+from fedark.tuning.scorer import Scorer, by_layout, with_adapter
 from fedark.tuning.tokens import TextEncoder
 from fedark.tuning.trunk import Ids, Trunk
 from fedark.tuning.weights import Files
 
-__all__ = ["LABEL_SCALE", "Metrics", "Progress", "Scorer", "TaskModel", "TrainStats"]
+__all__ = ["LABEL_SCALE", "Metrics", "Progress", "TaskModel", "TrainStats"]
 
 Progress = Callable[[int, int, float], None]
 
@@ -46,7 +45,6 @@ _POOL = 16  # batches that are sorted by length together
 # Loading patches functions of torch and transformers for its duration: one model at a time in a process.
 _LOADING = threading.Lock()
 _KEPT_EXAMPLES = 1 << 18
-_TASK_TYPES = {"mean-pool": "FEATURE_EXTRACTION", "sequence": "SEQ_CLS", "causal": "CAUSAL_LM"}
 
 
 @dataclass(frozen=True)
@@ -76,32 +74,6 @@ class Metrics:
     loss_sum: float
 
 
-class Scorer(nn.Module):
-    """Base, adapter and head as one module: token ids and mask [batch, tokens] to logits.
-
-    Logits are [batch, labels] for classification and [batch, tokens, vocabulary] for a causal model. `head` is None where the
-    base brings its own.
-    """
-
-    def __init__(self, body: nn.Module, head: nn.Linear | None) -> None:
-        super().__init__()
-        self.body = body
-        self.head = head
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        if self.head is not None:
-            logits: torch.Tensor = self.head(self.embed(input_ids, attention_mask))
-            return logits
-        scores: torch.Tensor = self.body(input_ids=input_ids, attention_mask=attention_mask).logits
-        return scores
-
-    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Unit vectors [batch, width]: the masked mean of the last hidden states, normalised."""
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
-
-
 @dataclass(frozen=True, slots=True)
 class _Example:
     ids: Ids
@@ -120,8 +92,8 @@ class TaskModel:
         if base.kind == "mean-pool":
             width = next(spec.shape[1] for spec in terms.layout if spec.name == "head.weight")
             head = nn.Linear(width, len(terms.labels))
-        self.scorer = Scorer(_with_adapter(base, terms), head).eval()
-        self._tensors = _by_layout(self.scorer, terms.layout)
+        self.scorer = Scorer(with_adapter(base, terms), head).eval()
+        self._tensors = by_layout(self.scorer, terms.layout)
         self._features = Features.before(self.scorer, self._run) if terms.adapter.method == "head" else None
         self._trunk = Trunk.below(self.scorer.body, self._trained_names(), self._run) if self._features is None else None
         self._known: dict[Record, _Example] = {}
@@ -397,61 +369,6 @@ def _id(config: Any, name: str) -> int | None:
     value = getattr(config, name, None)
     value = value[0] if isinstance(value, list) and value else value
     return value if type(value) is int and value >= 0 else None
-
-
-def _with_adapter(base: Base, terms: ModelTerms) -> nn.Module:
-    if terms.adapter.method == "head":
-        return base.model
-    config = LoraConfig(
-        task_type=_TASK_TYPES[base.kind],
-        r=terms.adapter.rank,
-        lora_alpha=terms.adapter.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=[name for name, _ in base.adapted(terms.adapter)],
-        modules_to_save=base.head_modules() or None,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT mentions that it sets fan_in_fan_out for GPT-2's transposed layers
-        model: nn.Module = get_peft_model(base.model, config)
-    return model
-
-
-def _by_layout(scorer: Scorer, layout: Sequence[TensorSpec]) -> dict[str, nn.Parameter]:
-    """The module's parameter for every tensor of the layout; these that travel, and only they, are trainable.
-
-    In memory PEFT puts the adapter's name ("default") into a tensor's name; in a saved adapter it does not.
-    """
-    saved: dict[str, nn.Parameter] = {}
-    untouched = not isinstance(scorer.body, PeftModel)
-    wanted = {spec.name for spec in layout}
-    for name, parameter in scorer.body.named_parameters():
-        parameter.requires_grad_(False)
-        if untouched and PREFIX + name in wanted:
-            saved[PREFIX + name] = parameter
-        for inner, outer in (
-            (".lora_A.default.", ".lora_A."),
-            (".lora_B.default.", ".lora_B."),
-            (".modules_to_save.default.", "."),
-        ):
-            if inner in name:
-                saved[name.replace(inner, outer)] = parameter
-    if scorer.head is not None:
-        saved |= {f"head.{name}": parameter for name, parameter in scorer.head.named_parameters()}
-    if saved.keys() != {spec.name for spec in layout} or any(tuple(saved[s.name].shape) != s.shape for s in layout):
-        raise ModelError(
-            "PEFT placed the adapter elsewhere than the contract's layout says.",
-            safe="Nothing was trained.",
-            fix="Name targets that are plain linear layers.",
-        )
-    for spec in layout:
-        saved[spec.name].requires_grad_(spec.travels)
-    for module in scorer.modules():
-        # Per-example gradient hooks (Opacus) watch training modules alone; the base stays in evaluation mode, so that its
-        # dropout is off, and for a linear layer the mode means nothing else.
-        if isinstance(module, nn.Linear) and any(parameter.requires_grad for parameter in module.parameters()):
-            module.train()
-    return {spec.name: saved[spec.name] for spec in layout}
 
 
 def _sample(population: int, count: int, generator: torch.Generator) -> list[int]:

@@ -1,0 +1,106 @@
+"""Base, adapter and head as one module, and where in it every tensor of the contract's layout lives.
+
+PEFT places the LoRA pairs; a head of fedark's own stands above a mean-pooling encoder, and a lone head needs no PEFT at all. All
+trainable tensors are those that travel, all of them belong to `nn.Linear` layers, and only these layers are in training mode: the
+base stays in evaluation mode, so that its dropout is off.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.nn import functional
+
+from fedark.contract import ModelTerms, TensorSpec
+from fedark.errors import ModelError
+from fedark.tuning.base import PREFIX, Base
+
+__all__ = ["Scorer", "by_layout", "with_adapter"]
+
+_TASK_TYPES = {"mean-pool": "FEATURE_EXTRACTION", "sequence": "SEQ_CLS", "causal": "CAUSAL_LM"}
+
+
+class Scorer(nn.Module):
+    """Base, adapter and head as one module: token ids and mask [batch, tokens] to logits.
+
+    Logits are [batch, labels] for classification and [batch, tokens, vocabulary] for a causal model. `head` is None where the
+    base brings its own.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Linear | None) -> None:
+        super().__init__()
+        self.body = body
+        self.head = head
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        if self.head is not None:
+            logits: torch.Tensor = self.head(self.embed(input_ids, attention_mask))
+            return logits
+        scores: torch.Tensor = self.body(input_ids=input_ids, attention_mask=attention_mask).logits
+        return scores
+
+    def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Unit vectors [batch, width]: the masked mean of the last hidden states, normalised."""
+        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
+
+
+def with_adapter(base: Base, terms: ModelTerms) -> nn.Module:
+    """The base with the LoRA pairs of `terms`; as it is where a head alone is trained."""
+    if terms.adapter.method == "head":
+        return base.model
+    config = LoraConfig(
+        task_type=_TASK_TYPES[base.kind],
+        r=terms.adapter.rank,
+        lora_alpha=terms.adapter.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=[name for name, _ in base.adapted(terms.adapter)],
+        modules_to_save=base.head_modules() or None,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT mentions that it sets fan_in_fan_out for GPT-2's transposed layers
+        model: nn.Module = get_peft_model(base.model, config)
+    return model
+
+
+def by_layout(scorer: Scorer, layout: Sequence[TensorSpec]) -> dict[str, nn.Parameter]:
+    """The module's parameter for every tensor of the layout; these that travel, and only they, are trainable.
+
+    In memory PEFT puts the adapter's name ("default") into a tensor's name; in a saved adapter it does not.
+    """
+    saved: dict[str, nn.Parameter] = {}
+    untouched = not isinstance(scorer.body, PeftModel)
+    wanted = {spec.name for spec in layout}
+    for name, parameter in scorer.body.named_parameters():
+        parameter.requires_grad_(False)
+        if untouched and PREFIX + name in wanted:
+            saved[PREFIX + name] = parameter
+        for inner, outer in (
+            (".lora_A.default.", ".lora_A."),
+            (".lora_B.default.", ".lora_B."),
+            (".modules_to_save.default.", "."),
+        ):
+            if inner in name:
+                saved[name.replace(inner, outer)] = parameter
+    if scorer.head is not None:
+        saved |= {f"head.{name}": parameter for name, parameter in scorer.head.named_parameters()}
+    if saved.keys() != {spec.name for spec in layout} or any(tuple(saved[s.name].shape) != s.shape for s in layout):
+        raise ModelError(
+            "PEFT placed the adapter elsewhere than the contract's layout says.",
+            safe="Nothing was trained.",
+            fix="Name targets that are plain linear layers.",
+        )
+    for spec in layout:
+        saved[spec.name].requires_grad_(spec.travels)
+    for module in scorer.modules():
+        # Per-example gradient hooks (Opacus) watch training modules alone; the base stays in evaluation mode, so that its
+        # dropout is off, and for a linear layer the mode means nothing else.
+        if isinstance(module, nn.Linear) and any(parameter.requires_grad for parameter in module.parameters()):
+            module.train()
+    return {spec.name: saved[spec.name] for spec in layout}
