@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -29,6 +30,7 @@ from fedark.tuning.base import PREFIX, Base, load_base
 from fedark.tuning.data import Record
 from fedark.tuning.features import Features
 from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
+from fedark.tuning.per_example import Norms, PerExample
 from fedark.tuning.scorer import Scorer, by_layout, with_adapter
 from fedark.tuning.tokens import TextEncoder
 from fedark.tuning.trunk import Ids, Trunk
@@ -45,6 +47,7 @@ _POOL = 16  # batches that are sorted by length together
 # Loading patches functions of torch and transformers for its duration: one model at a time in a process.
 _LOADING = threading.Lock()
 _KEPT_EXAMPLES = 1 << 18
+_FEATURE_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class TaskModel:
             head = nn.Linear(width, len(terms.labels))
         self.scorer = Scorer(with_adapter(base, terms), head).eval()
         self._tensors = by_layout(self.scorer, terms.layout)
+        self._travelling = [self._tensors[spec.name] for spec in terms.layout if spec.travels]
         self._features = Features.before(self.scorer, self._run) if terms.adapter.method == "head" else None
         self._trunk = Trunk.below(self.scorer.body, self._trained_names(), self._run) if self._features is None else None
         self._known: dict[Record, _Example] = {}
@@ -214,6 +218,83 @@ class TaskModel:
                 if progress is not None:
                     progress(done, steps, value)
         return TrainStats(loss_sum / seen, len(records), done)
+
+    def gradient_sum(self, records: Sequence[Record], *, clip_norm: float) -> tuple[Flat, Norms]:
+        """The sum of the records' gradients, each clipped: what one record adds has an L2 norm of at most `clip_norm`.
+
+        The gradient is that of the record's loss in nats with respect to the whole travelling vector. Records are taken in
+        batches of `terms.training.batch_size`, so that memory is bounded; neither the batches nor their padding changes a
+        record's part by more than float32 rounding, about 1e-6 of `clip_norm`. There is no noise in it: sum and norms are as
+        private as the records.
+
+        Args:
+            records: any number; none give zeros.
+            clip_norm: positive, in nats per unit of the vector.
+
+        Returns:
+            The sum, float32 [travelling], and every record's norm before clipping, float32 [records].
+
+        Raises:
+            DataError: an answer that is not among the labels.
+            ModelError: the model has something that would make the gradients inexact.
+        """
+        if not (clip_norm > 0 and np.isfinite(clip_norm)):
+            raise ValueError("clip_norm must be positive and finite")
+        watch = PerExample(self.scorer, self._travelling)
+        examples = self._examples(records)
+        total = np.zeros(self.terms.travelling, np.float64)
+        norms = np.zeros(len(examples), np.float32)
+        order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
+        size = _FEATURE_BATCH if self._features is not None else self.terms.training.batch_size
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            with watch.batch(len(part)) as pending:
+                pending.backward(self._score([examples[index] for index in part])[0])
+            summed, norms[part] = pending.clipped_sum(clip_norm)
+            total += summed.numpy()
+        return total.astype(np.float32), norms
+
+    def private_steps(
+        self,
+        batches: Iterable[Sequence[Record]],
+        *,
+        clip_norm: float,
+        noise: Callable[[int], npt.NDArray[np.float64]],
+        expected: float,
+    ) -> int:
+        """Local DP-SGD (Abadi et al., arXiv:1607.00133) from where the adapter is, with a fresh AdamW.
+
+        Args:
+            batches: one Poisson sample of the customer's records for each step; empty ones are steps like any other.
+            clip_norm: as in `gradient_sum`.
+            noise: gives that many fresh values of the mechanism's noise, in the unit of the gradient sum.
+            expected: public expected size of a batch, which the noisy sum is divided by.
+
+        Returns:
+            The steps done. No loss: it would be a figure on private records without noise.
+
+        Raises:
+            DataError, ModelError: see `gradient_sum`.
+            InputError: the adapter left the finite numbers, which is known from the noisy sums alone.
+        """
+        optimizer = self._optimizer()
+        done = 0
+        for records in batches:
+            summed, _ = self.gradient_sum(records, clip_norm=clip_norm)
+            noisy = (summed + noise(self.terms.travelling)) / expected
+            self._put_gradients(noisy.astype(np.float32))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done += 1
+        if not np.isfinite(self.get_flat()).all():
+            raise InputError("Training diverged.", safe="No update was made from it.", fix="Lower the learning rates.")
+        return done
+
+    def _put_gradients(self, flat: Flat) -> None:
+        offset = 0
+        for tensor in self._travelling:
+            tensor.grad = torch.from_numpy(flat[offset : offset + tensor.numel()]).view_as(tensor)
+            offset += tensor.numel()
 
     @torch.no_grad()
     def evaluate(self, records: Sequence[Record]) -> Metrics:
