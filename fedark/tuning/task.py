@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,13 @@ class _Example:
 
 
 class TaskModel:
-    """A base model with an adapter. `load` makes one; `scorer` is the module that training steps on."""
+    """A base model with an adapter. `load` makes one.
+
+    Attributes:
+        terms: the contract's.
+        scorer: the module that training steps on.
+        trained: its parameters that travel, in the order of the flat vector.
+    """
 
     def __init__(self, base: Base, terms: ModelTerms, encoder: TextEncoder) -> None:
         self.terms = terms
@@ -97,7 +103,7 @@ class TaskModel:
             head = nn.Linear(width, len(terms.labels))
         self.scorer = Scorer(with_adapter(base, terms), head).eval()
         self._tensors = by_layout(self.scorer, terms.layout)
-        self._travelling = [self._tensors[spec.name] for spec in terms.layout if spec.travels]
+        self.trained = [self._tensors[spec.name] for spec in terms.layout if spec.travels]
         self._features = Features.before(self.scorer, self._run) if terms.adapter.method == "head" else None
         self._trunk = Trunk.below(self.scorer.body, self._trained_names(), self._run) if self._features is None else None
         self._known: dict[Record, _Example] = {}
@@ -219,6 +225,24 @@ class TaskModel:
                     progress(done, steps, value)
         return TrainStats(loss_sum / seen, len(records), done)
 
+    def losses(self, records: Sequence[Record]) -> torch.Tensor:
+        """Every record's cross-entropy in nats [records], computed in one batch, with its graph unless under `no_grad`.
+
+        Raises:
+            DataError: an answer that is not among the labels.
+        """
+        return self._score(self._examples(records))[0]
+
+    @contextmanager
+    def uncached(self) -> Iterator[None]:
+        """While open, nothing that was kept from earlier batches is used: the whole model is computed."""
+        kept = self._features, self._trunk
+        self._features = self._trunk = None
+        try:
+            yield
+        finally:
+            self._features, self._trunk = kept
+
     def gradient_sum(self, records: Sequence[Record], *, clip_norm: float) -> tuple[Flat, Norms]:
         """The sum of the records' gradients, each clipped: what one record adds has an L2 norm of at most `clip_norm`.
 
@@ -240,7 +264,7 @@ class TaskModel:
         """
         if not (clip_norm > 0 and np.isfinite(clip_norm)):
             raise ValueError("clip_norm must be positive and finite")
-        watch = PerExample(self.scorer, self._travelling)
+        watch = PerExample(self.scorer, self.trained)
         examples = self._examples(records)
         total = np.zeros(self.terms.travelling, np.float64)
         norms = np.zeros(len(examples), np.float32)
@@ -292,7 +316,7 @@ class TaskModel:
 
     def _put_gradients(self, flat: Flat) -> None:
         offset = 0
-        for tensor in self._travelling:
+        for tensor in self.trained:
             tensor.grad = torch.from_numpy(flat[offset : offset + tensor.numel()]).view_as(tensor)
             offset += tensor.numel()
 

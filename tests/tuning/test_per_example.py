@@ -52,7 +52,7 @@ def alone(task: TaskModel, record: Record) -> np.ndarray:
     task._features = task._trunk = None
     losses, _ = task._score(task._encoded([record]))
     task._features, task._trunk = kept
-    gradients = torch.autograd.grad(losses.sum(), task._travelling)
+    gradients = torch.autograd.grad(losses.sum(), task.trained)
     return torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
 
 
@@ -112,8 +112,8 @@ def test_opacus_hooks_give_the_same_sum(zoo: Any, records: Make, tmp_path: Path,
     parameters = [parameter for parameter in task.scorer.parameters() if parameter.requires_grad]
     task.scorer = GradSampleModule(task.scorer, batch_first=True, loss_reduction="sum")  # type: ignore[assignment]
     task._score(task._examples(data))[0].sum().backward()
-    assert {id(p) for p in parameters} == {id(p) for p in task._travelling}
-    rows = torch.cat([parameter.grad_sample.flatten(1) for parameter in task._travelling], dim=1).double().numpy()
+    assert {id(p) for p in parameters} == {id(p) for p in task.trained}
+    rows = torch.cat([parameter.grad_sample.flatten(1) for parameter in task.trained], dim=1).double().numpy()
     np.testing.assert_allclose(norms, np.linalg.norm(rows, axis=1), rtol=2e-5)
     assert np.abs(summed - clipped(rows, 0.3).sum(0)).max() < 1e-6 * 0.3 * len(data)
 
