@@ -244,9 +244,32 @@ class ProtectionTerms(Terms):
 
 
 class PrivacyTerms(Terms):
-    """The privacy mechanism; "none" means that the released adapter has no differential privacy guarantee."""
+    """The privacy mechanism and what it claims. What each term does is in `fedark.mechanism`.
 
-    mechanism: Literal["none"] = "none"
+    Attributes:
+        mechanism: "none": the released adapter has no differential privacy guarantee.
+            "example-distributed": each round sums one clipped, Poisson-sampled gradient a customer, and every customer adds a
+            share of the noise. "example-local": every customer adds all the noise to each of several local steps.
+            "customer-level": every customer's whole update is clipped, and all of its records are protected together.
+        epsilon: upper bound that the whole job claims, for one record, or one customer under "customer-level"; each node
+            computes it again from the other terms before it signs.
+        delta: of the claim.
+        noise_multiplier: standard deviation of the noise over the sensitivity. 0 in a job file: solved from `epsilon`.
+        clip_norm: L2 norm that one record's gradient, or one customer's update, is clipped to (all models together).
+        sampling_rate: probability with which each record is drawn, independently, for a step.
+        local_steps: "example-local": steps of one round.
+        records: how many training records all customers have, about; public, so that gradient sums are divided by it and not by
+            what was really drawn.
+    """
+
+    mechanism: Literal["none", "example-distributed", "example-local", "customer-level"] = "none"
+    epsilon: Annotated[Finite, Field(gt=0, le=1000)] = 8.0
+    delta: Annotated[Finite, Field(gt=0, lt=0.1)] = 1e-5
+    noise_multiplier: Annotated[Finite, Field(ge=0)] = 0.0
+    clip_norm: Annotated[Finite, Field(gt=0)] = 1.0
+    sampling_rate: Annotated[Finite, Field(gt=0, le=1)] = 0.1
+    local_steps: Annotated[int, Field(ge=1, le=10_000)] = 1
+    records: Annotated[int, Field(ge=0)] = 0
 
 
 class EvaluationTerms(Terms):

@@ -29,6 +29,7 @@ from fedark.contract import (
 )
 from fedark.errors import ContractError, InputError
 from fedark.masking import protection_problems
+from fedark.mechanism import privacy_problems
 from fedark.tuning.data import placeholders
 
 __all__ = ["CustomerSpec", "DataSpec", "Job", "ModelSpec", "SplitSpec"]
@@ -230,6 +231,7 @@ class Job:
             problems.append(f"{len(self.customer_names)} customers are fewer than protection.minimum_cohort = {minimum}")
         adapters = [(model.name, model.adapter) for model in self.models]
         problems += protection_problems(self.protection, set(self.customer_names), adapters)
+        problems += privacy_problems(self.privacy, self.protection, [(model.name, model.training) for model in self.models])
         problems += [f"deliver.to names a stranger: {name!r}" for name in self.deliver_to if name not in names]
         files = [customer.data for customer in self.customers] + [customer.test for customer in self.customers if customer.test]
         files += [self.split.file] if self.split else []

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedark.contract import AdapterTerms, Contract, ProtectionTerms
+from fedark.contract import AdapterTerms, Contract, PrivacyTerms, ProtectionTerms
 from fedark.errors import ContractError
+from fedark.mechanism import noised_layout
 from fedark.secagg import Layout, Metric, Policy, RoundSum, check_method
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "figures",
     "lanes",
     "masked_policy",
+    "may_leave",
     "protection_problems",
     "protection_warnings",
     "train_key",
@@ -62,7 +64,7 @@ def protection_problems(
             found += [f"model {name!r}: {problem}" for problem in error.problems]
     if protection.mode == "masked":
         try:
-            _policy(protection, customers, [_update(protection, 1)], bytes(48), "", 1)
+            _policy(protection, customers, [_update(protection, PrivacyTerms(), 1)], bytes(48), "", 1)
         except ContractError as error:
             found += [f"protection: {problem}" for problem in error.problems]
     return found
@@ -88,7 +90,9 @@ def masked_policy(contract: Contract, run_id: str) -> Policy:
     if protection.mode != "masked":
         raise ContractError(f"contract of job {contract.job}", ["its updates are not masked"])
     length = sum(terms.travelling for terms in contract.models)
-    layouts = [_update(protection, length), Layout(EVALUATED, 0, metrics=_metrics(contract))]
+    private = contract.privacy.mechanism in ("example-distributed", "customer-level")
+    update = noised_layout(contract, UPDATE) if private else _update(protection, contract.privacy, length)
+    layouts = [update, Layout(EVALUATED, 0, metrics=_metrics(contract))]
     customers = [party.name for party in contract.customers]
     return _policy(protection, customers, layouts, contract.digest(), run_id, contract.rounds + 1)
 
@@ -150,14 +154,15 @@ def _policy(
     )
 
 
-def _update(protection: ProtectionTerms, length: int) -> Layout:
+def _update(protection: ProtectionTerms, privacy: PrivacyTerms, length: int) -> Layout:
     return Layout(
         UPDATE,
         length,
         bits=protection.bits,
         clip_norm=protection.clip_norm,
         value_range=protection.value_range,
-        max_weight=protection.max_records,
+        # The sum of weights is public: where records are protected one by one it must not depend on how many there are.
+        max_weight=protection.max_records if privacy.mechanism == "none" else 1,
     )
 
 
@@ -175,18 +180,31 @@ def _metrics(contract: Contract) -> tuple[Metric, ...]:
 
 
 def _keys(contract: Contract) -> list[list[tuple[str, str]]]:
-    """Model and key of every figure that is summed: those of loading, of each round, and of evaluating."""
-    own = ["own"] if contract.evaluation.own else []
+    """Model and key of every figure that is summed: those of loading, of each round, and of evaluating.
+
+    Under a privacy mechanism only what the provider's acceptance set says of the base and of the private adapter leaves: losses,
+    local-only adapters and held-out records of customers are not noised, and stay with each customer.
+    """
+    private = contract.privacy.mechanism != "none"
+    own = ["own"] if contract.evaluation.own and not private else []
     measured = own + [f"acceptance/{group}" for group in contract.evaluation.groups]
     names = [terms.name for terms in contract.models]
     loading = [
         (terms.name, f"{when}/{what}")
         for terms in contract.models
-        for when in (("before", "local") if terms.training.baseline_epochs else ("before",))
+        for when in (("before", "local") if terms.training.baseline_epochs and not private else ("before",))
         for what in measured
     ]
-    rounds = [[(name, train_key(number)) for name in names] for number in range(1, contract.rounds + 1)]
+    rounds = [[] if private else [(name, train_key(number)) for name in names] for number in range(1, contract.rounds + 1)]
     return [loading, *rounds, [(name, f"federated/{what}") for name in names for what in measured]]
+
+
+def may_leave(contract: Contract, metrics: Mapping[str, Mapping[str, Counts]]) -> dict[str, dict[str, Counts]]:
+    """Those of a customer's figures that the contract sums, for an update that is sealed."""
+    if contract.privacy.mechanism == "none":
+        return {model: dict(items) for model, items in metrics.items()}
+    wanted = {pair for stage in _keys(contract) for pair in stage}
+    return {model: {key: value for key, value in items.items() if (model, key) in wanted} for model, items in metrics.items()}
 
 
 def train_key(number: int) -> str:

@@ -36,7 +36,7 @@ def render(report: Mapping[str, Any], local: Mapping[str, Counts]) -> Renderable
         report: the aggregator's, of sums over the cohort.
         local: `local_reports`, or an empty map where only the aggregator's report is at hand.
     """
-    parts: list[RenderableType] = [Text("\n" + _protection(report["protection"]))]
+    parts: list[RenderableType] = [Text("\n" + _protection(report["protection"])), Text(_privacy(report["privacy"]))]
     for name, model in report["models"].items():
         values = f"{model['values']:,} values travel"
         parts.append(Text(f"\n{name}: {model['task']}, {model['method']}, {values}", style="bold"))
@@ -53,6 +53,17 @@ def _protection(terms: Mapping[str, Any]) -> str:
         size = f"{terms['bits']} bits, {terms['bytes_per_value']:g} bytes a value"
         return f"Updates and figures were masked ({size}) and encrypted: even the aggregator's enclave saw only sums."
     return "Updates and figures were encrypted to the attested aggregator enclave, which alone summed them."
+
+
+def _privacy(terms: Mapping[str, Any]) -> str:
+    if terms["mechanism"] == "none":
+        return "No differential privacy: the adapter may remember records."
+    lines = [
+        f"{entry['mechanism']} gives every {entry['unit']} epsilon {entry['epsilon']:.3g} at delta {entry['delta']:g} "
+        f"against {entry['view']} ({entry['accountant']})."
+        for entry in terms["guarantees"]
+    ]
+    return "Differential privacy of this job: " + "\n  ".join(lines)
 
 
 def _acceptance(name: str, metrics: Mapping[str, Mapping[str, float]], local: Mapping[str, Counts]) -> Table | None:

@@ -28,6 +28,7 @@ from fedark.enclave.protection import LOADED, Context, GroupKey, Metric, Payload
 from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done
 from fedark.errors import FederationError, ProtocolError, Refused
 from fedark.masking import EVALUATED, UPDATE
+from fedark.mechanism import server_scale
 from fedark.tuning.server_optimizer import ServerOptimizer, server_optimizer
 from fedark.v1 import enclave_pb2 as pb
 
@@ -51,6 +52,7 @@ class AggregatorSession(SessionBase):
         self._masks: AggregatorMasks | None = None
         if self.contract.protection.mode == "masked":
             self._masks = AggregatorMasks(self.contract, config.run_id)
+        self._scale = server_scale(self.contract)
         self._optimizers: dict[str, ServerOptimizer] = {
             terms.name: server_optimizer(terms.server, terms.travelling) for terms in self.contract.models
         }
@@ -179,7 +181,7 @@ class AggregatorSession(SessionBase):
         return pb.Reply(closed=pb.Closed(state=state, metrics=metrics))
 
     def _stepped(self, terms: ModelTerms, mean: np.ndarray[Any, Any]) -> Vector:
-        current = self._vectors[terms.name]
+        current, mean = self._vectors[terms.name], mean * self._scale
         return self._optimizers[terms.name].step(current, (current + mean).astype(np.float32))
 
     def _figures(self, received: dict[str, Payload]) -> list[dict[str, dict[str, list[int | float]]]]:

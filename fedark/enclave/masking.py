@@ -35,6 +35,7 @@ from fedark.enclave.protection import Metric
 from fedark.errors import FederationError, ProtocolError, Refused
 from fedark.keys import SigningKey
 from fedark.masking import EVALUATED, figures, lanes, masked_policy
+from fedark.mechanism import mechanism
 from fedark.secagg import Client, Contribution, Directory, Round, RoundSum, Server
 
 __all__ = ["AggregatorMasks", "TrainerMasks"]
@@ -61,6 +62,7 @@ class TrainerMasks:
     def __init__(self, contract: Contract, run_id: str, party: str, signing: SigningKey, nonces: NonceBook) -> None:
         self._contract, self._nonces = contract, nonces
         self._policy = masked_policy(contract, run_id)
+        self._private = mechanism(contract)
         self._client = Client(self._policy, party, signing)
         self._me = _Self(party, signing.public, self._policy.contract_digest, run_id)
         self._nonce = b""
@@ -154,7 +156,8 @@ class TrainerMasks:
             norm, top = float(np.linalg.norm(vector.astype(np.float64))), float(np.abs(vector).max(initial=0.0))
             if norm > terms.clip_norm or top * weight / terms.max_weight > terms.value_range:
                 on_clipped()
-        return bytes(self._client.upload(Contribution(vector, weight, values)))
+        noise = self._private.noise() if self._private is not None and terms.noise_bound else None
+        return bytes(self._client.upload(Contribution(vector, weight, values), noise))
 
     def endorse(self, request: bytes) -> bytes:
         """See `fedark.secagg.Client.endorse`."""

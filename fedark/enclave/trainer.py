@@ -26,11 +26,14 @@ from fedark import canonical
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract import ModelTerms, now
 from fedark.enclave.masking import TrainerMasks
+from fedark.enclave.private import noised_updates, private_updates
 from fedark.enclave.protection import LOADED, Context, GroupKey, Metric, Payload, ProtectedUpdate, protect
 from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done, seed_of
 from fedark.errors import DataError, ModelError, ProtocolError
-from fedark.masking import EVALUATED, UPDATE, train_key
+from fedark.masking import EVALUATED, UPDATE, may_leave, train_key
+from fedark.mechanism import mechanism
 from fedark.tuning.data import Record
+from fedark.tuning.self_check import self_check
 from fedark.tuning.task import TaskModel
 from fedark.v1 import enclave_pb2 as pb
 from fedark.vault.manifest import Manifest
@@ -83,6 +86,7 @@ class TrainerSession(SessionBase):
         self._round = 0
         self._base = b""
         self._masks: TrainerMasks | None = None
+        self._private = mechanism(self.contract)
         if self.contract.protection.mode == "masked":
             self._masks = TrainerMasks(self.contract, config.run_id, config.party, self._signing, self._nonces)
 
@@ -254,6 +258,8 @@ class TrainerSession(SessionBase):
         self._ready()
         metrics: dict[str, dict[str, Metric]] = {}
         for name, model in self._models.items():
+            if self._private is not None and self._private.unit == "record":
+                self_check(model.task, self._train)
             report = _reporter(progress, f"{name}: before")
             measured = self._measure(model, "before", report)
             epochs = model.terms.training.baseline_epochs
@@ -281,20 +287,25 @@ class TrainerSession(SessionBase):
             self._masks.begin(UPDATE, call.masked, base)
         self._round, self._base = call.round, base
         deltas: dict[str, Vector] = {}
-        metrics: dict[str, dict[str, Metric]] = {}
+        metrics: dict[str, dict[str, Metric]] = {name: {} for name in self._models}
         for name, model in self._models.items():
-            training = model.terms.training
             model.task.set_flat(vectors[name])
-            stats = model.task.train(
-                self._train,
-                model.replay,
-                epochs=training.epochs,
-                seed=self._seed(name, call.round),
-                progress=_reporter(progress, f"{name}: round {call.round}"),
-            )
-            deltas[name] = (model.task.get_flat() - vectors[name]).astype(np.float32)
-            model.losses[train_key(call.round)] = 0, stats.examples, stats.loss * stats.examples
-            metrics[name] = {"train": model.losses[train_key(call.round)]}
+        if self._private is not None and self._private.unit == "record":
+            tasks = {terms.name: self._models[terms.name].task for terms in self.contract.models}
+            deltas = private_updates(self.contract, tasks, self._train)
+        else:
+            for name, model in self._models.items():
+                stats = model.task.train(
+                    self._train,
+                    model.replay,
+                    epochs=model.terms.training.epochs,
+                    seed=self._seed(name, call.round),
+                    progress=_reporter(progress, f"{name}: round {call.round}"),
+                )
+                deltas[name] = (model.task.get_flat() - vectors[name]).astype(np.float32)
+                if self._private is None:
+                    model.losses[train_key(call.round)] = 0, stats.examples, stats.loss * stats.examples
+                    metrics[name] = {"train": model.losses[train_key(call.round)]}
         return pb.Reply(update=pb.Update(protected=self._leave(UPDATE, call.round, deltas, metrics, progress).wire))
 
     def _evaluate(self, call: pb.Evaluate, progress: ProgressSink) -> pb.Reply:
@@ -360,6 +371,10 @@ class TrainerSession(SessionBase):
         context = Context(self.digest, self.config.run_id, kind, number, self.config.party, self._base)
         records = len(self._train)
         if self._masks is None:
+            if self._private is not None:
+                records, metrics = 1, may_leave(self.contract, metrics)
+                if kind == UPDATE and self._private.kind != "example-local":
+                    vectors = noised_updates(self.contract, vectors)
             return self._protect(Payload(records, vectors, metrics), context)
 
         def on_clipped() -> None:

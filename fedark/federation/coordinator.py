@@ -34,6 +34,7 @@ from fedark.errors import FedarkError, FederationError, ProtocolError, printable
 from fedark.federation.link import Handler, Link
 from fedark.federation.node import VERSION, fault_of
 from fedark.masking import bytes_per_value, masked_policy
+from fedark.mechanism import guarantees
 from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
 
 __all__ = ["DEFAULT_TIMEOUTS", "AggregatorClient", "Coordinator", "coordinate", "error_of"]
@@ -452,6 +453,7 @@ class Coordinator:
             "contract": self._digest.hex(),
             "rounds": self._contract.rounds,
             "protection": self._protection(),
+            "privacy": self._privacy(),
             "customers": list(self._customers),
             "passed_over": self._progress.passed_over,
             "seconds": round(time.monotonic() - self._began, 2),
@@ -466,6 +468,12 @@ class Coordinator:
             policy = masked_policy(self._contract, self._run_id)
             said |= {"bits": protection.bits, "bytes_per_value": round(bytes_per_value(policy), 2)}
         return said
+
+    def _privacy(self) -> dict[str, Any]:
+        terms = self._contract.privacy
+        if terms.mechanism == "none":
+            return {"mechanism": "none"}
+        return {**terms.model_dump(), "guarantees": [guarantee.to_dict() for guarantee in guarantees(self._contract)]}
 
     def _abort(self, error: FedarkError) -> None:
         self._host.told(f"aborting: {error.what}")

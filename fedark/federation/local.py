@@ -29,6 +29,7 @@ from fedark.job import DataSpec, Job, ModelSpec, model_terms
 from fedark.keys import PartyKeys
 from fedark.masking import masked_policy, protection_warnings
 from fedark.measurement import measure_enclave
+from fedark.mechanism import solved
 from fedark.tuning.data import Record, dirichlet_split, read_records, split_train_test
 from fedark.tuning.layout import adapter_layout
 from fedark.tuning.sources import resolve
@@ -142,7 +143,7 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
                 **measured,
             },
             "protection": job.protection,
-            "privacy": job.privacy,
+            "privacy": solved(job.privacy, job.rounds),
             "evaluation": {
                 "acceptance": "extra/acceptance.jsonl" if job.acceptance else "",
                 "groups": _groups(job),

@@ -33,6 +33,7 @@ from fedark.federation.consent import Consent
 from fedark.files import write_atomic
 from fedark.keys import PartyKeys
 from fedark.masking import protection_problems
+from fedark.mechanism import claim_problems
 from fedark.translog.entry import Entry, Fact
 from fedark.translog.log import TransparencyLog
 from fedark.tuning.export import export_peft
@@ -222,6 +223,7 @@ class NodeBase(ABC):
             problems.append(f"its minimum cohort {contract.protection.minimum_cohort} is below {settings.minimum_cohort}")
         adapters = [(model.name, model.adapter) for model in contract.models]
         problems += protection_problems(contract.protection, [party.name for party in contract.customers], adapters)
+        problems += claim_problems(contract)
         problems += self._own_problems(contract)
         if problems:
             raise ContractError(f"contract of job {contract.job}", problems, safe=f"{self.party} did not sign it.")

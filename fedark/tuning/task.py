@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -223,6 +222,7 @@ class TaskModel:
                     )
                 if progress is not None:
                     progress(done, steps, value)
+        optimizer.zero_grad(set_to_none=True)
         return TrainStats(loss_sum / seen, len(records), done)
 
     def losses(self, records: Sequence[Record]) -> torch.Tensor:
@@ -278,47 +278,26 @@ class TaskModel:
             total += summed.numpy()
         return total.astype(np.float32), norms
 
-    def private_steps(
-        self,
-        batches: Iterable[Sequence[Record]],
-        *,
-        clip_norm: float,
-        noise: Callable[[int], npt.NDArray[np.float64]],
-        expected: float,
-    ) -> int:
-        """Local DP-SGD (Abadi et al., arXiv:1607.00133) from where the adapter is, with a fresh AdamW.
-
-        Args:
-            batches: one Poisson sample of the customer's records for each step; empty ones are steps like any other.
-            clip_norm: as in `gradient_sum`.
-            noise: gives that many fresh values of the mechanism's noise, in the unit of the gradient sum.
-            expected: public expected size of a batch, which the noisy sum is divided by.
+    def stepper(self) -> Callable[[Flat], None]:
+        """Steps of a fresh AdamW by gradients that come from outside: noised ones of local DP-SGD (arXiv:1607.00133).
 
         Returns:
-            The steps done. No loss: it would be a figure on private records without noise.
-
-        Raises:
-            DataError, ModelError: see `gradient_sum`.
-            InputError: the adapter left the finite numbers, which is known from the noisy sums alone.
+            Takes a mean gradient, float32 [travelling], and moves the adapter. It raises InputError where the adapter leaves
+            the finite numbers, which is known from the gradients alone.
         """
         optimizer = self._optimizer()
-        done = 0
-        for records in batches:
-            summed, _ = self.gradient_sum(records, clip_norm=clip_norm)
-            noisy = (summed + noise(self.terms.travelling)) / expected
-            self._put_gradients(noisy.astype(np.float32))
+
+        def step(gradient: Flat) -> None:
+            offset = 0
+            for tensor in self.trained:
+                tensor.grad = torch.from_numpy(gradient[offset : offset + tensor.numel()].copy()).view_as(tensor)
+                offset += tensor.numel()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            done += 1
-        if not np.isfinite(self.get_flat()).all():
-            raise InputError("Training diverged.", safe="No update was made from it.", fix="Lower the learning rates.")
-        return done
+            if not np.isfinite(self.get_flat()).all():
+                raise InputError("Training diverged.", safe="No update was made from it.", fix="Lower the learning rates.")
 
-    def _put_gradients(self, flat: Flat) -> None:
-        offset = 0
-        for tensor in self.trained:
-            tensor.grad = torch.from_numpy(flat[offset : offset + tensor.numel()]).view_as(tensor)
-            offset += tensor.numel()
+        return step
 
     @torch.no_grad()
     def evaluate(self, records: Sequence[Record]) -> Metrics:

@@ -154,7 +154,9 @@ def test_the_file_that_is_written_after_a_private_step_is_the_adapter_in_memory(
     tiny = zoo["llama"]
     task, data = made(zoo, "llama", records, method="lora")
     before = task.get_flat()
-    task.private_steps([data, data], clip_norm=1.0, noise=np.zeros, expected=10.0)
+    step = task.stepper()
+    for _ in range(2):
+        step(task.gradient_sum(data, clip_norm=1.0)[0] / np.float32(10))
     export_peft(task.terms, task.get_flat(), tmp_path, "tiny-base")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny.folder), tmp_path).eval()
     ids, mask = task._padded(task._encoder.texts([record.prompt for record in data]))

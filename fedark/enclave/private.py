@@ -1,0 +1,70 @@
+"""What a trainer enclave does in a round under a privacy mechanism for single records: draw, clip, sum; or local noised steps.
+
+The rules are those of `fedark.mechanism`. A record's gradients of all models are clipped to C / sqrt(models) each, so that it
+moves the whole update by at most C. Draws are Poisson, from a cryptographic generator of this enclave, fresh in every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedark.contract import Contract
+from fedark.mechanism import mechanism, noised
+from fedark.privacy.sampling import poisson_sample
+from fedark.tuning.data import Record
+from fedark.tuning.per_example import clip_vector
+from fedark.tuning.task import TaskModel
+
+__all__ = ["noised_updates", "private_updates"]
+
+Vector = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def private_updates(contract: Contract, tasks: Mapping[str, TaskModel], records: Sequence[Record]) -> dict[str, Vector]:
+    """The updates of one round: model -> float32 [travelling].
+
+    Under "example-distributed" minus a clipped gradient sum over one draw, to which a share of the noise must be added before it
+    leaves. Under "example-local" the change that noised local steps made, ready to leave.
+
+    Args:
+        tasks: every model of the job, at the global adapter of the round.
+        records: of this customer, all.
+    """
+    terms, found = contract.privacy, mechanism(contract)
+    if found is None or found.unit != "record":
+        raise ValueError("the contract does not protect single records")
+    clip = terms.clip_norm / math.sqrt(len(tasks))
+
+    def gradients() -> dict[str, Vector]:
+        drawn = [records[index] for index in poisson_sample(len(records), found.rate)]
+        summed = np.concatenate([task.gradient_sum(drawn, clip_norm=clip)[0] for task in tasks.values()])
+        # A sum beyond this norm might have its rounding drawn again, which the accounting does not allow.
+        return _split(clip_vector(summed, found.sum_norm), tasks)
+
+    if found.kind == "example-distributed":
+        return {name: -summed for name, summed in gradients().items()}
+    before = {name: task.get_flat() for name, task in tasks.items()}
+    steppers = {name: task.stepper() for name, task in tasks.items()}
+    expected = np.float32(terms.sampling_rate * terms.records / len(contract.customers))
+    for _ in range(terms.local_steps):
+        for name, summed in noised_updates(contract, gradients()).items():
+            steppers[name](summed / expected)
+    return {name: task.get_flat() - before[name] for name, task in tasks.items()}
+
+
+def noised_updates(contract: Contract, vectors: Mapping[str, Vector]) -> dict[str, Vector]:
+    """The updates of all models, rounded to the grid and noised."""
+    return _split(noised(contract, np.concatenate(list(vectors.values()))), vectors)
+
+
+def _split(whole: Vector, sizes: Mapping[str, Any]) -> dict[str, Vector]:
+    found, at = {}, 0
+    for name, part in sizes.items():
+        size = part.size if isinstance(part, np.ndarray) else part.terms.travelling
+        found[name] = whole[at : at + size]
+        at += size
+    return found
