@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from small import write_job
 
+from fedark.contract import Contract
+from fedark.enclave import protection, trainer
+from fedark.enclave.aggregator import AggregatorSession
+from fedark.errors import ContractError
+from fedark.federation.local import prepare
 from fedark.job import Job
+from fedark.mechanism import claim_problems, mechanism, noised_layout
+from fedark.privacy import mechanisms
+from fedark.privacy.noise import GridNoise, check_variance
 from fedark.simulation import simulate
 
 TERMS = {
@@ -43,3 +52,102 @@ def test_each_mechanism_runs_under_each_protection_and_says_what_it_guarantees(
     metrics = report["models"]["tiny"]["metrics"]
     assert set(metrics) == {"before/acceptance/north", "federated/acceptance/north"}
     assert report["models"]["tiny"]["train_loss"] == []
+
+
+def _noise_of_a_run(folder: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Contract, Any]:
+    """The contract of a one-round job whose gradient sums are all zeros, and what its sum was, in steps of the grid."""
+    means: list[Any] = []
+    stepped = AggregatorSession._stepped
+
+    def nothing(contract: Contract, tasks: dict[str, Any], records: Any) -> dict[str, Any]:
+        return {name: np.zeros(task.terms.travelling, np.float32) for name, task in tasks.items()}
+
+    def seen(self: AggregatorSession, terms: Any, mean: Any) -> Any:
+        means.append(mean)
+        return stepped(self, terms, mean)
+
+    monkeypatch.setattr(trainer, "private_updates", nothing)
+    monkeypatch.setattr(AggregatorSession, "_stepped", seen)
+    job = _job(folder / "job", "example-distributed", f'protection.mode="{mode}"', "job.rounds=1", "models.0.adapter.rank=64")
+    with simulate(job, folder / "work") as running:
+        running.run()
+        contract = running.federation.contract
+    (mean,) = means
+    return contract, np.rint(mean * len(contract.customers) / noised_layout(contract, "any").step).astype(np.int64)
+
+
+@pytest.mark.parametrize("mode", ["sealed", "masked"])
+def test_the_noise_in_the_adapter_is_what_the_contract_accounts_for(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract, steps = _noise_of_a_run(tmp_path, mode, monkeypatch)
+    found = mechanism(contract)
+    assert found is not None
+    assert check_variance(steps, found.variance(3), deficit=0.2).ok
+
+
+def test_one_customers_missing_share_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same measurement, with the noise of one of three customers left out."""
+    shares = iter([0, 1, 1])
+
+    class Sometimes(GridNoise):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.kept = next(shares)
+
+        def __call__(self, start: int, out: Any) -> None:
+            super().__call__(start, out)
+            out *= self.kept
+
+    monkeypatch.setattr(mechanisms, "GridNoise", Sometimes)
+    contract, steps = _noise_of_a_run(tmp_path, "masked", monkeypatch)
+    found = mechanism(contract)
+    assert found is not None
+    assert not check_variance(steps, found.variance(3), deficit=0.2).ok
+
+
+def test_a_contract_that_claims_less_than_its_noise_gives_is_signed_by_nobody(tmp_path: Path) -> None:
+    job = _job(tmp_path / "job", "example-distributed")
+    federation = prepare(job, tmp_path / "work", sandbox="none")
+    terms = federation.contract.privacy
+    weaker = federation.contract.model_copy(
+        update={"privacy": terms.model_copy(update={"noise_multiplier": terms.noise_multiplier / 2})}
+    )
+    assert claim_problems(federation.contract) == []
+    (problem,) = claim_problems(weaker)
+    assert "claims epsilon 8" in problem
+    assert claim_problems(weaker.model_copy(update={"privacy": terms.model_copy(update={"noise_multiplier": 0.0})})) == [
+        "its privacy mechanism 'example-distributed' has no noise"
+    ]
+
+
+def test_a_job_whose_terms_cannot_be_kept_says_so_at_once(tmp_path: Path) -> None:
+    path = write_job(tmp_path / "job", minimum=3)
+    with pytest.raises(ContractError) as refused:
+        Job.load(path, ('privacy.mechanism="example-distributed"', "protection.colluders=3"))
+    told = str(refused.value)
+    assert all(word in told for word in ("colluders", "privacy.records", "replay")), told
+
+
+@pytest.mark.parametrize("mode", ["sealed", "masked"])
+def test_no_count_of_a_customers_records_reaches_the_aggregator(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, training losses, local-only adapters and held-out records stay at the customers."""
+    seen: list[Any] = []
+    real = protection.Payload.decode.__func__
+
+    def decode(cls: Any, data: bytes) -> Any:
+        payload = real(cls, data)
+        seen.append(payload)
+        return payload
+
+    monkeypatch.setattr(protection.Payload, "decode", classmethod(decode))
+    with simulate(_job(tmp_path / "job", "example-distributed", f'protection.mode="{mode}"'), tmp_path / "work") as running:
+        running.run()
+    assert seen
+    assert {payload.weight for payload in seen} <= {0, 1}
+    assert {key.split("/")[0] for payload in seen for items in payload.metrics.values() for key in items} <= {
+        "before",
+        "federated",
+    }
