@@ -7,6 +7,7 @@
     │   └── ModelError        a base model directory, package or adapter folder
     ├── Refused               a security check said no: nothing secret was given out
     │   ├── EvidenceRefused   attestation evidence, with every reason
+    │   ├── BudgetExceeded    a job would spend more privacy than a data set has left
     │   ├── ReleaseRefused    a weight key was not released or not accepted
     │   └── SealBroken        sealed bytes are not what was sealed
     ├── ProtocolError         a message is malformed, out of order or from a stranger
@@ -24,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "BudgetExceeded",
     "ContractError",
     "DataError",
     "EnclaveFailed",
@@ -152,3 +154,7 @@ def printable(text: str, limit: int = 300) -> str:
     """`text` from another party, made safe to show: control characters but the line end replaced, at most `limit` characters."""
     clean = "".join(char if char.isprintable() or char == "\n" else "?" for char in text[: limit + 1])
     return clean if len(clean) <= limit else clean[:limit] + "..."
+
+
+class BudgetExceeded(Refused):
+    """A job would spend more privacy than is left: nothing was charged, and training does not start."""

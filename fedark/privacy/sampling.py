@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedark.errors import InputError
-from fedark.secagg.stream import Keystream
+from fedark.secagg.stream import BLOCK, Keystream
 
 __all__ = ["poisson_sample", "sampler_problems"]
 
@@ -47,8 +47,8 @@ def poisson_sample(population: int, rate: Fraction, *, key: bytes | None = None)
         count = min(_CHUNK, population - at)
         draws = np.empty(0, np.uint64)
         while draws.size < count:
-            words = stream.words(_CHUNK, first)
-            first += _CHUNK
+            words = stream.words(count, first)
+            first += -(-count // BLOCK)
             draws = np.concatenate([draws, words[words <= np.uint64(usable - 1)] % np.uint64(rate.denominator)])
         drawn.append(at + np.flatnonzero(draws[:count] < np.uint64(rate.numerator)))
     return np.concatenate(drawn)
