@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 CONTRACT_LABEL = "fedark/contract/1"
-MAX_TRAVELLING = 1_900_000
-"""Values of one update: four bytes each, and all of it crosses an enclave's border in one frame of 8 MiB."""
+MAX_TRAVELLING = 25_000_000
+"""Values of one update of all models, four bytes each: 100 MB."""
 _MAX_CONTRACT_BYTES = 4 << 20
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]

@@ -49,6 +49,8 @@ def prepare() -> Callable[[], str]:
 class _StepSession:
     """Answers Start and Round; see the module's docstring."""
 
+    message_bytes = 8 << 20
+
     def __init__(self, step: Callable[[], str]) -> None:
         self._step = step
 

@@ -80,6 +80,7 @@ class EnclaveProcess:
         log: Path,
         minimum_sandbox: str = "landlock",
         memory_bytes: int | None = None,
+        message_bytes: int = MAX_FRAME,
         measurement: Measurement | None = None,
     ) -> EnclaveProcess:
         """Measure, start and lock an enclave, and hand it its run configuration.
@@ -90,6 +91,7 @@ class EnclaveProcess:
             log: file for what libraries print while they load; nothing is printed after that.
             minimum_sandbox: "landlock" or "namespaces".
             memory_bytes: most private memory; by default three quarters of the machine's for a trainer, 4 GiB else.
+            message_bytes: the largest frame that the run needs (`RunConfig.message_bytes`).
             measurement: of the role, if it was made just now.
 
         Raises:
@@ -114,6 +116,7 @@ class EnclaveProcess:
             launched.settle()
             enclave._await_lock(time.monotonic() + _START_SECONDS)
             enclave.hello = enclave.call(pb.Call(start=pb.Start(run_config=run_config)), timeout=_START_SECONDS).hello
+            enclave._channel.limit = message_bytes
         except BaseException:
             enclave.close()
             raise
@@ -131,7 +134,7 @@ class EnclaveProcess:
             ProtocolError: the call is too large, and was not sent.
             FedarkError: what the enclave answered, as the class that it named.
         """
-        if call.ByteSize() > MAX_FRAME - _FRAME_MARGIN:
+        if call.ByteSize() > self._channel.limit - _FRAME_MARGIN:
             raise ProtocolError(f"A call of {call.ByteSize()} bytes is too large for an enclave.", safe="It was not sent.")
         with self._one_at_a_time:
             if self._ended is not None:

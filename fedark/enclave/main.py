@@ -124,6 +124,7 @@ def _serve(channel: Channel, create: Create) -> None:
                 if frame.call.WhichOneof("body") != "start":
                     raise ProtocolError("The first call to an enclave is its start.")
                 session = create(frame.call.start.run_config, quote)
+                channel.limit = session.message_bytes
             channel.send(pb.Frame(reply=session.handle(frame.call, progress)))
         except Disconnected:
             return

@@ -25,6 +25,7 @@ from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook
 from fedark.attestation.trust import verifiers
 from fedark.contract import Contract, SignedContract, now
+from fedark.enclave.channel import message_limit
 from fedark.errors import ProtocolError, Refused
 from fedark.keys import HpkeKey, SigningKey
 from fedark.measurement import run_config_register
@@ -39,7 +40,13 @@ ProgressSink = Callable[[pb.Progress], None]
 
 
 class Session(Protocol):
-    """One enclave's side of one run."""
+    """One enclave's side of one run.
+
+    Attributes:
+        message_bytes: the largest frame that its contract needs.
+    """
+
+    message_bytes: int
 
     def handle(self, call: pb.Call, progress: ProgressSink) -> pb.Reply:
         """Answer one call.
@@ -72,6 +79,11 @@ class RunConfig:
         """The value of the "runconfig" register."""
         return run_config_register(self.encode())
 
+    @property
+    def message_bytes(self) -> int:
+        """The largest frame that an enclave of this run may send or take."""
+        return message_limit(sum(terms.travelling for terms in self.contract.models))
+
     @classmethod
     def decode(cls, data: bytes) -> RunConfig:
         """Read a run configuration.
@@ -101,6 +113,7 @@ class SessionBase:
         self.config = config
         self.contract = config.contract
         self.digest = config.contract.digest()
+        self.message_bytes = config.message_bytes
         self._quote = quote
         self._hpke = HpkeKey()
         self._signing = SigningKey()

@@ -14,6 +14,7 @@ from typing import Any
 from fedark.attestation.platforms.simulated import SimulatedDevice
 from fedark.contract import Contract
 from fedark.enclave.host import EnclaveHandle, EnclaveProcess
+from fedark.enclave.session import RunConfig
 from fedark.federation.aggregator import AggregatorHost
 from fedark.federation.coordinator import coordinate
 from fedark.federation.flower.service import NodeClient
@@ -56,7 +57,14 @@ def _enclaves(folder: Path, sandbox: str) -> EnclaveFactory:
     device = SimulatedDevice.load(folder / DEVICE)
 
     def start(role: str, run_config: bytes) -> EnclaveHandle:
-        return EnclaveProcess.start(role, run_config, device=device, log=folder / "enclave.log", minimum_sandbox=sandbox)
+        return EnclaveProcess.start(
+            role,
+            run_config,
+            device=device,
+            log=folder / "enclave.log",
+            minimum_sandbox=sandbox,
+            message_bytes=RunConfig.decode(run_config).message_bytes,
+        )
 
     return start
 

@@ -19,7 +19,7 @@ import torch
 from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
 from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice
 from fedark.enclave.session import create
-from fedark.errors import FedarkError, restore
+from fedark.errors import FedarkError, ProtocolError, restore
 from fedark.federation.coordinator import coordinate
 from fedark.federation.link import InProcessLink, Tap
 from fedark.federation.local import Federation, prepare
@@ -59,13 +59,21 @@ class InProcessEnclave:
     ) -> enclave_pb2.Reply:
         """See `fedark.enclave.host.EnclaveHandle`; a call in this process cannot be timed out."""
         report = on_progress or (lambda progress: None)
+        self._check(call)
         try:
             answer = self._session.handle(enclave_pb2.Call.FromString(call.SerializeToString()), report)
         except FedarkError as error:
             raise restore(type(error).__name__, error.what, safe=error.safe, fix=error.fix) from None
+        self._check(answer)
         reply = enclave_pb2.Reply()
         reply.ParseFromString(answer.SerializeToString())
         return reply
+
+    def _check(self, message: enclave_pb2.Call | enclave_pb2.Reply) -> None:
+        if message.ByteSize() > self._session.message_bytes:
+            raise ProtocolError(
+                f"A message of {message.ByteSize()} bytes is too large for an enclave.", safe="It was not sent."
+            )
 
     def close(self) -> None:
         """Drop the session: weights and records go with it."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedark.enclave.channel import MAX_FRAME, Channel, ChannelTimeout, Disconnected
+from fedark.enclave.channel import MAX_FRAME, Channel, ChannelTimeout, Disconnected, message_limit
 from fedark.errors import ProtocolError
 from fedark.v1 import enclave_pb2 as pb
 
@@ -66,6 +66,52 @@ def test_a_claimed_length_over_the_limit_is_refused_before_a_byte_of_it_comes(pa
     channel, raw = pair
     raw.sendall(framed(b"", size=MAX_FRAME + 1))
     with pytest.raises(ProtocolError, match="the limit is"):
+        channel.receive(soon())
+
+
+@pytest.mark.parametrize("size", [MAX_FRAME, MAX_FRAME + 1, 3 * MAX_FRAME - 20, 3 * MAX_FRAME + 5])
+def test_a_frame_of_several_pieces_arrives_whole_where_the_contract_asks_for_it(pair, size: int) -> None:
+    channel, raw = pair
+    frame = pb.Frame(reply=pb.Reply(update=pb.Update(protected=os.urandom(size))))
+    with Channel(os.dup(raw.fileno())) as other:
+        channel.limit = other.limit = message_limit(1_000_000)
+        sender = threading.Thread(target=lambda: (channel.send(frame, soon()), channel.send(ECHO, soon())))
+        sender.start()
+        assert other.receive(soon()) == frame
+        assert other.receive(soon()) == ECHO
+        sender.join()
+
+
+def test_pieces_that_add_up_to_more_than_the_limit_are_refused_before_the_last_of_them_is_read(pair) -> None:
+    channel, raw = pair
+    channel.limit = MAX_FRAME + 100
+    more = 1 << 31
+    sent = framed(bytes(1000), size=more | 1000) + framed(b"", size=MAX_FRAME - 899)
+    raw.sendall(sent)
+    with pytest.raises(ProtocolError, match="the limit is"):
+        channel.receive(soon())
+
+
+def test_one_piece_over_its_limit_is_refused_whatever_the_frame_may_have(pair) -> None:
+    channel, raw = pair
+    channel.limit = message_limit(25_000_000)
+    raw.sendall(framed(b"", size=MAX_FRAME + 1))
+    with pytest.raises(ProtocolError, match="the limit is"):
+        channel.receive(soon())
+
+
+def test_empty_pieces_without_end_are_refused_at_the_first(pair) -> None:
+    channel, raw = pair
+    raw.sendall((1 << 31).to_bytes(4, "big") * 2)
+    with pytest.raises(ProtocolError, match="empty piece"):
+        channel.receive(soon())
+
+
+def test_an_end_between_two_pieces_is_a_broken_protocol(pair) -> None:
+    channel, raw = pair
+    raw.sendall(framed(b"ab", size=(1 << 31) | 2))
+    raw.close()
+    with pytest.raises(ProtocolError, match="middle of a frame"):
         channel.receive(soon())
 
 

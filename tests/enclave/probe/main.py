@@ -14,6 +14,8 @@ from fedark.enclave.main import run  # noqa: E402
 class ProbeSession:
     """Does what the prompt of the first record says."""
 
+    message_bytes = 8 << 20
+
     def __init__(self, run_config: bytes, quote) -> None:
         from fedark.errors import InputError
 
