@@ -22,10 +22,11 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Measure NAME here and now, against a peer in the same run."""
-    known = sorted(module.name for module in pkgutil.iter_modules(fedark.bench.__path__) if module.name[0] != "_")
+    modules = [module.name for module in pkgutil.iter_modules(fedark.bench.__path__) if module.name[0] != "_"]
+    known = {module.replace("_", "-"): module for module in sorted(modules)}
     if name not in known:
         raise InputError(f"There is no benchmark {printable(name)!r}.", fix=f"Known ones: {', '.join(known)}")
-    rows: list[Row] = list(importlib.import_module(f"fedark.bench.{name}").rows())
+    rows: list[Row] = list(importlib.import_module(f"fedark.bench.{known[name]}").rows())
     if as_json:
         result = {"bench": name, "machine": machine(), "rows": [dataclasses.asdict(row) for row in rows]}
         typer.echo(json.dumps(result, indent=2, allow_nan=False))

@@ -103,6 +103,8 @@ class PerExample:
             ModelError: on leaving, if a trained parameter was reached otherwise than by its layer.
         """
         pending = Pending(self._parameters, examples)
+        for parameter in self._parameters:
+            parameter.grad = None  # of an earlier plain step
         try:
             for layer in self._layers:
                 layer.forward = partial(_watched, layer, pending)  # type: ignore[method-assign]
