@@ -9,6 +9,7 @@ and a contract must name this platform, and the fingerprint of one root, before 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ _SUBJECT = "simulated evidence"
 _BACKDATED = timedelta(minutes=5)
 _MAX_PATH_LENGTH = 1
 _KEY_FILE, _CHAIN_FILE = "device.key", "device.pem"
+_ROOT_KEY, _ROOT, _REVOKED = "root.key", "root.der", "revoked.json"
 
 
 class SimulatedRoot:
@@ -64,6 +66,12 @@ class SimulatedRoot:
     def issue(self, *, now: datetime, valid: timedelta = timedelta(days=90)) -> SimulatedDevice:
         """A new device with its own quoting key; its certificate never outlives the root's."""
         key = ec.generate_private_key(ec.SECP384R1())
+        return SimulatedDevice(key, self.certify(key.public_key(), now=now, valid=valid), self.certificate)
+
+    def certify(
+        self, public: ec.EllipticCurvePublicKey, *, now: datetime, valid: timedelta = timedelta(days=90)
+    ) -> tuple[bytes, ...]:
+        """The certificates (DER, the device's first) of a device that made its quoting key itself."""
         ueid = bytes([1]) + os.urandom(UEID_BYTES - 1)
         subject = x509.Name(
             [
@@ -71,15 +79,15 @@ class SimulatedRoot:
                 x509.NameAttribute(NameOID.SERIAL_NUMBER, ueid.hex()),
             ]
         )
-        builder = _builder(subject, self._name, key.public_key(), now, min(now + valid, self._until))
+        builder = _builder(subject, self._name, public, now, min(now + valid, self._until))
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_usage(issuing=False), critical=True)
-        certificate = builder.sign(self._key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
-        return SimulatedDevice(key, (certificate,), self.certificate)
+        return (builder.sign(self._key, hashes.SHA384()).public_bytes(serialization.Encoding.DER),)
 
-    def revoke(self, device: SimulatedDevice, *, now: datetime) -> None:
-        """Let every later `crl` name `device`."""
-        self._revoked[load_certificate(device.chain[0]).serial_number] = now
+    def revoke(self, device: SimulatedDevice | bytes, *, now: datetime) -> None:
+        """Let every later `crl` name `device`, or the device that this certificate (DER) is of."""
+        certificate = device if isinstance(device, bytes) else device.chain[0]
+        self._revoked[load_certificate(certificate).serial_number] = now
 
     def crl(self, *, now: datetime, valid: timedelta = timedelta(days=30)) -> bytes:
         """The revocation list at `now`, DER; verifiers refuse it after `valid`."""
@@ -89,6 +97,46 @@ class SimulatedRoot:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(when)
             builder = builder.add_revoked_certificate(entry.build())
         return builder.sign(self._key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+
+    def save(self, directory: Path) -> None:
+        """Write key (mode 0600), certificate and what was revoked into `directory`, replacing an earlier state of this root.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        from fedark.files import write_atomic  # here: launchers load this module, and their measurement ends before `files`
+
+        key = self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        revoked = {str(serial): when.isoformat() for serial, when in self._revoked.items()}
+        write_atomic(directory / _ROOT_KEY, key, mode=0o600)
+        write_atomic(directory / _ROOT, self.certificate)
+        write_atomic(directory / _REVOKED, json.dumps(revoked, indent=1).encode())
+
+    @classmethod
+    def load(cls, directory: Path) -> SimulatedRoot:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: a file is missing or malformed.
+        """
+        try:
+            key = serialization.load_pem_private_key((directory / _ROOT_KEY).read_bytes(), password=None)
+            certificate = (directory / _ROOT).read_bytes()
+            parsed = load_certificate(certificate)
+            revoked = json.loads((directory / _REVOKED).read_bytes())
+            when = {int(serial): datetime.fromisoformat(text) for serial, text in revoked.items()}
+        except OSError as error:
+            raise InputError(f"The simulated root in {directory} cannot be read: {error.strerror}.") from None
+        except (ValueError, TypeError, AttributeError, ProtocolError):
+            raise InputError(f"The simulated root in {directory} is malformed.") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != p384_key(parsed):
+            raise InputError(f"The simulated root in {directory} is malformed: its certificate is not that of its key.")
+        root = object.__new__(cls)
+        root._key, root._name, root._until, root._revoked = key, parsed.subject, parsed.not_valid_after_utc, when
+        root.certificate, root.sha256 = certificate, hashlib.sha256(certificate).hexdigest()
+        return root
 
     def __repr__(self) -> str:
         return f"SimulatedRoot({self.sha256[:16]}...)"

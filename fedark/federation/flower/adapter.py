@@ -25,7 +25,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import fab_to_proto, user_config_to_proto
-from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest, StartRunRequest, StopRunRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    ListRunsRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
@@ -103,6 +110,10 @@ class Control:
         """Admit the node with this public key (PEM, a NIST curve). Returns its node id."""
         request = RegisterNodeRequest(public_key=public_key, name=name)
         return int(self._call("register a node", self._client.RegisterNode, request).node_id)
+
+    def unregister_node(self, node_id: int) -> None:
+        """Close a node out: its key authenticates nothing any more."""
+        self._call("unregister a node", self._client.UnregisterNode, UnregisterNodeRequest(node_id=node_id))
 
     def nodes(self) -> tuple[NodeRecord, ...]:
         """All registered nodes."""
