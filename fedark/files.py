@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from fedark.errors import InputError, StorageError
 
-__all__ = ["disk_errors", "new_directory", "sync_directory", "write_new"]
+__all__ = ["disk_errors", "new_directory", "private_directory", "sync_directory", "write_atomic", "write_new"]
 
 
 @contextmanager
@@ -52,6 +52,18 @@ def new_directory(out: Path) -> Iterator[Path]:
             sync_directory(out.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def private_directory(path: Path) -> Path:
+    """Make a directory of mode 0700, or set its mode; returns it.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with disk_errors(path):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+    return path
 
 
 def sync_directory(path: Path) -> None:

@@ -36,6 +36,8 @@ __all__ = ["CustomerSpec", "DataSpec", "Job", "ModelSpec", "SplitSpec"]
 
 _MAX_JOB_BYTES = 1 << 20
 
+JobReader = Literal["all", "provider", "host"]
+
 
 class _JobSection(Terms):
     name: Name
@@ -178,12 +180,13 @@ class Job:
         return (self.path.parent / name).resolve() if name else None
 
     @classmethod
-    def load(cls, path: Path, overrides: tuple[str, ...] = ()) -> Job:
+    def load(cls, path: Path, overrides: tuple[str, ...] = (), *, role: JobReader = "all") -> Job:
         """Read and check a job file.
 
         Args:
             path: the TOML file.
             overrides: "section.key=value" in TOML's own syntax, applied before the check.
+            role: whose files must be on this machine: everybody's, the provider's, or nobody's ("host").
 
         Raises:
             InputError: the file cannot be read.
@@ -213,12 +216,12 @@ class Job:
             raise ContractError(source, [_at_line(text, where, what) for where, what in explain_at(error)]) from None
         labels, problems = _labels(path, parsed.data)
         job = cls(path, parsed, labels)
-        problems += job._problems()
+        problems += job._problems(role)
         if problems:
             raise ContractError(source, problems)
         return job
 
-    def _problems(self) -> list[str]:
+    def _problems(self, role: JobReader) -> list[str]:
         problems: list[str] = []
         if (self.split is None) == (not self.customers):
             problems.append("exactly one of [[customers]] and [split] must stand in it")
@@ -235,7 +238,8 @@ class Job:
         problems += [f"deliver.to names a stranger: {name!r}" for name in self.deliver_to if name not in names]
         files = [customer.data for customer in self.customers] + [customer.test for customer in self.customers if customer.test]
         files += [self.split.file] if self.split else []
-        wanted = [path for path in (*map(self.resolve, files), self.replay, self.acceptance) if path is not None]
+        own = {"all": [*map(self.resolve, files), self.replay, self.acceptance], "provider": [self.replay, self.acceptance]}
+        wanted = [path for path in own.get(role, []) if path is not None]
         problems += [f"file {path} does not exist" for path in wanted if not path.is_file()]
         for model in self.models:
             if model.task == "classification" and len(self.labels) < 2:

@@ -28,8 +28,10 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def _register() -> None:
-    from fedark.cli import bench, broker, contract, demo, enclave, example, log, model, simulate
+    from fedark.cli import aggregator, bench, broker, contract, demo, enclave, example, log, model, node, simulate
 
+    app.add_typer(aggregator.app, name="aggregator")
+    app.add_typer(node.app, name="node")
     app.add_typer(model.app, name="model")
     app.add_typer(enclave.app, name="enclave")
     app.add_typer(broker.app, name="broker")

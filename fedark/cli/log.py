@@ -12,7 +12,8 @@ import typer
 
 from fedark.errors import InputError, printable
 from fedark.federation.node import LOG, SEEN_LOGS
-from fedark.federation.party import PartyConfig, read_roster
+from fedark.federation.party import PartyConfig
+from fedark.federation.roster import read_roster
 from fedark.translog.entry import KINDS, Fact
 from fedark.translog.head import TreeHead
 from fedark.translog.log import LogContents, read_log

@@ -1,56 +1,156 @@
-"""What a party's operator has agreed to: one contract, read by a person, for one run.
+"""What a party's operator has agreed to: one contract, read by a person or covered by a standing rule, for one run.
 
 The aggregator proposes contracts and is trusted with nothing, so a node signs none that its own operator has not approved by
 digest: recipients, cohort, models, labels and training are then what that person read. And it takes part in one run of each: two
 runs of one contract with different survivors would differ by one customer's contribution, and subtraction would show it.
 
-    consent/DIGEST.approved    written by `approve`, by the operator's command
+    consent/DIGEST.contract    proposed: what the operator is asked
+    consent/DIGEST.approved    by the operator's command, or by a rule (`fedark.federation.rules`), which it names
+    consent/DIGEST.refused     by the operator's command, before or during a run: the run ends at its next stage
     consent/DIGEST.used        written before the first message of a run leaves, with that run's id
+
+Keys: approving a contract adds the parties that were unknown to the roster, as the operator was shown them, by fingerprint; keys
+of a party that is known already never change this way.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from fedark.contract import Contract
-from fedark.errors import ContractError, FederationError
-from fedark.files import write_atomic
+from fedark.contract import Contract, now
+from fedark.errors import ContractError, FedarkError, FederationError, InputError, Refused, printable
+from fedark.federation.joining import fingerprint
+from fedark.federation.roster import read_roster, write_roster
+from fedark.federation.rules import Rules
+from fedark.files import disk_errors, write_atomic
 
-__all__ = ["Consent", "summary"]
+__all__ = ["Consent", "Decision", "summary"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where a contract stands with this party's operator.
+
+    Attributes:
+        status: "approved", by a person or a rule; "waiting" for one; "refused"; or "used": a run of it has begun.
+        reason: for people.
+    """
+
+    status: Literal["approved", "waiting", "refused", "used"]
+    reason: str
 
 
 class Consent:
     """The consents of the party whose folder this is."""
 
     def __init__(self, folder: Path) -> None:
+        self._party = folder
         self._folder = folder / "consent"
 
-    def approve(self, contract: Contract) -> None:
-        """Agree to a contract.
+    def propose(self, contract: Contract) -> None:
+        """Keep a contract for the operator to read."""
+        path = self._path(contract, "contract")
+        if not path.exists():
+            write_atomic(path, contract.encode(), mode=0o600)
+
+    def proposed(self) -> list[Contract]:
+        """What the operator was ever asked, oldest first."""
+        paths = sorted(self._folder.glob("*.contract"), key=lambda path: path.stat().st_mtime)
+        return [Contract.decode(path.read_bytes(), path.name) for path in paths]
+
+    def find(self, name: str) -> Contract:
+        """The latest contract of the job of that name, or the one whose digest begins so.
 
         Raises:
+            InputError: there is none, or several begin so.
+        """
+        proposed = self.proposed()
+        found = [contract for contract in proposed if contract.job == name][-1:]
+        if not found and len(name) >= 8:
+            found = [contract for contract in proposed if contract.digest().hex().startswith(name)]
+        if len(found) != 1:
+            raise InputError(f"{'Several contracts begin' if found else 'No contract is named or begins'} with {name!r}.")
+        return found[0]
+
+    def decision(self, contract: Contract) -> Decision:
+        """Where a contract stands."""
+        if (refused := self._path(contract, "refused")).is_file():
+            return Decision("refused", refused.read_text())
+        if (used := self._path(contract, "used")).is_file():
+            return Decision("used", f"run {used.read_text()}")
+        if (approved := self._path(contract, "approved")).is_file():
+            return Decision("approved", approved.read_text().partition("\n")[0])
+        try:
+            rule, objections = Rules.read(self._party).allowing(contract, now())
+        except FedarkError as error:
+            return Decision("waiting", error.what)
+        if rule is not None and not (problems := self._key_problems(contract)):
+            return Decision("approved", f"by rule {rule.name!r}")
+        return Decision("waiting", "; ".join(objections if rule is None else problems) or "no rule covers it")
+
+    def approve(self, contract: Contract, *, by: str = "by its operator") -> None:
+        """Agree to a contract, and to the keys in it of parties that were unknown.
+
+        Raises:
+            ContractError: a party that is known has other keys in it.
             StorageError: it cannot be written down.
         """
-        write_atomic(self._folder / f"{contract.digest().hex()}.approved", summary(contract).encode(), mode=0o600)
+        if problems := self._key_problems(contract):
+            raise ContractError(
+                f"contract of job {contract.job}", problems, safe="It was not approved.", fix="Ask those parties, not the host."
+            )
+        known = read_roster(self._party) if (self._party / "roster.json").exists() else {}
+        if unknown := {party.name: party for party in contract.parties if party.name not in known}:
+            write_roster(self._party, {**known, **unknown}.values())
+        self.propose(contract)
+        text = f"{by}, {now().isoformat(timespec='seconds')}\n{summary(contract)}"
+        write_atomic(self._path(contract, "approved"), text.encode(), mode=0o600)
+        with disk_errors(self._folder):
+            self._path(contract, "refused").unlink(missing_ok=True)
+
+    def refuse(self, contract: Contract, reason: str = "") -> None:
+        """Say no, or take an approval back: a run of it ends here at its next stage."""
+        text = f"{reason or 'by its operator'}, {now().isoformat(timespec='seconds')}"
+        write_atomic(self._path(contract, "refused"), text.encode(), mode=0o600)
 
     def require(self, contract: Contract, party: str) -> None:
-        """Return if the contract was approved and no run of it has begun to speak.
+        """Return if the contract is approved and no run of it has begun to speak.
 
         Raises:
-            ContractError: it was not, or one has.
+            ContractError: it is not, or one has.
         """
-        digest = contract.digest().hex()
+        decision = self.decision(contract)
         source, safe = f"contract of job {contract.job}", f"{party} did not sign it and read no record for it."
-        if not (self._folder / f"{digest}.approved").is_file():
+        if decision.status == "used":
+            raise ContractError(
+                source, [f"{party} has taken part in a run of it"], safe=safe, fix="Propose a new contract: one run each."
+            )
+        if decision.status == "refused":
+            raise ContractError(source, [f"the operator of {party} has refused it"], safe=safe)
+        if decision.status == "waiting":
+            self.propose(contract)
             raise ContractError(
                 source,
                 [f"the operator of {party} has not approved it"],
                 safe=safe,
                 fix=f"Read it and agree: fedark contract approve FOLDER-OF-{party.upper()} CONTRACT",
             )
-        if (self._folder / f"{digest}.used").is_file():
-            raise ContractError(
-                source, [f"{party} has taken part in a run of it"], safe=safe, fix="Propose a new contract: one run each."
+        if not self._path(contract, "approved").is_file():
+            self.approve(contract, by=decision.reason)  # a rule did: written down like any other
+
+    def require_standing(self, digest: bytes, party: str) -> None:
+        """Return if nobody has taken back the approval of the contract with this digest.
+
+        Raises:
+            Refused: the operator has.
+        """
+        if (self._folder / f"{digest.hex()}.refused").is_file():
+            raise Refused(
+                f"The operator of {party} has taken its approval back.",
+                safe=f"{party} does no more for this job.",
+                fix=f"Ask the operator of {party}.",
             )
 
     def use(self, contract: Contract, run_id: str) -> None:
@@ -60,27 +160,56 @@ class Consent:
             FederationError: another run was.
             StorageError: it cannot be written down.
         """
-        path = self._folder / f"{contract.digest().hex()}.used"
+        path = self._path(contract, "used")
         if path.is_file() and path.read_text() != run_id:
             raise FederationError("Another run of this contract has begun already.", safe="Nothing was sent.")
         write_atomic(path, run_id.encode(), mode=0o600)
 
+    def _path(self, contract: Contract, what: str) -> Path:
+        return self._folder / f"{contract.digest().hex()}.{what}"
 
-def summary(contract: Contract) -> str:
-    """The contract in words, for the person who approves it."""
+    def _key_problems(self, contract: Contract) -> list[str]:
+        known = read_roster(self._party) if (self._party / "roster.json").exists() else {}
+        return [
+            f"{party.name} has other keys in it than the roster here says"
+            for party in contract.parties
+            if known.get(party.name, party) != party
+        ]
+
+
+def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
+    """The contract in words, for the person who approves it.
+
+    Args:
+        known: names of the parties whose keys are in the roster already; the others are marked. None marks none.
+    """
+    privacy = contract.privacy.model_dump()
     lines = [
         f"job {contract.job}, contract {contract.digest().hex()}",
         f"valid {contract.created} to {contract.expires}, {contract.rounds} rounds",
         f"provider {contract.provider.name}, aggregator {contract.aggregator.name}",
         f"customers: {', '.join(party.name for party in contract.customers)}; at least {contract.protection.minimum_cohort} in a sum",
         f"the adapter goes to: {', '.join(contract.deliver_to)}",
-        f"updates leave protected as {contract.protection.mode!r}; privacy mechanism: {contract.privacy.mechanism!r}",
-        f"enclaves on: {', '.join(contract.attestation.platforms)}; sandbox {contract.attestation.sandbox!r} or better",
+        f"updates leave protected as {contract.protection.mode!r}; nothing else leaves but counts and losses of the cohort",
+        f"privacy: {', '.join(f'{key} {value!r}' for key, value in privacy.items())}",
     ]
+    if contract.privacy.mechanism == "none":
+        lines.append("  no differential privacy: who holds the adapter may learn something of single records")
+    lines.append(
+        f"enclaves on: {', '.join(contract.attestation.platforms)}; sandbox {contract.attestation.sandbox!r} or better"
+    )
+    if "simulated" in contract.attestation.platforms:
+        lines.append(
+            "  the simulated platform does not protect from whoever administers an enclave's host, nor from its manufacturer"
+        )
     for terms in contract.models:
         lines.append(
             f"model {terms.name}: {terms.task}, {terms.adapter.method} rank {terms.adapter.rank}, {terms.travelling} values travel, "
             f"{terms.training.epochs} epochs a round, bundle {terms.bundle[:16]}..."
         )
-        lines.append(f"  answers: {', '.join(terms.labels) if terms.labels else 'free text'}")
+        lines.append(f"  answers: {printable(', '.join(terms.labels), 2000) if terms.labels else 'free text'}")
+    lines.append("keys, to compare with what each party says of itself:")
+    for party in contract.parties:
+        new = "" if known is None or party.name in known else "   (new: not known here before)"
+        lines.append(f"  {party.role:10s} {party.name}: {fingerprint(party)}{new}")
     return "\n".join(lines) + "\n"

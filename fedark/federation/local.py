@@ -16,25 +16,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fedark.attestation.platforms.simulated import SimulatedRoot
 from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
 from fedark.contract import Contract, Party, now
-from fedark.errors import ContractError, FedarkError, InputError, ModelError
+from fedark.errors import ContractError, FedarkError, InputError
 from fedark.federation.consent import Consent
+from fedark.federation.offer import groups_of, model_sources, rows, seal_for_job
 from fedark.federation.party import WEIGHT_KEYS, DataConfig, PartyConfig, write_party
 from fedark.files import write_atomic
-from fedark.job import DataSpec, Job, ModelSpec, model_terms
+from fedark.job import Job
 from fedark.keys import PartyKeys
 from fedark.masking import masked_policy, protection_warnings
 from fedark.measurement import measure_enclave
 from fedark.mechanism import solved
 from fedark.tuning.data import Record, dirichlet_split, read_records, split_train_test
-from fedark.tuning.layout import adapter_layout
-from fedark.tuning.sources import resolve
-from fedark.vault.bundle import seal
-from fedark.vault.manifest import ModelCard, ReleasePolicy
 from fedark.vault.weightkey import KeyStore
 
 __all__ = ["Federation", "prepare"]
@@ -76,7 +73,9 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
         InputError: `work` is something else.
         StorageError: the disk is full.
     """
-    sources, left_out = _sources(job, say)
+    sources, left_out = model_sources(job)
+    for name, why in left_out.items():
+        say(f"model {name} is left out: {why}")
     records, own = _checked_records(job)
     for line in protection_warnings(job.protection, [(spec.name, spec.adapter) for spec, _ in sources]):
         say(line)
@@ -113,15 +112,18 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
             collateral=collateral,
             device=root.issue(now=begun) if party.role != "provider" else None,
         )
-    models = [
-        model_terms(
-            spec,
-            bundle=_seal(job, spec, folder, work, keys[job.provider], sandbox, say),
-            labels=job.labels,
-            layout=adapter_layout(folder, spec.task, job.labels, spec.adapter),
-        )
-        for spec, folder in sources
-    ]
+    provider, store = work / "parties" / job.provider, KeyStore(work / "parties" / job.provider / WEIGHT_KEYS)
+    extra = {}
+    for name, path in (("replay", job.replay), ("acceptance", job.acceptance)):
+        if path is not None:
+            extra[f"{name}.jsonl"] = provider / f"{name}.jsonl"
+            write_atomic(extra[f"{name}.jsonl"], rows(path, job.data, job.labels))
+    models = []
+    for spec, folder in sources:
+        say(f"sealing {spec.name}")
+        bundle = work / "catalogue" / f"{spec.name}.fedark"
+        own_keys = keys[job.provider]
+        models.append(seal_for_job(job, spec, folder, bundle, extra=extra, keys=own_keys, store=store, sandbox=sandbox)[1])
     say("measuring the enclaves")
     measured = {
         role: {name: value.hex() for name, value in measure_enclave(role).registers.items()}
@@ -146,7 +148,7 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
             "privacy": solved(job.privacy, job.rounds),
             "evaluation": {
                 "acceptance": "extra/acceptance.jsonl" if job.acceptance else "",
-                "groups": _groups(job),
+                "groups": groups_of(job),
                 "own": own,
             },
             "deliver_to": job.deliver_to,
@@ -159,27 +161,6 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
     for party in (contract.provider, *contract.customers):
         Consent(work / "parties" / party.name).approve(contract)  # whoever runs all of it here has agreed to it
     return Federation(work, contract, left_out)
-
-
-def _sources(job: Job, say: Say) -> tuple[list[tuple[ModelSpec, Path]], dict[str, str]]:
-    found, left_out, problems = [], {}, []
-    for spec in job.models:
-        source = spec.source
-        if source.startswith("dir:"):
-            source = f"dir:{job.resolve(source.removeprefix('dir:'))}"
-        try:
-            found.append((spec, resolve(source)))
-        except ModelError as error:
-            if spec.optional:
-                left_out[spec.name] = error.what
-                say(f"model {spec.name} is left out: {error.what}")
-            else:
-                problems.append(f"model {spec.name}: {error.what}")
-    if not found and not problems:
-        problems.append("none of its models is on this machine")
-    if problems:
-        raise ContractError(str(job.path), problems)
-    return found, left_out
 
 
 def _checked_records(job: Job) -> tuple[dict[str, list[Record]], bool]:
@@ -225,13 +206,6 @@ def _checked_records(job: Job) -> tuple[dict[str, list[Record]], bool]:
     return parts, all(held_out)
 
 
-def _groups(job: Job) -> tuple[str, ...]:
-    """The groups of the acceptance set's records."""
-    if job.acceptance is None:
-        return ()
-    return tuple(sorted({json.loads(row)["group"] for row in _rows(job.acceptance, job.data, job.labels).splitlines()}))
-
-
 def _fresh(work: Path) -> None:
     if work.exists() and any(work.iterdir()):
         if not (work / "parties").is_dir():
@@ -253,48 +227,3 @@ def _data(job: Job, name: str, parts: dict[str, list[Record]], work: Path) -> Da
     spec = job.data.model_copy(update={"labels": (), "labels_file": ""})
     test = str(job.resolve(customer.test)) if customer.test else ""
     return DataConfig(file=str(job.resolve(customer.data)), test=test, spec=spec)
-
-
-def _seal(job: Job, spec: ModelSpec, folder: Path, work: Path, keys: PartyKeys, sandbox: Sandbox, say: Say) -> str:
-    """Seal one model with the provider's own records; returns the bundle's digest in hex."""
-    say(f"sealing {spec.name}")
-    provider = work / "parties" / job.provider
-    extra = {}
-    for name, path in (("replay", job.replay), ("acceptance", job.acceptance)):
-        if path is not None:
-            extra[f"{name}.jsonl"] = provider / f"{name}.jsonl"
-            write_atomic(extra[f"{name}.jsonl"], _rows(path, job.data, job.labels))
-    manifest, key = seal(
-        folder,
-        work / "catalogue" / f"{spec.name}.fedark",
-        provider=keys.signing,
-        card=ModelCard.model_validate(
-            {
-                "name": spec.name,
-                "title": spec.title or spec.name,
-                "licence": spec.licence,
-                "task": spec.task,
-                "base": spec.source,
-            }
-        ),
-        policy=ReleasePolicy(
-            expires=(now() + timedelta(days=job.days_valid)).isoformat(timespec="seconds"),
-            platforms=("simulated",),
-            sandbox=sandbox,
-            minimum_cohort=job.protection.minimum_cohort,
-        ),
-        extra=extra,
-    )
-    KeyStore(provider / WEIGHT_KEYS).put(manifest, key)
-    return manifest.digest().hex()
-
-
-def _rows(path: Path, spec: DataSpec, labels: tuple[str, ...]) -> bytes:
-    """The provider's records as the enclave reads them: JSON lines of prompt, answer and group."""
-    records = read_records(path, spec.prompt, spec.answer, labels)
-    groups = read_records(path, f"{{{spec.group}}}", spec.answer) if spec.group else []
-    rows: list[dict[str, Any]] = [
-        {"prompt": record.prompt, "answer": record.answer, "group": groups[index].prompt if groups else "all"}
-        for index, record in enumerate(records)
-    ]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

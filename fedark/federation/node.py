@@ -28,7 +28,7 @@ from fedark.contract import CONTRACT_LABEL, Contract, Party, SignedContract, now
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import open_delivery
 from fedark.enclave.session import RunConfig
-from fedark.errors import ContractError, EvidenceRefused, FedarkError, ProtocolError, printable
+from fedark.errors import ContractError, EvidenceRefused, FedarkError, ProtocolError, Refused, printable
 from fedark.federation.consent import Consent
 from fedark.files import write_atomic
 from fedark.keys import PartyKeys
@@ -159,6 +159,7 @@ class NodeBase(ABC):
                     fix="Bring both to the same release of fedark.",
                 )
             run_id = message.run_id
+            self._require_standing(message)
             reply = self._dispatch(message)
         except FedarkError as error:
             reply = stage_pb2.StageReply(fault=fault_of(error))
@@ -183,6 +184,24 @@ class NodeBase(ABC):
         """See `Node.close`."""
 
     # -- consent ------------------------------------------------------------------------------------------------------
+
+    def _require_standing(self, message: stage_pb2.StageRequest) -> None:
+        """Return unless the operator has taken the approval back: then this node ends the run, and says so.
+
+        Raises:
+            Refused: it has.
+        """
+        if message.WhichOneof("body") == "abort":
+            return
+        try:
+            self._consent.require_standing(message.contract_digest, self.party)
+        except Refused as error:
+            self.settings.on_progress(error.what)
+            end = stage_pb2.StageRequest(run_id=message.run_id, contract_digest=message.contract_digest)
+            end.abort.reason = error.what
+            with contextlib.suppress(ProtocolError):  # it may not have enrolled
+                self._dispatch(end)
+            raise
 
     def _agree(self, data: bytes) -> Contract:
         """The contract, if nothing in it contradicts what this node knows itself.

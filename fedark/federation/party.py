@@ -12,7 +12,6 @@ runs/ID/        what a run left: adapters, reports
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from fedark.federation.aggregator import AggregatorHost
 from fedark.federation.customer import CustomerData, CustomerNode
 from fedark.federation.node import EnclaveFactory, Node, NodeSettings, own_bundles
 from fedark.federation.provider import ProviderNode
+from fedark.federation.roster import Live, read_roster, write_roster
 from fedark.files import write_atomic
 from fedark.job import DataSpec
 from fedark.keys import PartyKeys
@@ -41,16 +41,14 @@ __all__ = [
     "collateral_of",
     "load_aggregator",
     "load_node",
-    "read_roster",
     "reference_values",
     "write_party",
 ]
 
 POLICY = "policy.toml"
-CONFIG, KEYS, ROSTER, DEVICE, COLLATERAL, WEIGHT_KEYS = (
+CONFIG, KEYS, DEVICE, COLLATERAL, WEIGHT_KEYS = (
     "party.toml",
     "party.keys",
-    "roster.json",
     "device",
     "collateral",
     "weight-keys",
@@ -72,6 +70,8 @@ class PartyConfig(Terms):
         catalogue: folder of sealed bundles, relative to the party's folder.
         platforms, sandbox, minimum_cohort: what this party accepts in a contract.
         data: a customer's records.
+        bundle_sources: where sealed bundles may be fetched besides the host: folders, and https:// addresses
+            (`fedark.federation.onprem.sources`).
     """
 
     version: Literal[1] = 1
@@ -82,6 +82,7 @@ class PartyConfig(Terms):
     sandbox: Literal["namespaces", "landlock", "none"] = "landlock"
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     data: DataConfig | None = None
+    bundle_sources: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> PartyConfig:
@@ -121,7 +122,7 @@ def write_party(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys.save(folder / KEYS)
     write_atomic(folder / CONFIG, tomli_w.dumps(_plain(config)).encode())
-    write_atomic(folder / ROSTER, json.dumps([party.model_dump() for party in roster], indent=1).encode())
+    write_roster(folder, roster)
     for name, data in collateral.items():
         write_atomic(folder / COLLATERAL / name, data)
     if device is not None:
@@ -130,20 +131,6 @@ def write_party(
 
 def _plain(config: PartyConfig) -> dict[str, object]:
     return {key: value for key, value in config.model_dump(mode="json").items() if value is not None}
-
-
-def read_roster(folder: Path) -> dict[str, Party]:
-    """The parties that this one knows, by name.
-
-    Raises:
-        InputError: the roster is missing or malformed.
-    """
-    try:
-        items = json.loads((folder / ROSTER).read_bytes())
-        parties = [Party.model_validate(item) for item in items]
-    except (OSError, ValueError):
-        raise InputError(f"{folder / ROSTER} is missing or malformed.") from None
-    return {party.name: party for party in parties}
 
 
 def collateral_of(folder: Path) -> dict[str, bytes]:
@@ -176,11 +163,11 @@ def load_node(
     settings = NodeSettings(
         party=config.name,
         keys=PartyKeys.load(folder / KEYS),
-        roster=read_roster(folder),
+        roster=Live(lambda: read_roster(folder)),
         state=folder,
         catalogue=(folder / config.catalogue).resolve(),
         reference=reference or reference_values(),
-        collateral=collateral_of(folder),
+        collateral=Live(lambda: collateral_of(folder)),
         platforms=config.platforms,
         sandbox=config.sandbox,
         minimum_cohort=config.minimum_cohort,

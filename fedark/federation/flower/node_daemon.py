@@ -44,6 +44,7 @@ class Settings:
         ca, key: the authority's certificate and the node's transport key.
         stock: use Flower's own SuperNode for the connection instead of ours: 8 to 10 s a stage, and a port on loopback.
         stock_port: that port.
+        metrics: port on loopback for Prometheus; 0 for none.
     """
 
     socket: str
@@ -54,6 +55,7 @@ class Settings:
     key: str = ""
     stock: bool = False
     stock_port: int = 0
+    metrics: int = 0
 
 
 def _start_connection(settings: Settings, directory: Path) -> Child:

@@ -1,0 +1,174 @@
+"""`fedark node`: run a party's node on its own premises: join a host, agree to jobs, see what it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedark.errors import InputError
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Run a provider's or a customer's node on-prem.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The node's folder.")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of a job, or the beginning of its contract's digest.")]
+Sandbox = Literal["namespaces", "landlock"]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+@app.command("join")
+def join(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The host's invitation; later, where need be, its bundle.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The node's folder; made with the invitation.")],
+    data: Annotated[Path | None, typer.Option("--data", help="A customer's records: CSV or JSON lines.")] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="Held-out records; a part of --data by default.")] = None,
+    prompt: Annotated[str, typer.Option("--prompt", help="Template over columns, such as '{desk} desk: {message}'.")] = "",
+    answer: Annotated[str, typer.Option("--answer", help="The column of the answer.")] = "",
+    test_fraction: Annotated[float, typer.Option("--test-fraction", help="Of --data, held out of training.")] = 0.2,
+    sandbox: Annotated[
+        Sandbox, typer.Option("--sandbox", help="Weakest sandbox to accept: namespaces or landlock.")
+    ] = "landlock",
+    minimum_cohort: Annotated[int, typer.Option("--minimum-cohort", min=2, help="Fewest customers to sum with.")] = 3,
+    offline: Annotated[bool, typer.Option("--offline", help="File nothing; carry the request's file to the host.")] = False,
+) -> None:
+    """Make keys and ask a host to be admitted; or take the bundle that it answered with."""
+    from fedark.federation.joining import Bundle, Invitation, fingerprint, parse
+    from fedark.federation.onprem.folder import NodeFolder, begin_join
+    from fedark.federation.onprem.hostclient import HostClient
+    from fedark.federation.party import DataConfig
+    from fedark.job import DataSpec
+
+    try:
+        content = file.read_bytes()
+        kind = json.loads(content).get("kind")
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, AttributeError):
+        raise InputError(f"{file} is neither an invitation nor a bundle.") from None
+    if kind == Bundle.model_fields["kind"].default:
+        node = NodeFolder(folder)
+        node.install(content)
+        typer.echo(f"{node.config.name} has joined {node.bundle.aggregator.name}.")
+        return
+    invitation = parse(content, Invitation, str(file))
+    records = None
+    if data is not None:
+        if not data.is_file():
+            raise InputError(f"{data} does not exist.", safe="Nothing was made.")
+        spec = DataSpec(prompt=prompt, answer=answer, test_fraction=test_fraction)
+        records = DataConfig(file=str(data.resolve()), test=str(test.resolve()) if test else "", spec=spec)
+    node = begin_join(folder, invitation, data=records, sandbox=sandbox, minimum_cohort=minimum_cohort)
+    request = node.path / "request.json"
+    if offline:
+        typer.echo(f"Carry {request} to the host. It holds public keys only.")
+    else:
+        with HostClient(node) as host:
+            host.join(request.read_bytes())
+        typer.echo(f"The request is with {invitation.aggregator.name}.")
+    typer.echo("Compare two fingerprints with the host's people, by telephone or face to face:")
+    typer.echo(f"  {invitation.aggregator.name} (they tell you): {fingerprint(invitation.aggregator)}")
+    typer.echo(f"  {node.config.name} (you tell them): {fingerprint(node.request.party)}")
+
+
+@app.command("up")
+def up(
+    folder: Folder,
+    metrics: Annotated[int, typer.Option("--metrics", help="Port on loopback for Prometheus; 0 for none.")] = 0,
+) -> None:
+    """Run the node until it is told to stop. It makes outbound connections only."""
+    from fedark.federation.onprem.supervisor import run_node
+    from fedark.observe.logs import teller
+
+    run_node(folder, teller("node"), metrics=metrics)
+
+
+@app.command("offer")
+def offer(
+    folder: Folder, job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file that names the models.")]
+) -> None:
+    """Provider: seal a job's models and offer them; the running node brings both to the host."""
+    from fedark.federation.offer import make_offer
+    from fedark.federation.onprem.folder import NodeFolder
+    from fedark.federation.onprem.liaison import OFFERS
+    from fedark.files import private_directory, write_atomic
+    from fedark.job import Job
+
+    node = NodeFolder(folder)
+    parsed = Job.load(job, role="provider")
+    data, left_out = make_offer(node.path, parsed)
+    write_atomic(private_directory(node.path / OFFERS) / f"{parsed.name}.offer", data, mode=0o600)
+    for name, why in left_out.items():
+        typer.echo(f"model {name} is left out: {why}")
+    typer.echo(f"The offer for job {parsed.name} is signed.")
+
+
+@app.command("jobs")
+def jobs(
+    folder: Folder, job: Annotated[str, typer.Argument(metavar="[JOB]", help="Show this one's contract in words.")] = ""
+) -> None:
+    """List the contracts that the operator was asked about, or show one."""
+    from fedark.federation.consent import Consent, summary
+    from fedark.federation.onprem.folder import NodeFolder
+    from fedark.federation.roster import read_roster
+
+    node = NodeFolder(folder)
+    consent = Consent(node.path)
+    if job:
+        contract = consent.find(job)
+        typer.echo(summary(contract, frozenset(read_roster(node.path))), nl=False)
+        decision = consent.decision(contract)
+        typer.echo(f"{decision.status}: {decision.reason}")
+        return
+    for contract in consent.proposed():
+        decision = consent.decision(contract)
+        typer.echo(f"{contract.job} ({contract.digest().hex()[:16]}...): {decision.status}, {decision.reason}")
+
+
+@app.command("approve")
+def approve(folder: Folder, job: JobName) -> None:
+    """Agree to a job's contract, for one run."""
+    from fedark.federation.consent import Consent, summary
+    from fedark.federation.onprem.folder import NodeFolder
+    from fedark.federation.roster import read_roster
+
+    node = NodeFolder(folder)
+    consent = Consent(node.path)
+    contract = consent.find(job)
+    typer.echo(summary(contract, frozenset(read_roster(node.path))), nl=False)
+    consent.approve(contract)
+    typer.echo("Approved.")
+
+
+@app.command("refuse")
+def refuse(
+    folder: Folder, job: JobName, reason: Annotated[str, typer.Option("--reason", help="For this node's own records.")] = ""
+) -> None:
+    """Say no to a job, or take an approval back: a run of it ends here at its next stage."""
+    from fedark.federation.consent import Consent
+    from fedark.federation.onprem.folder import NodeFolder
+
+    consent = Consent(NodeFolder(folder).path)
+    contract = consent.find(job)
+    consent.refuse(contract, reason)
+    typer.echo(f"{contract.job} is refused.")
+
+
+@app.command("status")
+def status(folder: Folder, as_json: AsJson = False) -> None:
+    """Ask the running node what it is and does. Exit status 1 if it does not answer."""
+    from fedark.federation.flower.service import NodeClient
+    from fedark.federation.onprem.folder import NodeFolder
+    from fedark.federation.onprem.supervisor import socket_of
+
+    node = NodeFolder(folder)
+    with NodeClient(socket_of(node.path)) as client:
+        found = client.status()
+    if as_json:
+        typer.echo(json.dumps({"party": found.party, "role": found.role, "run": found.run_id, "stage": found.stage}))
+        return
+    doing = f"works on stage {found.stage} of run {found.run_id}" if found.run_id else "waits"
+    typer.echo(f"{found.party} ({found.role}) {doing}")

@@ -1,0 +1,141 @@
+"""A node's calls to its host's own routes (`fedark.federation.host.service`): outbound HTTPS under the host's own authority.
+
+Each call is signed with the transport key. A refusal is raised in the host's words, made safe to show; a host that cannot be
+reached is a FederationError, which callers try again later.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from typing import Any
+
+import httpx
+
+from fedark.contract import now
+from fedark.errors import FederationError, InputError, ProtocolError, Refused, printable
+from fedark.federation.joining import request_headers
+from fedark.federation.onprem.folder import NodeFolder
+
+__all__ = ["HostClient"]
+
+_PREFIX = "/v1/fedark/"
+_MAX_ANSWER = 8 << 20
+
+
+class HostClient:
+    """See the module's docstring. Use it as a context manager."""
+
+    def __init__(self, node: NodeFolder, *, timeout: float = 20.0) -> None:
+        address = node.bundle.address if node.joined else node.invitation.address
+        self._address, self._name, self._key = address, node.config.name, node.transport_key()
+        context = ssl.create_default_context(cafile=str(node.ca))
+        self._client = httpx.Client(base_url=f"https://{address}", verify=context, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> HostClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def hello(self) -> float:
+        """Seconds by which the host's clock is ahead of this one's, within the time of the call."""
+        value = json.loads(self._call("GET", "hello"))
+        return float(value["time"]) - now().timestamp()
+
+    def join(self, request: bytes) -> None:
+        """File the join request."""
+        self._call("POST", "join", request)
+
+    def bundle(self) -> bytes | None:
+        """The bundle for this node, or None while nobody has approved it.
+
+        Raises:
+            Refused: it was revoked, or the host does not know it.
+        """
+        data = self._call("GET", "bundle")
+        status = json.loads(data).get("status")
+        if status == "revoked":
+            raise Refused(f"The host has revoked {self._name}.", fix="Ask its operator.")
+        return None if status == "pending" else data
+
+    def put_offer(self, data: bytes) -> None:
+        """Hand in a signed offer."""
+        self._call("PUT", "offers", data)
+
+    def jobs(self) -> list[dict[str, str]]:
+        """The jobs that this node is a party of, oldest first: digest, name, status, reason."""
+        value = json.loads(self._call("GET", "jobs"))
+        keys = ("digest", "name", "status", "reason")
+        if not isinstance(value, list) or not all(isinstance(job, dict) for job in value):
+            raise ProtocolError("The host's list of jobs is malformed.")
+        return [{key: printable(str(job.get(key, ""))) for key in keys} for job in value]
+
+    def contract(self, digest: str) -> bytes:
+        """A contract."""
+        return self._call("GET", f"jobs/{digest}")
+
+    def answer(self, digest: str, answer: str, reason: str) -> None:
+        """Tell what the operator says to a contract."""
+        self._call("PUT", f"jobs/{digest}/answer", json.dumps({"answer": answer, "reason": reason}).encode())
+
+    def held(self, digest: str) -> dict[str, int] | None:
+        """How much of a bundle the host has, or None for nothing."""
+        return self._json_or_none("GET", f"catalogue/{digest}")
+
+    def manifest(self, digest: str) -> bytes | None:
+        """The manifest of a bundle that the host has whole."""
+        return self._call_or_none("GET", f"catalogue/{digest}/manifest")
+
+    def piece(self, digest: str, offset: int) -> bytes | None:
+        """A piece of its payload."""
+        return self._call_or_none("GET", f"catalogue/{digest}/payload/{offset}")
+
+    def put_manifest(self, digest: str, data: bytes) -> dict[str, int]:
+        """Begin, or go on with, the upload of a bundle; returns what the host has."""
+        return dict(json.loads(self._call("PUT", f"catalogue/{digest}/manifest", data)))
+
+    def put_piece(self, digest: str, offset: int, data: bytes) -> dict[str, int]:
+        """Upload a piece; returns what the host has now."""
+        return dict(json.loads(self._call("PUT", f"catalogue/{digest}/payload/{offset}", data)))
+
+    def _json_or_none(self, method: str, path: str) -> dict[str, int] | None:
+        data = self._call_or_none(method, path)
+        return dict(json.loads(data)) if data is not None else None
+
+    def _call(self, method: str, path: str, body: bytes = b"") -> bytes:
+        data = self._call_or_none(method, path, body)
+        if data is None:
+            raise InputError(f"The host has no {printable(path, 40)}...")
+        return data
+
+    def _call_or_none(self, method: str, path: str, body: bytes = b"") -> bytes | None:
+        target = _PREFIX + path
+        headers = request_headers(self._key, self._name, method, target, body)
+        try:
+            with self._client.stream(method, target, content=body, headers=headers) as response:
+                data = bytearray()
+                for piece in response.iter_raw():
+                    data += piece
+                    if len(data) > _MAX_ANSWER:
+                        raise ProtocolError("The host's answer is too large.", safe="It was dropped.")
+        except httpx.HTTPError as error:
+            raise FederationError(
+                f"The host at {self._address} cannot be reached ({type(error).__name__}).",
+                fix="Look at the network and the clock; fedark node doctor says more.",
+            ) from None
+        if response.status_code == 404:
+            return None
+        if response.is_success:
+            return bytes(data)
+        raise _refusal(response.status_code, bytes(data))
+
+
+def _refusal(status: int, data: bytes) -> Exception:
+    try:
+        value: dict[str, Any] = json.loads(data)
+        what, safe, fix = (printable(str(value.get(key, "")), 600) for key in ("what", "safe", "fix"))
+    except (ValueError, AttributeError):
+        what, safe, fix = f"The host answered with status {status}.", "", ""
+    kind = {400: InputError, 401: Refused, 426: InputError}.get(status, FederationError)
+    return kind(what, safe=safe, fix=fix)

@@ -1,0 +1,162 @@
+"""Between a node's operator and its host: fetches contracts and sealed bundles, hands in offers, and tells what the operator said.
+
+It holds the transport key and nothing else of value: neither the party's keys nor its records are in this process. What it
+stores is checked by whom it concerns: contracts by the operator and by the node when it signs, bundles against the contract's
+digest and the provider's signature. What it says to the host ("ready") starts a job and signs nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+from fedark.contract import Contract, now
+from fedark.errors import FedarkError, FederationError, InputError, ProtocolError
+from fedark.federation.consent import Consent
+from fedark.federation.host.catalogue import MAX_PIECE, Catalogue
+from fedark.federation.node import find_bundle
+from fedark.federation.offer import Offer
+from fedark.federation.onprem.folder import NodeFolder
+from fedark.federation.onprem.hostclient import HostClient
+from fedark.federation.onprem.sources import Source, source_of
+from fedark.vault.bundle import SealedBundle, read_manifest
+from fedark.vault.manifest import Manifest
+
+__all__ = ["OFFERS", "Liaison"]
+
+OFFERS = "offers"
+"""In a provider's folder: JOB.offer, written by the operator's command, and JOB.sent once the host has it."""
+_MANY_BYTES = 1 << 40
+
+
+class Liaison:
+    """See the module's docstring.
+
+    Args:
+        node: a node that has joined.
+        say: told of what goes on.
+    """
+
+    def __init__(self, node: NodeFolder, say: Callable[[str], None]) -> None:
+        self._node = node
+        self._say = say
+        self._consent = Consent(node.path)
+        self._told: dict[str, tuple[str, str]] = {}
+        self._catalogue = Catalogue(node.catalogue, limit=_MANY_BYTES)
+
+    def step(self) -> None:
+        """One look at the host.
+
+        Raises:
+            FederationError: it cannot be reached.
+            FedarkError: it refused.
+        """
+        with HostClient(self._node) as host:
+            data = host.bundle()
+            if data is not None and data != (self._node.path / "host.json").read_bytes():
+                self._node.install(data)
+                self._say("certificates were renewed")
+            if self._node.config.role == "provider":
+                self._hand_in(host)
+            for job in host.jobs():
+                if job["status"] in ("proposed", "running"):
+                    self._consider(host, job["digest"], job["name"])
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    def _consider(self, host: HostClient, digest: str, name: str) -> None:
+        contract = self._contract(host, digest)
+        if contract.expired(now()):
+            return
+        decision = self._consent.decision(contract)
+        answer, reason = {"approved": "ready", "waiting": "waiting", "refused": "refused", "used": "ready"}[decision.status], ""
+        if answer == "waiting" and digest not in self._told:
+            self._say(f"job {name} waits for its operator: fedark node jobs")
+        if answer == "ready" and decision.status == "approved" and self._node.config.role == "customer":
+            try:
+                self._fetch_bundles(host, contract)
+            except FederationError:
+                raise
+            except FedarkError as error:
+                answer, reason = "waiting", error.what
+        if self._told.get(digest) != (answer, reason):
+            host.answer(digest, answer, reason)
+            self._told[digest] = (answer, reason)
+            self._say(f"told the host about job {name}: {answer}{f' ({reason})' if reason else ''}")
+
+    def _contract(self, host: HostClient, digest: str) -> Contract:
+        path = self._node.path / "consent" / f"{digest}.contract"
+        data = path.read_bytes() if path.is_file() else host.contract(digest)
+        contract = Contract.decode(data, "a contract from the host")
+        if contract.digest().hex() != digest:
+            raise ProtocolError("The host sent another contract than it named.", safe="It was dropped.")
+        self._consent.propose(contract)
+        return contract
+
+    # -- sealed bundles -----------------------------------------------------------------------------------------------
+
+    def _fetch_bundles(self, host: HostClient, contract: Contract) -> None:
+        """Have every bundle of a contract in the catalogue: from the operator's own sources, else from the host.
+
+        Raises:
+            FedarkError: one is nowhere to be had.
+        """
+        provider = bytes.fromhex(contract.provider.signing_key)
+        for terms in contract.models:
+            if find_bundle(self._node.catalogue, terms.bundle, provider) is not None:
+                continue
+            sources: list[Source] = [source_of(where, self._node.path) for where in self._node.config.bundle_sources]
+            sources.append(host)
+            for source in sources:
+                if self._fetch(source, terms.bundle, provider):
+                    self._say(f"the sealed bundle of model {terms.name} is here and whole")
+                    break
+            else:
+                raise InputError(f"the sealed bundle of model {terms.name} is nowhere to be had yet")
+
+    def _fetch(self, source: Source, digest: str, provider: bytes) -> bool:
+        held = self._catalogue.held(digest)
+        if held is None:
+            manifest = source.manifest(digest)
+            if manifest is None:
+                return False
+            self._catalogue.begin(digest, manifest, provider)
+            held = self._catalogue.held(digest)
+        while held is not None and not held.whole:
+            free = shutil.disk_usage(self._node.catalogue).free
+            if free < held.total - held.size + MAX_PIECE:
+                raise InputError(f"the disk has {free} bytes free, and the bundle needs {held.total - held.size} more")
+            data = source.piece(digest, held.size)
+            if not data:
+                return False
+            held = self._catalogue.add(digest, held.size, data)
+        return held is not None
+
+    def _hand_in(self, host: HostClient) -> None:
+        """Upload what the operator has offered: bundles first, so that no contract names one that is not to be had."""
+        for path in sorted((self._node.path / OFFERS).glob("*.offer")):
+            sent = path.with_suffix(".sent")
+            data = path.read_bytes()
+            if sent.is_file() and sent.read_bytes() == data:
+                continue
+            party = self._node.request.party
+            for terms in Offer.verify(data, bytes.fromhex(party.signing_key), by=party.name).models:
+                self._upload(host, terms.bundle)
+            host.put_offer(data)
+            sent.write_bytes(data)
+            self._say(f"the offer for job {path.stem} is with the host")
+
+    def _upload(self, host: HostClient, digest: str) -> None:
+        for path in sorted(self._node.catalogue.glob("*.fedark")):
+            data = read_manifest(path)
+            manifest = Manifest.verify(data, Manifest.claimed_provider(data))
+            if manifest.digest().hex() == digest:
+                break
+        else:
+            raise InputError(f"The bundle {digest[:16]}... is gone from the catalogue.")
+        bundle = SealedBundle.load(path, manifest.provider)
+        held = host.put_manifest(digest, data)
+        with (bundle.path / "payload").open("rb") as file:
+            while held["size"] < held["total"]:
+                file.seek(held["size"])
+                held = host.put_piece(digest, held["size"], file.read(MAX_PIECE))
