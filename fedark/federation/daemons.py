@@ -6,6 +6,7 @@ this comes from another party.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ PROGRESS = "progress.log"
 """In every party's folder: one line for people for whatever happens there; holds no secret."""
 
 _LONGEST_CALL = 3600.0
+_log = logging.getLogger(__name__)
 
 
 def make_node(settings: dict[str, Any]) -> Node:
@@ -71,6 +73,7 @@ def _enclaves(folder: Path, sandbox: str) -> EnclaveFactory:
 
 def _teller(folder: Path) -> Callable[[str], None]:
     def tell(text: str) -> None:
+        _log.info("%s", text)
         with open(folder / PROGRESS, "a", encoding="utf-8") as file:
             line = text.replace("\n", " | ")  # what another party says stays on one line
             file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {line}\n")

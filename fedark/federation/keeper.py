@@ -3,7 +3,8 @@
     first pause 0.5 s, doubled each time up to 30 s; a child that ran for a minute starts again at the first
 
 There is no last attempt: an operator sees the state and the end of the log, and a supervisor above (systemd) sees a live parent.
-Nothing here waits: `look` is called in the supervisor's own loop, in the thread that shall own the children.
+Only a child that may end by itself (`may_end`) is done when it ends with code 0: it was asked to. Nothing here waits: `look` is
+called in the supervisor's own loop, in the thread that shall own the children.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Keeper:
         name: what messages call it.
         start: starts it.
         say: told when it ended, with the end of its log, and when it is started again.
+        may_end: whether code 0 is the child's own good end.
         clock: monotonic seconds.
     """
 
@@ -35,12 +37,14 @@ class Keeper:
         start: Callable[[], Child],
         *,
         say: Callable[[str], None],
+        may_end: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.restarts = 0
+        self.done = False
         self.last_end = ""
-        self._start, self._say, self._clock = start, say, clock
+        self._start, self._say, self._may_end, self._clock = start, say, may_end, clock
         self._pause, self._due, self._since = _FIRST, 0.0, 0.0
         self.child: Child | None = None
 
@@ -56,13 +60,15 @@ class Keeper:
                 self.child.require_alive()
                 return
             except FederationError as error:
+                self.done = self._may_end and self.child.exit_code == 0
+                self.end(grace=0.5)  # what it started itself
+                if self.done:
+                    return
                 self.last_end = error.what
-                stop([self.child], grace=0.5)  # what it started itself
-                self.child = None
                 self._pause = _FIRST if now - self._since >= _CALM else min(_LONGEST, self._pause * 2)
                 self._due = now + self._pause
                 self._say(f"{error.what}\n{self.name} is started again in {self._pause:g} s")
-        if now >= self._due:
+        if now >= self._due and not self.done:
             self.restarts += self._since > 0
             self._since = now
             self.child = self._start()

@@ -33,7 +33,7 @@ from fedark.files import write_atomic
 from fedark.job import DataSpec
 from fedark.keys import PartyKeys
 from fedark.measurement import measure_enclave
-from fedark.vault.weightkey import KeyStore
+from fedark.vault.weightkey import KeyStore, WeightKey
 
 __all__ = [
     "DataConfig",
@@ -181,10 +181,15 @@ def load_node(
         test = folder / config.data.test if config.data.test else None
         return CustomerNode(settings, CustomerData(folder / config.data.file, test, config.data.spec))
     if config.role == "provider":
-        store = KeyStore(folder / WEIGHT_KEYS)
-        mine = own_bundles(settings.catalogue, settings.keys.signing.public)
-        return ProviderNode(settings, {bundle.manifest.digest().hex(): store.get(bundle.manifest) for bundle in mine})
+        return ProviderNode(settings, Live(lambda: _weight_keys(settings)))
     raise InputError(f"{folder} is an aggregator's folder, not a node's.")
+
+
+def _weight_keys(settings: NodeSettings) -> dict[str, WeightKey]:
+    """Of every bundle that this provider has sealed, also since the node was started."""
+    store = KeyStore(settings.state / WEIGHT_KEYS)
+    mine = own_bundles(settings.catalogue, settings.keys.signing.public)
+    return {bundle.manifest.digest().hex(): store.get(bundle.manifest) for bundle in mine}
 
 
 def load_aggregator(

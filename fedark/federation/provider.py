@@ -45,7 +45,7 @@ class ProviderNode(NodeBase):
 
     def __init__(self, settings: NodeSettings, weight_keys: Mapping[str, WeightKey]) -> None:
         super().__init__(settings)
-        self._weight_keys = dict(weight_keys)
+        self._weight_keys = weight_keys
         self._runs: dict[str, _Run] = {}
 
     def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:

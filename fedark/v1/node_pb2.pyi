@@ -3,7 +3,7 @@ from fedark.v1 import stage_pb2 as _stage_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -29,6 +29,66 @@ class StatusReply(_message.Message):
     run_id: str
     stage: str
     def __init__(self, party: _Optional[str] = ..., role: _Optional[str] = ..., run_id: _Optional[str] = ..., stage: _Optional[str] = ...) -> None: ...
+
+class JobsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class JobsReply(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[Job]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+
+class Job(_message.Message):
+    __slots__ = ("name", "contract", "decision", "reason", "expires")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    contract: bytes
+    decision: str
+    reason: str
+    expires: str
+    def __init__(self, name: _Optional[str] = ..., contract: _Optional[bytes] = ..., decision: _Optional[str] = ..., reason: _Optional[str] = ..., expires: _Optional[str] = ...) -> None: ...
+
+class LedgerRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class LedgerReply(_message.Message):
+    __slots__ = ("entries", "spent")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    SPENT_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[LedgerEntry]
+    spent: _containers.RepeatedCompositeFieldContainer[Job]
+    def __init__(self, entries: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ..., spent: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+
+class LedgerEntry(_message.Message):
+    __slots__ = ("index", "time", "kind", "party", "run_id", "note")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PARTY_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    time: int
+    kind: str
+    party: str
+    run_id: str
+    note: str
+    def __init__(self, index: _Optional[int] = ..., time: _Optional[int] = ..., kind: _Optional[str] = ..., party: _Optional[str] = ..., run_id: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StopReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class AggregatorRequest(_message.Message):
     __slots__ = ("run_id", "open", "call", "outcome", "progress", "log")

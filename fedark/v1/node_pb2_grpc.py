@@ -44,6 +44,21 @@ class NodeStub:
                 request_serializer=fedark_dot_v1_dot_node__pb2.StatusRequest.SerializeToString,
                 response_deserializer=fedark_dot_v1_dot_node__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Jobs = channel.unary_unary(
+                '/fedark.v1.Node/Jobs',
+                request_serializer=fedark_dot_v1_dot_node__pb2.JobsRequest.SerializeToString,
+                response_deserializer=fedark_dot_v1_dot_node__pb2.JobsReply.FromString,
+                _registered_method=True)
+        self.Ledger = channel.unary_unary(
+                '/fedark.v1.Node/Ledger',
+                request_serializer=fedark_dot_v1_dot_node__pb2.LedgerRequest.SerializeToString,
+                response_deserializer=fedark_dot_v1_dot_node__pb2.LedgerReply.FromString,
+                _registered_method=True)
+        self.Stop = channel.unary_unary(
+                '/fedark.v1.Node/Stop',
+                request_serializer=fedark_dot_v1_dot_node__pb2.StopRequest.SerializeToString,
+                response_deserializer=fedark_dot_v1_dot_node__pb2.StopReply.FromString,
+                _registered_method=True)
 
 
 class NodeServicer:
@@ -62,6 +77,26 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Jobs(self, request, context):
+        """For the operator's commands, at a node that has an operator's folder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Ledger(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Stop(self, request, context):
+        """Ends the daemon, and with it the node: whoever supervises it takes this for the operator's wish.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +109,21 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=fedark_dot_v1_dot_node__pb2.StatusRequest.FromString,
                     response_serializer=fedark_dot_v1_dot_node__pb2.StatusReply.SerializeToString,
+            ),
+            'Jobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.Jobs,
+                    request_deserializer=fedark_dot_v1_dot_node__pb2.JobsRequest.FromString,
+                    response_serializer=fedark_dot_v1_dot_node__pb2.JobsReply.SerializeToString,
+            ),
+            'Ledger': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ledger,
+                    request_deserializer=fedark_dot_v1_dot_node__pb2.LedgerRequest.FromString,
+                    response_serializer=fedark_dot_v1_dot_node__pb2.LedgerReply.SerializeToString,
+            ),
+            'Stop': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stop,
+                    request_deserializer=fedark_dot_v1_dot_node__pb2.StopRequest.FromString,
+                    response_serializer=fedark_dot_v1_dot_node__pb2.StopReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +180,87 @@ class Node:
             '/fedark.v1.Node/Status',
             fedark_dot_v1_dot_node__pb2.StatusRequest.SerializeToString,
             fedark_dot_v1_dot_node__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Jobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedark.v1.Node/Jobs',
+            fedark_dot_v1_dot_node__pb2.JobsRequest.SerializeToString,
+            fedark_dot_v1_dot_node__pb2.JobsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Ledger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedark.v1.Node/Ledger',
+            fedark_dot_v1_dot_node__pb2.LedgerRequest.SerializeToString,
+            fedark_dot_v1_dot_node__pb2.LedgerReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedark.v1.Node/Stop',
+            fedark_dot_v1_dot_node__pb2.StopRequest.SerializeToString,
+            fedark_dot_v1_dot_node__pb2.StopReply.FromString,
             options,
             channel_credentials,
             insecure,

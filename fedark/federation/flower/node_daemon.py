@@ -25,6 +25,10 @@ from fedark.federation.flower import configuration, pinned
 from fedark.federation.flower.bundle import SOCKET_KEY
 from fedark.federation.flower.processes import Child, console_script, flower_environment, module, stop
 from fedark.federation.flower.service import NodeServer
+from fedark.federation.onprem.desk import Desk
+from fedark.observe import logs
+from fedark.observe.metrics import Metrics, MetricsServer
+from fedark.observe.node import ObservedNode
 
 __all__ = ["Settings", "main"]
 
@@ -44,6 +48,7 @@ class Settings:
         ca, key: the authority's certificate and the node's transport key.
         stock: use Flower's own SuperNode for the connection instead of ours: 8 to 10 s a stage, and a port on loopback.
         stock_port: that port.
+        folder: of a node with an operator: its desk is served too.
         metrics: port on loopback for Prometheus; 0 for none.
     """
 
@@ -55,6 +60,7 @@ class Settings:
     key: str = ""
     stock: bool = False
     stock_port: int = 0
+    folder: str = ""
     metrics: int = 0
 
 
@@ -83,7 +89,7 @@ def main(path: Path) -> None:
     Raises:
         FederationError: the connection to the SuperLink ended.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.setup("node daemon")
     settings = configuration.read(path, Settings)
     asked = threading.Event()
 
@@ -93,10 +99,18 @@ def main(path: Path) -> None:
     signal.signal(signal.SIGTERM, stop_asked)
     signal.signal(signal.SIGINT, stop_asked)
     node = configuration.resolve(settings.factory)(settings.settings)
+    logs.setup("node daemon", party=node.party)
+    desk = Desk(Path(settings.folder)) if settings.folder else None
+    metrics, exporter = Metrics(), None
+    if desk is not None:
+        node = ObservedNode(node, metrics)
+        metrics.collect("fedark_contracts", "Contracts by the operator's decision.", "decision", desk.decisions)
     children: list[Child] = []
     try:
-        server = NodeServer(node, Path(settings.socket))
+        server = NodeServer(node, Path(settings.socket), desk=desk, on_stop=asked.set if desk is not None else None)
         try:
+            if settings.metrics:
+                exporter = MetricsServer(metrics, settings.metrics)
             _log.info("%s (%s) serves %s", node.party, node.role, settings.socket)
             if settings.superlink:
                 children.append(_start_connection(settings, path.parent))
@@ -105,6 +119,8 @@ def main(path: Path) -> None:
                     child.require_alive()
         finally:
             server.close()
+            if exporter is not None:
+                exporter.close()
     finally:
         stop(children, grace=2.0)
         node.close()

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 import fedark
 from fedark.errors import FederationError, StorageError, printable
 from fedark.federation.flower import _spawn
+from fedark.observe.redact import redact
 
 __all__ = [
     "Child",
@@ -28,7 +28,6 @@ __all__ = [
     "console_script",
     "flower_environment",
     "module",
-    "redact",
     "session_members",
     "sessions_below",
     "stop",
@@ -36,21 +35,6 @@ __all__ = [
 ]
 
 _TAIL_BYTES, _TAIL_LINES = 16384, 15
-_PEM = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|\Z)", re.DOTALL)
-_LABEL = r"(?:token|secret|password|passwd|api[-_]?key|authorization|bearer)"
-_LABELLED = re.compile(rf"(?i)\b({_LABEL}[\"']?(?:\s*[=:]\s*|\s+)(?:bearer\s+|basic\s+)?)(\S+)")
-_LONG = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{40,}")
-
-
-def redact(text: str) -> str:
-    """`text` without what may be a secret: private keys, labelled tokens, runs of 40 or more key-like characters."""
-
-    def long_run(match: re.Match[str]) -> str:
-        run = match.group()
-        is_path = "/" in run and not set("+=") & set(run) and max(map(len, run.split("/"))) < 32
-        return run if is_path else f"{run[:6]}[...]"
-
-    return _LONG.sub(long_run, _LABELLED.sub(r"\1[...]", _PEM.sub("[private key]", text)))
 
 
 def tail(log: Path) -> str:

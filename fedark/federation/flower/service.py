@@ -10,10 +10,10 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -22,7 +22,7 @@ from fedark.errors import FedarkError, FederationError, printable, restore
 from fedark.federation.link import MAX_MESSAGE_BYTES
 from fedark.v1 import node_pb2, node_pb2_grpc, stage_pb2
 
-__all__ = ["LONGEST_PATH", "Node", "NodeClient", "NodeServer", "NodeStatus"]
+__all__ = ["LONGEST_PATH", "Desk", "Node", "NodeClient", "NodeServer", "NodeStatus"]
 
 _PIECE = 1 << 20
 LONGEST_PATH = 100  # of a unix socket, in bytes; Linux allows 107
@@ -34,6 +34,7 @@ _OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Node(Protocol):
@@ -48,6 +49,18 @@ class Node(Protocol):
 
     def close(self) -> None:
         """Stop whatever it started."""
+        ...
+
+
+class Desk(Protocol):
+    """What answers the operator's commands."""
+
+    def jobs(self) -> node_pb2.JobsReply:
+        """Contracts with the operator's decisions."""
+        ...
+
+    def ledger(self) -> node_pb2.LedgerReply:
+        """What was attested, released, refused and spent."""
         ...
 
 
@@ -77,8 +90,10 @@ def _joined(pieces: Iterable[node_pb2.Piece]) -> bytes:
 
 
 class _Servicer(node_pb2_grpc.NodeServicer):
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, desk: Desk | None, on_stop: Callable[[], None] | None) -> None:
         self._node = node
+        self._desk = desk
+        self._on_stop = on_stop
         self._turn = threading.Lock()
         self._now = ("", "")
 
@@ -104,6 +119,29 @@ class _Servicer(node_pb2_grpc.NodeServicer):
     def Status(self, request: node_pb2.StatusRequest, context: Any) -> node_pb2.StatusReply:  # noqa: N802
         run_id, stage = self._now
         return node_pb2.StatusReply(party=self._node.party, role=self._node.role, run_id=run_id, stage=stage)
+
+    def Jobs(self, request: node_pb2.JobsRequest, context: Any) -> node_pb2.JobsReply:  # noqa: N802
+        return self._asked(context, lambda desk: desk.jobs())
+
+    def Ledger(self, request: node_pb2.LedgerRequest, context: Any) -> node_pb2.LedgerReply:  # noqa: N802
+        return self._asked(context, lambda desk: desk.ledger())
+
+    def Stop(self, request: node_pb2.StopRequest, context: Any) -> node_pb2.StopReply:  # noqa: N802
+        if self._on_stop is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+        else:
+            self._on_stop()
+        return node_pb2.StopReply()
+
+    def _asked(self, context: Any, ask: Callable[[Desk], T]) -> T:
+        if self._desk is None:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+        try:
+            return ask(self._desk)  # type: ignore[arg-type]  # abort raises
+        except FedarkError as error:
+            context.set_trailing_metadata(((_FAULT, _fault(error)),))
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, type(error).__name__)
+            raise
 
 
 def _fault(error: FedarkError) -> bytes:
@@ -135,11 +173,16 @@ class NodeServer:
         node: whose `handle` is called, one call at a time.
         socket: path of the socket; its directory must exist and be closed to other users.
 
+        desk: answers the operator's commands, at a node that has an operator's folder.
+        on_stop: called when the operator asks the daemon to end.
+
     Raises:
         FederationError: the path is too long, in use, or its directory is open to others.
     """
 
-    def __init__(self, node: Node, socket: Path) -> None:
+    def __init__(
+        self, node: Node, socket: Path, *, desk: Desk | None = None, on_stop: Callable[[], None] | None = None
+    ) -> None:
         _check_directory(socket)
         self._socket = socket
         if socket.exists():
@@ -152,7 +195,7 @@ class NodeServer:
                 raise FederationError(f"Another daemon serves {socket}.", fix="Stop it first.")
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="service")
         self._server = grpc.server(self._pool, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
-        node_pb2_grpc.add_NodeServicer_to_server(_Servicer(node), self._server)  # type: ignore[no-untyped-call]
+        node_pb2_grpc.add_NodeServicer_to_server(_Servicer(node, desk, on_stop), self._server)  # type: ignore[no-untyped-call]
         mask = os.umask(0o177)
         try:
             self._server.add_insecure_port(f"unix:{socket}")
@@ -204,6 +247,27 @@ class NodeClient:
         """What the daemon is and does."""
         try:
             return NodeStatus(self._stub.Status(node_pb2.StatusRequest(), timeout=timeout))
+        except grpc.RpcError as error:
+            raise self._explained(error, timeout) from None
+
+    def jobs(self, *, timeout: float = 10.0) -> node_pb2.JobsReply:
+        """Contracts with the operator's decisions; raises what `status` raises, or the daemon's own error."""
+        try:
+            return self._stub.Jobs(node_pb2.JobsRequest(), timeout=timeout)  # type: ignore[no-any-return]
+        except grpc.RpcError as error:
+            raise self._explained(error, timeout) from None
+
+    def ledger(self, *, timeout: float = 30.0) -> node_pb2.LedgerReply:
+        """What was attested, released, refused and spent; raises as `jobs`."""
+        try:
+            return self._stub.Ledger(node_pb2.LedgerRequest(), timeout=timeout)  # type: ignore[no-any-return]
+        except grpc.RpcError as error:
+            raise self._explained(error, timeout) from None
+
+    def stop(self, *, timeout: float = 5.0) -> None:
+        """End the daemon."""
+        try:
+            self._stub.Stop(node_pb2.StopRequest(), timeout=timeout)
         except grpc.RpcError as error:
             raise self._explained(error, timeout) from None
 

@@ -94,7 +94,7 @@ def run_node(path: Path, say: Say, *, metrics: int = 0) -> None:
         await_approval(node, say, stop)
         if stop.is_set():
             return
-        keeper = Keeper("the node daemon", lambda: _start(node, metrics), say=say)
+        keeper = Keeper("the node daemon", lambda: _start(node, metrics), say=say, may_end=True)
         try:
             _watch(node, keeper, say, stop)
         finally:
@@ -107,6 +107,9 @@ def _watch(node: NodeFolder, keeper: Keeper, say: Say, stop: threading.Event) ->
     keeper.look()
     while not stop.wait(_LOOK):
         keeper.look()
+        if keeper.done:
+            say("the node was asked to stop")
+            return
         if time.monotonic() < due:
             continue
         pause, trouble = _ASK, ""
@@ -136,6 +139,7 @@ def _start(node: NodeFolder, metrics: int) -> Child:
         superlink=node.bundle.address,
         ca=str(node.ca),
         key=str(node.path / "transport.key"),
+        folder=str(node.path),
         metrics=metrics,
     )
     file = configuration.write(node.path / "run" / "daemon.json", settings)

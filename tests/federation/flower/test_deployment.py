@@ -120,7 +120,7 @@ def test_a_refusal_stands_in_the_place_of_that_party_alone(echo_run) -> None:
     assert replies == {"north": "echo", "west": "echo"}
 
 
-def test_a_crash_stands_in_the_place_of_that_party_alone_and_its_words_stay_in_its_own_log(echo_run) -> None:
+def test_a_crash_stands_in_the_place_of_that_party_alone_and_its_words_are_in_no_log(echo_run) -> None:
     running, found, *_ = echo_run
     replies = dict(found["stages"][4]["replies"])
     error = replies.pop("south")
@@ -129,7 +129,8 @@ def test_a_crash_stands_in_the_place_of_that_party_alone_and_its_words_stay_in_i
     assert replies == {"north": "echo", "west": "echo"}
     words = b"a secret that must not travel"
     holders = {path.name for path in running.plan.root.rglob("*") if path.is_file() and words in path.read_bytes()}
-    assert holders == {"south.log"}
+    assert holders == set()
+    assert "RuntimeError" in (running.plan.root / "logs" / "south.log").read_text()
 
 
 def test_a_stage_may_go_to_one_party(echo_run) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from fedark.errors import FederationError
 from fedark.federation.flower import processes
-from fedark.federation.flower.processes import Child, child_environment, redact, session_members, stop
+from fedark.federation.flower.processes import Child, child_environment, session_members, stop
+from fedark.observe.redact import redact
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
 STUBBORN = [
