@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedark.errors import InputError
+from fedark.errors import FederationError, InputError
+
+if TYPE_CHECKING:
+    from fedark.federation.onprem.folder import NodeFolder
 
 __all__ = ["app"]
 
@@ -116,16 +121,62 @@ def jobs(
     from fedark.federation.roster import read_roster
 
     node = NodeFolder(folder)
-    consent = Consent(node.path)
     if job:
+        consent = Consent(node.path)
         contract = consent.find(job)
         typer.echo(summary(contract, frozenset(read_roster(node.path))), nl=False)
         decision = consent.decision(contract)
         typer.echo(f"{decision.status}: {decision.reason}")
         return
-    for contract in consent.proposed():
-        decision = consent.decision(contract)
-        typer.echo(f"{contract.job} ({contract.digest().hex()[:16]}...): {decision.status}, {decision.reason}")
+    for item in _desk(node, "jobs").jobs:
+        typer.echo(f"{item.name} ({item.contract.hex()[:16]}...): {item.decision}, {item.reason}")
+
+
+@app.command("ledger")
+def ledger(folder: Folder) -> None:
+    """Show what was attested, released, refused and spent here. The log is verified first."""
+    from fedark.errors import printable
+    from fedark.federation.onprem.folder import NodeFolder
+
+    reply = _desk(NodeFolder(folder), "ledger")
+    for entry in reply.entries:
+        when = datetime.fromtimestamp(entry.time, UTC).isoformat().removesuffix("+00:00")
+        typer.echo(f"{entry.index:6d}  {when}Z  {entry.kind:12s} {entry.party} run {entry.run_id[:16]}")
+        for line in printable(entry.note, 2000).splitlines():
+            typer.echo(f"{'':30s}{line}")
+    for item in reply.spent:
+        typer.echo(f"used up: contract {item.contract.hex()[:16]}... of job {item.name}, {item.reason}")
+
+
+@app.command("doctor")
+def doctor(folder: Folder, as_json: AsJson = False) -> None:
+    """Check this machine and folder, and say how to mend what is wrong. Exit status 1 if something is."""
+    from fedark.federation.onprem.doctor import examine
+    from fedark.federation.onprem.folder import NodeFolder
+
+    found = examine(NodeFolder(folder))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in found]))
+    else:
+        for finding in found:
+            typer.echo(f"{finding.level:8s} {finding.check}: {finding.what}")
+            if finding.level != "good" and finding.fix:
+                typer.echo(f"{'':9s}mend: {finding.fix}")
+    if any(finding.level == "bad" for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command("stop")
+def stop(folder: Folder) -> None:
+    """End the running node. A stage at work is cut off; its job goes on without this party or fails."""
+    from fedark.federation.flower.service import NodeClient
+    from fedark.federation.onprem.folder import NodeFolder
+    from fedark.federation.onprem.supervisor import socket_of
+
+    node = NodeFolder(folder)
+    with NodeClient(socket_of(node.path)) as client:
+        client.stop()
+    typer.echo(f"{node.config.name} stops.")
 
 
 @app.command("approve")
@@ -172,3 +223,17 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
         return
     doing = f"works on stage {found.stage} of run {found.run_id}" if found.run_id else "waits"
     typer.echo(f"{found.party} ({found.role}) {doing}")
+
+
+def _desk(node: NodeFolder, what: Literal["jobs", "ledger"]) -> Any:
+    """The running node's answer; where it does not run, the same read from its folder."""
+    from fedark.federation.flower.service import NodeClient
+    from fedark.federation.onprem.desk import Desk
+    from fedark.federation.onprem.supervisor import socket_of
+
+    try:
+        with NodeClient(socket_of(node.path)) as client:
+            return getattr(client, what)()
+    except FederationError:
+        typer.echo("(the node does not run)", err=True)
+        return getattr(Desk(node.path), what)()

@@ -1,0 +1,332 @@
+"""The exposed port: every route that Flower's server has, and every trick to reach one, against a recorder in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h11
+import pytest
+from world import free_port, until
+
+from fedark.federation.flower.provision import Provisioned, provision, provision_node_key
+from fedark.federation.host.front import FLEET_ROUTES, Front, Limits, server_context
+from fedark.federation.host.service import MAX_BODY, Answer
+
+
+@dataclass
+class Running:
+    """A front with a recorder behind it. `seen`: (method, target, body) of what came through."""
+
+    address: tuple[str, int]
+    ca: Path
+    key: bytes
+    admitted: set[str]
+    seen: list[tuple[str, str, bytes]] = field(default_factory=list)
+    own: list[tuple[str, str, bytes]] = field(default_factory=list)
+    headers: list[dict[bytes, bytes]] = field(default_factory=list)
+    front: Front | None = None
+
+    def connect(self) -> ssl.SSLSocket:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        return context.wrap_socket(socket.create_connection(self.address, timeout=10), server_hostname="127.0.0.1")
+
+    def raw(self, data: bytes, *, wait: float = 10.0) -> bytes:
+        """Send bytes as they are; everything that comes back until the other end closes or falls silent."""
+        answer = b""
+        with self.connect() as connection:
+            connection.settimeout(wait)
+            connection.sendall(data)
+            try:
+                while piece := connection.recv(65536):
+                    answer += piece
+            except (TimeoutError, ssl.SSLError):
+                pass
+        return answer
+
+    def request(self, method: str, target: str, body: bytes = b"", *, key: bytes | None = None, extra: str = "") -> int:
+        """The status of one well-formed request; 0 for a connection that was closed without a word."""
+        key = self.key if key is None else key
+        auth = f"flwr-public-key: {base64.b64encode(key).decode()}\r\n" if key else ""
+        head = f"{method} {target} HTTP/1.1\r\nHost: x\r\n{auth}{extra}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        answer = self.raw(head.encode("latin-1") + body)
+        return int(answer.split()[1]) if answer else 0
+
+
+def _keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Provisioned, bytes]:
+    folder = tmp_path_factory.mktemp("keys")
+    return provision(folder), provision_node_key(folder, "north")[1]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    keys, public = _keys(tmp_path_factory)
+    port = free_port()
+    found = Running(("127.0.0.1", port), keys.ca, public, {public.decode().strip()})
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+
+    async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h11.Connection(h11.SERVER)
+        while True:
+            request, body = None, b""
+            while True:
+                event = connection.next_event()
+                if event is h11.NEED_DATA:
+                    connection.receive_data(await reader.read(65536))
+                elif isinstance(event, h11.Request):
+                    request = event
+                elif isinstance(event, h11.Data):
+                    body += bytes(event.data)
+                else:
+                    break
+            if request is None:
+                break
+            found.headers.append(dict(request.headers))
+            found.seen.append((request.method.decode(), request.target.decode("latin-1"), body))
+            headers = [("content-length", str(len(body))), ("server", "recorder"), ("set-cookie", "a=b"), ("flwr-x", "y")]
+            for event in (h11.Response(status_code=200, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                writer.write(connection.send(event) or b"")
+            await writer.drain()
+            connection.start_next_cycle()
+        writer.close()
+
+    def own(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        found.own.append((method, path, body))
+        return Answer(200, "text/plain", b"own")
+
+    async def serve() -> None:
+        upstream = await asyncio.start_server(record, "127.0.0.1", 0, ssl=server_context(keys.certificate, keys.key))
+        found.front = Front(
+            tls=server_context(keys.certificate, keys.key),
+            upstream=f"127.0.0.1:{upstream.sockets[0].getsockname()[1]}",
+            upstream_tls=ssl.create_default_context(cafile=str(keys.ca)),
+            admits=found.admitted.__contains__,
+            service=own,
+            limits=Limits(head=1.0, silence=1.0, body=1 << 20, connections=50),
+        )
+        await found.front.start(f"127.0.0.1:{port}")
+        ready.set()
+
+    thread = threading.Thread(target=lambda: (loop.run_until_complete(serve()), loop.run_forever()), daemon=True)
+    thread.start()
+    assert ready.wait(20)
+    yield found
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+
+
+def flower_routes() -> set[tuple[str, str]]:
+    """Every method and path of the server that flwr would expose."""
+    from fastapi.routing import iter_route_contexts
+    from flwr.superlink.main import create_app
+
+    found = set()
+    for context in iter_route_contexts(create_app().routes):
+        for method in getattr(context.route, "methods", None) or {"GET"}:
+            found.add((method, context.path))
+    return found
+
+
+def test_of_every_route_that_flower_has_only_the_node_api_is_passed_on(running: Running) -> None:
+    routes = flower_routes()
+    paths = {path for _, path in routes}
+    assert {"/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/acquire-task", "/docs"} <= paths
+    assert paths >= FLEET_ROUTES
+    running.seen.clear()
+    for path in sorted(paths):
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE"):
+            status = running.request(method, path)
+            assert status == (200 if method == "POST" and path in FLEET_ROUTES else 404), (method, path)
+    assert {(method, target) for method, target, _ in running.seen} == {("POST", path) for path in FLEET_ROUTES}
+
+
+def test_a_node_may_neither_register_nor_unregister_itself(running: Running) -> None:
+    assert {"/v1/fleet/register-node", "/v1/fleet/unregister-node"} <= {path for _, path in flower_routes()} - FLEET_ROUTES
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/fleet/../control/list-nodes",
+        "/v1/fleet/pull-messages/../../control/list-nodes",
+        "/v1/fleet/%2e%2e/control/list-nodes",
+        "/v1/fleet/..%2fcontrol/list-nodes",
+        "/v1/fleet//pull-messages",
+        "//v1/fleet/pull-messages",
+        "/v1/fleet/pull-messages/",
+        "/v1/fleet/pull-messages?x=1",
+        "/v1/fleet/pull-messages#/v1/control/list-nodes",
+        "/V1/FLEET/pull-messages",
+        "/v1/fleet/pull%2dmessages",
+        "/v1/fleet/pull-messages;/../../control/list-nodes",
+        "/v1/fedark/../control/list-nodes",
+        "https://127.0.0.1/v1/control/list-nodes",
+        "http://x/v1/fleet/pull-messages",
+        "*",
+        "/v1/fleet/pull-messages\\..\\control",
+        "/",
+    ],
+)
+def test_no_spelling_of_a_target_reaches_another_route(running: Running, target: str) -> None:
+    running.seen.clear()
+    assert running.request("POST", target) in (200, 400, 404)
+    assert running.seen == []
+
+
+def test_a_key_that_is_not_admitted_reaches_nothing_and_a_revoked_one_nothing_more(running: Running, tmp_path: Path) -> None:
+    stranger = provision_node_key(tmp_path, "stranger")[1]
+    running.seen.clear()
+    for key in (stranger, b"", b"x", b"\xff\xfe"):
+        assert running.request("POST", "/v1/fleet/pull-messages", key=key) == 401
+    twice = f"flwr-public-key: {base64.b64encode(stranger).decode()}\r\n"
+    assert running.request("POST", "/v1/fleet/pull-messages", extra=twice) == 401
+    mine = running.key.decode().strip()
+    running.admitted.discard(mine)
+    assert running.request("POST", "/v1/fleet/pull-messages") == 401
+    assert running.seen == []
+    running.admitted.add(mine)
+    assert running.request("POST", "/v1/fleet/pull-messages") == 200
+
+
+def _head(running: Running, *lines: str, target: str = "/v1/fleet/pull-messages") -> bytes:
+    auth = f"flwr-public-key: {base64.b64encode(running.key).decode()}"
+    return "\r\n".join([f"POST {target} HTTP/1.1", "Host: x", auth, *lines, "", ""]).encode("latin-1")
+
+
+INNER = b"POST /v1/control/list-nodes HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Content-Length: 0", "Transfer-Encoding: chunked"),
+        ("Transfer-Encoding: chunked",),
+        ("Transfer-Encoding: identity", "Content-Length: 0"),
+        ("Transfer-Encoding : chunked", "Content-Length: 0"),
+        ("Content-Length: 0", f"Content-Length: {len(INNER)}"),
+        (f"Content-Length: {len(INNER)}", "Content-Length: 0"),
+        ("Content-Length: 0, 0",),
+        ("Content-Length: +0",),
+        ("Content-Length: -1",),
+        ("Content-Length: 0x0",),
+        (" Content-Length: 0",),
+        ("Content-Length: 0", "Upgrade: h2c", "Connection: Upgrade"),
+        ("Content-Length: 0", "Expect: 100-continue"),
+        ("X: a\rb", "Content-Length: 0"),
+        ("X: a\x00b", "Content-Length: 0"),
+    ],
+)
+def test_a_request_whose_end_two_parsers_could_see_differently_is_refused_whole(
+    running: Running, lines: tuple[str, ...]
+) -> None:
+    running.seen.clear()
+    answer = running.raw(_head(running, *lines) + INNER)
+    assert answer.startswith(b"HTTP/1.1 400"), answer[:100]
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert running.seen == []
+
+
+def test_a_second_request_in_the_first_ones_body_stays_a_body(running: Running) -> None:
+    running.seen.clear()
+    answer = running.raw(_head(running, f"Content-Length: {len(INNER)}", "Connection: close") + INNER)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert running.seen == [("POST", "/v1/fleet/pull-messages", INNER)]
+
+
+def test_a_second_request_on_a_connection_is_judged_like_the_first(running: Running) -> None:
+    running.seen.clear()
+    answer = running.raw(_head(running, "Content-Length: 0") + INNER)
+    assert [part.split()[0] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404"]
+    assert len(running.seen) == 1
+
+
+def test_headers_outside_the_list_are_dropped_on_both_ways(running: Running) -> None:
+    lines = (
+        "X-Forwarded-For: 1",
+        "Cookie: a",
+        "Authorization: b",
+        "Flwr-Timestamp: now",
+        "Content-Length: 0",
+        "Connection: close",
+    )
+    answer = running.raw(_head(running, *lines))
+    passed = running.headers[-1]
+    assert set(passed) == {b"host", b"content-length", b"flwr-public-key", b"flwr-timestamp"}
+    assert b"recorder" not in answer
+    assert b"set-cookie" not in answer.lower()
+    assert b"flwr-x: y" in answer.lower()
+
+
+def test_large_bodies_pass_piece_by_piece_and_too_large_ones_are_refused(running: Running) -> None:
+    running.seen.clear()
+    body = bytes(range(256)) * 4000
+    assert running.request("POST", "/v1/fleet/push-object", body) == 200
+    assert running.seen[-1][2] == body
+    head = _head(running, f"Content-Length: {(1 << 20) + 1}", target="/v1/fleet/push-object")
+    assert running.raw(head).startswith(b"HTTP/1.1 413")
+    own = f"PUT /v1/fedark/x HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY + 1}\r\n\r\n".encode()
+    assert running.raw(own).startswith(b"HTTP/1.1 413")
+    assert len(running.seen) == 1
+
+
+def test_the_hosts_own_routes_are_answered_here_and_never_passed_on(running: Running) -> None:
+    running.seen.clear()
+    assert running.request("GET", "/v1/fedark/hello", key=b"") == 200
+    assert running.own[-1][:2] == ("GET", "/v1/fedark/hello")
+    assert running.seen == []
+
+
+def test_a_silent_or_slow_client_is_cut_off(running: Running) -> None:
+    for data in (b"", b"POST /v1/fl", _head(running, "Content-Length: 10") + b"abc"):
+        began = time.monotonic()
+        answer = running.raw(data, wait=8)
+        assert time.monotonic() - began < 6
+        assert not answer.startswith(b"HTTP/1.1 200")
+
+
+def test_an_endless_head_is_refused(running: Running) -> None:
+    answer = running.raw(b"GET / HTTP/1.1\r\nX: " + b"a" * (64 << 10))
+    assert answer.startswith(b"HTTP/1.1 4") or answer == b""
+
+
+def test_more_connections_than_the_limit_are_closed_and_the_rest_still_served(running: Running) -> None:
+    held = [running.connect() for _ in range(50)]
+    assert running.request("POST", "/v1/fleet/pull-messages") == 0
+    for connection in held:
+        connection.close()
+    until(lambda: running.request("POST", "/v1/fleet/pull-messages") == 200, "it serves again", 10)
+
+
+def test_old_tls_is_refused(running: Running) -> None:
+    context = ssl.create_default_context(cafile=str(running.ca))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError), socket.create_connection(running.address, timeout=5) as plain:
+        context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_a_superlink_that_is_down_is_a_503_that_nodes_try_again(tmp_path: Path) -> None:
+    keys = provision(tmp_path)
+    public = provision_node_key(tmp_path, "north")[1]
+
+    async def main() -> bytes:
+        front = Front(
+            tls=server_context(keys.certificate, keys.key),
+            upstream=f"127.0.0.1:{free_port()}",
+            upstream_tls=ssl.create_default_context(cafile=str(keys.ca)),
+            admits=lambda key: True,
+            service=lambda *_: Answer(200, "", b""),
+        )
+        server = await front.start(address := f"127.0.0.1:{free_port()}")
+        running = Running(("127.0.0.1", int(address.split(":")[1])), keys.ca, public, set())
+        status = await asyncio.to_thread(running.request, "POST", "/v1/fleet/pull-messages")
+        server.close()
+        return status
+
+    assert asyncio.run(main()) == 503
