@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedark.contract import Contract, PrivacyTerms, ProtectionTerms, TrainingTerms
 from fedark.errors import InputError
-from fedark.privacy.accounting import Guarantee, View
+from fedark.privacy.accounting import Guarantee, Spend, View, cost
 from fedark.privacy.mechanisms import Mechanism, calibrated
 from fedark.secagg import Contribution, Layout
 from fedark.secagg.vector import RoundSum, mask
@@ -37,6 +37,7 @@ __all__ = [
     "privacy_problems",
     "server_scale",
     "solved",
+    "strongest_spend",
     "sum_clip",
 ]
 
@@ -134,12 +135,19 @@ def claim_problems(contract: Contract) -> list[str]:
     if problems:
         return problems
     try:
-        claimed = guarantees(contract)[-1 if contract.protection.colluders else 0]
+        spend = strongest_spend(contract)
+        epsilon = cost([spend], terms.delta)[0] if spend is not None else 0.0
     except InputError as error:
         return [error.what]
-    if claimed.epsilon > terms.epsilon * (1 + 1e-6):
-        return [f"it claims epsilon {terms.epsilon:g} against {claimed.view}, and its noise gives {claimed.epsilon:.3g}"]
+    if epsilon > terms.epsilon * (1 + 1e-6):
+        return [f"it claims epsilon {terms.epsilon:g}, and its noise gives {epsilon:.3g}"]
     return []
+
+
+def strongest_spend(contract: Contract) -> Spend | None:
+    """What the whole job costs against the strongest party that the contract reckons with; None without a mechanism."""
+    found = mechanism(contract)
+    return found.spend("colluders" if contract.protection.colluders else "adapter") if found is not None else None
 
 
 def privacy_problems(

@@ -149,7 +149,9 @@ def _case(family: str, records: int, tokens: int) -> _Case:
         return generator.standard_normal(size) * _SIGMA * _CLIP_NORM
 
     def ours() -> None:
-        task.private_steps([batch], clip_norm=_CLIP_NORM, noise=noise, expected=records)
+        step = task.stepper()
+        summed, _ = task.gradient_sum(batch, clip_norm=_CLIP_NORM)
+        step(((summed + noise(summed.size)) / records).astype(np.float32))
 
     def plain() -> None:
         task.train(batch, epochs=1, seed=0)
@@ -161,15 +163,13 @@ def _case(family: str, records: int, tokens: int) -> _Case:
     def opacus() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch remarks on backward hooks of modules that take integers
-            optimizer = watched._optimizer()
+            step = watched.stepper()
             watched.losses(batch).sum().backward()  # type: ignore[no-untyped-call]
         samples: list[Any] = [parameter.grad_sample.flatten(1) for parameter in watched.trained]  # type: ignore[attr-defined]
         norms = torch.stack([sample.norm(dim=1) for sample in samples], 1).norm(dim=1)
         factors = clip_factors(norms, _CLIP_NORM).float()
         flat = torch.cat([factors @ sample for sample in samples]).numpy()
-        watched._put_gradients(((flat + noise(flat.size)) / records).astype(np.float32))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        step(((flat + noise(flat.size)) / records).astype(np.float32))
         for parameter in watched.trained:
             parameter.grad_sample = None  # type: ignore[attr-defined]
 

@@ -21,9 +21,11 @@ from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import Context, ProtectedUpdate
 from fedark.enclave.session import RunConfig
 from fedark.errors import ContractError, DataError, FedarkError, FederationError, ProtocolError
+from fedark.federation.budget import charge, release
 from fedark.federation.node import SEEN_LOGS, NodeBase, NodeSettings, find_bundle
 from fedark.files import write_atomic
 from fedark.job import DataSpec
+from fedark.privacy.ledger import ChargeReceipt
 from fedark.translog.entry import Fact
 from fedark.translog.head import TreeHead
 from fedark.translog.memory import HeadMemory
@@ -70,6 +72,7 @@ class _Run:
     evidence: bytes = b""
     log_head: TreeHead | None = None
     log_agreed: bool = False
+    charge: ChargeReceipt | None = None
     loaded: bool = False
     number: int = 0
     base: bytes = b""
@@ -251,6 +254,10 @@ class CustomerNode(NodeBase):
             for data, last in _with_last(bundle.payload(_PIECE)):
                 reply = run.enclave.call(enclave_pb2.Call(sealed=enclave_pb2.Sealed(model=terms.name, data=data, last=last)))
             receipts[terms.name] = reply.receipt.receipt
+        run.charge = charge(self.settings.state, run.contract, run_id, run.train, self.settings.budget, now=now())
+        if run.charge is not None:
+            spent = run.charge.spent
+            self.settings.on_progress(f"charged: its records have spent epsilon {spent.epsilon:.3g} at delta {spent.delta:g}")
         self._open_data(run)
         self.settings.on_progress("weights and records are in the enclave; measuring before")
         measured = run.enclave.call(enclave_pb2.Call(begin=enclave_pb2.Begin()), on_progress=self._show).measured
@@ -342,6 +349,8 @@ class CustomerNode(NodeBase):
         reply = run.enclave.call(enclave_pb2.Call(round=call), on_progress=self._show)
         run.number, run.base = request.round, _base(request.state)
         protected = self._own(run_id, run, trainer, "update", reply.update.protected)
+        if run.charge is not None:
+            release(self.settings.state, run.charge, request.round, now=now())
         return stage_pb2.RoundReply(protected_update=protected.wire)
 
     def _evaluate(self, run_id: str, run: _Run, request: stage_pb2.EvaluateRequest) -> stage_pb2.EvaluateReply:

@@ -24,7 +24,7 @@ from fedark.contract import Contract, Party, now
 from fedark.errors import ContractError, FedarkError, InputError
 from fedark.federation.consent import Consent
 from fedark.federation.offer import groups_of, model_sources, rows, seal_for_job
-from fedark.federation.party import WEIGHT_KEYS, DataConfig, PartyConfig, write_party
+from fedark.federation.party import WEIGHT_KEYS, BudgetConfig, DataConfig, PartyConfig, write_party
 from fedark.files import write_atomic
 from fedark.job import Job
 from fedark.keys import PartyKeys
@@ -105,6 +105,8 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
                 catalogue="../../catalogue",
                 sandbox=sandbox,
                 minimum_cohort=job.protection.minimum_cohort,
+                # Whoever runs all parties on one machine has agreed to the job's own epsilon.
+                budget=BudgetConfig(epsilon=job.privacy.epsilon * (1 + 1e-6), delta=job.privacy.delta),
                 data=_data(job, party.name, records, work) if party.role == "customer" else None,
             ),
             keys=keys[party.name],

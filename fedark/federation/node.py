@@ -34,6 +34,7 @@ from fedark.files import write_atomic
 from fedark.keys import PartyKeys
 from fedark.masking import protection_problems
 from fedark.mechanism import claim_problems
+from fedark.privacy.accounting import Budget
 from fedark.translog.entry import Entry, Fact
 from fedark.translog.log import TransparencyLog
 from fedark.tuning.export import export_peft
@@ -100,6 +101,7 @@ class NodeSettings:
         platforms: platforms that it accepts evidence of.
         sandbox: weakest sandbox mode that it accepts.
         minimum_cohort: fewest customers that it takes part with.
+        budget: the most that a customer's records may ever spend on all jobs.
         start_enclave: starts an enclave on this machine; a provider needs none.
         on_progress: told of what goes on, for people to read; gets no secret.
     """
@@ -115,6 +117,7 @@ class NodeSettings:
     sandbox: str = "landlock"
     minimum_cohort: int = 3
     own: AppraisalPolicy | None = None
+    budget: Budget = field(default_factory=lambda: Budget(8.0, 1e-5))
     start_enclave: EnclaveFactory | None = None
     on_progress: Callable[[str], None] = field(default=lambda text: None)
 

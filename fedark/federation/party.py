@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from fedark.attestation.appraisal import AppraisalPolicy
 from fedark.attestation.platforms.simulated import SimulatedDevice
-from fedark.contract import Contract, Name, Party, Terms, explain, now, to_tuples
+from fedark.contract import Contract, Finite, Name, Party, Terms, explain, now, to_tuples
 from fedark.errors import ContractError, InputError
 from fedark.federation.aggregator import AggregatorHost
 from fedark.federation.customer import CustomerData, CustomerNode
@@ -33,9 +33,11 @@ from fedark.files import write_atomic
 from fedark.job import DataSpec
 from fedark.keys import PartyKeys
 from fedark.measurement import measure_enclave
+from fedark.privacy.accounting import Budget
 from fedark.vault.weightkey import KeyStore, WeightKey
 
 __all__ = [
+    "BudgetConfig",
     "DataConfig",
     "PartyConfig",
     "collateral_of",
@@ -63,6 +65,13 @@ class DataConfig(Terms):
     spec: DataSpec
 
 
+class BudgetConfig(Terms):
+    """A privacy budget, see `fedark.privacy.accounting.Budget`."""
+
+    epsilon: Annotated[Finite, Field(gt=0)] = 8.0
+    delta: Annotated[Finite, Field(gt=0, lt=0.1)] = 1e-5
+
+
 class PartyConfig(Terms):
     """`party.toml`.
 
@@ -70,6 +79,7 @@ class PartyConfig(Terms):
         catalogue: folder of sealed bundles, relative to the party's folder.
         platforms, sandbox, minimum_cohort: what this party accepts in a contract.
         data: a customer's records.
+        budget: the most that a customer's records may ever spend on all jobs under a privacy mechanism.
         bundle_sources: where sealed bundles may be fetched besides the host: folders, and https:// addresses
             (`fedark.federation.onprem.sources`).
     """
@@ -82,6 +92,7 @@ class PartyConfig(Terms):
     sandbox: Literal["namespaces", "landlock", "none"] = "landlock"
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     data: DataConfig | None = None
+    budget: BudgetConfig = BudgetConfig()
     bundle_sources: tuple[str, ...] = ()
 
     @classmethod
@@ -171,6 +182,7 @@ def load_node(
         platforms=config.platforms,
         sandbox=config.sandbox,
         minimum_cohort=config.minimum_cohort,
+        budget=Budget(config.budget.epsilon, config.budget.delta),
         own=AppraisalPolicy.read(folder / POLICY, now=now()) if (folder / POLICY).exists() else None,
         start_enclave=start_enclave,
         on_progress=on_progress,

@@ -339,7 +339,7 @@ class Ledger:
                 marked = run("INSERT INTO teams (size) VALUES (?)", (count,)).lastrowid or 0
             if team == _NEW:
                 new = "SELECT digest, ? FROM temp.asked WHERE digest NOT IN (SELECT digest FROM records)"
-                run(f"INSERT INTO records {new}", (marked,))  # noqa: S608
+                run(f"INSERT INTO records {new}", (marked,))
             elif marked != team:
                 run("UPDATE teams SET size = size - ? WHERE team = ?", (count, team))
                 run("INSERT INTO charged SELECT ?, charge FROM charged WHERE team = ?", (marked, team))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from fractions import Fraction
@@ -133,7 +134,7 @@ def test_positions_have_their_value_however_they_are_fetched():
     pieces = np.zeros(length, np.int32)
     noise = GridNoise(10**6, length, key=KEY)
     edges = [0, 5, BLOCK - 1, BLOCK + 1, 2 * BLOCK, length]
-    ranges = list(zip(edges, edges[1:], strict=False))
+    ranges = list(itertools.pairwise(edges))
     threads = [threading.Thread(target=lambda a=a, b=b: noise(a, pieces[a:b])) for a, b in reversed(ranges)]
     for thread in threads:
         thread.start()
@@ -160,9 +161,10 @@ def test_positions_rounds_and_parts_are_independent(variance):
     limit = norm.isf(ALARM) / math.sqrt(count)
     for left, right in ((first[:-1], first[1:]), (first[:-BLOCK], first[BLOCK:]), (first, second)):
         assert abs(np.mean(left.astype(float) * right)) / variance < limit
-        assert abs(np.mean((left.astype(float) ** 2 - variance) * (right.astype(float) ** 2 - variance))) / (
-            2 * variance**2
-        ) < limit * 1.5
+        assert (
+            abs(np.mean((left.astype(float) ** 2 - variance) * (right.astype(float) ** 2 - variance))) / (2 * variance**2)
+            < limit * 1.5
+        )
     fresh = [np.empty(50, np.int32) for _ in range(2)]
     for out in fresh:
         GridNoise(10**8, 50)(0, out)

@@ -1,0 +1,68 @@
+"""A customer's node charges its ledger before any record reaches an enclave, once, and never beyond its budget."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from small import CUSTOMERS, write_job
+
+from fedark.contract import now
+from fedark.errors import FedarkError, Refused
+from fedark.federation.budget import charge, release
+from fedark.federation.party import PartyConfig
+from fedark.job import Job
+from fedark.privacy.accounting import Budget
+from fedark.privacy.ledger import LEDGER, Ledger
+from fedark.simulation import simulate
+from fedark.tuning.data import Record
+
+
+def _private(folder: Path) -> Job:
+    path = write_job(folder, minimum=3, rounds=2)
+    path.write_text(path.read_text().replace("replay = 0.2\n", ""))
+    return Job.load(path, ('privacy.mechanism="customer-level"', "privacy.epsilon=4.0"))
+
+
+def test_a_job_is_charged_before_its_rounds_and_each_of_them_is_ticked_off(tmp_path: Path) -> None:
+    with simulate(_private(tmp_path / "job"), tmp_path / "work") as running:
+        running.run()
+        for name in CUSTOMERS:
+            with Ledger.open(running.federation.folder(name) / LEDGER) as ledger:
+                assert [entry["kind"] for entry in ledger.entries()] == ["charge", "release", "release"]
+                ledger.verify()
+
+
+def test_a_job_over_budget_is_refused_before_a_record_reaches_the_enclave(tmp_path: Path) -> None:
+    said: list[str] = []
+    with simulate(_private(tmp_path / "job"), tmp_path / "work", say=said.append) as running:
+        node = running.nodes["north"]
+        object.__setattr__(node.settings, "budget", Budget(2.0, 1e-5))
+        with pytest.raises(FedarkError, match="budget"):
+            running.run()
+    assert not any("north: weights and records are in the enclave" in line for line in said)
+
+
+def test_a_run_is_charged_once_and_no_round_leaves_twice(tmp_path: Path) -> None:
+    with simulate(_private(tmp_path / "job"), tmp_path / "work") as running:
+        contract = running.federation.contract
+    records = [Record(f"line {number}", "open") for number in range(9)]
+    folder, budget = tmp_path, Budget(4.1, 1e-5)
+    first = charge(folder, contract, "one", records, budget, now=now())
+    again = charge(folder, contract, "one", list(reversed(records)), budget, now=now() + timedelta(hours=1))
+    assert first is not None
+    assert again is not None
+    assert (again.charge, again.resumed) == (first.charge, True)
+    release(folder, first, 1, now=now())
+    with pytest.raises(Refused, match="made before"):
+        release(folder, first, 1, now=now())
+    with pytest.raises(Refused, match="other records"):
+        charge(folder, contract, "one", records[:-1], budget, now=now())
+    with pytest.raises(Refused, match="budget"):
+        charge(folder, contract, "two", records, budget, now=now())
+
+
+def test_the_budget_of_a_party_is_finite_unless_its_operator_says_otherwise() -> None:
+    config = PartyConfig.model_validate({"name": "north", "role": "customer", "catalogue": "c"})
+    assert (config.budget.epsilon, config.budget.delta) == (8.0, 1e-5)
