@@ -91,6 +91,8 @@ class AdapterTerms(Terms):
         targets: suffixes of the module names that get an adapter, such as "query"; none for "head".
         layers: indices of the transformer layers that get one; empty means all.
         head: train a classification head too.
+        head_scale: length of a fresh head's rows, which point to the embedded names of the labels: an inverse temperature.
+            Noise of a privacy mechanism is borne better by a small one.
         seed: of every A matrix; the same for the whole cohort.
     """
 
@@ -100,6 +102,7 @@ class AdapterTerms(Terms):
     targets: tuple[str, ...] = ("query", "value")
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     head: bool = True
+    head_scale: Annotated[Finite, Field(gt=0)] = 30.0
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
     @model_validator(mode="before")

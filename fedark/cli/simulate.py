@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fedark.cli.show import show_outcome, teller
+from fedark.errors import InputError
 from fedark.job import Job
 
 __all__ = ["simulate"]
@@ -20,6 +21,9 @@ def simulate(
     override: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value in TOML's syntax; may be repeated.")
     ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="CUSTOMER:ROUND, a customer that is gone from that round on; may be repeated.")
+    ] = None,
     quiet: Annotated[bool, typer.Option(help="Print the outcome alone.")] = False,
 ) -> None:
     """Run a job with all parties in this process: same stages, messages and enclave code, no sandbox, no network."""
@@ -28,6 +32,14 @@ def simulate(
     from fedark.simulation import simulate as simulation
 
     tell = teller(quiet=quiet)
-    with simulation(Job.load(job, tuple(override or ())), work, say=tell) as running:
+    gone = dict(_dropped(text) for text in drop or ())
+    with simulation(Job.load(job, tuple(override or ())), work, say=tell, drop=gone) as running:
         report = running.run()
         show_outcome(report, running.federation.contract, work)
+
+
+def _dropped(text: str) -> tuple[str, int]:
+    name, separator, number = text.rpartition(":")
+    if not separator or not number.isdecimal():
+        raise InputError(f"{text!r} is not of the form CUSTOMER:ROUND.", safe="Nothing was started.")
+    return name, int(number)

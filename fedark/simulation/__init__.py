@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,15 +21,15 @@ import torch
 from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
 from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice
 from fedark.enclave.session import create
-from fedark.errors import FedarkError, ProtocolError, restore
+from fedark.errors import FedarkError, FederationError, InputError, ProtocolError, restore
 from fedark.federation.coordinator import coordinate
-from fedark.federation.link import InProcessLink, Tap
+from fedark.federation.link import Handler, InProcessLink, Tap
 from fedark.federation.local import Federation, prepare
 from fedark.federation.node import EnclaveFactory
 from fedark.federation.party import DEVICE, load_aggregator, load_node, reference_values
 from fedark.job import Job
 from fedark.measurement import run_config_register
-from fedark.v1 import enclave_pb2
+from fedark.v1 import enclave_pb2, stage_pb2
 
 __all__ = ["InProcessEnclave", "Simulation", "in_process_enclaves", "simulate"]
 
@@ -96,7 +98,14 @@ class Simulation:
         report: of the aggregator, after `run`.
     """
 
-    def __init__(self, federation: Federation, *, say: Say = lambda text: None, tap: Tap | None = None) -> None:
+    def __init__(
+        self,
+        federation: Federation,
+        *,
+        say: Say = lambda text: None,
+        tap: Tap | None = None,
+        drop: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self.federation = federation
         self.report: dict[str, Any] = {}
         contract = federation.contract
@@ -114,7 +123,8 @@ class Simulation:
         # Two nodes a core, since they take turns in the interpreter.
         torch.set_num_threads(1)
         parallel = 2 * len(os.sched_getaffinity(0))
-        self._link = InProcessLink({name: node.handle for name, node in self.nodes.items()}, tap=tap, parallel=parallel)
+        handlers = {name: _until(drop.get(name), node.handle) for name, node in self.nodes.items()}
+        self._link = InProcessLink(handlers, tap=tap, parallel=parallel)
 
     @property
     def run_id(self) -> str:
@@ -136,17 +146,46 @@ class Simulation:
         self.host.close()
 
 
+def _until(round_number: int | None, handle: Handler) -> Handler:
+    """`handle`, which fails from that round on."""
+    if round_number is None:
+        return handle
+    gone = threading.Event()
+
+    def answer(request: bytes) -> bytes:
+        message = stage_pb2.StageRequest.FromString(request)
+        if message.HasField("round") and message.round.round >= round_number:
+            gone.set()
+        if gone.is_set():
+            raise FederationError("It was dropped, as the simulation asked.")
+        return handle(request)
+
+    return answer
+
+
 def _prefixed(say: Say, name: str) -> Say:
     return lambda text: say(f"{name}: {text}")
 
 
 @contextlib.contextmanager
 def simulate(
-    job: Job, work: Path | None = None, *, say: Say = lambda text: None, tap: Tap | None = None
+    job: Job,
+    work: Path | None = None,
+    *,
+    say: Say = lambda text: None,
+    tap: Tap | None = None,
+    drop: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[Simulation]:
-    """Prepare a job in `work` (or in a folder that is removed afterwards) and hold all its parties."""
+    """Prepare a job in `work` (or in a folder that is removed afterwards) and hold all its parties.
+
+    Args:
+        drop: customer -> the round from which on it answers nothing.
+    """
+    strangers = sorted(set(drop) - set(job.customer_names))
+    if strangers:
+        raise InputError(f"These are no customers of the job: {', '.join(strangers)}.", safe="Nothing was started.")
     with contextlib.ExitStack() as stack:
         folder = work if work is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedark-")))
-        simulation = Simulation(prepare(job, folder, sandbox="none", say=say), say=say, tap=tap)
+        simulation = Simulation(prepare(job, folder, sandbox="none", say=say), say=say, tap=tap, drop=drop)
         stack.callback(simulation.close)
         yield simulation

@@ -35,11 +35,10 @@ from fedark.tuning.tokens import TextEncoder
 from fedark.tuning.trunk import Ids, Trunk
 from fedark.tuning.weights import Files
 
-__all__ = ["LABEL_SCALE", "Metrics", "Progress", "TaskModel", "TrainStats"]
+__all__ = ["Metrics", "Progress", "TaskModel", "TrainStats"]
 
 Progress = Callable[[int, int, float], None]
 
-LABEL_SCALE = 30.0  # of a fresh head's rows, which start as unit vectors: an inverse temperature
 _EVALUATION_BATCH = 64
 _RANKED_ROWS = 256
 _POOL = 16  # batches that are sorted by length together
@@ -444,7 +443,7 @@ class TaskModel:
             ids = self._encoder.texts([label.replace("_", " ") for label in self.terms.labels])
             for start in range(0, len(ids), _EVALUATION_BATCH):
                 rows = self.scorer.embed(*self._padded(ids[start : start + _EVALUATION_BATCH]))
-                self.scorer.head.weight[start : start + len(rows)] = LABEL_SCALE * rows
+                self.scorer.head.weight[start : start + len(rows)] = self.terms.adapter.head_scale * rows
         return self.get_flat()
 
 
