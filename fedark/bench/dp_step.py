@@ -3,8 +3,9 @@
 Models of three families with random weights, LoRA r=8 on the queries and values of every layer (A and B trained), two batches.
 Plain is one step of `TaskModel.train`; ours is per-example gradients, clipped, summed, noise added, and a step of the same AdamW
 (`TaskModel.gradient_sum`, `stepper`). Opacus is the same scorer under `GradSampleModule`, its gradients clipped and summed
-flat, with the same noise and optimiser. The three take turns, and a ratio is the median of the ratios within a turn, so that what slows the machine
-for a while slows all three. The clock is the processor time of the process: other work on the machine does not count.
+flat, with the same noise and optimiser. The three take turns, and a ratio is the median of the ratios within a turn, so that
+what slows the machine for a while slows all three. The clock is the processor time of the process: other work on the machine
+does not count.
 
 Peak memory is what torch's allocator holds at most during a step, above what it held before, from the profiler's record of
 every allocation; it does not depend on the machine's load.
