@@ -93,6 +93,8 @@ class AdapterTerms(Terms):
         head: train a classification head too.
         head_scale: length of a fresh head's rows, which point to the embedded names of the labels: an inverse temperature.
             Noise of a privacy mechanism is borne better by a small one.
+        head_bias: whether fedark's own head has a bias. It takes half of the squared norm of a record's gradient: under a
+            privacy mechanism a head without one learns more for the same epsilon.
         seed: of every A matrix; the same for the whole cohort.
     """
 
@@ -103,6 +105,7 @@ class AdapterTerms(Terms):
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     head: bool = True
     head_scale: Annotated[Finite, Field(gt=0)] = 30.0
+    head_bias: bool = True
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
 
     @model_validator(mode="before")

@@ -87,8 +87,15 @@ class Base:
         if self.kind == "mean-pool":
             width = int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
             specs.append(TensorSpec(name="head.weight", shape=(self.labels, width), travels=True))
-            specs.append(TensorSpec(name="head.bias", shape=(self.labels,), travels=True))
+            if adapter.head_bias:
+                specs.append(TensorSpec(name="head.bias", shape=(self.labels,), travels=True))
             return tuple(specs)
+        if not adapter.head_bias:
+            raise ModelError(
+                "This model brings a classification head of its own, which has a bias.",
+                safe="Nothing was started.",
+                fix="Leave head_bias out for this model.",
+            )
         modules = self.head_modules()
         for name, parameter in self.model.named_parameters():
             if any(name.startswith(f"{module}.") for module in modules):

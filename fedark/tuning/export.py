@@ -143,7 +143,7 @@ batch = AutoTokenizer.from_pretrained(base)(texts, padding=True, truncation=True
 mask = batch["attention_mask"].unsqueeze(-1)
 with torch.no_grad():
     mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-    logits = torch.nn.functional.normalize(mean, dim=-1) @ head["weight"].T + head["bias"]
+    logits = torch.nn.functional.normalize(mean, dim=-1) @ head["weight"].T + head.get("bias", 0)
 answers = [labels[i] for i in logits.argmax(-1)]
 """,
 }

@@ -98,7 +98,8 @@ class TaskModel:
         head = None
         if base.kind == "mean-pool":
             width = next(spec.shape[1] for spec in terms.layout if spec.name == "head.weight")
-            head = nn.Linear(width, len(terms.labels))
+            bias = any(spec.name == "head.bias" for spec in terms.layout)
+            head = nn.Linear(width, len(terms.labels), bias=bias)
         self.scorer = Scorer(with_adapter(base, terms), head).eval()
         self._tensors = by_layout(self.scorer, terms.layout)
         self.trained = [self._tensors[spec.name] for spec in terms.layout if spec.travels]

@@ -49,10 +49,11 @@ class Tiny:
         layers: tuple[int, ...] = (),
         labels: tuple[str, ...] | None = None,
         seed: int = 5,
+        head_bias: bool = True,
         training: dict[str, object] | None = None,
     ) -> ModelTerms:
         targets = () if method == "head" else self.targets
-        adapter = AdapterTerms(method=method, rank=3, alpha=6.0, targets=targets, layers=layers, seed=seed)
+        adapter = AdapterTerms(method=method, rank=3, alpha=6.0, targets=targets, layers=layers, seed=seed, head_bias=head_bias)
         labels = self.labels if labels is None else labels
         return ModelTerms(
             name="tiny",

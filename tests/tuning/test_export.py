@@ -22,7 +22,7 @@ from transformers import (
     GPT2Model,
 )
 
-from fedark.errors import ProtocolError, StorageError
+from fedark.errors import ModelError, ProtocolError, StorageError
 from fedark.tuning.export import export_peft
 from fedark.tuning.layout import adapter_layout, unflatten
 
@@ -74,10 +74,12 @@ def test_peft_alone_reproduces_the_predictions(zoo: Any, texts: list[str], tmp_p
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ["bert", "minilm", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["bert", "minilm", "minilm without bias", "gpt2", "llama"])
 def test_a_head_alone_works_outside_as_its_readme_says(zoo: Any, texts: list[str], tmp_path: Path, name: str) -> None:
+    name, _, bias = name.partition(" without ")
     tiny = replace(zoo[name], task="classification", labels=zoo[name].labels or ("a", "b", "c", "d"))
-    terms = tiny.terms(method="head")
+    terms = tiny.terms(method="head", head_bias=not bias)
+    assert any(spec.name.endswith("bias") for spec in terms.layout) is (not bias and name in ("bert", "minilm"))
     vector = some_vector(terms.travelling)
     files = export_peft(terms, vector, tmp_path / "out", "tiny-base")
     assert {path.name for path in files} == {"head.safetensors", "labels.json", "README.md"}
@@ -196,3 +198,8 @@ def test_gpt2_classifiers_keep_their_layout_without_a_language_head(tmp_path: Pa
 
     layout = adapter_layout(tmp_path, "classification", ("x", "y"), AdapterTerms(targets=("c_attn",)))
     assert [spec.name for spec in layout][-1] == "base_model.model.score.weight"
+
+
+def test_a_model_that_brings_its_own_head_keeps_its_bias(zoo: Any) -> None:
+    with pytest.raises(ModelError, match="head of its own"):
+        zoo["bert"].terms(method="head", head_bias=False)
