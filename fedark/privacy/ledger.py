@@ -353,14 +353,17 @@ class Ledger:
 
     # Decisions.
 
+    def _alternatives(self, unit: str, teams: list[tuple[int, int]]) -> list[list[Spend]]:
+        """Of each team, or of the customer, what was charged for it: one of these lists costs most."""
+        if unit == "record":
+            return [[spend.of_record() for spend in self._spends(team)] for team, _ in teams]
+        rows = self._database.execute("SELECT sequence FROM charges ORDER BY sequence").fetchall()
+        spends = [Spend.from_dict(self._entry(row[0])["spend"]) for row in rows]
+        return [[spend for spend in spends if spend.unit == "customer"]]
+
     def _within(self, budget: Budget, spend: Spend, teams: list[tuple[int, int]]) -> Guarantee:
-        if spend.unit == "customer":
-            rows = self._database.execute("SELECT sequence FROM charges ORDER BY sequence").fetchall()
-            before = [Spend.from_dict(self._entry(row[0])["spend"]) for row in rows]
-            alternatives = [[old for old in before if old.unit == "customer"] + [spend]]
-        else:
-            alternatives = [[old.of_record() for old in self._spends(team)] + [spend] for team, _ in teams]
-        spent = _most(alternatives, budget.delta)
+        before = self._alternatives(spend.unit, teams)
+        spent = _most([[*spends, spend] for spends in before], budget.delta)
         if spent.epsilon > budget.epsilon:
             raise BudgetExceeded(
                 f"The privacy budget would be exceeded: epsilon {spent.epsilon:.4g} of {budget.epsilon:.4g}"
@@ -378,15 +381,9 @@ class Ledger:
                 safe="Nothing was charged, and training does not start.",
                 fix="Restore the data set that the run began with, or begin another run.",
             )
-        if before["spend"]["unit"] == "customer":
-            rows = self._database.execute("SELECT sequence FROM charges WHERE sequence <= ?", (sequence,)).fetchall()
-            spends = [Spend.from_dict(self._entry(row[0])["spend"]) for row in rows]
-            alternatives = [[spend for spend in spends if spend.unit == "customer"]]
-        else:
-            alternatives = [[old.of_record() for old in self._spends(team)] for team, _ in self._touched(digests)]
         link = self._database.execute("SELECT hash FROM entries WHERE sequence = ?", (sequence,)).fetchone()[0]
-        head = Head(self._id, sequence, bytes(link))
-        return ChargeReceipt(sequence, head, _most(alternatives, budget.delta), True, self._next_release(sequence))
+        spent = _most(self._alternatives(before["spend"]["unit"], self._touched(digests)), budget.delta)
+        return ChargeReceipt(sequence, Head(self._id, sequence, bytes(link)), spent, True, self._next_release(sequence))
 
     def _check_tables(self, charges: Mapping[int, Mapping[str, Any]], released: set[tuple[int, int]]) -> None:
         """Refuse tables that say anything else than the chain."""
