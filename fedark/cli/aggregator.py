@@ -34,7 +34,7 @@ def init(
         Path | None, typer.Option("--certificate", help="PEM chain of an own certificate for --address.")
     ] = None,
     key: Annotated[Path | None, typer.Option("--key", help="PEM key of that certificate.")] = None,
-    ca: Annotated[Path | None, typer.Option("--ca", help="PEM of the authority that nodes shall trust for it.")] = None,
+    ca: Annotated[Path | None, typer.Option("--ca", help="PEM of the authority that nodes shall trust for --address.")] = None,
     metrics: Annotated[int, typer.Option("--metrics", help="Port on loopback for Prometheus; 0 for none.")] = 0,
 ) -> None:
     """Make keys, an authority (or take an own certificate) and a simulated platform."""

@@ -135,7 +135,7 @@ class Consent:
                 source,
                 [f"the operator of {party} has not approved it"],
                 safe=safe,
-                fix=f"Read it and agree: fedark contract approve FOLDER-OF-{party.upper()} CONTRACT",
+                fix=f"Its operator reads it and agrees: fedark node approve FOLDER-OF-{party.upper()} {contract.job}",
             )
         if not self._path(contract, "approved").is_file():
             self.approve(contract, by=decision.reason)  # a rule did: written down like any other

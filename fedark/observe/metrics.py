@@ -40,16 +40,16 @@ class Metrics:
         self._families: dict[str, _Family] = {}
         self._collectors: list[tuple[str, str, str, Collector]] = []
 
-    def count(self, name: str, help_text: str, amount: float = 1, **labels: str) -> None:
+    def count(self, name: str, help_text: str, amount: float = 1, /, **labels: str) -> None:
         """Add to a counter; its name ends in _total."""
         self._add(name, "counter", help_text, name, amount, labels)
 
-    def observe(self, name: str, help_text: str, value: float, **labels: str) -> None:
+    def observe(self, name: str, help_text: str, value: float, /, **labels: str) -> None:
         """Add one observation to a summary without quantiles."""
         self._add(name, "summary", help_text, f"{name}_sum", value, labels)
         self._add(name, "summary", help_text, f"{name}_count", 1, labels)
 
-    def set(self, name: str, help_text: str, value: float, **labels: str) -> None:
+    def set(self, name: str, help_text: str, value: float, /, **labels: str) -> None:
         """Set a gauge."""
         with self._lock:
             family = self._families.setdefault(name, _Family("gauge", help_text))

@@ -86,6 +86,7 @@ class Catalogue:
             ProtocolError: it is another bundle's.
             StorageError: there is no room.
         """
+        part = self.path(digest).with_suffix(".part")
         verified = Manifest.verify(manifest, provider)
         if verified.digest().hex() != digest:
             raise ProtocolError("A manifest came under another digest.", safe="It was dropped.")
@@ -98,7 +99,7 @@ class Catalogue:
                 safe="Nothing was stored.",
                 fix="Remove bundles of past jobs, or raise catalogue_bytes in host.toml.",
             )
-        write_atomic(self.path(digest).with_suffix(".part") / "manifest", manifest, mode=0o600)
+        write_atomic(part / "manifest", manifest, mode=0o600)
 
     def add(self, digest: str, offset: int, data: bytes) -> Held:
         """Append a piece that follows what is here; another offset changes nothing and tells where to go on.

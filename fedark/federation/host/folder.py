@@ -162,22 +162,22 @@ def init_host(
         listen: host:port of the front.
         address: host:port that nodes use; its host part goes into the certificate.
         sandbox: weakest mode for the aggregator's enclave.
-        certificate, key, ca: PEM files of an own certificate for the front, all or none.
+        certificate, key: PEM files of an own certificate for the front.
+        ca: PEM of the authority that nodes shall trust: of that certificate, or of a reverse proxy's that stands before the front.
 
     Raises:
-        InputError: the folder is not empty, or only some of the three are given; nothing was changed.
+        InputError: the folder is not empty, or a certificate came without key or authority; nothing was changed.
         ContractError: a value is wrong, with every problem.
     """
-    given = [file for file in (certificate, key, ca) if file is not None]
-    if len(given) not in (0, 3):
+    if (certificate is None) != (key is None) or (certificate is not None and ca is None):
         raise InputError("An own certificate needs --certificate, --key and --ca together.", safe="Nothing was made.")
     if path.exists() and any(path.iterdir()):
         raise InputError(f"{path} is not empty.", safe="It was left as it is.", fix="Name another folder.")
     values: dict[str, Any] = {"name": name, "listen": listen, "address": address, "metrics": metrics}
-    if given:
-        for file in given:
+    for option, file in (("certificate", certificate), ("key", key), ("ca", ca)):
+        if file is not None:
             _read(file)
-        values |= {"certificate": str(certificate), "key": str(key), "ca": str(ca)}
+            values[option] = str(file.resolve())
     config = _config(values, "the options")
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.chmod(0o700)

@@ -40,12 +40,14 @@ from fedark.federation.flower.processes import (
 from fedark.federation.host import front
 from fedark.federation.host.admission import approve, device_expiry, request_of
 from fedark.federation.host.folder import HostFolder
+from fedark.federation.host.observed import host_metrics, observe_report
 from fedark.federation.host.store import JobRecord
 from fedark.federation.joining import fingerprint
 from fedark.federation.keeper import Keeper
 from fedark.federation.onprem.supervisor import socket_of
 from fedark.federation.state import locked
 from fedark.files import private_directory, write_atomic
+from fedark.observe.metrics import MetricsServer
 
 __all__ = ["run_host"]
 
@@ -88,6 +90,9 @@ class _Host:
         self._control: Control | None = None
         self._run_id = 0
         self._renewal_due = 0.0
+        self._last_trouble = ""
+        self._metrics = host_metrics(self._store, self._all_keepers)
+        self._exporter = MetricsServer(self._metrics, host.config.metrics) if host.config.metrics else None
 
     def _keeper(self, name: str, command: list[str], environment: dict[str, str]) -> Keeper:
         def start() -> Child:
@@ -115,10 +120,13 @@ class _Host:
         """End everything."""
         if self._control is not None:
             self._control.close()
-        for keeper in ([self._aggregator] if self._aggregator else []) + self._keepers[::-1]:
+        for keeper in reversed(self._all_keepers()):
             keeper.end()
+        if self._exporter is not None:
+            self._exporter.close()
 
-    _last_trouble = ""
+    def _all_keepers(self) -> list[Keeper]:
+        return [*self._keepers, *([self._aggregator] if self._aggregator else [])]
 
     def _trouble(self, what: str) -> None:
         if what != self._last_trouble:
@@ -128,14 +136,13 @@ class _Host:
 
     def _tell(self) -> None:
         """What `status` shows: written for it, so that it needs no connection to anything."""
-        keepers = [*self._keepers, *([self._aggregator] if self._aggregator else [])]
         value = {
             "pid": os.getpid(),
             "time": now().isoformat(timespec="seconds"),
             "superlink": self._address,
             "processes": {
                 keeper.name: {"alive": keeper.alive, "restarts": keeper.restarts, "last_end": keeper.last_end}
-                for keeper in keepers
+                for keeper in self._all_keepers()
             },
             "trouble": self._last_trouble,
         }
@@ -281,6 +288,8 @@ class _Host:
 
     def _end(self, job: JobRecord, status: str, reason: str, run: str = "") -> None:
         self._store.set_job(job.digest, status, reason, run=run)  # type: ignore[arg-type]
+        if status == "done":
+            observe_report(self._metrics, json.loads((self._host.party_folder / "runs" / run / "report.json").read_bytes()))
         self._say(f"job {job.name} is {status}{f': {reason}' if reason else ''}")
 
     def _outcome(self, job: JobRecord) -> tuple[str, str, str] | None:

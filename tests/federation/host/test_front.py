@@ -6,132 +6,23 @@ import asyncio
 import base64
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import h11
 import pytest
+from fronted import Running, flower_routes, front_before_a_recorder
 from world import free_port, until
 
-from fedark.federation.flower.provision import Provisioned, provision, provision_node_key
-from fedark.federation.host.front import FLEET_ROUTES, Front, Limits, server_context
+from fedark.federation.flower.provision import provision, provision_node_key
+from fedark.federation.host.front import FLEET_ROUTES, Front, server_context
 from fedark.federation.host.service import MAX_BODY, Answer
-
-
-@dataclass
-class Running:
-    """A front with a recorder behind it. `seen`: (method, target, body) of what came through."""
-
-    address: tuple[str, int]
-    ca: Path
-    key: bytes
-    admitted: set[str]
-    seen: list[tuple[str, str, bytes]] = field(default_factory=list)
-    own: list[tuple[str, str, bytes]] = field(default_factory=list)
-    headers: list[dict[bytes, bytes]] = field(default_factory=list)
-    front: Front | None = None
-
-    def connect(self) -> ssl.SSLSocket:
-        context = ssl.create_default_context(cafile=str(self.ca))
-        return context.wrap_socket(socket.create_connection(self.address, timeout=10), server_hostname="127.0.0.1")
-
-    def raw(self, data: bytes, *, wait: float = 10.0) -> bytes:
-        """Send bytes as they are; everything that comes back until the other end closes or falls silent."""
-        answer = b""
-        with self.connect() as connection:
-            connection.settimeout(wait)
-            connection.sendall(data)
-            try:
-                while piece := connection.recv(65536):
-                    answer += piece
-            except (TimeoutError, ssl.SSLError):
-                pass
-        return answer
-
-    def request(self, method: str, target: str, body: bytes = b"", *, key: bytes | None = None, extra: str = "") -> int:
-        """The status of one well-formed request; 0 for a connection that was closed without a word."""
-        key = self.key if key is None else key
-        auth = f"flwr-public-key: {base64.b64encode(key).decode()}\r\n" if key else ""
-        head = f"{method} {target} HTTP/1.1\r\nHost: x\r\n{auth}{extra}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        answer = self.raw(head.encode("latin-1") + body)
-        return int(answer.split()[1]) if answer else 0
-
-
-def _keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Provisioned, bytes]:
-    folder = tmp_path_factory.mktemp("keys")
-    return provision(folder), provision_node_key(folder, "north")[1]
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    keys, public = _keys(tmp_path_factory)
-    port = free_port()
-    found = Running(("127.0.0.1", port), keys.ca, public, {public.decode().strip()})
-    loop, ready = asyncio.new_event_loop(), threading.Event()
-
-    async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = h11.Connection(h11.SERVER)
-        while True:
-            request, body = None, b""
-            while True:
-                event = connection.next_event()
-                if event is h11.NEED_DATA:
-                    connection.receive_data(await reader.read(65536))
-                elif isinstance(event, h11.Request):
-                    request = event
-                elif isinstance(event, h11.Data):
-                    body += bytes(event.data)
-                else:
-                    break
-            if request is None:
-                break
-            found.headers.append(dict(request.headers))
-            found.seen.append((request.method.decode(), request.target.decode("latin-1"), body))
-            headers = [("content-length", str(len(body))), ("server", "recorder"), ("set-cookie", "a=b"), ("flwr-x", "y")]
-            for event in (h11.Response(status_code=200, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-                writer.write(connection.send(event) or b"")
-            await writer.drain()
-            connection.start_next_cycle()
-        writer.close()
-
-    def own(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        found.own.append((method, path, body))
-        return Answer(200, "text/plain", b"own")
-
-    async def serve() -> None:
-        upstream = await asyncio.start_server(record, "127.0.0.1", 0, ssl=server_context(keys.certificate, keys.key))
-        found.front = Front(
-            tls=server_context(keys.certificate, keys.key),
-            upstream=f"127.0.0.1:{upstream.sockets[0].getsockname()[1]}",
-            upstream_tls=ssl.create_default_context(cafile=str(keys.ca)),
-            admits=found.admitted.__contains__,
-            service=own,
-            limits=Limits(head=1.0, silence=1.0, body=1 << 20, connections=50),
-        )
-        await found.front.start(f"127.0.0.1:{port}")
-        ready.set()
-
-    thread = threading.Thread(target=lambda: (loop.run_until_complete(serve()), loop.run_forever()), daemon=True)
-    thread.start()
-    assert ready.wait(20)
-    yield found
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
-
-
-def flower_routes() -> set[tuple[str, str]]:
-    """Every method and path of the server that flwr would expose."""
-    from fastapi.routing import iter_route_contexts
-    from flwr.superlink.main import create_app
-
-    found = set()
-    for context in iter_route_contexts(create_app().routes):
-        for method in getattr(context.route, "methods", None) or {"GET"}:
-            found.add((method, context.path))
-    return found
+    with front_before_a_recorder(tmp_path_factory.mktemp("keys")) as found:
+        yield found
 
 
 def test_of_every_route_that_flower_has_only_the_node_api_is_passed_on(running: Running) -> None:
@@ -212,7 +103,6 @@ INNER = b"POST /v1/control/list-nodes HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r
         ("Transfer-Encoding : chunked", "Content-Length: 0"),
         ("Content-Length: 0", f"Content-Length: {len(INNER)}"),
         (f"Content-Length: {len(INNER)}", "Content-Length: 0"),
-        ("Content-Length: 0, 0",),
         ("Content-Length: +0",),
         ("Content-Length: -1",),
         ("Content-Length: 0x0",),
@@ -228,7 +118,7 @@ def test_a_request_whose_end_two_parsers_could_see_differently_is_refused_whole(
 ) -> None:
     running.seen.clear()
     answer = running.raw(_head(running, *lines) + INNER)
-    assert answer.startswith(b"HTTP/1.1 400"), answer[:100]
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 401")), answer[:100]  # a folded line becomes part of the key
     assert answer.count(b"HTTP/1.1 ") == 1
     assert running.seen == []
 
@@ -240,9 +130,10 @@ def test_a_second_request_in_the_first_ones_body_stays_a_body(running: Running) 
     assert running.seen == [("POST", "/v1/fleet/pull-messages", INNER)]
 
 
-def test_a_second_request_on_a_connection_is_judged_like_the_first(running: Running) -> None:
+@pytest.mark.parametrize("length", ["0", "0, 0"])  # the latter means the same (RFC 9110, 8.6), and is passed on as the former
+def test_a_second_request_on_a_connection_is_judged_like_the_first(running: Running, length: str) -> None:
     running.seen.clear()
-    answer = running.raw(_head(running, "Content-Length: 0") + INNER)
+    answer = running.raw(_head(running, f"Content-Length: {length}") + INNER)
     assert [part.split()[0] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404"]
     assert len(running.seen) == 1
 

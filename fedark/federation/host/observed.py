@@ -1,0 +1,64 @@
+"""A host's metrics: its processes, nodes and jobs, and the stages of the jobs that ended.
+
+fedark_process_up|fedark_process_restarts{process=}   fedark_nodes{status=}   fedark_jobs{status=}
+fedark_job_stage_seconds_sum|_count{stage=}   fedark_job_stage_bytes_total{stage=,direction=}
+fedark_job_rounds_total   fedark_job_passed_over_total{stage=}
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from fedark.federation.coordinator import DEFAULT_TIMEOUTS
+from fedark.federation.host.store import HostStore
+from fedark.federation.keeper import Keeper
+from fedark.observe.metrics import Metrics
+
+__all__ = ["host_metrics", "observe_report"]
+
+
+def host_metrics(store: HostStore, keepers: Callable[[], Iterable[Keeper]]) -> Metrics:
+    """Metrics that are read from the host's state whenever they are asked for."""
+
+    def counted(values: Iterable[str]) -> Mapping[str, float]:
+        return {value: float(number) for value, number in Counter(values).items()}
+
+    metrics = Metrics()
+    metrics.collect(
+        "fedark_process_up",
+        "Whether a process of this host is alive.",
+        "process",
+        lambda: {keeper.name: float(keeper.alive) for keeper in keepers()},
+    )
+    metrics.collect(
+        "fedark_process_restarts",
+        "How often a process was started again.",
+        "process",
+        lambda: {keeper.name: float(keeper.restarts) for keeper in keepers()},
+    )
+    metrics.collect("fedark_nodes", "Nodes by standing.", "status", lambda: counted(row.status for row in store.nodes()))
+    metrics.collect("fedark_jobs", "Jobs by status.", "status", lambda: counted(job.status for job in store.jobs()))
+    return metrics
+
+
+def observe_report(metrics: Metrics, report: Mapping[str, Any]) -> None:
+    """Count the stages of a job that ended."""
+    for entry in report["stages"]:
+        stage = _known(str(entry["stage"]))
+        metrics.observe("fedark_job_stage_seconds", "Seconds until a stage's last reply.", entry["seconds"], stage=stage)
+        for direction, key in (("out", "sent"), ("in", "received")):
+            help_text = "Bytes to and from all parties."
+            metrics.count("fedark_job_stage_bytes_total", help_text, entry[key], stage=stage, direction=direction)
+        if stage == "round":
+            metrics.count("fedark_job_rounds_total", "Rounds of jobs that ended.")
+    for why in report["passed_over"].values():
+        stage = _known(str(why).partition(":")[0])
+        metrics.count("fedark_job_passed_over_total", "Parties that a job went on without.", stage=stage)
+
+
+def _known(stage: str) -> str:
+    """A stage's name from the closed list, "other" for anything else: reports hold other parties' words."""
+    name = stage.split(" ")[0]
+    return name if name in DEFAULT_TIMEOUTS or name == "sum" else "other"

@@ -1,0 +1,282 @@
+"""Nothing runs unapproved: what the operator reads, what a standing rule covers, and how an approval is taken back."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import parties
+import pytest
+import tomli_w
+from small import HostileRelay
+
+from fedark.contract import now
+from fedark.errors import ContractError, FederationError, InputError, Refused
+from fedark.federation.consent import Consent, summary
+from fedark.federation.coordinator import coordinate
+from fedark.federation.joining import fingerprint
+from fedark.federation.roster import read_roster, write_roster
+from fedark.federation.rules import RULES, Rules
+from fedark.job import Job
+from fedark.keys import PartyKeys
+from fedark.simulation import simulate
+from fedark.v1 import stage_pb2
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_roster(tmp_path, [parties.party("north"), parties.party("pool")])
+    return tmp_path
+
+
+def rule(**changes: Any) -> dict[str, Any]:
+    value = {
+        "name": "weekly",
+        "jobs": ["dispatch"],
+        "parties": {name: fingerprint(parties.party(name)) for name in parties.ROLES},
+        "models": ["tiny"],
+        "protection": ["sealed"],
+        "minimum_cohort": 3,
+        "max_rounds": 5,
+        "deliver_to": ["maker", "north"],
+        "platforms": ["simulated"],
+        "privacy": parties.contract().privacy.model_dump(),
+        "max_days": 7,
+        "until": (now() + timedelta(days=1)).isoformat(),
+    }
+    return value | changes
+
+
+def write_rules(folder: Path, *rules: dict[str, Any], version: int = 1) -> None:
+    (folder / RULES).write_text(tomli_w.dumps({"version": version, "allow": list(rules)}))
+
+
+# -- a person -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_contract_waits_until_its_operator_approves_it_and_counts_for_one_run(folder: Path) -> None:
+    consent, contract = Consent(folder), parties.contract()
+    assert consent.decision(contract).status == "waiting"
+    with pytest.raises(ContractError, match="has not approved"):
+        consent.require(contract, "north")
+    assert consent.proposed() == [contract]
+    consent.approve(consent.find("dispatch"))
+    consent.require(contract, "north")
+    consent.use(contract, "run-1")
+    consent.use(contract, "run-1")
+    with pytest.raises(ContractError, match="has taken part"):
+        consent.require(contract, "north")
+    with pytest.raises(FederationError, match="Another run"):
+        consent.use(contract, "run-2")
+
+
+def test_approving_one_contract_approves_no_other(folder: Path) -> None:
+    consent = Consent(folder)
+    consent.approve(parties.contract())
+    with pytest.raises(ContractError):
+        consent.require(parties.contract(rounds=4), "north")
+
+
+def test_a_refused_contract_is_refused_until_it_is_approved_anew(folder: Path) -> None:
+    consent, contract = Consent(folder), parties.contract()
+    consent.approve(contract)
+    consent.refuse(contract, "not this week")
+    assert consent.decision(contract).reason.startswith("not this week")
+    with pytest.raises(ContractError, match="refused"):
+        consent.require(contract, "north")
+    with pytest.raises(Refused, match="taken its approval back"):
+        consent.require_standing(contract.digest(), "north")
+    consent.approve(contract)
+    consent.require(contract, "north")
+    consent.require_standing(contract.digest(), "north")
+
+
+def test_the_operator_is_told_who_which_model_what_leaves_how_protected_until_when_and_by_which_keys() -> None:
+    contract = parties.contract()
+    text = summary(contract, frozenset({"north", "pool"}))
+    for words in (
+        "provider maker, aggregator pool",
+        "customers: north, east, south; at least 3 in a sum",
+        "the adapter goes to: maker, north",
+        "protected as 'sealed'",
+        "no differential privacy",
+        f"valid {contract.created} to {contract.expires}, 3 rounds",
+        "model tiny",
+        f"maker: {fingerprint(parties.party('maker'))}   (new",
+        "simulated platform protects from neither",
+    ):
+        assert words in text, words
+    assert f"north: {fingerprint(parties.party('north'))}\n" in text
+
+
+def test_approval_adds_unknown_parties_to_the_roster_and_never_changes_a_known_ones_keys(folder: Path) -> None:
+    consent = Consent(folder)
+    consent.approve(parties.contract())
+    assert read_roster(folder).keys() == parties.ROLES.keys()
+    people = [parties.party(name) for name in parties.ROLES if name != "north"]
+    forged = parties.contract(parties=[*people, parties.party("north", PartyKeys())])
+    with pytest.raises(ContractError, match="north has other keys in it than the roster"):
+        consent.approve(forged)
+    assert read_roster(folder)["north"] == parties.party("north")
+    assert consent.decision(forged).status == "waiting"
+
+
+def test_find_refuses_what_is_not_one_contract(folder: Path) -> None:
+    consent = Consent(folder)
+    first, second = parties.contract(), parties.contract(job="other")
+    consent.propose(first)
+    consent.propose(second)
+    assert consent.find(first.digest().hex()[:8]) == first
+    assert consent.find("other") == second
+    for name in ("third", "", first.digest().hex()[:7]):
+        with pytest.raises(InputError, match="No contract"):
+            consent.find(name)
+
+
+# -- standing rules -----------------------------------------------------------------------------------------------------
+
+
+def test_a_rule_that_covers_all_of_a_contract_approves_it_and_that_is_written_down(folder: Path) -> None:
+    write_rules(folder, rule())
+    consent, contract = Consent(folder), parties.contract()
+    assert consent.decision(contract).reason == "by rule 'weekly'"
+    consent.require(contract, "north")
+    written = (folder / "consent" / f"{contract.digest().hex()}.approved").read_text()
+    assert written.startswith("by rule 'weekly'")
+    assert "job dispatch" in written
+    assert read_roster(folder).keys() == parties.ROLES.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "objection"),
+    [
+        ({"job": "other"}, "job other is not named"),
+        ({"rounds": 6}, "6 rounds are over 5"),
+        ({"deliver_to": ("maker", "north", "east")}, "the adapter would go to east"),
+        ({"models": [parties.model(), parties.model("second")]}, "model second is not named"),
+        ({"protection": {"mode": "masked", "minimum_cohort": 3}}, "protection 'masked' is not named"),
+        ({"protection": {"minimum_cohort": 2}}, "minimum cohort 2 is below 3"),
+        ({"expires": (now() + timedelta(days=30)).isoformat()}, "valid for more than 7 days"),
+        ({"parties": [parties.party(n, None if n != "east" else PartyKeys()) for n in parties.ROLES]}, "east has other keys"),
+    ],
+)
+def test_whatever_a_rule_does_not_cover_waits_for_the_operator(folder: Path, changes: dict[str, Any], objection: str) -> None:
+    write_rules(folder, rule())
+    decision = Consent(folder).decision(parties.contract(**changes))
+    assert decision.status == "waiting"
+    assert objection in decision.reason
+    with pytest.raises(ContractError):
+        Consent(folder).require(parties.contract(**changes), "north")
+
+
+@pytest.mark.parametrize(
+    ("changes", "objection"),
+    [
+        ({"until": (now() - timedelta(seconds=1)).isoformat()}, "the rule ended"),
+        ({"parties": {"maker": fingerprint(parties.party("maker"))}}, "customer north is not named"),
+        ({"platforms": ["tdx"]}, "platform 'simulated' is not named"),
+        ({"privacy": {}}, "privacy.mechanism = 'none' is not covered"),
+        ({"privacy": {"mechanism": "example-distributed"}}, "privacy.mechanism"),
+        ({"privacy": {"mechanism": {"max": 1}}}, "privacy.mechanism"),
+        ({"privacy": {"mechanism": {}}}, "privacy.mechanism"),
+    ],
+)
+def test_a_rule_denies_by_default(folder: Path, changes: dict[str, Any], objection: str) -> None:
+    write_rules(folder, rule(**changes))
+    decision = Consent(folder).decision(parties.contract())
+    assert decision.status == "waiting"
+    assert objection in decision.reason
+
+
+def test_two_rules_that_each_cover_a_part_cover_nothing(folder: Path) -> None:
+    write_rules(folder, rule(jobs=["x"]), rule(name="second", models=["x"]))
+    assert Consent(folder).decision(parties.contract()).status == "waiting"
+
+
+def test_numbers_of_the_privacy_terms_are_held_against_bounds() -> None:
+    from fedark.federation.rules import Range
+
+    assert Range(max=3.0).admits(3.0)
+    assert not Range(max=3.0).admits(3.1)
+    assert not Range(min=1).admits(0)
+    assert not Range(max=3.0).admits(True)
+    assert not Range(max=3.0).admits(float("nan"))
+    assert not Range().admits("none")
+
+
+def test_a_rules_file_with_problems_names_all_of_them_and_allows_nothing(folder: Path) -> None:
+    good, bad = rule(), rule(name="second", until="soon")
+    write_rules(folder, good, bad)
+    with pytest.raises(ContractError) as caught:
+        Rules.read(folder)
+    assert "second" in str(caught.value)
+    assert Consent(folder).decision(parties.contract()).status == "waiting"
+    broken = rule(max_rounds=0, surprise=1)
+    del broken["models"]
+    write_rules(folder, good, broken)
+    with pytest.raises(ContractError) as caught:
+        Rules.read(folder)
+    assert {"max_rounds", "surprise", "models"} <= {problem.split(":")[0].split(".")[2] for problem in caught.value.problems}
+    assert Consent(folder).decision(parties.contract()).status == "waiting"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "version = 2", "allow = 1", "version = 1\n[[allow]]", "\x00", "version = 1\nallow = [{}]"]
+)
+def test_a_malformed_rules_file_allows_nothing(folder: Path, text: str) -> None:
+    (folder / RULES).write_text(text)
+    assert Consent(folder).decision(parties.contract()).status == "waiting"
+    with pytest.raises(ContractError):
+        Rules.read(folder)
+
+
+@pytest.mark.parametrize("missing", sorted(rule()))
+def test_every_key_of_a_rule_is_needed(folder: Path, missing: str) -> None:
+    value = rule()
+    del value[missing]
+    write_rules(folder, value)
+    with pytest.raises(ContractError, match=missing):
+        Rules.read(folder)
+
+
+# -- in a run -----------------------------------------------------------------------------------------------------------
+
+
+def _take_back_at(stage: str, folder: Callable[[str], Path], contract: Any, who: str) -> Callable[[str, bytes, bool], bytes]:
+    seen = itertools.count()
+
+    def alter(name: str, data: bytes, is_reply: bool) -> bytes:
+        body = None if is_reply else stage_pb2.StageRequest.FromString(data).WhichOneof("body")
+        if name == who and body == stage and next(seen) == 0:
+            Consent(folder(who)).refuse(contract)
+        return data
+
+    return alter
+
+
+@pytest.mark.parametrize("stage", ["attest", "round", "evaluate"])
+def test_a_customer_that_takes_its_approval_back_is_out_at_the_next_stage_and_its_enclave_ends(
+    small_job: Path, tmp_path: Path, stage: str
+) -> None:
+    said: list[str] = []
+    with simulate(Job.load(small_job), tmp_path / "work", say=said.append) as running:
+        alter = _take_back_at(stage, running.federation.folder, running.federation.contract, "east")
+        report = coordinate(HostileRelay(running, alter), running.host.handle)
+        assert "taken its approval back" in report["passed_over"]["east"]
+        assert report["passed_over"]["east"].startswith(stage)
+        assert running.nodes["east"]._runs == {}
+        assert "east: The operator of east has taken its approval back." in said
+        assert not list((tmp_path / "work" / "parties" / "east").glob("runs/*/adapter-*"))
+
+
+def test_a_provider_that_takes_its_approval_back_before_release_ends_the_job_and_no_key_goes_out(
+    small_job: Path, tmp_path: Path
+) -> None:
+    with simulate(Job.load(small_job), tmp_path / "work") as running:
+        alter = _take_back_at("release", running.federation.folder, running.federation.contract, "maker")
+        with pytest.raises(FederationError, match="taken its approval back"):
+            coordinate(HostileRelay(running, alter), running.host.handle)
+        assert running.nodes["maker"]._runs == {}
