@@ -199,9 +199,7 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
         f"enclaves on: {', '.join(contract.attestation.platforms)}; sandbox {contract.attestation.sandbox!r} or better"
     )
     if "simulated" in contract.attestation.platforms:
-        lines.append(
-            "  the simulated platform does not protect from whoever administers an enclave's host, nor from its manufacturer"
-        )
+        lines.append("  the simulated platform protects from neither an enclave's own host nor the platform's manufacturer")
     for terms in contract.models:
         lines.append(
             f"model {terms.name}: {terms.task}, {terms.adapter.method} rank {terms.adapter.rank}, {terms.travelling} values travel, "

@@ -35,9 +35,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedark.errors import InputError, StorageError
 from fedark.federation.flower.configuration import write_private
 
-__all__ = ["Provisioned", "load_node_key", "provision", "provision_node_key"]
+__all__ = ["Provisioned", "load_node_key", "provision", "provision_node_key", "renew"]
 
-_AUTHORITY_DAYS, _SERVER_DAYS = 3650, 397
+_AUTHORITY_DAYS, _SERVER_DAYS, _RENEWED_DAYS = 3650, 397, 60
 _NO_ENCRYPTION = NoEncryption()
 
 
@@ -137,21 +137,55 @@ def provision(directory: Path, names: Iterable[str] = ()) -> Provisioned:
     )
     server = ec.generate_private_key(ec.SECP384R1())
     alternatives = list(dict.fromkeys(("127.0.0.1", "::1", "localhost", *names)))
-    certificate = (
-        _base(_name("fedark aggregator"), issuer, server.public_key(), _SERVER_DAYS)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_alternative(name) for name in alternatives]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
-        .sign(authority, hashes.SHA384())
-    )
+    subject = x509.SubjectAlternativeName([_alternative(name) for name in alternatives])
+    certificate = _server_certificate(authority, issuer, server.public_key(), subject)
     write_private(files.ca_key, _private(authority))
     write_private(files.key, _private(server))
     write_private(files.certificate, certificate.public_bytes(Encoding.PEM))
     write_private(files.superexec_secret, secrets.token_hex(32).encode())
     write_private(files.ca, root.public_bytes(Encoding.PEM))
     return files
+
+
+def renew(files: Provisioned, now: datetime) -> bool:
+    """Issue the server's certificate anew, for the same key and names, if it ends within two months; returns whether it was.
+
+    Raises:
+        InputError: the authority's key, or one of the certificates, is missing or malformed.
+        StorageError: the disk cannot be written; the old certificate still stands.
+    """
+    try:
+        old = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+        issuer = x509.load_pem_x509_certificate(files.ca.read_bytes()).subject
+        authority = load_pem_private_key(files.ca_key.read_bytes(), None)
+        subject = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        public = old.public_key()
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        raise InputError(f"{files.ca.parent} does not hold an authority and its server's certificate.") from None
+    if not isinstance(authority, ec.EllipticCurvePrivateKey) or not isinstance(public, ec.EllipticCurvePublicKey):
+        raise InputError(f"{files.ca.parent} does not hold an authority and its server's certificate.")
+    if old.not_valid_after_utc - now > timedelta(days=_RENEWED_DAYS):
+        return False
+    certificate = _server_certificate(authority, issuer, public, subject)
+    write_private(files.certificate, certificate.public_bytes(Encoding.PEM))
+    return True
+
+
+def _server_certificate(
+    authority: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    names: x509.SubjectAlternativeName,
+) -> x509.Certificate:
+    return (
+        _base(_name("fedark aggregator"), issuer, public, _SERVER_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(names, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
+        .sign(authority, hashes.SHA384())
+    )
 
 
 def provision_node_key(directory: Path, party: str) -> tuple[Path, bytes]:

@@ -37,6 +37,7 @@ from fedark.federation.flower.processes import (
     flower_environment,
     module,
 )
+from fedark.federation.flower.provision import renew
 from fedark.federation.host import front
 from fedark.federation.host.admission import approve, device_expiry, request_of
 from fedark.federation.host.folder import HostFolder
@@ -47,6 +48,7 @@ from fedark.federation.keeper import Keeper
 from fedark.federation.onprem.supervisor import socket_of
 from fedark.federation.state import locked
 from fedark.files import private_directory, write_atomic
+from fedark.observe.logs import working_on
 from fedark.observe.metrics import MetricsServer
 
 __all__ = ["run_host"]
@@ -64,6 +66,8 @@ class _Host:
         root = private_directory(host.supervisor)
         self._logs, self._state = private_directory(root / "logs"), private_directory(root / "state")
         keys = host.provisioned()
+        if renew(keys, now()):
+            say("the server's certificate was renewed")
         self._ca = keys.ca
         self._address = f"127.0.0.1:{_kept_port(self._state / 'port')}"
         self._environment = flower_environment(self._state / "flower")
@@ -199,7 +203,8 @@ class _Host:
         jobs = self._store.jobs()
         running = [job for job in jobs if job.status == "running"]
         if running:
-            self._watch(running[0])
+            with working_on(job=running[0].digest[:16], session=running[0].session[:16]):
+                self._watch(running[0])
             return
         if self._run_id:  # stopped by a command
             self._stop_run()
@@ -217,7 +222,8 @@ class _Host:
             elif all(answers.get(name, ("", ""))[0] == "ready" for name in names):
                 missing = sorted(set(names) - self._online())
                 if not missing:
-                    self._start(job, contract)
+                    with working_on(job=job.digest[:16]):
+                        self._start(job, contract)
                     return
 
     def _start(self, job: JobRecord, contract: Contract) -> None:

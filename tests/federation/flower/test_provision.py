@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import stat
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from fedark.errors import InputError, StorageError
-from fedark.federation.flower.provision import load_node_key, provision, provision_node_key
+from fedark.federation.flower.provision import load_node_key, provision, provision_node_key, renew
 
 
 def verify(files, name: x509.IPAddress | x509.DNSName) -> None:
@@ -107,3 +108,21 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be made"):
         provision(tmp_path / "file" / "keys")
+
+
+def test_a_server_certificate_is_renewed_in_its_last_two_months_for_the_same_key_and_names(tmp_path: Path) -> None:
+    files = provision(tmp_path, ["agg.example", "192.0.2.7"])
+    old = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+    assert not renew(files, old.not_valid_after_utc - timedelta(days=61))
+    assert files.certificate.read_bytes() == old.public_bytes(Encoding.PEM)
+    assert renew(files, old.not_valid_after_utc - timedelta(days=59))
+    new = x509.load_pem_x509_certificate(files.certificate.read_bytes())
+    assert new.serial_number != old.serial_number
+    assert new.public_key() == old.public_key()
+    assert new.extensions.get_extension_for_class(x509.SubjectAlternativeName) == old.extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    new.verify_directly_issued_by(x509.load_pem_x509_certificate(files.ca.read_bytes()))
+    files.ca_key.unlink()
+    with pytest.raises(InputError):
+        renew(files, old.not_valid_after_utc)

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from direct import admitted, client_of, make_host, make_node
 
-from fedark.attestation.claims import REGISTERS, SandboxFacts
+from fedark.attestation.claims import MEASURED_REGISTERS, RUN_CONFIG, SandboxFacts
 from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice, SimulatedRoot, SimulatedVerifier
 from fedark.contract import now
 from fedark.errors import ContractError, EvidenceRefused, FedarkError, InputError, Refused
@@ -191,7 +191,7 @@ def test_revocation_refuses_the_node_everywhere_and_its_device_by_name(host: Hos
     for folder, good in ((node, False), (spared, True)):
         attester = SimulatedAttester(
             SimulatedDevice.load(folder.path / "device"),
-            measurements=dict.fromkeys(REGISTERS, bytes(48)),
+            measurements=dict.fromkeys((*MEASURED_REGISTERS, RUN_CONFIG), bytes(48)),
             sandbox=SandboxFacts("none"),
         )
         token = attester.quote(bytes(64), bytes(32))

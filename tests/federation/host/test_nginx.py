@@ -16,6 +16,7 @@ from world import free_port, until
 from fedark.federation.flower.provision import provision, provision_node_key
 from fedark.federation.host.front import FLEET_ROUTES
 
+KINDS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 CONFIGURATION = Path(__file__).resolve().parents[3] / "examples" / "deploy" / "nginx.conf"
 
 
@@ -31,6 +32,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with front_before_a_recorder(folder / "front") as behind:
         text = CONFIGURATION.read_text()
         for old, new in (
+            ("    access_log off;", "".join(f"    {kind}_temp_path {kind};\n" for kind in KINDS) + "    access_log off;"),
             ("listen 443 ssl", f"listen 127.0.0.1:{port} ssl"),
             ("127.0.0.1:8443", f"127.0.0.1:{behind.address[1]}"),
             ("/etc/nginx/agg.example.pem", str(public.certificate)),
