@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from fedark.errors import FederationError
-from fedark.federation.flower.processes import Child, stop
+from fedark.federation.flower.processes import Child, bound_log, stop
 
 __all__ = ["Keeper"]
 
@@ -56,6 +56,7 @@ class Keeper:
         """Start it if it is not running and its pause is over."""
         now = self._clock()
         if self.child is not None:
+            bound_log(self.child.log)
             try:
                 self.child.require_alive()
                 return

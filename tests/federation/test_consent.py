@@ -257,6 +257,7 @@ def _take_back_at(stage: str, folder: Callable[[str], Path], contract: Any, who:
     return alter
 
 
+@pytest.mark.usefixtures("measured_once")
 @pytest.mark.parametrize("stage", ["attest", "round", "evaluate"])
 def test_a_customer_that_takes_its_approval_back_is_out_at_the_next_stage_and_its_enclave_ends(
     small_job: Path, tmp_path: Path, stage: str
@@ -272,6 +273,7 @@ def test_a_customer_that_takes_its_approval_back_is_out_at_the_next_stage_and_it
         assert not list((tmp_path / "work" / "parties" / "east").glob("runs/*/adapter-*"))
 
 
+@pytest.mark.usefixtures("measured_once")
 def test_a_provider_that_takes_its_approval_back_before_release_ends_the_job_and_no_key_goes_out(
     small_job: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from fedark.errors import FedarkError
 from fedark.federation.flower import configuration, pinned
 from fedark.federation.flower.bundle import SOCKET_KEY
-from fedark.federation.flower.processes import Child, console_script, flower_environment, module, stop
+from fedark.federation.flower.processes import Child, bound_log, console_script, flower_environment, module, stop
 from fedark.federation.flower.service import NodeServer
 from fedark.federation.onprem.desk import Desk
 from fedark.observe import logs
@@ -116,6 +116,7 @@ def main(path: Path) -> None:
                 children.append(_start_connection(settings, path.parent))
             while not asked.wait(_LOOK):
                 for child in children:
+                    bound_log(child.log)
                     child.require_alive()
         finally:
             server.close()

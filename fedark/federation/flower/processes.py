@@ -3,13 +3,14 @@
 - Each child leads a session of its own: the terminal's Ctrl-C does not reach it, and its whole session is ended together.
 - Each child dies with its parent, also if that is killed with SIGKILL (see `_spawn`). Start children in a thread that lives
   as long as they shall: the kernel watches the thread.
-- Each child has a log file. What is shown of it passes through `redact`.
+- Each child has a log file, which `bound_log` keeps in bounds. What is shown of it passes through `redact`.
 - `stop` asks (SIGTERM), waits, kills, and then looks into /proc for anything that is left of the session.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from fedark.observe.redact import redact
 
 __all__ = [
     "Child",
+    "bound_log",
     "child_environment",
     "console_script",
     "flower_environment",
@@ -34,6 +36,7 @@ __all__ = [
     "tail",
 ]
 
+MAX_LOG_BYTES = 32 << 20
 _TAIL_BYTES, _TAIL_LINES = 16384, 15
 
 
@@ -47,6 +50,20 @@ def tail(log: Path) -> str:
         return "  | (no log)"
     lines = [printable(line, 400) for line in redact(text).splitlines() if line.strip()]
     return "\n".join(f"  | {line}" for line in lines[-_TAIL_LINES:])
+
+
+def bound_log(log: Path, limit: int = MAX_LOG_BYTES) -> None:
+    """Keep a growing log in bounds: over `limit` bytes it becomes LOG.1, and LOG begins anew.
+
+    Writers append, so they go on in the emptied file; what they write between copy and truncation is lost.
+    """
+    try:
+        if log.stat().st_size > limit:
+            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            log.with_name(f"{log.name}.1").chmod(0o600)
+            os.truncate(log, 0)
+    except OSError:
+        return  # a log that is not there, or a full disk: the processes matter more
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:

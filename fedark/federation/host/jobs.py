@@ -89,7 +89,8 @@ def propose(host: HostFolder, path: Path) -> Contract:
         ContractError: with every problem.
     """
     contract = make_contract(host, Job.load(path, role="host"))
-    host.store.propose(contract.digest().hex(), contract.job, contract.encode())
+    names = [party.name for party in contract.parties]
+    host.store.propose(contract.digest().hex(), contract.job, contract.encode(), names)
     return contract
 
 

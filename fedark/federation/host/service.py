@@ -22,12 +22,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fedark.contract import Contract, now
+from fedark.contract import now
 from fedark.errors import FedarkError, InputError, ProtocolError, Refused, printable
 from fedark.federation.host.admission import file_request, request_of
 from fedark.federation.host.catalogue import MAX_PIECE, Catalogue
 from fedark.federation.host.folder import HostFolder
-from fedark.federation.host.store import JOB_ENDS, NodeRow
+from fedark.federation.host.store import JOB_ENDS, JobRecord, NodeRow
 from fedark.federation.joining import verify_request
 from fedark.federation.offer import Offer
 
@@ -142,18 +142,14 @@ class HostService:
         return _json({"stored": offer.job})
 
     def _jobs(self, row: NodeRow, body: bytes) -> Answer:
-        found = [
-            {"digest": job.digest, "name": job.name, "status": job.status, "reason": job.reason}
-            for job in self._store.jobs()
-            if Contract.decode(job.contract).party(row.name) is not None
-        ]
-        return _json(found[-200:])
+        keys = ("digest", "name", "status", "reason")
+        return _json([{key: getattr(job, key) for key in keys} for job in self._store.jobs_of(row.name)])
 
     def _contract(self, row: NodeRow, body: bytes, digest: str) -> Answer:
-        return Answer(200, "application/cbor", self._job_of(row, digest))
+        return Answer(200, "application/cbor", self._job_of(row, digest).contract)
 
     def _answer(self, row: NodeRow, body: bytes, digest: str) -> Answer:
-        self._job_of(row, digest)
+        job = self._job_of(row, digest)
         try:
             value = json.loads(body)
             answer, reason = value["answer"], printable(str(value.get("reason", "")))
@@ -161,17 +157,16 @@ class HostService:
             raise InputError("An answer is malformed.") from None
         if answer not in ANSWERS:
             raise InputError("An answer is none that exists.")
-        job = next(job for job in self._store.jobs() if job.digest == digest)
         if job.status not in JOB_ENDS:
             self._store.answer(digest, row.name, answer, reason)
         return _json({"status": job.status})
 
-    def _job_of(self, row: NodeRow, digest: str) -> bytes:
-        """The contract of a job that the node is a party of; others do not exist for it."""
-        for job in self._store.jobs():
-            if job.digest == digest and Contract.decode(job.contract).party(row.name) is not None:
-                return job.contract
-        raise _NotFoundError("")
+    def _job_of(self, row: NodeRow, digest: str) -> JobRecord:
+        """A job that the node is a party of; others do not exist for it."""
+        job = self._store.job_of(row.name, digest)
+        if job is None:
+            raise _NotFoundError("")
+        return job
 
     # -- catalogue ----------------------------------------------------------------------------------------------------
 

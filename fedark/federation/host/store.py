@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +21,7 @@ from fedark.errors import FederationError, InputError, StorageError
 __all__ = ["JOB_ENDS", "HostStore", "JobRecord", "NodeRow"]
 
 _VERSION = 1
+_SHOWN_JOBS = 200
 _SCHEMA = """
 CREATE TABLE invitations (token BLOB PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, expires TEXT NOT NULL,
     used INTEGER NOT NULL DEFAULT 0);
@@ -30,6 +31,7 @@ CREATE TABLE offers (job TEXT PRIMARY KEY, provider TEXT NOT NULL, data BLOB NOT
 CREATE TABLE jobs (digest TEXT PRIMARY KEY, name TEXT NOT NULL, contract BLOB NOT NULL, status TEXT NOT NULL,
     reason TEXT NOT NULL DEFAULT '', created TEXT NOT NULL, changed TEXT NOT NULL, session TEXT NOT NULL DEFAULT '',
     run TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE parties (party TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (party, digest));
 CREATE TABLE answers (digest TEXT NOT NULL, party TEXT NOT NULL, answer TEXT NOT NULL, reason TEXT NOT NULL, at TEXT NOT NULL,
     PRIMARY KEY (digest, party));
 """
@@ -208,8 +210,8 @@ class HostStore:
             row = db.execute("SELECT data FROM offers WHERE job = ?", (job,)).fetchone()
         return bytes(row["data"]) if row is not None else None
 
-    def propose(self, digest: str, name: str, contract: bytes) -> None:
-        """Add a job.
+    def propose(self, digest: str, name: str, contract: bytes, parties: Iterable[str]) -> None:
+        """Add a job, to be shown to these parties.
 
         Raises:
             InputError: it is there already.
@@ -222,6 +224,7 @@ class HostStore:
                 "INSERT INTO jobs (digest, name, contract, status, created, changed) VALUES (?, ?, ?, 'proposed', ?, ?)",
                 (digest, name, contract, stamp, stamp),
             )
+            db.executemany("INSERT INTO parties VALUES (?, ?)", [(party, digest) for party in parties])
 
     def set_job(self, digest: str, status: JobStatus, reason: str = "", *, session: str | None = None, run: str = "") -> None:
         """Change a job that has not ended. A `session` begins an attempt."""
@@ -239,8 +242,30 @@ class HostStore:
 
     def jobs(self) -> tuple[JobRecord, ...]:
         """All jobs, oldest first."""
+        return self._jobs("SELECT * FROM jobs ORDER BY created, name")
+
+    def open_jobs(self) -> tuple[JobRecord, ...]:
+        """Those that have not ended."""
+        return self._jobs("SELECT * FROM jobs WHERE status IN ('proposed', 'running') ORDER BY created, name")
+
+    def jobs_of(self, party: str) -> tuple[JobRecord, ...]:
+        """The latest jobs of a party, oldest first."""
+        query = "SELECT jobs.* FROM jobs JOIN parties USING (digest) WHERE party = ? ORDER BY created DESC, name LIMIT ?"
+        return self._jobs(query, party, _SHOWN_JOBS)[::-1]
+
+    def job_of(self, party: str, digest: str) -> JobRecord | None:
+        """One of them."""
+        query = "SELECT jobs.* FROM jobs JOIN parties USING (digest) WHERE party = ? AND digest = ?"
+        return next(iter(self._jobs(query, party, digest)), None)
+
+    def runs(self) -> set[str]:
+        """The folders with outcomes that belong to a job."""
         with self._transaction("DEFERRED") as db:
-            rows = db.execute("SELECT * FROM jobs ORDER BY created, name").fetchall()
+            return {row["run"] for row in db.execute("SELECT run FROM jobs WHERE run != ''")}
+
+    def _jobs(self, query: str, *values: object) -> tuple[JobRecord, ...]:
+        with self._transaction("DEFERRED") as db:
+            rows = db.execute(query, values).fetchall()
         return tuple(JobRecord(**{**dict(row), "contract": bytes(row["contract"])}) for row in rows)
 
     def answer(self, digest: str, party: str, answer: str, reason: str) -> None:

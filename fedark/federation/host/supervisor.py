@@ -32,6 +32,7 @@ from fedark.federation.flower import configuration, node_daemon, pinned, server_
 from fedark.federation.flower.adapter import Control
 from fedark.federation.flower.processes import (
     Child,
+    bound_log,
     child_environment,
     console_script,
     flower_environment,
@@ -54,6 +55,7 @@ from fedark.observe.metrics import MetricsServer
 __all__ = ["run_host"]
 
 _LOOK = 0.5
+_ADMIT_EVERY = 1.0
 _ATTEMPTS = 20
 _RENEWED = timedelta(days=30)
 _RENEW_EVERY = 3600.0
@@ -93,7 +95,7 @@ class _Host:
         self._aggregator: Keeper | None = None
         self._control: Control | None = None
         self._run_id = 0
-        self._renewal_due = 0.0
+        self._renewal_due = self._admission_due = 0.0
         self._last_trouble = ""
         self._metrics = host_metrics(self._store, self._all_keepers)
         self._exporter = MetricsServer(self._metrics, host.config.metrics) if host.config.metrics else None
@@ -110,6 +112,7 @@ class _Host:
             keeper.look()
         if self._aggregator is not None:
             self._aggregator.look()
+        bound_log(self._logs / "serverapp.log")
         try:
             self._admit()
             self._jobs()
@@ -164,6 +167,8 @@ class _Host:
 
     def _admit(self) -> None:
         """Have the SuperLink know the approved nodes and no others."""
+        if time.monotonic() < self._admission_due:
+            return
         rows = {row.transport.strip(): row for row in self._store.nodes()}
         known = {node.public_key.decode().strip(): node for node in self._superlink().nodes() if node.status != "unregistered"}
         for key, row in rows.items():
@@ -176,6 +181,7 @@ class _Host:
             if found is None or found.status != "approved":
                 self._superlink().unregister_node(node.node_id)
                 self._say(f"{node.name} may not connect any more")
+        self._admission_due = time.monotonic() + _ADMIT_EVERY
 
     def _online(self) -> set[str]:
         keys = {row.transport.strip(): row.name for row in self._store.nodes() if row.status == "approved"}
@@ -200,7 +206,7 @@ class _Host:
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
     def _jobs(self) -> None:
-        jobs = self._store.jobs()
+        jobs = self._store.open_jobs()
         running = [job for job in jobs if job.status == "running"]
         if running:
             with working_on(job=running[0].digest[:16], session=running[0].session[:16]):
@@ -300,7 +306,7 @@ class _Host:
 
     def _outcome(self, job: JobRecord) -> tuple[str, str, str] | None:
         """Status, reason and folder of a job that ended: what the aggregator wrote into a run folder that is no other job's."""
-        known = {other.run for other in self._store.jobs() if other.run}
+        known = self._store.runs()
         since = datetime.fromisoformat(job.created).astimezone(UTC).timestamp()
         for folder in sorted((self._host.party_folder / "runs").glob("*")):
             if folder.name in known or folder.stat().st_mtime < since:

@@ -15,7 +15,7 @@ import pytest
 
 from fedark.errors import FederationError
 from fedark.federation.flower import processes
-from fedark.federation.flower.processes import Child, child_environment, session_members, stop
+from fedark.federation.flower.processes import Child, bound_log, child_environment, session_members, stop
 from fedark.observe.redact import redact
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -161,3 +161,27 @@ def test_redaction_hides_what_may_be_a_secret(text: str, hidden: str) -> None:
 )
 def test_redaction_leaves_plain_words_alone(text: str) -> None:
     assert redact(text) == text
+
+
+def test_a_log_over_its_bound_begins_anew_and_its_writer_goes_on_in_it(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = "import sys; [print(line, end='', flush=True) for line in sys.stdin]"
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    writer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=descriptor, text=True)
+    os.close(descriptor)
+    assert writer.stdin is not None
+    writer.stdin.write("a" * 2000 + "\n")
+    writer.stdin.flush()
+    while log.stat().st_size < 2001:
+        pass
+    bound_log(log, 3000)
+    assert log.stat().st_size == 2001
+    bound_log(log, 2000)
+    assert log.stat().st_size == 0
+    assert (tmp_path / "log.1").read_text() == "a" * 2000 + "\n"
+    assert (tmp_path / "log.1").stat().st_mode & 0o077 == 0
+    writer.stdin.write("b\n")
+    writer.stdin.close()
+    assert writer.wait(20) == 0
+    assert log.read_text() == "b\n"
+    bound_log(tmp_path / "none")

@@ -65,5 +65,6 @@ def client_of(host: HostFolder) -> type[DirectClient]:
 
 
 def proposed(host: HostFolder, contract: Contract) -> Contract:
-    host.store.propose(contract.digest().hex(), contract.job, contract.encode())
+    names = [party.name for party in contract.parties]
+    host.store.propose(contract.digest().hex(), contract.job, contract.encode(), names)
     return contract

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import ssl
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from fronted import flower_routes
 from safetensors.numpy import load_file
 from small import CUSTOMERS, SECRET_WORDS, write_job
 from world import World, free_port, records, until
 
 from fedark.contract import Contract
 from fedark.federation.flower.service import NodeClient
+from fedark.federation.host.admission import revoke
+from fedark.federation.host.front import FLEET_ROUTES
 from fedark.federation.onprem.supervisor import socket_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
@@ -110,6 +115,26 @@ def test_a_contract_counts_for_one_run_and_a_second_needs_a_new_approval(done) -
     assert second.digest() != contract.digest()
     until(lambda: world.host.store.answers(second.digest().hex()).get("north", ("",))[0] == "waiting", "north waits")
     assert world.job(second).status == "proposed"
+
+
+def test_of_every_route_that_the_superlink_has_nothing_answers_at_the_exposed_port(done) -> None:
+    world, *_ = done
+    context = ssl.create_default_context(cadata=world.host.ca.decode())
+    with httpx.Client(base_url=f"https://{world.address}", verify=context, trust_env=False) as stranger:
+        for method, path in sorted(flower_routes()):
+            status = stranger.request(method, path).status_code
+            assert status == (401 if (method, path) in {("POST", route) for route in FLEET_ROUTES} else 404), (method, path)
+
+
+def test_a_revoked_node_is_refused_at_the_front_and_forgotten_by_the_superlink(done) -> None:
+    world, *_ = done
+    revoke(world.host, "east")
+    until(lambda: "east may not connect any more" in world.log("pool"), "the SuperLink forgets it")
+    until(lambda: "revoked east" in world.log("east"), "its own operator is told")
+    said = [json.loads(line)["text"] for line in world.log("pool").splitlines() if line.startswith("{")]
+    assert not any("north may not" in text for text in said)
+    with NodeClient(socket_of(world.root / "north")) as client:
+        assert client.status().party == "north"
 
 
 def test_stop_ends_a_node_and_its_supervisor_and_nothing_is_started_again(done) -> None:
