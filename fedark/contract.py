@@ -17,11 +17,13 @@ import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fedark import canonical
+from fedark.attestation.terms import AttestationTerms
 from fedark.errors import ContractError
-from fedark.keys import verify_signature
+from fedark.keys import public_bytes, verify_signature
+from fedark.terms import Finite, Hex32, Hex48, Name, Terms
 
 __all__ = [
     "CONTRACT_LABEL",
@@ -49,31 +51,11 @@ MAX_TRAVELLING = 25_000_000
 """Values of one update of all models, four bytes each: 100 MB."""
 _MAX_CONTRACT_BYTES = 4 << 20
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,47}$")]
-
-
-Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Hex48 = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
-HexHpke = Annotated[str, Field(pattern=r"^[0-9a-f]{2432}$")]
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_finite)]
-
-
-class Terms(BaseModel):
-    """Base of all contract parts: immutable, strict, nothing unknown accepted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="strings")
+HexHpke = Annotated[str, Field(pattern=r"^([0-9a-f]{2432}|[0-9a-f]{64})$")]
 
 
 class Party(Terms):
-    """A member of the roster and its long-lived public keys (hex)."""
+    """A member of the roster and its long-lived public keys (hex); `hpke_key` is of the KEM that its contracts name."""
 
     name: Name
     role: Literal["provider", "customer", "aggregator"]
@@ -202,25 +184,6 @@ class ModelTerms(Terms):
         return sum(spec.size for spec in self.layout if spec.travels)
 
 
-class AttestationTerms(Terms):
-    """Which evidence counts. Debug mode never does: there is no switch for it.
-
-    Attributes:
-        platforms: admissible platforms by name; "simulated" only if it stands here.
-        simulated_root: SHA-256 of the DER certificate of the simulated manufacturer's root, or "" where none is admitted.
-        sandbox: the weakest admissible sandbox mode; "none" is for `fedark simulate` alone.
-        minimum_svn: security version number.
-        trainer, aggregator: reference values, register name -> SHA-384 (hex).
-    """
-
-    platforms: Annotated[tuple[str, ...], Field(min_length=1)]
-    simulated_root: str = ""
-    sandbox: Literal["namespaces", "landlock", "none"] = "landlock"
-    minimum_svn: Annotated[int, Field(ge=0)] = 1
-    trainer: dict[str, Hex48]
-    aggregator: dict[str, Hex48]
-
-
 class ProtectionTerms(Terms):
     """How an update leaves a trainer enclave. There is no mode for a plain one.
 
@@ -330,7 +293,12 @@ class Contract(Terms):
             )
         if len(set(self.evaluation.groups)) != len(self.evaluation.groups):
             problems.append("an evaluation group stands twice")
-        known = {p.name for p in self.parties}
+        kem, known = self.attestation.kem, {p.name for p in self.parties}
+        problems += [
+            f"the HPKE key of {p.name} is not one of {kem}, the KEM that attestation.kem names"
+            for p in self.parties
+            if len(p.hpke_key) != 2 * public_bytes(kem)
+        ]
         problems += [f"deliver_to names a stranger: {name!r}" for name in self.deliver_to if name not in known]
         for field in ("created", "expires"):
             try:

@@ -14,25 +14,25 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from fedark.attestation.terms import HardwareTerms, Registers
 from fedark.contract import (
     AdapterTerms,
-    Finite,
     ModelTerms,
-    Name,
     PrivacyTerms,
     ProtectionTerms,
     ServerTerms,
-    Terms,
     TrainingTerms,
     explain_at,
     to_tuples,
 )
 from fedark.errors import ContractError, InputError
+from fedark.keys import HYBRID, Kem
 from fedark.masking import protection_problems
 from fedark.mechanism import privacy_problems
+from fedark.terms import Finite, Name, Terms
 from fedark.tuning.data import placeholders
 
-__all__ = ["CustomerSpec", "DataSpec", "Job", "ModelSpec", "SplitSpec"]
+__all__ = ["AttestationSpec", "CustomerSpec", "DataSpec", "Job", "ModelSpec", "SplitSpec"]
 
 _MAX_JOB_BYTES = 1 << 20
 
@@ -124,6 +124,23 @@ class ModelSpec(Terms):
     server: ServerTerms = ServerTerms()
 
 
+class AttestationSpec(Terms):
+    """Which evidence the contract will admit, beyond what is measured on this machine.
+
+    Attributes:
+        platforms: by name.
+        kem: of every key that something is sealed to.
+        hardware: what is asked of each hardware platform among them.
+        trainer, aggregator: reference values of guest images, such as "tdx.mrtd".
+    """
+
+    platforms: Annotated[tuple[str, ...], Field(min_length=1)] = ("simulated",)
+    kem: Kem = HYBRID
+    hardware: HardwareTerms = HardwareTerms()
+    trainer: Registers = Field(default_factory=dict)
+    aggregator: Registers = Field(default_factory=dict)
+
+
 class _Deliver(Terms):
     to: Annotated[tuple[Name, ...], Field(min_length=1)]
 
@@ -139,6 +156,7 @@ class _JobFile(Terms):
     models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
     protection: ProtectionTerms = ProtectionTerms()
     privacy: PrivacyTerms = PrivacyTerms()
+    attestation: AttestationSpec = AttestationSpec()
     deliver: _Deliver | None = None
 
 
@@ -167,6 +185,7 @@ class Job:
         self.models = parsed.models
         self.protection = parsed.protection
         self.privacy = parsed.privacy
+        self.attestation = parsed.attestation
         self.deliver_to = parsed.deliver.to if parsed.deliver else (self.provider, *self.customer_names)
 
     @property

@@ -36,6 +36,7 @@ __all__ = [
     "SigningKey",
     "hpke_seal",
     "kem_of",
+    "public_bytes",
     "verify_signature",
 ]
 
@@ -48,6 +49,7 @@ _SUITES: Mapping[Kem, Suite] = {
 }
 PUBLIC_HPKE_BYTES = 1184 + 32
 _PUBLIC_BYTES: Mapping[Kem, int] = {"mlkem768-x25519": PUBLIC_HPKE_BYTES, "x25519": 32}
+_FILE_HEAD = "fedark-party-keys-1"
 _SECRET_BYTES: Mapping[Kem, int] = {"mlkem768-x25519": 96, "x25519": 32}
 
 
@@ -135,6 +137,11 @@ class HpkeKey:
         return f"HpkeKey({self.kem}, public={self.public.hex()[:16]}...)"
 
 
+def public_bytes(kem: Kem) -> int:
+    """Length of a public key of `kem`."""
+    return _PUBLIC_BYTES[kem]
+
+
 def kem_of(public: bytes) -> Kem:
     """The KEM of a public key: their lengths differ.
 
@@ -174,6 +181,8 @@ def _info(context: Mapping[str, Any], kem: Kem) -> bytes:
 class PartyKeys:
     """The two long-lived keys of a party, and their file (mode 0600, PKCS#8 is not used: both are raw seeds in hex).
 
+    The file's first line names the KEM, unless it is the hybrid: `fedark-party-keys-1 x25519`.
+
     Attributes:
         signing: signs contracts, policies, nonces and receipts.
         hpke: receives the adapter at the end.
@@ -189,7 +198,8 @@ class PartyKeys:
         Raises:
             InputError: the file exists; a key is never overwritten.
         """
-        text = f"fedark-party-keys-1\n{self.signing.secret_bytes().hex()}\n{self.hpke.secret_bytes().hex()}\n"
+        head = _head(self.hpke.kem)
+        text = f"{head}\n{self.signing.secret_bytes().hex()}\n{self.hpke.secret_bytes().hex()}\n"
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         except FileExistsError:
@@ -211,10 +221,15 @@ class PartyKeys:
             lines = path.read_text(encoding="ascii").split("\n")
             if mode & 0o077:
                 raise InputError(f"{path} is open to other users (mode {mode & 0o777:o}).", fix=f"Run: chmod 600 {path}")
-            if len(lines) != 4 or lines[0] != "fedark-party-keys-1":
+            if len(lines) != 4 or lines[3]:
                 raise ValueError
-            return cls(SigningKey(bytes.fromhex(lines[1])), HpkeKey(bytes.fromhex(lines[2])))
+            (kem,) = (kem for kem in KEMS if _head(kem) == lines[0])
+            return cls(SigningKey(bytes.fromhex(lines[1])), HpkeKey(bytes.fromhex(lines[2]), kem=kem))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from None
         except ValueError:
             raise InputError(f"{path} is not a fedark key file.") from None
+
+
+def _head(kem: Kem) -> str:
+    return _FILE_HEAD if kem == HYBRID else f"{_FILE_HEAD} {kem}"

@@ -12,6 +12,7 @@
     [platforms.tdx]
     accepted = ["UpToDate", "SWHardeningNeeded"]
     minimum_svn = 20250101                       # date of the TCB level
+    minimum_evaluation = 17                      # Intel's tcbEvaluationDataNumber
 
     [platforms.sev-snp.minimum_tcb.Milan]
     bootloader = 3
@@ -21,11 +22,15 @@
 
     [platforms.nitro]
 
+    [policies.namespaces]                        # reference values of the sandbox's policies, written out
+    seccomp = ["<96 hex digits>"]
+    landlock = ["<96 hex digits>"]
+
     [aggregator]                                 # reference values of a role, written out
     launcher = "<96 hex digits>"
 
-Where several references of one role are given, written out or signed, an enclave must be exactly one of them. A gate asks the
-contract's terms and this policy: evidence needs both, and a refusal names the reasons of both.
+Where several references of one role are given, written out or signed, an enclave must be exactly one of them, its sandbox's policies
+with it. A gate asks the contract's terms and this policy: evidence needs both, and a refusal names the reasons of both.
 """
 
 from __future__ import annotations
@@ -35,88 +40,47 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
 from fedark.attestation.claims import Claims
-from fedark.attestation.platforms.sev_snp import SnpTcb
 from fedark.attestation.policy import (
     AllOf,
     AnyOf,
     Check,
     ClockWithin,
-    MinimumSvn,
     NotDebug,
     PlatformIn,
-    SandboxAtLeast,
+    SandboxKnown,
     measured_as,
-    reference_values,
+    of_platform,
+    speaks_of,
 )
-from fedark.attestation.reference import Register, VerifiedReference
-from fedark.contract import Hex32, Hex48, Terms, explain, to_tuples
+from fedark.attestation.reference import VerifiedReference
+from fedark.attestation.terms import (
+    HardwareTerms,
+    NitroTerms,
+    Policies,
+    Registers,
+    SevSnpTerms,
+    SimulatedTerms,
+    TdxTerms,
+)
+from fedark.contract import explain, to_tuples
 from fedark.errors import ContractError, FedarkError, InputError, printable
+from fedark.terms import Hex32, Terms
 
-__all__ = ["AppraisalPolicy", "NitroRules", "PolicyFile", "SevSnpRules", "SimulatedRules", "TcbRules", "TdxRules"]
+__all__ = ["AppraisalPolicy", "PlatformTerms", "PolicyFile"]
 
 _MAX_BYTES = 1 << 20
-Version = Annotated[int, Field(ge=0, le=255)]
-Svn = Annotated[int, Field(ge=0)]
-Registers = dict[Register, Hex48]
-TcbStatus = Literal[
-    "UpToDate",
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
-]
+_OWN = "the policy's own values"
 
 
-class SimulatedRules(Terms):
-    """Of the simulated platform, which protects nothing from its own host."""
+class PlatformTerms(HardwareTerms):
+    """The admitted platforms, the simulated one among them."""
 
-    root: Hex32
-    minimum_svn: Svn = 1
-    sandbox: Literal["namespaces", "landlock", "none"] = "landlock"
-
-
-class TcbRules(Terms):
-    """The oldest admissible versions of an SNP platform's parts, as AMD's security bulletins name them."""
-
-    bootloader: Version
-    tee: Version
-    snp: Version
-    microcode: Version
-
-    def tcb(self) -> SnpTcb:
-        return SnpTcb(bootloader=self.bootloader, tee=self.tee, snp=self.snp, microcode=self.microcode)
-
-
-class SevSnpRules(Terms):
-    """Of AMD SEV-SNP. `minimum_svn` is the guest's own; a product without a minimum TCB is refused."""
-
-    minimum_tcb: Annotated[dict[Literal["Milan", "Genoa"], TcbRules], Field(min_length=1)]
-    vmpls: Annotated[tuple[Annotated[int, Field(ge=0, le=3)], ...], Field(min_length=1)] = (0,)
-    minimum_svn: Svn = 0
-
-
-class TdxRules(Terms):
-    """Of Intel TDX. `minimum_svn` is the date of the TCB level, YYYYMMDD. "Revoked" is no state that can be accepted."""
-
-    accepted: Annotated[tuple[TcbStatus, ...], Field(min_length=1)] = ("UpToDate",)
-    minimum_svn: Svn = 0
-
-
-class NitroRules(Terms):
-    """Of AWS Nitro, which has no security version: its root, its image registers and its freshness are all there is."""
-
-
-class PlatformRules(Terms):
-    simulated: SimulatedRules | None = None
-    sev_snp: Annotated[SevSnpRules | None, Field(alias="sev-snp")] = None
-    tdx: TdxRules | None = None
-    nitro: NitroRules | None = None
+    simulated: SimulatedTerms | None = None
 
 
 class PolicyFile(Terms):
@@ -125,7 +89,8 @@ class PolicyFile(Terms):
     version: Literal[1]
     publishers: tuple[Hex32, ...] = ()
     signed: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")], ...] = ()
-    platforms: PlatformRules
+    platforms: PlatformTerms
+    policies: Policies = Field(default_factory=dict)
     trainer: Registers = Field(default_factory=dict)
     aggregator: Registers = Field(default_factory=dict)
 
@@ -194,42 +159,43 @@ class AppraisalPolicy:
     @property
     def platforms(self) -> tuple[str, ...]:
         """Names of the admitted platforms."""
-        return tuple(name for name, rules in self._tables().items() if rules is not None)
+        return tuple(self._tables())
 
     def references(self, role: str) -> dict[str, Mapping[str, str]]:
         """Name -> register -> hex, of every reference for `role`."""
         written = {"trainer": self.rules.trainer, "aggregator": self.rules.aggregator}.get(role, {})
-        found: dict[str, Mapping[str, str]] = {"the policy's own values": written} if written else {}
+        found: dict[str, Mapping[str, str]] = {_OWN: written} if written else {}
         return found | {_name(one): one.values.registers for one in self.signed if one.values.role == role}
+
+    def policies(self, role: str) -> dict[str, Policies]:
+        """Name -> sandbox mode -> reference values of its policies, of every reference for `role`."""
+        found = {_OWN: self.rules.policies} if _OWN in self.references(role) else {}
+        return found | {_name(one): one.values.policies for one in self.signed if one.values.role == role}
 
     def check(self, role: str, platform: str) -> Check:
         """The demands on claims of an enclave of `role` on `platform`; where nothing is said of either, none are met."""
         table = self._tables().get(platform)
         ends = {_name(one): NotAfter(_name(one), datetime.fromisoformat(one.values.expires)) for one in self.signed}
+        policies = self.policies(role)
         references = [
-            (name, AllOf((measured_as(values, platform), *([ends[name]] if name in ends else []))))
+            (
+                name,
+                AllOf((measured_as(values, platform), SandboxKnown(policies[name]), *([ends[name]] if name in ends else []))),
+            )
             for name, values in self.references(role).items()
-            if reference_values(values, platform)
+            if speaks_of(values, platform)
         ]
         if len(references) > 1:
             measured: Check = AnyOf(tuple(references))
         else:
             measured = references[0][1] if references else measured_as({}, platform)
         demands: list[Check] = [PlatformIn(self.platforms), measured, NotDebug(), ClockWithin()]
-        if isinstance(table, SimulatedRules):
-            demands.append(SandboxAtLeast(table.sandbox))
-        if isinstance(table, SimulatedRules | SevSnpRules | TdxRules):
-            demands.append(MinimumSvn(table.minimum_svn))
+        demands += of_platform(table) if table is not None else ()
         return AllOf(tuple(demands))
 
-    def _tables(self) -> Mapping[str, Any]:
-        platforms = self.rules.platforms
-        return {
-            "simulated": platforms.simulated,
-            "sev-snp": platforms.sev_snp,
-            "tdx": platforms.tdx,
-            "nitro": platforms.nitro,
-        }
+    def _tables(self) -> Mapping[str, SimulatedTerms | SevSnpTerms | TdxTerms | NitroTerms]:
+        simulated = self.rules.platforms.simulated
+        return {**({} if simulated is None else {"simulated": simulated}), **self.rules.platforms.tables()}
 
 
 def _name(reference: VerifiedReference) -> str:

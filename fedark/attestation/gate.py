@@ -5,7 +5,7 @@
  1. decode the evidence, strictly;
  2. the platform is one that the contract names and that this gate has a verifier for;
  3. spend the nonce: issued by this gate for this role and party, unexpired, unused. It is spent even if a later step refuses;
- 4. the binding names the contract, run, role and party that the caller expects;
+ 4. the binding names the contract, run, role and party that the caller expects, and a key of the contract's KEM;
  5. the platform's verifier: the token's form, chain, revocation and signature;
  6. the token's report data is that of the binding;
  7. the contract's policy: reference values, run configuration, debug, security version, sandbox, clock; and then the own policy of
@@ -30,6 +30,7 @@ from fedark.attestation.nonces import NonceBook
 from fedark.attestation.platforms.base import Verifier
 from fedark.contract import AttestationTerms
 from fedark.errors import EvidenceRefused, ProtocolError, printable
+from fedark.keys import Kem
 
 __all__ = ["AttestedPeer", "Gate"]
 
@@ -41,6 +42,7 @@ class AttestedPeer:
     Attributes:
         party, role: whose enclave it is, and which.
         hpke_public, signing_public: its keys, generated inside it.
+        kem: of `hpke_public`; the one that the contract names.
         claims: what its platform vouches for.
         nonce: the challenge that its evidence answered.
         evidence_digest: SHA-384 of the evidence, 48 bytes.
@@ -52,6 +54,7 @@ class AttestedPeer:
         "contract_digest",
         "evidence_digest",
         "hpke_public",
+        "kem",
         "nonce",
         "party",
         "role",
@@ -63,6 +66,7 @@ class AttestedPeer:
     contract_digest: bytes
     evidence_digest: bytes
     hpke_public: bytes
+    kem: Kem
     nonce: bytes
     party: str
     role: str
@@ -191,6 +195,8 @@ class Gate:
             reasons.append(f"its role is {binding.role}")
         if binding.party != party:
             reasons.append(f"it is the enclave of {binding.party}")
+        if binding.kem != self._terms.kem:
+            reasons.append(f"its key is of the KEM {binding.kem}, the contract names {self._terms.kem}")
         return reasons
 
     def _purpose(self, role: str, party: str) -> str:
@@ -204,6 +210,7 @@ def _admitted(claims: Claims, binding: KeyBinding, evidence_digest: bytes) -> At
         ("contract_digest", binding.contract_digest),
         ("evidence_digest", evidence_digest),
         ("hpke_public", binding.hpke_public),
+        ("kem", binding.kem),
         ("nonce", binding.nonce),
         ("party", binding.party),
         ("role", binding.role),

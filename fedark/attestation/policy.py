@@ -4,10 +4,9 @@ A check never raises and never stops another one: who is refused learns every re
 one role from the contract's `AttestationTerms`; `fedark.attestation.appraisal` builds one party's own from TOML. There is no
 check that admits debug mode, and no switch for one.
 
-What is measured differs. The simulated platform's launcher measures fedark itself: launcher, runtime, application, runconfig.
-Hardware measures the image of a guest, with everything in it: reference values for it are named PLATFORM.REGISTER ("tdx.mrtd").
-The run configuration of a guest is a register of no hardware; it consists of role, party, contract and run, all of which the
-report data stands for (`KeyBinding`). Nor does hardware attest a sandbox: who demands one in a contract refuses hardware.
+fedark's launcher measures fedark itself, on every platform: launcher, runtime, application, runconfig; and it states the sandbox.
+Hardware measures the image of a guest, the launcher in it: reference values for that are named PLATFORM.REGISTER ("tdx.mrtd"), and
+are demanded besides, for they are what makes the launcher's statement worth anything (`fedark.attestation.guest`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,14 @@ from typing import Protocol
 from fedark.attestation.binding import KeyBinding
 from fedark.attestation.claims import RUN_CONFIG, SANDBOX_MODES, Claims
 from fedark.attestation.nonces import NONCE_LIFETIME
-from fedark.contract import AttestationTerms
+from fedark.attestation.terms import (
+    AttestationTerms,
+    NitroTerms,
+    Policies,
+    SevSnpTerms,
+    SimulatedTerms,
+    TdxTerms,
+)
 from fedark.errors import printable
 
 __all__ = [
@@ -39,9 +45,11 @@ __all__ = [
     "PlatformIn",
     "RunConfigured",
     "SandboxAtLeast",
+    "SandboxKnown",
     "from_terms",
     "measured_as",
-    "reference_values",
+    "of_platform",
+    "speaks_of",
 ]
 
 CLOCK_SKEW = timedelta(minutes=2)
@@ -97,12 +105,12 @@ class PlatformIn:
 
 @dataclass(frozen=True)
 class Measured:
-    """The registers are exactly the reference values: none differs, none is missing, none is left without a reference."""
+    """fedark's own registers are exactly the reference values: none differs, is missing, or is left without a reference."""
 
     reference: Mapping[str, bytes]
 
     def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
-        measured = {name: value for name, value in claims.measurements.items() if name != RUN_CONFIG}
+        measured = {name: value for name, value in claims.measurements.items() if "." not in name and name != RUN_CONFIG}
         if not self.reference:
             yield "there are no reference values for this role"
         for name in sorted(self.reference.keys() | measured.keys()):
@@ -117,7 +125,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class ImageMeasured:
-    """The guest's image is the reference: every register in `IMAGE_REGISTERS` has a value there, and every value there holds.
+    """The guest's image is the reference (names without PLATFORM.): every register in `IMAGE_REGISTERS` has a value there, and
+    every value there holds.
 
     Other registers (of the host's choosing, or extended by the guest itself later) count where the reference names them.
     """
@@ -132,7 +141,7 @@ class ImageMeasured:
             if name not in self.reference:
                 yield f"there is no reference value for register {claims.platform}.{name}"
         for name, expected in sorted(self.reference.items()):
-            found = claims.measurements.get(name)
+            found = claims.measurements.get(f"{claims.platform}.{name}")
             if found is None:
                 yield f"register {printable(claims.platform)}.{printable(name)} is missing"
             elif not hmac.compare_digest(expected, found):
@@ -175,17 +184,35 @@ class MinimumSvn:
 
 @dataclass(frozen=True)
 class SandboxAtLeast:
-    """The sandbox is `mode` or a stronger one. Evidence that says nothing of a sandbox meets "none" alone."""
+    """The sandbox is `mode` or a stronger one."""
 
     mode: str
 
     def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
-        if not claims.sandbox:
-            if self.mode != SANDBOX_MODES[0]:
-                yield f"platform {printable(claims.platform)!r} attests no sandbox, {self.mode!r} is asked for"
-            return
         if claims.sandbox not in SANDBOX_MODES or SANDBOX_MODES.index(claims.sandbox) < SANDBOX_MODES.index(self.mode):
             yield f"its sandbox mode {printable(claims.sandbox)!r} is weaker than {self.mode!r}"
+
+
+@dataclass(frozen=True)
+class SandboxKnown:
+    """The sandbox's own policies are reference values of its mode. Mode "none" has no policies; `SandboxAtLeast` judges it."""
+
+    policies: Policies
+
+    def reasons(self, claims: Claims, *, now: datetime) -> Iterator[str]:
+        if claims.sandbox == SANDBOX_MODES[0]:
+            return
+        reference = next((policies for mode, policies in self.policies.items() if mode == claims.sandbox), None)
+        if reference is None:
+            yield f"there are no reference values for the policies of sandbox mode {printable(claims.sandbox)!r}"
+            return
+        for name, found, known in (
+            ("system call (seccomp)", claims.seccomp_digest, reference.seccomp),
+            ("file (landlock)", claims.landlock_digest, reference.landlock),
+        ):
+            if found.hex() not in known:
+                said = f"{found.hex()[:16]}..." if found else "missing"
+                yield f"its {name} policy is {said}, which is no reference value of sandbox mode {claims.sandbox!r}"
 
 
 @dataclass(frozen=True)
@@ -217,35 +244,40 @@ class BoundTo:
             yield "its token was made for another nonce"
 
 
-def reference_values(values: Mapping[str, str], platform: str) -> dict[str, bytes]:
-    """The reference values (register -> hex) that speak of `platform`: by plain register names, PLATFORM. taken off."""
-    if platform in IMAGE_REGISTERS:
-        pairs = (
-            (name.removeprefix(f"{platform}."), value) for name, value in values.items() if name.startswith(f"{platform}.")
-        )
-    else:
-        pairs = ((name, value) for name, value in values.items() if "." not in name)
-    return {name: bytes.fromhex(value) for name, value in pairs}
-
-
 def measured_as(values: Mapping[str, str], platform: str) -> Check:
     """The check that what `platform` measured is `values` (register -> hex); an empty reference is met by nothing."""
-    reference = reference_values(values, platform)
-    return ImageMeasured(reference) if platform in IMAGE_REGISTERS else Measured(reference)
+    own = Measured({name: bytes.fromhex(value) for name, value in values.items() if "." not in name})
+    if platform not in IMAGE_REGISTERS:
+        return own
+    prefix = f"{platform}."
+    image = {name.removeprefix(prefix): bytes.fromhex(value) for name, value in values.items() if name.startswith(prefix)}
+    return AllOf((ImageMeasured(image), own))
+
+
+def speaks_of(values: Mapping[str, str], platform: str) -> bool:
+    """Whether `values` (register -> hex) could be met on `platform` at all: those of a guest's image stand in them, or need not."""
+    return platform not in IMAGE_REGISTERS or any(name.startswith(f"{platform}.") for name in values)
+
+
+def of_platform(terms: SimulatedTerms | SevSnpTerms | TdxTerms | NitroTerms) -> tuple[Check, ...]:
+    """What one platform's terms ask of claims; what they ask of a token, its verifier is told (`fedark.attestation.trust`)."""
+    minimum = () if isinstance(terms, NitroTerms) else (MinimumSvn(terms.minimum_svn),)
+    return (SandboxAtLeast(terms.sandbox), *minimum)
 
 
 def from_terms(terms: AttestationTerms, role: str, run_config_digest: bytes, platform: str) -> AllOf:
     """The policy for enclaves of `role` on `platform` under a contract's terms; for an unknown role nothing is a reference."""
     values = {"trainer": terms.trainer, "aggregator": terms.aggregator}.get(role, {})
-    configured: tuple[Check, ...] = () if platform in IMAGE_REGISTERS else (RunConfigured(run_config_digest),)
+    table = terms.hardware.tables().get(platform)
     return AllOf(
         (
             PlatformIn(terms.platforms),
             measured_as(values, platform),
-            *configured,
+            RunConfigured(run_config_digest),
             NotDebug(),
-            MinimumSvn(terms.minimum_svn),
+            *((MinimumSvn(terms.minimum_svn),) if table is None else of_platform(table)),
             SandboxAtLeast(terms.sandbox),
+            SandboxKnown(terms.policies),
             ClockWithin(),
         )
     )

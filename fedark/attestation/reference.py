@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal, Never, NoReturn, final
 from pydantic import AfterValidator, Field, ValidationError
 
 from fedark import canonical
-from fedark.contract import Hex48, Terms, explain, to_tuples
+from fedark.attestation.terms import Policies, Registers
+from fedark.contract import explain, to_tuples
 from fedark.errors import ContractError, ProtocolError, Refused, printable
 from fedark.keys import SigningKey, verify_signature
+from fedark.terms import Terms
 
 __all__ = ["ReferenceValues", "VerifiedReference", "sign_reference"]
 
@@ -32,7 +34,6 @@ def _time(value: str) -> str:
 
 
 Time = Annotated[str, AfterValidator(_time)]
-Register = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}(\.[a-z0-9_]{1,31})?$")]
 
 
 class ReferenceValues(Terms):
@@ -43,13 +44,15 @@ class ReferenceValues(Terms):
         release: the publisher's name for what was measured, such as "fedark 0.1.0".
         issued, expires: ISO 8601 with time zone; it counts from `issued` until, not including, `expires`.
         registers: register -> SHA-384 in hex, as contracts name them ("runtime", "tdx.mrtd").
+        policies: sandbox mode -> the policies that this release may install in it.
     """
 
     role: Literal["trainer", "aggregator"]
     release: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}$")]
     issued: Time
     expires: Time
-    registers: Annotated[dict[Register, Hex48], Field(min_length=1, max_length=64)]
+    registers: Annotated[Registers, Field(min_length=1, max_length=64)]
+    policies: Policies = Field(default_factory=dict)
 
 
 def sign_reference(values: ReferenceValues, publisher: SigningKey) -> bytes:
@@ -126,7 +129,7 @@ class VerifiedReference:
 
 def _map(data: bytes, keys: set[str], source: str) -> dict[str, Any]:
     try:
-        value = canonical.decode(data, max_bytes=_MAX_BYTES, max_depth=3)
+        value = canonical.decode(data, max_bytes=_MAX_BYTES, max_depth=4)
     except ProtocolError as error:
         raise ProtocolError(f"{printable(source)}: {error.what}", safe="Its values were not used.") from None
     if not isinstance(value, dict) or value.keys() != keys:

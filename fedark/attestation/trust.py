@@ -8,22 +8,24 @@ tdx.collateral                  JSON, one for each kind of platform and PCK CA; 
 sev-snp.certificate             DER; a VCEK, ASK or ARK for tokens that come without
 sev-snp.crl                     DER; AMD's list of revoked ASKs
 
-Nitro needs none. What a platform's TCB must be is no matter of collateral: a party says so in its own appraisal policy. Without
-one, TDX must be "UpToDate", and SEV-SNP is refused, because no minimum TCB holds for all of its products.
+Nitro needs none, and has no revocation: AWS asks that CRLs are not consulted for its chain, whose certificates live for hours
+(`platforms.nitro`). What a platform's TCB must be is no matter of collateral: the contract says it, and a party's own policy; where
+both speak, the stricter counts, part by part.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fedark.attestation.appraisal import AppraisalPolicy
+from fedark.attestation.guest import GuestVerifier
 from fedark.attestation.platforms.base import Verifier
 from fedark.attestation.platforms.nitro import NitroVerifier
-from fedark.attestation.platforms.sev_snp import SevSnpVerifier
+from fedark.attestation.platforms.sev_snp import SevSnpVerifier, SnpTcb
 from fedark.attestation.platforms.simulated import SimulatedVerifier
 from fedark.attestation.platforms.tdx import TdxVerifier
-from fedark.contract import AttestationTerms
+from fedark.attestation.terms import AttestationTerms, SevSnpTerms, TcbTerms, TdxTerms
 from fedark.errors import EvidenceRefused
 
 __all__ = ["SIMULATED_CRL", "SIMULATED_ROOT", "SNP_CERTIFICATE", "SNP_CRL", "TDX_COLLATERAL", "verifiers"]
@@ -51,29 +53,48 @@ def verifiers(
     """
     found: dict[str, Verifier] = {}
     admitted = set(terms.platforms) if own is None else set(terms.platforms) & set(own.platforms)
-    rules = None if own is None else own.rules.platforms
-    if "simulated" in admitted:
-        root = collateral.get(SIMULATED_ROOT, b"")
+    if "simulated" in admitted and SIMULATED_ROOT in collateral:
+        root = collateral[SIMULATED_ROOT]
         fingerprint = hashlib.sha256(root).hexdigest()
         if fingerprint != terms.simulated_root:
             raise EvidenceRefused("the simulated platform", ["its root certificate is not the one that the contract pins"])
-        if rules is not None and rules.simulated is not None and fingerprint != rules.simulated.root:
+        pinned = None if own is None else own.rules.platforms.simulated
+        if pinned is not None and fingerprint != pinned.root:
             raise EvidenceRefused("the simulated platform", ["its root certificate is not the one that our own policy pins"])
         found["simulated"] = SimulatedVerifier(root, collateral.get(SIMULATED_CRL))
+    tables = [terms.hardware] if own is None else [terms.hardware, own.rules.platforms]
     if "nitro" in admitted:
-        found["nitro"] = NitroVerifier()
+        found["nitro"] = GuestVerifier(NitroVerifier())
     if "sev-snp" in admitted:
-        snp = rules.sev_snp if rules is not None else None
-        found["sev-snp"] = SevSnpVerifier(
-            minimum_tcb={} if snp is None else {product: tcb.tcb() for product, tcb in snp.minimum_tcb.items()},
-            certificates=_all(collateral, SNP_CERTIFICATE),
-            crls=_all(collateral, SNP_CRL),
-            vmpls=frozenset({0} if snp is None else snp.vmpls),
-        )
+        found["sev-snp"] = GuestVerifier(_snp([table.sev_snp for table in tables if table.sev_snp is not None], collateral))
     if "tdx" in admitted and (statements := _all(collateral, TDX_COLLATERAL)):
-        tdx = rules.tdx if rules is not None else None
-        found["tdx"] = TdxVerifier(statements, accepted=frozenset({"UpToDate"} if tdx is None else tdx.accepted))
+        found["tdx"] = GuestVerifier(_tdx([table.tdx for table in tables if table.tdx is not None], statements))
     return found
+
+
+def _snp(terms: Sequence[SevSnpTerms], collateral: Mapping[str, bytes]) -> SevSnpVerifier:
+    """One that refuses whatever any of `terms` refuses."""
+    products = set.intersection(*(set(one.minimum_tcb) for one in terms))
+    floors = {name: [one.minimum_tcb[name] for one in terms] for name in products}
+    return SevSnpVerifier(
+        minimum_tcb={
+            name: SnpTcb(**{part: max(getattr(floor, part) for floor in found) for part in TcbTerms.model_fields})
+            for name, found in floors.items()
+        },
+        certificates=_all(collateral, SNP_CERTIFICATE),
+        crls=_all(collateral, SNP_CRL),
+        require_crl=any(one.revocation == "required" for one in terms),
+        vmpls=frozenset.intersection(*(frozenset(one.vmpls) for one in terms)),
+    )
+
+
+def _tdx(terms: Sequence[TdxTerms], statements: Sequence[bytes]) -> TdxVerifier:
+    """One that refuses whatever any of `terms` refuses."""
+    return TdxVerifier(
+        statements,
+        accepted=frozenset.intersection(*(frozenset(one.accepted) for one in terms)),
+        minimum_evaluation=max(one.minimum_evaluation for one in terms),
+    )
 
 
 def _all(collateral: Mapping[str, bytes], name: str) -> list[bytes]:

@@ -35,6 +35,7 @@ from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import Gate
 from fedark.attestation.nonces import NonceBook
 from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice, SimulatedRoot, SimulatedVerifier
+from fedark.attestation.terms import SandboxMode
 from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
 from fedark.bench import Row
 from fedark.contract import CONTRACT_LABEL, Contract, SignedContract, now
@@ -43,7 +44,7 @@ from fedark.enclave.launcher import _ENVIRONMENT, launch
 from fedark.enclave.session import RunConfig, create
 from fedark.errors import EnclaveFailed, printable
 from fedark.keys import HpkeKey, PartyKeys, SigningKey
-from fedark.measurement import Measurement, measure_enclave
+from fedark.measurement import Measurement, measure_enclave, reference_policies
 from fedark.measurement.manifest import package_dir
 from fedark.sandbox import policy_digests, survey
 from fedark.translog.log import TransparencyLog
@@ -93,7 +94,7 @@ class _World:
     """One provider with a sealed bundle, and a contract that all have signed."""
 
     folder: Path
-    mode: str
+    mode: SandboxMode
     root: SimulatedRoot
     device: SimulatedDevice
     crl: bytes
@@ -105,7 +106,7 @@ class _World:
     nonces: NonceBook = field(default_factory=NonceBook)
 
     @classmethod
-    def make(cls, folder: Path, mode: str) -> _World:
+    def make(cls, folder: Path, mode: SandboxMode) -> _World:
         begun = now()
         keys = {name: PartyKeys() for name in ("provider", "pool", "north", "south")}
         model = folder / "model"
@@ -149,7 +150,13 @@ class _World:
                         "layout": [{"name": "head.bias", "shape": [2], "travels": True}],
                     }
                 ],
-                "attestation": {"platforms": ["simulated"], "simulated_root": root.sha256, "sandbox": mode, **reference},
+                "attestation": {
+                    "platforms": ["simulated"],
+                    "simulated_root": root.sha256,
+                    "sandbox": mode,
+                    "policies": reference_policies(mode),
+                    **reference,
+                },
                 "protection": {"minimum_cohort": 2},
                 "privacy": {},
                 "evaluation": {},

@@ -15,11 +15,11 @@ import typer
 from pydantic import ValidationError
 
 from fedark.attestation.reference import ReferenceValues, VerifiedReference, sign_reference
-from fedark.contract import explain, now
+from fedark.contract import explain, now, to_tuples
 from fedark.errors import InputError, printable
 from fedark.files import write_new
 from fedark.keys import PartyKeys
-from fedark.measurement import differences, measure_enclave
+from fedark.measurement import differences, measure_enclave, reference_policies
 
 __all__ = ["app"]
 
@@ -44,6 +44,11 @@ def measure(
         typer.echo(f"\n{name:<12} {value.hex()}")
         parts = Counter(_part(entry.label) for entry in entries)
         typer.echo(f"{'':<12} {len(entries)} files: " + ", ".join(f"{part} {count}" for part, count in sorted(parts.items())))
+    for mode, policies in reference_policies().items():
+        typer.echo(f"\nsandbox mode {mode}: reference values of its policies")
+        for kind, digests in (("seccomp", policies.seccomp), ("landlock", policies.landlock)):
+            for digest in digests:
+                typer.echo(f"{kind:<12} {digest or '(none: a kernel without landlock)'}")
 
 
 @app.command()
@@ -79,6 +84,7 @@ def sign(
                 "issued": begun.isoformat(timespec="seconds"),
                 "expires": (begun + timedelta(days=days)).isoformat(timespec="seconds"),
                 "registers": value.get("registers"),
+                "policies": to_tuples(value.get("policies", {})),
             }
         )
     except ValidationError as error:
@@ -116,6 +122,14 @@ def verify(
         typer.echo(
             f"{name:<16} {value}{'' if same is None else '  as installed' if same else '  DIFFERS from what is installed'}"
         )
+    reference = reference_policies()
+    for mode, policies in values.policies.items():
+        for kind in ("seccomp", "landlock"):
+            for digest in getattr(policies, kind):
+                here = mode in reference and digest in getattr(reference[mode], kind)
+                differing += [] if here or not installed else [digest]
+                said = "" if not installed else "  known here" if here else "  UNKNOWN here"
+                typer.echo(f"{mode + '.' + kind:<19} {digest or '(none)'}{said}")
     if installed and (missing := sorted(mine.keys() - values.registers.keys())):
         raise InputError(f"It has no value for {', '.join(missing)}, which this installation measures.")
     if differing:

@@ -209,6 +209,7 @@ class AggregatorSession(SessionBase):
             run_id=self.config.run_id,
             party=name,
             hpke_public=bytes.fromhex(party.hpke_key),
+            kem=self.contract.attestation.kem,
             signer=self._signing,
         )
         return pb.Reply(delivery=pb.Delivery(sealed=sealed))

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from fedark.attestation.platforms.simulated import SimulatedDevice
+from fedark.attestation.platforms.base import Machine
 from fedark.enclave.channel import MAX_FRAME, Channel, ChannelTimeout, Disconnected
 from fedark.enclave.launcher import Launch, launch
 from fedark.enclave.main import LOCKED
@@ -76,7 +76,7 @@ class EnclaveProcess:
         role: str,
         run_config: bytes,
         *,
-        device: SimulatedDevice,
+        device: Machine,
         log: Path,
         minimum_sandbox: str = "landlock",
         memory_bytes: int | None = None,
@@ -87,7 +87,7 @@ class EnclaveProcess:
 
         Args:
             run_config: canonical form (`fedark.enclave.session.RunConfig.encode`).
-            device: the simulated device that it runs on; its key stays here.
+            device: the simulated device, or the confidential guest, that it runs on; a quoting key stays here.
             log: file for what libraries print while they load; nothing is printed after that.
             minimum_sandbox: "landlock" or "namespaces".
             memory_bytes: most private memory; by default three quarters of the machine's for a trainer, 4 GiB else.

@@ -2,6 +2,7 @@
 
 It is an object in the host's own process. A separate process would guard the simulated quoting key against nobody: both
 would belong to one user, and the simulated platform protects nothing from its host. What counts is that the key is in no enclave.
+In a confidential guest the launcher is part of the measured image, and states what it measured (`fedark.attestation.guest`).
 
 Order of a start:
 1. measure (`fedark.measurement`); note the identity (device, inode, size, both times) of every measured file and folder;
@@ -28,8 +29,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedark.attestation.claims import SandboxFacts
-from fedark.attestation.platforms.base import Attester
-from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice
+from fedark.attestation.platforms.base import Attester, Machine
 from fedark.enclave import bytecode
 from fedark.enclave.main import COMPILE
 from fedark.errors import EnclaveFailed, Refused, StorageError
@@ -106,7 +106,7 @@ def launch(
     measurement: Measurement,
     run_config: bytes,
     *,
-    device: SimulatedDevice,
+    device: Machine,
     log: Path,
     minimum_sandbox: str,
     memory_bytes: int,
@@ -115,7 +115,7 @@ def launch(
 
     Args:
         run_config: what it is started for; hashed into its evidence, and handed over by the host's first call.
-        device: the simulated device that it runs on.
+        device: the simulated device, or the confidential guest, that it runs on.
         log: file for what libraries print until the sandbox is locked; replaced.
         minimum_sandbox: the weakest mode that will do.
         memory_bytes: most private memory.
@@ -172,7 +172,7 @@ def launch(
             enclave_end.close()
     facts = SandboxFacts(mode, *policy_digests(mode, support.landlock))
     registers = {**measurement.registers, "runconfig": run_config_register(run_config)}
-    attester = SimulatedAttester(device, measurements=registers, sandbox=facts)
+    attester = device.attester(measurements=registers, sandbox=facts)
     return Launch(process, host_end, registers, facts, attester, watched, measurement.check_unchanged)
 
 

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fedark import canonical
 from fedark.errors import ProtocolError, Refused
-from fedark.keys import HpkeKey, SigningKey, hpke_seal, verify_signature
+from fedark.keys import HpkeKey, Kem, SigningKey, hpke_seal, verify_signature
 
 if TYPE_CHECKING:
     from fedark.attestation.gate import AttestedPeer
@@ -196,7 +196,7 @@ def protect(payload: Payload, context: Context, *, recipient: AttestedPeer, sign
     """
     if (recipient.role, recipient.contract_digest, recipient.run_id) != ("aggregator", context.contract, context.run_id):
         raise Refused("The recipient of an update is not this run's aggregator enclave.", safe="The update was not sent.")
-    ciphertext = hpke_seal(payload.encode(), recipient.hpke_public, context.to_map(_UPDATE))
+    ciphertext = hpke_seal(payload.encode(), recipient.hpke_public, context.to_map(_UPDATE), kem=recipient.kem)
     signature = signer.sign(_UPDATE, _covered(context.to_map(_UPDATE), ciphertext))
     return ProtectedUpdate._make(context, _join(ciphertext, signature))
 
@@ -214,7 +214,7 @@ class GroupKey:
     def grant(self, trainer: AttestedPeer, signer: SigningKey) -> bytes:
         """The key, wrapped for an attested trainer enclave and signed."""
         context = _group_context(trainer.contract_digest, trainer.run_id, trainer.party, trainer.signing_public)
-        ciphertext = hpke_seal(self._secret, trainer.hpke_public, context)
+        ciphertext = hpke_seal(self._secret, trainer.hpke_public, context, kem=trainer.kem)
         return _join(ciphertext, signer.sign(_GROUP, _covered(context, ciphertext)))
 
     @classmethod
@@ -269,12 +269,20 @@ def seal_delivery(
     run_id: str,
     party: str,
     hpke_public: bytes,
+    kem: Kem,
     signer: SigningKey,
 ) -> bytes:
-    """The final adapters, encrypted to one recipient of the contract and signed by the aggregator enclave."""
+    """The final adapters, encrypted to one recipient of the contract and signed by the aggregator enclave.
+
+    Args:
+        kem: that the contract names.
+
+    Raises:
+        ProtocolError: `hpke_public` is not a key of it.
+    """
     context = _delivery_context(contract, run_id, party)
     plaintext = canonical.encode({name: pack_vector(vector) for name, vector in vectors.items()})
-    ciphertext = hpke_seal(plaintext, hpke_public, context)
+    ciphertext = hpke_seal(plaintext, hpke_public, context, kem=kem)
     return _join(ciphertext, signer.sign(_DELIVERY, _covered(context, ciphertext)))
 
 

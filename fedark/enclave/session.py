@@ -115,7 +115,7 @@ class SessionBase:
         self.digest = config.contract.digest()
         self.message_bytes = config.message_bytes
         self._quote = quote
-        self._hpke = HpkeKey()
+        self._hpke = HpkeKey(kem=self.contract.attestation.kem)
         self._signing = SigningKey()
         self._nonces = NonceBook()
         self._answered: dict[str, tuple[bytes, bytes]] = {}
@@ -164,7 +164,7 @@ class SessionBase:
             terms=self.contract.attestation,
             contract_digest=self.digest,
             run_id=self.config.run_id,
-            verifiers=verifiers(self.contract.attestation, collateral) if collateral else {},
+            verifiers=verifiers(self.contract.attestation, collateral),
             nonces=self._nonces,
         )
 

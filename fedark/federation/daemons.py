@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedark.attestation.platforms.simulated import SimulatedDevice
 from fedark.contract import Contract
 from fedark.enclave.host import EnclaveHandle, EnclaveProcess
 from fedark.enclave.session import RunConfig
@@ -21,7 +20,7 @@ from fedark.federation.coordinator import coordinate
 from fedark.federation.flower.service import NodeClient
 from fedark.federation.link import Link
 from fedark.federation.node import EnclaveFactory, Node
-from fedark.federation.party import DEVICE, PartyConfig, load_aggregator, load_node
+from fedark.federation.party import PartyConfig, load_aggregator, load_machine, load_node
 
 __all__ = ["AGGREGATOR", "COORDINATOR", "NODE", "PROGRESS", "make_aggregator", "make_node", "run_job"]
 
@@ -56,7 +55,7 @@ def run_job(link: Link, aggregator: NodeClient, settings: dict[str, Any]) -> Non
 
 
 def _enclaves(folder: Path, sandbox: str) -> EnclaveFactory:
-    device = SimulatedDevice.load(folder / DEVICE)
+    device = load_machine(folder)
 
     def start(role: str, run_config: bytes) -> EnclaveHandle:
         return EnclaveProcess.start(

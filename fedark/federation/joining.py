@@ -26,9 +26,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from pydantic import Field, ValidationError
 
 from fedark import canonical
-from fedark.contract import Name, Party, Terms, explain, to_tuples
+from fedark.contract import Party, explain, to_tuples
 from fedark.errors import ContractError, InputError, ProtocolError, Refused
 from fedark.keys import SigningKey, verify_signature
+from fedark.terms import Name, Terms
 
 __all__ = [
     "CLOCK_SECONDS",

@@ -18,18 +18,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
+import tomli_w
+
 from fedark.attestation.platforms.simulated import SimulatedRoot
 from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
 from fedark.contract import Contract, Party, now
 from fedark.errors import ContractError, FedarkError, InputError
 from fedark.federation.consent import Consent
 from fedark.federation.offer import groups_of, model_sources, rows, seal_for_job
-from fedark.federation.party import WEIGHT_KEYS, BudgetConfig, DataConfig, PartyConfig, write_party
+from fedark.federation.party import POLICY, WEIGHT_KEYS, BudgetConfig, DataConfig, PartyConfig, write_party
 from fedark.files import write_atomic
 from fedark.job import Job
-from fedark.keys import PartyKeys
+from fedark.keys import HpkeKey, PartyKeys
 from fedark.masking import masked_policy, protection_warnings
-from fedark.measurement import measure_enclave
+from fedark.measurement import measure_enclave, reference_policies
 from fedark.mechanism import solved
 from fedark.tuning.data import Record, dirichlet_split, read_records, split_train_test
 from fedark.vault.weightkey import KeyStore
@@ -83,7 +85,9 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
     begun = now()
     root = SimulatedRoot(now=begun)
     collateral = {SIMULATED_ROOT: root.certificate, SIMULATED_CRL: root.crl(now=begun)}
-    keys = {name: PartyKeys() for name in (job.provider, job.aggregator, *job.customer_names)}
+    keys = {
+        name: PartyKeys(hpke=HpkeKey(kem=job.attestation.kem)) for name in (job.provider, job.aggregator, *job.customer_names)
+    }
     roles = {job.provider: "provider", job.aggregator: "aggregator"}
     roster = [
         Party.model_validate(
@@ -107,6 +111,8 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
                 minimum_cohort=job.protection.minimum_cohort,
                 # Whoever runs all parties on one machine has agreed to the job's own epsilon.
                 budget=BudgetConfig(epsilon=job.privacy.epsilon * (1 + 1e-6), delta=job.privacy.delta),
+                platforms=job.attestation.platforms,
+                kem=(job.attestation.kem,),
                 data=_data(job, party.name, records, work) if party.role == "customer" else None,
             ),
             keys=keys[party.name],
@@ -128,8 +134,8 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
         models.append(seal_for_job(job, spec, folder, bundle, extra=extra, keys=own_keys, store=store, sandbox=sandbox)[1])
     say("measuring the enclaves")
     measured = {
-        role: {name: value.hex() for name, value in measure_enclave(role).registers.items()}
-        for role in ("trainer", "aggregator")
+        role: {name: value.hex() for name, value in measure_enclave(role).registers.items()} | image
+        for role, image in (("trainer", job.attestation.trainer), ("aggregator", job.attestation.aggregator))
     }
     contract = Contract.build(
         {
@@ -141,9 +147,12 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
             "parties": roster,
             "models": models,
             "attestation": {
-                "platforms": ["simulated"],
-                "simulated_root": root.sha256,
+                "platforms": job.attestation.platforms,
+                "simulated_root": root.sha256 if "simulated" in job.attestation.platforms else "",
                 "sandbox": sandbox,
+                "kem": job.attestation.kem,
+                "hardware": job.attestation.hardware,
+                "policies": reference_policies(sandbox),
                 **measured,
             },
             "protection": job.protection,
@@ -161,6 +170,8 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
         masked_policy(contract, "")  # the layouts are known only now
     write_atomic(work / "contract.cbor", contract.encode())
     for party in (contract.provider, *contract.customers):
+        if job.attestation.hardware.tables():  # what this machine measures of itself says nothing of a guest's image
+            write_atomic(work / "parties" / party.name / POLICY, _policy(contract))
         Consent(work / "parties" / party.name).approve(contract)  # whoever runs all of it here has agreed to it
     return Federation(work, contract, left_out)
 
@@ -229,3 +240,18 @@ def _data(job: Job, name: str, parts: dict[str, list[Record]], work: Path) -> Da
     spec = job.data.model_copy(update={"labels": (), "labels_file": ""})
     test = str(job.resolve(customer.test)) if customer.test else ""
     return DataConfig(file=str(job.resolve(customer.data)), test=test, spec=spec)
+
+
+def _policy(contract: Contract) -> bytes:
+    """An appraisal policy that admits exactly what the contract does."""
+    terms = contract.attestation
+    platforms = terms.hardware.model_dump(mode="json", exclude_none=True)
+    if "simulated" in terms.platforms:
+        platforms["simulated"] = {
+            "root": terms.simulated_root,
+            "minimum_svn": terms.minimum_svn,
+            "sandbox": terms.sandbox,
+        }
+    policies = {mode: policies.model_dump(mode="json") for mode, policies in terms.policies.items()}
+    value = {"version": 1, "platforms": platforms, "policies": policies}
+    return tomli_w.dumps({**value, "trainer": terms.trainer, "aggregator": terms.aggregator}).encode()

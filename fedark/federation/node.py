@@ -23,6 +23,7 @@ from fedark import canonical
 from fedark.attestation.appraisal import AppraisalPolicy
 from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook
+from fedark.attestation.terms import AttestationTerms
 from fedark.attestation.trust import SIMULATED_ROOT, verifiers
 from fedark.contract import CONTRACT_LABEL, Contract, Party, SignedContract, now
 from fedark.enclave.host import EnclaveHandle
@@ -31,8 +32,9 @@ from fedark.enclave.session import RunConfig
 from fedark.errors import ContractError, EvidenceRefused, FedarkError, ProtocolError, Refused, printable
 from fedark.federation.consent import Consent
 from fedark.files import write_atomic
-from fedark.keys import PartyKeys
+from fedark.keys import HYBRID, Kem, PartyKeys
 from fedark.masking import protection_problems
+from fedark.measurement import reference_policies
 from fedark.mechanism import claim_problems
 from fedark.privacy.accounting import Budget
 from fedark.translog.entry import Entry, Fact
@@ -102,6 +104,7 @@ class NodeSettings:
         sandbox: weakest sandbox mode that it accepts.
         minimum_cohort: fewest customers that it takes part with.
         budget: the most that a customer's records may ever spend on all jobs.
+        kem: KEMs that it accepts in a contract.
         start_enclave: starts an enclave on this machine; a provider needs none.
         on_progress: told of what goes on, for people to read; gets no secret.
     """
@@ -116,6 +119,7 @@ class NodeSettings:
     platforms: tuple[str, ...] = ("simulated",)
     sandbox: str = "landlock"
     minimum_cohort: int = 3
+    kem: tuple[Kem, ...] = (HYBRID,)
     own: AppraisalPolicy | None = None
     budget: Budget = field(default_factory=lambda: Budget(8.0, 1e-5))
     start_enclave: EnclaveFactory | None = None
@@ -233,6 +237,11 @@ class NodeBase(ABC):
         root = hashlib.sha256(settings.collateral.get(SIMULATED_ROOT, b"")).hexdigest()
         if "simulated" in terms.platforms and terms.simulated_root != root:
             problems.append("its simulated platform root is not the one that this node trusts")
+        if settings.own is not None:
+            problems += [
+                f"beside the policy of {self.party}, {line}" for line in terms.hardware.looser(settings.own.rules.platforms)
+            ]
+        problems += self._policy_problems(terms)
         for role, registers in (("trainer", terms.trainer), ("aggregator", terms.aggregator)):
             mine = {name: value.hex() for name, value in settings.reference[role].items()}
             if settings.own is not None:
@@ -241,6 +250,8 @@ class NodeBase(ABC):
             elif registers != mine:
                 differing = ", ".join(sorted({n for n in {*mine, *registers} if mine.get(n) != registers.get(n)}))
                 problems.append(f"its {role} enclave is not the one installed here (differs in: {differing})")
+        if terms.kem not in settings.kem:
+            problems.append(f"its KEM {terms.kem} is not accepted here ({', '.join(settings.kem)})")
         if contract.protection.minimum_cohort < settings.minimum_cohort:
             problems.append(f"its minimum cohort {contract.protection.minimum_cohort} is below {settings.minimum_cohort}")
         adapters = [(model.name, model.adapter) for model in contract.models]
@@ -250,6 +261,20 @@ class NodeBase(ABC):
         if problems:
             raise ContractError(f"contract of job {contract.job}", problems, safe=f"{self.party} did not sign it.")
         return contract
+
+    def _policy_problems(self, terms: AttestationTerms) -> list[str]:
+        """Whether every sandbox policy that the contract takes for good is one that this node does."""
+        if self.settings.own is None:
+            known = [reference_policies()]
+        else:
+            known = [*self.settings.own.policies("trainer").values(), *self.settings.own.policies("aggregator").values()]
+        return [
+            f"its {kind} policy {digest[:16]}... of sandbox mode {mode!r} is not one that {self.party} has a reference value for"
+            for mode, named in terms.policies.items()
+            for kind in ("seccomp", "landlock")
+            for digest in getattr(named, kind)
+            if not any(mode in one and digest in getattr(one[mode], kind) for one in known)
+        ]
 
     def _own_problems(self, contract: Contract) -> list[str]:
         return []

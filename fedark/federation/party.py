@@ -21,8 +21,13 @@ import tomli_w
 from pydantic import Field, ValidationError
 
 from fedark.attestation.appraisal import AppraisalPolicy
+from fedark.attestation.guest import Guest
+from fedark.attestation.platforms.base import Machine
+from fedark.attestation.platforms.nitro import NitroAttester
+from fedark.attestation.platforms.sev_snp import SevSnpAttester
 from fedark.attestation.platforms.simulated import SimulatedDevice
-from fedark.contract import Contract, Finite, Name, Party, Terms, explain, now, to_tuples
+from fedark.attestation.platforms.tdx import TdxAttester
+from fedark.contract import Contract, Party, explain, now, to_tuples
 from fedark.errors import ContractError, InputError
 from fedark.federation.aggregator import AggregatorHost
 from fedark.federation.customer import CustomerData, CustomerNode
@@ -31,9 +36,10 @@ from fedark.federation.provider import ProviderNode
 from fedark.federation.roster import Live, read_roster, write_roster
 from fedark.files import write_atomic
 from fedark.job import DataSpec
-from fedark.keys import PartyKeys
+from fedark.keys import HYBRID, Kem, PartyKeys
 from fedark.measurement import measure_enclave
 from fedark.privacy.accounting import Budget
+from fedark.terms import Finite, Name, Terms
 from fedark.vault.weightkey import KeyStore, WeightKey
 
 __all__ = [
@@ -42,6 +48,7 @@ __all__ = [
     "PartyConfig",
     "collateral_of",
     "load_aggregator",
+    "load_machine",
     "load_node",
     "reference_values",
     "write_party",
@@ -77,7 +84,8 @@ class PartyConfig(Terms):
 
     Attributes:
         catalogue: folder of sealed bundles, relative to the party's folder.
-        platforms, sandbox, minimum_cohort: what this party accepts in a contract.
+        platforms, sandbox, minimum_cohort, kem: what this party accepts in a contract.
+        machine: what its enclaves run on.
         data: a customer's records.
         budget: the most that a customer's records may ever spend on all jobs under a privacy mechanism.
         bundle_sources: where sealed bundles may be fetched besides the host: folders, and https:// addresses
@@ -91,6 +99,8 @@ class PartyConfig(Terms):
     platforms: tuple[str, ...] = ("simulated",)
     sandbox: Literal["namespaces", "landlock", "none"] = "landlock"
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
+    kem: Annotated[tuple[Kem, ...], Field(min_length=1)] = (HYBRID,)
+    machine: Literal["simulated", "nitro", "sev-snp", "tdx"] = "simulated"
     data: DataConfig | None = None
     budget: BudgetConfig = BudgetConfig()
     bundle_sources: tuple[str, ...] = ()
@@ -154,6 +164,22 @@ def reference_values() -> dict[str, Mapping[str, bytes]]:
     return {role: measure_enclave(role).registers for role in ("trainer", "aggregator")}
 
 
+def load_machine(folder: Path) -> Machine:
+    """What the enclaves of the party run on whose folder this is.
+
+    Raises:
+        InputError, ContractError: its configuration, or its simulated device, is missing or malformed.
+    """
+    match PartyConfig.read(folder).machine:
+        case "nitro":
+            return Guest(NitroAttester())
+        case "sev-snp":
+            return Guest(SevSnpAttester())
+        case "tdx":
+            return Guest(TdxAttester())
+    return SimulatedDevice.load(folder / DEVICE)
+
+
 def load_node(
     folder: Path,
     start_enclave: EnclaveFactory | None,
@@ -183,6 +209,7 @@ def load_node(
         sandbox=config.sandbox,
         minimum_cohort=config.minimum_cohort,
         budget=Budget(config.budget.epsilon, config.budget.delta),
+        kem=config.kem,
         own=AppraisalPolicy.read(folder / POLICY, now=now()) if (folder / POLICY).exists() else None,
         start_enclave=start_enclave,
         on_progress=on_progress,

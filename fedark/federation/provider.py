@@ -81,11 +81,14 @@ class ProviderNode(NodeBase):
         self._runs.clear()
 
     def _own_problems(self, contract: Contract) -> list[str]:
-        return [
-            f"the bundle of model {terms.name} was not sealed by {self.party}"
-            for terms in contract.models
-            if self._manifest(terms.bundle) is None or terms.bundle not in self._weight_keys
-        ]
+        problems = []
+        for terms in contract.models:
+            manifest = self._manifest(terms.bundle)
+            if manifest is None or terms.bundle not in self._weight_keys:
+                problems.append(f"the bundle of model {terms.name} was not sealed by {self.party}")
+            else:
+                problems += [f"model {terms.name}: {problem}" for problem in manifest.policy.contract_problems(contract)]
+        return problems
 
     def _manifest(self, digest: str) -> VerifiedManifest | None:
         bundle = find_bundle(self.settings.catalogue, digest, self.settings.keys.signing.public)

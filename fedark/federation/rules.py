@@ -29,9 +29,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fedark.contract import Contract, Finite, Name, Terms, explain, to_tuples
+from fedark.contract import Contract, explain, to_tuples
 from fedark.errors import ContractError, InputError
 from fedark.federation.joining import fingerprint
+from fedark.terms import Finite, Name, Terms
 
 __all__ = ["RULES", "Rule", "Rules"]
 

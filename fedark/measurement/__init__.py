@@ -4,5 +4,14 @@ from __future__ import annotations
 
 from fedark.measurement.manifest import Manifest, enclave_dir
 from fedark.measurement.measure import Measurement, differences, measure_enclave, run_config_register
+from fedark.measurement.policies import reference_policies
 
-__all__ = ["Manifest", "Measurement", "differences", "enclave_dir", "measure_enclave", "run_config_register"]
+__all__ = [
+    "Manifest",
+    "Measurement",
+    "differences",
+    "enclave_dir",
+    "measure_enclave",
+    "reference_policies",
+    "run_config_register",
+]

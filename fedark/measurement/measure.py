@@ -19,6 +19,7 @@ from fedark.errors import InputError, Refused
 from fedark.measurement import runtime
 from fedark.measurement.cache import DigestCache, default_cache
 from fedark.measurement.manifest import Manifest, enclave_dir, package_dir
+from fedark.measurement.policies import reference_policies
 from fedark.measurement.tree import Entry, Root, entries_of, register
 
 __all__ = ["Measurement", "differences", "measure_enclave", "run_config_register"]
@@ -70,6 +71,7 @@ class Measurement:
         return {
             "role": self.role,
             "registers": {name: value.hex() for name, value in self.registers.items()},
+            "policies": {mode: policies.model_dump(mode="json") for mode, policies in reference_policies().items()},
             "files": {
                 name: {entry.label: [entry.kind, entry.executable, entry.digest.hex()] for entry in entries}
                 for name, entries in self.entries.items()

@@ -10,8 +10,8 @@ shared caches are not hidden. Only hardware that encrypts memory helps there.
 
 from __future__ import annotations
 
-from fedark.sandbox.confine import Mode, Setup, enter, lock, policy_digests
+from fedark.sandbox.confine import Mode, Setup, enter, known_policies, lock, policy_digests
 from fedark.sandbox.namespaces import SCRATCH, Root
 from fedark.sandbox.survey import Support, survey
 
-__all__ = ["SCRATCH", "Mode", "Root", "Setup", "Support", "enter", "lock", "policy_digests", "survey"]
+__all__ = ["SCRATCH", "Mode", "Root", "Setup", "Support", "enter", "known_policies", "lock", "policy_digests", "survey"]

@@ -34,7 +34,7 @@ from fedark.sandbox.syscalls import (
     set_capabilities,
 )
 
-__all__ = ["Mode", "Setup", "enter", "lock", "policy_digests"]
+__all__ = ["Mode", "Setup", "enter", "known_policies", "lock", "policy_digests"]
 
 Mode = Literal["namespaces", "landlock"]
 
@@ -94,6 +94,17 @@ def policy_digests(mode: str, landlock_abi: int) -> tuple[bytes, bytes]:
     scratch = mode == "namespaces"
     files = landlock.policy_digest(landlock_abi, scratch=scratch) if landlock_abi else b""
     return seccomp.enclave_policy(0, scratch=scratch).digest(), files
+
+
+def known_policies(minimum: str = "landlock") -> dict[str, tuple[tuple[bytes, ...], tuple[bytes, ...]]]:
+    """What `policy_digests` can be on any kernel: mode -> (system call policies, landlock policies), from mode `minimum` on.
+
+    Mode "landlock" has a landlock policy; in "namespaces" b"" stands for none, which a kernel without landlock leaves.
+    """
+    modes: tuple[Mode, ...] = ("namespaces",) if minimum == "namespaces" else ("namespaces", "landlock")
+    abis = range(landlock.NEWEST + 1)
+    found = {mode: [policy_digests(mode, abi) for abi in abis if abi or mode == "namespaces"] for mode in modes}
+    return {mode: ((pairs[0][0],), tuple(files for _, files in pairs)) for mode, pairs in found.items()}
 
 
 def enter(setup: Setup) -> None:

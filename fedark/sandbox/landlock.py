@@ -18,7 +18,7 @@ from typing import Final
 
 from fedark.sandbox.syscalls import NUMBERS, libc, no_new_privileges, syscall
 
-__all__ = ["abi", "confine", "policy_digest"]
+__all__ = ["NEWEST", "abi", "confine", "policy_digest"]
 
 _VERSION_FLAG = 1
 _RULE_PATH_BENEATH = 1
@@ -34,13 +34,13 @@ _FILE_RIGHTS = _READ_FILE | 1 << 1 | 1 << 14
 _FILESYSTEM: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
 _NETWORK = 0b11
 _SCOPES = 0b11
-_NEWEST = 6
+NEWEST = 6
 
 
 def abi() -> int:
     """The landlock ABI of this kernel that is used here; 0 where there is none."""
     version = int(libc.syscall(NUMBERS["landlock_create_ruleset"], None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION_FLAG)))
-    return max(0, min(version, _NEWEST))
+    return max(0, min(version, NEWEST))
 
 
 def _handled(version: int) -> tuple[int, int, int]:

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
-from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice
+from fedark.attestation.platforms.base import Machine
 from fedark.enclave.session import create
 from fedark.errors import FedarkError, FederationError, InputError, ProtocolError, restore
 from fedark.federation.coordinator import coordinate
 from fedark.federation.link import Handler, InProcessLink, Tap
 from fedark.federation.local import Federation, prepare
 from fedark.federation.node import EnclaveFactory
-from fedark.federation.party import DEVICE, load_aggregator, load_node, reference_values
+from fedark.federation.party import load_aggregator, load_machine, load_node, reference_values
 from fedark.job import Job
 from fedark.measurement import run_config_register
 from fedark.v1 import enclave_pb2, stage_pb2
@@ -42,13 +42,13 @@ class InProcessEnclave:
     Args:
         role: "trainer" or "aggregator".
         run_config: canonical form, measured like that of a real one.
-        device: whose quoting key signs the evidence, which says sandbox "none".
+        device: what makes the evidence, which says sandbox "none".
         measured: register -> SHA-384 of this installation.
     """
 
-    def __init__(self, role: str, run_config: bytes, device: SimulatedDevice, measured: Mapping[str, bytes]) -> None:
+    def __init__(self, role: str, run_config: bytes, device: Machine, measured: Mapping[str, bytes]) -> None:
         registers = {**measured, RUN_CONFIG: run_config_register(run_config)}
-        attester = SimulatedAttester(device, measurements=registers, sandbox=SandboxFacts("none"))
+        attester = device.attester(measurements=registers, sandbox=SandboxFacts.none())
         self._session = create(run_config, lambda report, nonce: (attester.platform, attester.quote(report, nonce)))
         self.call(enclave_pb2.Call(start=enclave_pb2.Start(run_config=run_config)))
 
@@ -84,7 +84,7 @@ class InProcessEnclave:
 
 def in_process_enclaves(folder: Path, reference: Mapping[str, Mapping[str, bytes]]) -> EnclaveFactory:
     """Starts enclaves for the party whose folder this is, in this process."""
-    device = SimulatedDevice.load(folder / DEVICE)
+    device = load_machine(folder)
     return lambda role, run_config: InProcessEnclave(role, run_config, device, reference[role])
 
 

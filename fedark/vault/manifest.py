@@ -22,9 +22,11 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from fedark import canonical
 from fedark.attestation.claims import SANDBOX_MODES, Claims
-from fedark.contract import Contract, Name, Terms, explain, to_tuples
+from fedark.attestation.terms import HARDWARE
+from fedark.contract import Contract, explain, to_tuples
 from fedark.errors import Refused, SealBroken, printable
 from fedark.keys import HYBRID, Kem, SigningKey, verify_signature
+from fedark.terms import Name, Terms
 from fedark.vault.weightkey import BUNDLE_LABEL, COMMITMENT_BYTES
 
 __all__ = [
@@ -90,7 +92,7 @@ class ReleasePolicy(Terms):
         expires: ISO 8601 with time zone; no release after it, and no grant outlives it.
         platforms: admissible attestation platforms; "simulated" only if it stands here.
         sandbox: the weakest admissible sandbox mode.
-        minimum_svn: security version number of the platform.
+        minimum_svn: security version number of the simulated platform; hardware's are terms of the contract.
         protection: admissible protection modes of updates.
         mechanisms: admissible privacy mechanisms.
         minimum_cohort: fewest customers whose updates may be summed.
@@ -126,7 +128,7 @@ class ReleasePolicy(Terms):
             problems.append(
                 f"the contract sums {contract.protection.minimum_cohort} customers, the provider asks for {self.minimum_cohort}"
             )
-        return problems
+        return problems + self.kem_problems(contract.attestation.kem)
 
     def kem_problems(self, kem: Kem) -> list[str]:
         """Why a weight key may not be wrapped under `kem`."""
@@ -139,7 +141,7 @@ class ReleasePolicy(Terms):
             problems.append(f"the platform {claims.platform!r} is not one that the provider allows")
         if claims.sandbox not in SANDBOX_MODES[SANDBOX_MODES.index(self.sandbox) :]:
             problems.append(f"the sandbox mode {claims.sandbox!r} is weaker than {self.sandbox!r}")
-        if claims.svn < self.minimum_svn:
+        if claims.platform not in HARDWARE and claims.svn < self.minimum_svn:
             problems.append(f"the security version {claims.svn} is below {self.minimum_svn}")
         if claims.debug:
             problems.append("the enclave runs in debug mode")

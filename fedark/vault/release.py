@@ -25,7 +25,7 @@ from fedark import canonical
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract import Contract, SignedContract
 from fedark.errors import ProtocolError, Refused, ReleaseRefused, SealBroken, printable
-from fedark.keys import HpkeKey, Kem, SigningKey, kem_of, verify_signature
+from fedark.keys import HpkeKey, Kem, SigningKey, verify_signature
 from fedark.translog.entry import KINDS, Entry
 from fedark.translog.head import TreeHead
 from fedark.translog.log import TransparencyLog
@@ -111,7 +111,7 @@ def release(
     """
     if not isinstance(peer, AttestedPeer):
         raise TypeError("a weight key is released to an AttestedPeer alone")
-    terms, policy, kem = contract.contract, manifest.policy, kem_of(peer.hpke_public)
+    terms, policy, kem = contract.contract, manifest.policy, peer.kem
     expires = min(
         int((now + _LIFETIME).timestamp()),
         int(datetime.fromisoformat(terms.expires).timestamp()),
@@ -221,6 +221,8 @@ def accept(
         own = replace(own, log_entry=own.entry().leaf())
     reasons = [f"its {name} is not this enclave's" for name in names if body[name] != getattr(own, name)]
     reasons += manifest.policy.kem_problems(hpke.kem)
+    if hpke.kem != contract.attestation.kem:
+        reasons.append(f"this enclave's key is of the KEM {hpke.kem}, the contract names {contract.attestation.kem}")
     terms = contract.model(model)
     if terms is None or bytes.fromhex(terms.bundle) != own.bundle:
         reasons.append("the contract names another bundle for this model")
@@ -322,7 +324,8 @@ def _reasons(
 ) -> list[str]:
     contract, policy = signed.contract, manifest.policy
     reasons = policy.contract_problems(contract) + policy.enclave_problems(peer.claims)
-    reasons += policy.kem_problems(kem_of(peer.hpke_public))
+    if peer.kem != contract.attestation.kem:
+        reasons.append(f"the enclave's key is of the KEM {peer.kem}, the contract names {contract.attestation.kem}")
     terms = contract.model(model)
     if terms is None:
         reasons.append("the contract names no such model")

@@ -16,9 +16,10 @@ from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook
 from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice, SimulatedRoot, SimulatedVerifier
-from fedark.contract import AttestationTerms
+from fedark.attestation.terms import AttestationTerms, SandboxPolicies
 from fedark.keys import HpkeKey, SigningKey
 
+POLICIES = SandboxPolicies(seccomp=((b"s" * 48).hex(),), landlock=((b"l" * 48).hex(),))
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 
 
@@ -41,6 +42,7 @@ class Lab:
         values: dict[str, Any] = {
             "platforms": ("simulated",),
             "simulated_root": self.root.sha256,
+            "policies": dict.fromkeys(("namespaces", "landlock"), POLICIES),
             "trainer": reference,
             "aggregator": reference,
         }

@@ -15,6 +15,7 @@ from fedark.attestation.appraisal import AppraisalPolicy
 from fedark.attestation.claims import SandboxFacts
 from fedark.attestation.platforms.simulated import SimulatedRoot
 from fedark.attestation.reference import ReferenceValues, sign_reference
+from fedark.attestation.terms import AttestationTerms, HardwareTerms, SandboxPolicies
 from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT, TDX_COLLATERAL, verifiers
 from fedark.errors import ContractError, EvidenceRefused, InputError
 from fedark.keys import SigningKey
@@ -27,10 +28,15 @@ def registers(lab: Any) -> dict[str, str]:
     return {name: value.hex() for name, value in lab.measurements.items() if name != "runconfig"}
 
 
+def policies(lab: Any) -> dict[str, Any]:
+    return {mode: one.model_dump(mode="json") for mode, one in lab.terms().policies.items()}
+
+
 def form(lab: Any, **changes: Any) -> dict[str, Any]:
     value: dict[str, Any] = {
         "version": 1,
         "platforms": {"simulated": {"root": lab.root.sha256}},
+        "policies": policies(lab),
         "trainer": registers(lab),
     } | changes
     return {key: item for key, item in value.items() if item is not None}
@@ -59,6 +65,7 @@ def publish(lab: Any, tmp_path: Path) -> Callable[..., str]:
             "issued": lab.now.isoformat(),
             "expires": (lab.now + timedelta(days=1)).isoformat(),
             "registers": registers(lab),
+            "policies": lab.terms().policies,
         }
         data = sign_reference(ReferenceValues.model_validate(fields | changes), key)
         (tmp_path / f"{name}.reference").write_bytes(data)
@@ -125,6 +132,35 @@ def test_the_reasons_of_contract_and_policy_are_given_together(lab: Any, read: R
     reasons = refused(lab, own, attester=lab.attester(debug=True, svn=0))
     assert {"its security version 0 is below 1", "its security version 0 is below 9", "it runs in debug mode"} <= set(reasons)
     assert "register launcher has no reference value" in reasons
+
+
+@pytest.mark.parametrize("how", ["written out", "signed"])
+def test_a_sandbox_policy_that_is_no_reference_value_is_refused_by_name(
+    lab: Any, read: Read, publish: Callable[..., str], how: str
+) -> None:
+    if how == "signed":
+        own = read(trainer=None, policies=None, publishers=[PUBLISHER.public.hex()], signed=[publish("release-1")])
+    else:
+        own = read()
+    other = lab.attester(sandbox=SandboxFacts("namespaces", b"x" * 48, b"l" * 48))
+    gate = lab.gate(own=own, terms=lab.terms(sandbox="none", policies=known(b"x" * 48)))
+    with pytest.raises(EvidenceRefused) as caught:
+        lab.admit(gate, lab.evidence(gate, attester=other))
+    assert caught.value.reasons == (
+        "its system call (seccomp) policy is 7878787878787878..., which is no reference value of sandbox mode 'namespaces'",
+    )
+
+
+def known(seccomp: bytes) -> dict[str, Any]:
+    return {"namespaces": SandboxPolicies(seccomp=(seccomp.hex(),), landlock=((b"l" * 48).hex(),))}
+
+
+def test_a_policy_without_reference_values_for_a_sandbox_mode_refuses_the_mode(lab: Any, read: Read) -> None:
+    own = read(policies={"namespaces": policies(lab)["namespaces"]})
+    facts = SandboxFacts("landlock", b"s" * 48, b"l" * 48)
+    assert refused(lab, own, attester=lab.attester(sandbox=facts)) == (
+        "there are no reference values for the policies of sandbox mode 'landlock'",
+    )
 
 
 # -- signed reference values ---------------------------------------------------------------------------------------------
@@ -245,9 +281,16 @@ def collateral(lab: Any) -> dict[str, bytes]:
     return {SIMULATED_ROOT: lab.root.certificate, SIMULATED_CRL: lab.root.crl(now=lab.now)}
 
 
+def with_tdx(lab: Any) -> AttestationTerms:
+    return lab.terms(platforms=("simulated", "tdx"), hardware=HardwareTerms.model_validate({"tdx": {}}))
+
+
 def test_a_verifier_is_made_for_what_contract_and_policy_both_admit(lab: Any, read: Read) -> None:
-    terms = lab.terms(platforms=("simulated", "nitro", "sev-snp", "tdx"))
+    snp = {"minimum_tcb": {"Milan": {"bootloader": 3, "tee": 0, "snp": 8, "microcode": 115}}}
+    hardware = HardwareTerms.model_validate({"nitro": {}, "tdx": {}, "sev-snp": snp})
+    terms = lab.terms(platforms=("simulated", "nitro", "sev-snp", "tdx"), hardware=hardware)
     assert set(verifiers(terms, collateral(lab))) == {"simulated", "nitro", "sev-snp"}
+    assert set(verifiers(terms, {})) == {"nitro", "sev-snp"}
     assert set(verifiers(terms, collateral(lab), read())) == {"simulated"}
     assert set(verifiers(lab.terms(), collateral(lab), read(platforms={"nitro": {}}))) == set()
 
@@ -260,10 +303,10 @@ def test_a_root_that_the_contract_pins_and_the_policy_does_not_is_refused(lab: A
 
 def test_tdx_collateral_that_is_not_intels_is_refused(lab: Any) -> None:
     with pytest.raises(EvidenceRefused):
-        verifiers(lab.terms(platforms=("simulated", "tdx")), collateral(lab) | {TDX_COLLATERAL: b"{}"})
+        verifiers(with_tdx(lab), collateral(lab) | {TDX_COLLATERAL: b"{}"})
 
 
 def test_the_vendors_own_tdx_collateral_makes_a_verifier(lab: Any, shared: Path) -> None:
     data = (shared / "vectors" / "tdx_collateral.json").read_bytes()
-    found = verifiers(lab.terms(platforms=("simulated", "tdx")), collateral(lab) | {f"{TDX_COLLATERAL}.milan": data})
+    found = verifiers(with_tdx(lab), collateral(lab) | {f"{TDX_COLLATERAL}.milan": data})
     assert found["tdx"].platform == "tdx"

@@ -17,6 +17,7 @@ from fedark.attestation.claims import Claims, SandboxFacts
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer
 from fedark.attestation.platforms.simulated import SimulatedRoot, SimulatedVerifier
+from fedark.attestation.terms import HardwareTerms, SandboxPolicies
 from fedark.errors import EvidenceRefused, ProtocolError
 from fedark.keys import HpkeKey, SigningKey
 
@@ -178,6 +179,45 @@ def test_a_sandbox_below_the_minimum_is_refused(lab: Any, minimum: str, mode: st
         assert refusal(lab, gate, evidence) == (f"its sandbox mode {mode!r} is weaker than {minimum!r}",)
 
 
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (SandboxFacts("namespaces", b"x" * 48, b"l" * 48), "its system call (seccomp) policy is 7878787878787878..."),
+        (SandboxFacts("landlock", b"s" * 48, b"x" * 48), "its file (landlock) policy is 7878787878787878..."),
+        (SandboxFacts("namespaces", b"s" * 48), "its file (landlock) policy is missing"),
+    ],
+)
+def test_another_filter_than_the_contracts_is_refused_by_name(lab: Any, facts: SandboxFacts, reason: str) -> None:
+    gate = lab.gate()
+    (said,) = refusal(lab, gate, lab.evidence(gate, attester=lab.attester(sandbox=facts)))
+    assert said.startswith(reason)
+    assert said.endswith(f"which is no reference value of sandbox mode {facts.mode!r}")
+
+
+def test_a_downgrade_to_a_mode_that_the_contract_has_no_reference_for_is_refused_by_name(lab: Any) -> None:
+    gate = lab.gate(terms=lab.terms(policies={"namespaces": lab.terms().policies["namespaces"]}))
+    facts = SandboxFacts("landlock", b"s" * 48, b"l" * 48)
+    assert refusal(lab, gate, lab.evidence(gate, attester=lab.attester(sandbox=facts))) == (
+        "there are no reference values for the policies of sandbox mode 'landlock'",
+    )
+
+
+def test_a_kernel_without_landlock_is_admitted_where_the_contract_says_so(lab: Any) -> None:
+    either = SandboxPolicies(seccomp=((b"s" * 48).hex(),), landlock=("", (b"l" * 48).hex()))
+    gate = lab.gate(terms=lab.terms(policies={"namespaces": either}))
+    lab.admit(gate, lab.evidence(gate, attester=lab.attester(sandbox=SandboxFacts("namespaces", b"s" * 48))))
+
+
+def test_a_key_of_another_kem_than_the_contracts_is_refused_by_name(lab: Any) -> None:
+    gate = lab.gate()
+    assert refusal(lab, gate, lab.evidence(gate, hpke_public=HpkeKey(kem="x25519").public)) == (
+        "its key is of the KEM x25519, the contract names mlkem768-x25519",
+    )
+    plain = lab.gate(terms=lab.terms(kem="x25519"))
+    assert refusal(lab, plain, lab.evidence(plain)) == ("its key is of the KEM mlkem768-x25519, the contract names x25519",)
+    assert lab.admit(plain, lab.evidence(plain, hpke_public=HpkeKey(kem="x25519").public)).kem == "x25519"
+
+
 def test_clock_skew_is_tolerated_up_to_two_minutes_and_not_beyond(lab: Any) -> None:
     gate = lab.gate()
     lab.admit(gate, lab.evidence(gate, attester=lab.attester(clock=lambda: lab.now + timedelta(seconds=119))))
@@ -187,7 +227,7 @@ def test_clock_skew_is_tolerated_up_to_two_minutes_and_not_beyond(lab: Any) -> N
 
 
 def test_simulated_evidence_is_refused_unless_the_contract_names_it(lab: Any) -> None:
-    gate = lab.gate(terms=lab.terms(platforms=("tdx",)))
+    gate = lab.gate(terms=lab.terms(platforms=("tdx",), hardware=HardwareTerms.model_validate({"tdx": {}})))
     reasons = refusal(lab, gate, lab.evidence(gate))
     assert "the contract does not admit evidence of platform 'simulated'" in reasons
 

@@ -8,12 +8,15 @@ import pytest
 import tomli_w
 
 from fedark.errors import ContractError, EvidenceRefused
+from fedark.measurement import reference_policies
 
 
 def write(world: Any, **changes: Any) -> None:
     terms = world.contract.attestation
     rules = {"root": terms.simulated_root, "sandbox": "none"} | changes.pop("simulated", {})
-    value = {"version": 1, "platforms": {"simulated": rules}, "trainer": terms.trainer, "aggregator": terms.aggregator}
+    policies = {mode: one.model_dump(mode="json") for mode, one in reference_policies().items()}
+    value = {"version": 1, "platforms": {"simulated": rules}, "policies": policies}
+    value |= {"trainer": terms.trainer, "aggregator": terms.aggregator}
     (world.provider / "policy.toml").write_text(tomli_w.dumps(value | changes), encoding="utf-8")
 
 

@@ -11,7 +11,8 @@ import pytest
 from fedark.measurement import measure_enclave
 
 HELPERS = Path(__file__).parent / "flower"
-sys.path[:0] = [str(HELPERS), str(Path(__file__).parent)]
+VENDORS = Path(__file__).parents[1] / "attestation" / "platforms"
+sys.path[:0] = [str(HELPERS), str(Path(__file__).parent), str(VENDORS)]
 
 
 _measured = functools.cache(measure_enclave)

@@ -210,6 +210,10 @@ def world(tmp_path: Path, make_bundle: Callable[..., tuple[SealedBundle, WeightK
             "attestation": {
                 "platforms": ["simulated"],
                 "simulated_root": root.sha256,
+                "policies": {
+                    mode: {"seccomp": [(b"s" * 48).hex()], "landlock": [(b"l" * 48).hex()]}
+                    for mode in ("namespaces", "landlock")
+                },
                 "trainer": reference,
                 "aggregator": reference,
             },

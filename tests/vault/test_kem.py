@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from fedark import canonical
 from fedark.attestation.binding import KeyBinding
-from fedark.errors import ProtocolError, Refused, ReleaseRefused
-from fedark.keys import HYBRID, KEMS, HpkeKey, SigningKey, hpke_seal, kem_of
+from fedark.errors import ContractError, EvidenceRefused, InputError, ProtocolError, Refused, ReleaseRefused
+from fedark.keys import HYBRID, KEMS, HpkeKey, PartyKeys, SigningKey, hpke_seal, kem_of
 from fedark.vault.manifest import ReleasePolicy
 
 Make = Callable[..., Any]
@@ -22,16 +23,24 @@ CONTEXT = {"label": "test"}
 
 @pytest.fixture
 def admit(world: Any, make_bundle: Make, terms: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-    """Seals a bundle whose policy admits the given KEMs, and a contract that names it."""
+    """Seals a bundle whose policy admits the given KEMs, and a contract that names it and one KEM."""
 
-    def make(*kems: str) -> dict[str, Any]:
+    def make(*kems: str, kem: Any = HYBRID) -> dict[str, Any]:
         policy = terms["policy"].model_copy(update={"kem": kems})
         bundle, key = make_bundle("-".join(kems), world.keys.signing, policy=policy)
         models = world.signed.contract.to_map()["models"]
         models[0]["bundle"] = bundle.manifest.digest().hex()
-        return {"manifest": bundle.manifest, "key": key, "contract": world.changed_contract(models=models)}
+        contract = world.changed_contract(models=models, **under(world, kem))
+        return {"manifest": bundle.manifest, "key": key, "contract": contract}
 
     return make
+
+
+def under(world: Any, kem: Any) -> dict[str, Any]:
+    """The changes of a contract that make it name `kem`."""
+    value = world.signed.contract.to_map()
+    parties = [{**party, "hpke_key": HpkeKey(kem=kem).public.hex()} for party in value["parties"]]
+    return {"parties": parties, "attestation": {**value["attestation"], "kem": kem}}
 
 
 def accept(world: Any, grant: bytes, trainer: Any, given: dict[str, Any], **changes: Any) -> Any:
@@ -47,19 +56,20 @@ def test_the_hybrid_alone_is_admitted_by_a_policy_that_says_nothing(terms: dict[
         ReleasePolicy(expires=terms["policy"].expires, platforms=("simulated",), kem=("p256",))  # type: ignore[arg-type]
 
 
-def test_an_attested_x25519_enclave_is_refused_by_the_default_policy_and_the_refusal_is_logged(world: Any) -> None:
+def test_a_contract_for_x25519_is_refused_by_the_default_policy_and_the_refusal_is_logged(world: Any) -> None:
+    plain = world.changed_contract(**under(world, "x25519"))
     with pytest.raises(ReleaseRefused, match="KEM x25519 is not one that the provider allows"):
-        world.release(world.trainer(kem="x25519"))
+        world.release(world.trainer(kem="x25519", contract=plain), contract=plain)
     (logged,) = world.log.verify().entries
     assert (logged.entry.kind, logged.entry.facts["asked"]) == ("refusal", "release:grid")
     assert "the KEM x25519 is not one that the provider allows" in logged.note
 
 
 @pytest.mark.parametrize("kem", KEMS)
-def test_where_the_policy_names_both_an_enclave_gets_the_key_under_the_kem_that_its_evidence_binds(
+def test_where_the_policy_names_both_an_enclave_gets_the_key_under_the_kem_of_the_contract(
     world: Any, admit: Make, kem: Any
 ) -> None:
-    given = admit("mlkem768-x25519", "x25519")
+    given = admit("mlkem768-x25519", "x25519", kem=kem)
     trainer = world.trainer(kem=kem, contract=given["contract"])
     accepted = accept(world, world.release(trainer, **given), trainer, given)
     assert bytes(accepted.key._secret) == bytes(given["key"]._secret)
@@ -96,11 +106,50 @@ def test_a_hybrid_enclave_does_not_open_a_wrap_for_its_x25519_half_even_where_th
 
 def test_an_enclave_refuses_a_grant_under_a_kem_that_the_providers_policy_does_not_name(world: Any, admit: Make) -> None:
     # As if the provider's node had released against its own signed policy.
-    wide, narrow = admit("mlkem768-x25519", "x25519"), admit("mlkem768-x25519")
+    wide, narrow = admit("mlkem768-x25519", "x25519", kem="x25519"), admit("mlkem768-x25519")
     trainer = world.trainer(kem="x25519", contract=wide["contract"])
     grant = world.release(trainer, **wide)
     with pytest.raises(ReleaseRefused, match="KEM x25519 is not one that the provider allows"):
         accept(world, grant, trainer, wide, manifest=narrow["manifest"])
+
+
+def test_an_enclave_with_a_key_of_another_kem_than_the_contracts_is_not_admitted_though_the_policy_names_it(
+    world: Any, admit: Make
+) -> None:
+    given = admit("mlkem768-x25519", "x25519")
+    with pytest.raises(EvidenceRefused, match="its key is of the KEM x25519, the contract names mlkem768-x25519"):
+        world.trainer(kem="x25519", contract=given["contract"])
+
+
+def test_an_enclave_refuses_a_grant_for_a_key_of_another_kem_than_its_contracts(world: Any, admit: Make) -> None:
+    # As if the provider's node had taken such a key; the enclave knows the contract that it was started for.
+    plain, hybrid = admit("mlkem768-x25519", "x25519", kem="x25519"), admit("x25519", "mlkem768-x25519")
+    trainer = world.trainer(kem="x25519", contract=plain["contract"])
+    grant = world.release(trainer, **plain)
+    with pytest.raises(ReleaseRefused, match="key is of the KEM x25519, the contract names mlkem768-x25519"):
+        accept(world, grant, trainer, plain, contract=hybrid["contract"].contract)
+
+
+def test_a_contract_whose_parties_hold_keys_of_another_kem_is_refused(world: Any) -> None:
+    mixed = {"attestation": under(world, "x25519")["attestation"]}
+    with pytest.raises(ContractError, match="the HPKE key of north is not one of x25519"):
+        world.changed_contract(**mixed)
+
+
+@pytest.mark.parametrize("kem", KEMS)
+def test_a_party_key_file_names_its_kem(tmp_path: Path, kem: Any) -> None:
+    keys = PartyKeys(hpke=HpkeKey(kem=kem))
+    keys.save(tmp_path / "party.keys")
+    loaded = PartyKeys.load(tmp_path / "party.keys")
+    assert (loaded.hpke.kem, loaded.hpke.public) == (kem, keys.hpke.public)
+    text = (tmp_path / "party.keys").read_text()
+    assert ("x25519" in text) == (kem == "x25519")
+    head, rest = text.split("\n", 1)
+    swapped = {"fedark-party-keys-1": "fedark-party-keys-1 x25519"}.get(head, "fedark-party-keys-1")
+    for other in ("fedark-party-keys-1 p256", "fedark-party-keys-1 ", swapped):
+        (tmp_path / "party.keys").write_text(f"{other}\n{rest}")
+        with pytest.raises(InputError, match="not a fedark key file"):
+            PartyKeys.load(tmp_path / "party.keys")
 
 
 def test_nothing_is_sealed_to_a_plain_key_unless_the_caller_names_its_kem() -> None:

@@ -1,13 +1,14 @@
-"""The two faces of a platform: who makes a token, and who verifies one. All else about a platform stays in its module."""
+"""The faces of a platform: who makes a token, what makes such a one, and who verifies tokens. All else stays in its module."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
 
-from fedark.attestation.claims import Claims
+from fedark.attestation.claims import Claims, SandboxFacts
 
-__all__ = ["Attester", "Verifier"]
+__all__ = ["Attester", "Machine", "Verifier"]
 
 
 class Attester(Protocol):
@@ -19,6 +20,13 @@ class Attester(Protocol):
 
     def quote(self, report_data: bytes, nonce: bytes) -> bytes:
         """A signed token over 64 bytes of report data; `nonce` (32 bytes) goes into the token where the platform has room."""
+
+
+class Machine(Protocol):
+    """What enclaves run on: a simulated device, or a confidential guest."""
+
+    def attester(self, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> Attester:
+        """Who quotes for one enclave, of these four registers and so confined. It stays with the launcher."""
 
 
 class Verifier(Protocol):

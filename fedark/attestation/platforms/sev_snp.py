@@ -53,6 +53,7 @@ class SevSnpVerifier:
             nothing about another, so a product that is not named is refused. AMD's security bulletins name the values.
         certificates: DER; VCEKs, ASKs and ARKs for tokens that come without.
         crls: DER; AMD's lists of revoked ASKs. Where the issuer of an ASK has one here, it must be current.
+        require_crl: refuse where it has none: lists come through hosts that would otherwise hide a revocation.
         vmpls: privilege levels that may ask; 0 unless a paravisor below the guest is part of what is trusted.
         roots: product name -> SHA-256 of the DER form of its ARK certificate.
 
@@ -68,12 +69,14 @@ class SevSnpVerifier:
         minimum_tcb: Mapping[str, SnpTcb],
         certificates: Iterable[bytes] = (),
         crls: Iterable[bytes] = (),
+        require_crl: bool = False,
         vmpls: frozenset[int] = frozenset({0}),
         roots: Mapping[str, bytes] = AMD_ARK_SHA256,
     ) -> None:
         self._minimum_tcb = dict(minimum_tcb)
         self._known = [_x509.load_certificate(der, "A known certificate", SUBJECT) for der in certificates]
         self._crls = [_x509.RevocationList(der, "The AMD revocation list", SUBJECT) for der in crls]
+        self._require_crl = require_crl
         self._vmpls = vmpls
         self._roots = dict(roots)
 
@@ -95,9 +98,11 @@ class SevSnpVerifier:
         elif _x509.common_name(ask.subject) != f"SEV-{product}":
             problems.append(f"The VCEK was issued by {printable(_x509.common_name(ask.subject), 64)}, not by SEV-{product}.")
         problems += _x509.path_problems([vcek, ask, ark], now=now)
-        for crl in self._crls:
-            if crl.issuer == ark.subject:
-                problems += crl.signature_problems(ark) + crl.problems(ask, now=now)
+        crls = [crl for crl in self._crls if crl.issuer == ark.subject]
+        if self._require_crl and not crls:
+            problems.append("There is no revocation list of the issuer of the ASK certificate, and one is required.")
+        for crl in crls:
+            problems += crl.signature_problems(ark) + crl.problems(ask, now=now)
         problems += _vcek_problems(vcek, report, product)
         point = _x509.ec_point(vcek, ec.SECP384R1)
         if point is None:

@@ -161,6 +161,10 @@ class SimulatedDevice:
         self.root = root
         self.ueid = _ueid_of(leaf)
 
+    def attester(self, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> SimulatedAttester:
+        """See `fedark.attestation.platforms.base.Machine`."""
+        return SimulatedAttester(self, measurements=measurements, sandbox=sandbox)
+
     def sign(self, payload: bytes) -> bytes:
         """The COSE_Sign1 token over `payload`."""
         return cose.sign(payload, self.chain, self._key)

@@ -48,6 +48,7 @@ class TdxVerifier:
     Args:
         collateral: JSON texts, one for each kind of platform and PCK CA (`tdx_collateral.Collateral`).
         accepted: TCB states that are good enough. "Revoked" never is.
+        minimum_evaluation: oldest `tcbEvaluationDataNumber` of TCB info and QE identity.
         root_key: the pinned root's uncompressed public point.
 
     Raises:
@@ -62,6 +63,7 @@ class TdxVerifier:
         collateral: Iterable[bytes],
         *,
         accepted: frozenset[str] = frozenset({"UpToDate"}),
+        minimum_evaluation: int = 0,
         root_key: bytes = INTEL_SGX_ROOT_PUBLIC_KEY,
     ) -> None:
         wrong = accepted - (PLATFORM_STATUSES - {"Revoked"})
@@ -72,6 +74,7 @@ class TdxVerifier:
             )
         self._collateral = [Collateral(data, root_key=root_key) for data in collateral]
         self._accepted = accepted
+        self._minimum_evaluation = minimum_evaluation
         self._root_key = root_key
 
     def verify(self, token: bytes, *, now: datetime) -> Claims:
@@ -92,6 +95,10 @@ class TdxVerifier:
         if "Intel SGX PCK Certificate" not in _x509.common_name(pck.subject):
             problems.append("The leaf of the certificate path is not a PCK certificate.")
         problems += collateral.problems(quote.pck_path, now=now)
+        if collateral.evaluation < self._minimum_evaluation:
+            problems.append(
+                f"The collateral is of Intel's evaluation {collateral.evaluation}, older than {self._minimum_evaluation}."
+            )
         problems += _signature_problems(quote, pck)
         appraisal = collateral.appraise(quote, identity)
         problems += appraisal.problems + self._status_problems(appraisal) + _guest_problems(quote)

@@ -111,6 +111,7 @@ class Collateral:
         fmspc: of the platforms that it speaks of, 6 bytes.
         pck_issuer: name of the PCK CA.
         issued: when Intel signed the TCB info.
+        evaluation: the older `tcbEvaluationDataNumber` of TCB info and QE identity.
 
     Raises:
         EvidenceRefused: anything in it is malformed or not signed under `root_key`.
@@ -216,6 +217,7 @@ class Collateral:
             raise _malformed("has a TCB info that is not of TDX, version 3")
         self._periods = {"TCB info": (_time(info["issueDate"]), _time(info["nextUpdate"]))}
         self.issued = self._periods["TCB info"][0]
+        self.evaluation = _svn(info["tcbEvaluationDataNumber"])
         self.fmspc = _sized(info["fmspc"], 6)
         self._pceid = _sized(info["pceId"], 2)
         self._levels = tuple(
@@ -237,6 +239,7 @@ class Collateral:
         if identity["id"] != "TD_QE" or identity["version"] != 2:
             raise _malformed("has a QE identity that is not of the TD quoting enclave, version 2")
         self._periods["QE identity"] = (_time(identity["issueDate"]), _time(identity["nextUpdate"]))
+        self.evaluation = min(self.evaluation, _svn(identity["tcbEvaluationDataNumber"]))
         self._qe_mrsigner = _sized(identity["mrsigner"], 32)
         self._qe_isvprodid = _svn(identity["isvprodid"])
         self._qe_miscselect = (_sized(identity["miscselect"], 4), _sized(identity["miscselectMask"], 4))

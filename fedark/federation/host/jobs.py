@@ -19,6 +19,8 @@ from fedark.federation.offer import Offer, terms_problems
 from fedark.federation.party import PartyConfig, collateral_of, reference_values
 from fedark.job import Job
 from fedark.masking import masked_policy
+from fedark.measurement import reference_policies
+from fedark.mechanism import solved
 
 __all__ = ["find_job", "make_contract", "propose"]
 
@@ -52,8 +54,10 @@ def make_contract(host: HostFolder, job: Job) -> Contract:
     begun = now()
     config = PartyConfig.read(host.party_folder)
     root = collateral_of(host.party_folder)[SIMULATED_ROOT]
+    images = {"trainer": job.attestation.trainer, "aggregator": job.attestation.aggregator}
     measured = {
-        role: {name: value.hex() for name, value in registers.items()} for role, registers in reference_values().items()
+        role: {name: value.hex() for name, value in registers.items()} | images[role]
+        for role, registers in reference_values().items()
     }
     contract = Contract.build(
         {
@@ -65,13 +69,16 @@ def make_contract(host: HostFolder, job: Job) -> Contract:
             "parties": [parties[name] for name in (job.provider, job.aggregator, *job.customer_names)],
             "models": offer.models,
             "attestation": {
-                "platforms": ["simulated"],
-                "simulated_root": hashlib.sha256(root).hexdigest(),
+                "platforms": job.attestation.platforms,
+                "simulated_root": hashlib.sha256(root).hexdigest() if "simulated" in job.attestation.platforms else "",
                 "sandbox": config.sandbox,
+                "kem": job.attestation.kem,
+                "hardware": job.attestation.hardware,
+                "policies": reference_policies(config.sandbox),
                 **measured,
             },
             "protection": job.protection,
-            "privacy": job.privacy,
+            "privacy": solved(job.privacy, job.rounds),
             "evaluation": offer.evaluation.model_copy(update={"own": job.data.test_fraction > 0}),
             "deliver_to": job.deliver_to,
         },

@@ -12,10 +12,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from vendors import CHIP, vcek_extensions
+from vendors import SNP_TCB as TCB
+from vendors import snp_report as report
 
 from fedark.attestation.platforms.base import Verifier
 from fedark.attestation.platforms.roots import AMD_ARK_SHA256
@@ -32,8 +34,6 @@ FUZZ = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-CHIP = bytes(range(64))
-TCB = SnpTcb(bootloader=4, tee=0, snp=22, microcode=213)
 
 
 @pytest.fixture(scope="session")
@@ -48,51 +48,12 @@ def real(shared):
     )
 
 
-def der_integer(value):
-    return bytes((2, 1, value)) if value < 128 else bytes((2, 2, 0, value))
-
-
-def vcek_extensions(*, chip=CHIP, tcb=TCB, product="Milan-B0", reserved=0):
-    values = {1: tcb.bootloader, 2: tcb.tee, 3: tcb.snp, 8: tcb.microcode, **dict.fromkeys((4, 5, 6, 7), reserved)}
-    return [
-        ("1.3.6.1.4.1.3704.1.1", der_integer(0), False),
-        ("1.3.6.1.4.1.3704.1.2", bytes((0x16, len(product))) + product.encode(), False),
-        *((f"1.3.6.1.4.1.3704.1.3.{number}", der_integer(value), False) for number, value in values.items()),
-        ("1.3.6.1.4.1.3704.1.4", chip, False),
-    ]
-
-
 @pytest.fixture(scope="session")
 def pki(authority):
     ark = authority.issue("ARK-Milan")
     ask = authority.issue("SEV-Milan", ark, path_length=0)
     vcek = authority.issue("SEV-VCEK", ask, ca=None, extensions=vcek_extensions())
     return SimpleNamespace(ark=ark, ask=ask, vcek=vcek, now=authority.now, roots={"Milan": ark.sha256})
-
-
-def tcb_bytes(tcb):
-    return bytes((tcb.bootloader, tcb.tee, 0, 0, 0, 0, tcb.snp, tcb.microcode))
-
-
-def report(
-    key, *, version=2, policy=1 << 17 | 1 << 16, vmpl=0, chip=CHIP, algorithm=1, signer=0, guest_svn=5, changes=(), **tcbs
-):
-    data = bytearray(REPORT_BYTES)
-    struct.pack_into("<IIQ", data, 0, version, guest_svn, policy)
-    struct.pack_into("<II", data, 0x30, vmpl, algorithm)
-    struct.pack_into("<I", data, 0x48, signer)
-    data[0x50:0x90] = bytes(range(100, 164))
-    data[0x90:0xC0] = b"\x11" * 48
-    data[0xC0:0xE0] = b"\x22" * 32
-    data[0x1A0:0x1E0] = chip
-    for name, at in (("current", 0x38), ("reported", 0x180), ("committed", 0x1E0), ("launch", 0x1F0)):
-        data[at : at + 8] = tcb_bytes(tcbs.get(name, TCB))
-    for at, value in changes:
-        data[at : at + len(value)] = value
-    r, s = decode_dss_signature(key.sign(bytes(data[:0x2A0]), ec.ECDSA(hashes.SHA384())))
-    data[0x2A0:0x2E8] = r.to_bytes(72, "little")
-    data[0x2E8:0x330] = s.to_bytes(72, "little")
-    return bytes(data)
 
 
 def verifier(pki, **options):
