@@ -42,7 +42,9 @@ __all__ = ["Launch", "launch"]
 Identity = tuple[int, int, int, int, int, int]
 
 _ENVIRONMENT: Final = {
+    # Python coerces the locale otherwise and puts LC_CTYPE in by itself; nothing in an enclave may depend on its host's language.
     "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
     "HOME": "/nonexistent",
     "PATH": "",
     "HF_HUB_OFFLINE": "1",
