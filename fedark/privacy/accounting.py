@@ -268,7 +268,8 @@ def _rdp_of_one(noise: float, rate: float) -> NDArray[np.float64]:
     curve = []
     for order in ORDERS:
         try:
-            value = float(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=float(order)))
+            # Opacus ends its series at terms of exp(-30).
+            value = float(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=float(order))) * (1 + 1e-7)
         except (ValueError, OverflowError):
             value = math.inf
         curve.append(value if value >= 0 else math.inf)

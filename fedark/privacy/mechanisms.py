@@ -221,7 +221,7 @@ def _of_record(layout: Layout, record_norm: float, delta: float, releases: int) 
     if not 0 < record_norm <= layout.clip_norm:
         raise InputError("A record's clipping norm is not in (0, clip_norm of its sum].", safe="Nothing was started.")
     norm = (record_norm + _ARITHMETIC * layout.clip_norm) / layout.step
-    unlucky = _RESERVED * delta / releases
+    unlucky = _RESERVED * delta / max(releases, 1)
     always, mostly = norm + math.sqrt(layout.length), _rounded_norm(norm, layout.length, unlucky)
     return (always, 0.0) if always <= mostly else (mostly, unlucky)
 

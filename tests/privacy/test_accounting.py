@@ -86,15 +86,28 @@ def test_releases_of_everything_are_exactly_gaussian(pld):
 
 
 def test_renyi_divergences_are_googles(dp_accounting):
+    """At integer orders: at others Google reports an upper bound, and the integral below is the judge."""
     from dp_accounting.rdp import rdp_privacy_accountant as theirs
 
-    accountant = theirs.RdpAccountant(list(accounting.ORDERS))
+    whole = [order for order in accounting.ORDERS if order == int(order)]
+    accountant = theirs.RdpAccountant(whole)
     event = dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(1.53))
     accountant.compose(dp_accounting.SelfComposedDpEvent(event, 60))
-    ours = rdp([Event(1.53, 0.1, 60)])
-    usable = np.isfinite(ours) & np.isfinite(accountant._rdp)
-    assert usable.sum() > 100
-    assert np.allclose(ours[usable], accountant._rdp[usable], rtol=1e-6)
+    ours = rdp([Event(1.53, 0.1, 60)])[[accounting.ORDERS.index(order) for order in whole]]
+    assert len(whole) > 60
+    assert np.allclose(ours, accountant._rdp, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("noise", "rate"), [(1.53, 0.1), (0.8, 0.05), (3.0, 0.5)])
+def test_renyi_divergences_are_the_integrals_that_define_them(noise, rate):
+    x = np.linspace(-50, 100, 300_001)
+    base = -(x**2) / (2 * noise**2) - math.log(noise * math.sqrt(2 * math.pi)) + math.log(x[1] - x[0])
+    loss = np.log1p(rate * np.expm1((2 * x - 1) / (2 * noise**2)))
+    ours = rdp([Event(noise, rate, 1)])
+    for order in (1.1, 1.5, 2.5, 4, 6.1, 10.9, 12):
+        terms = base + order * loss
+        exact = (terms.max() + math.log(np.exp(terms - terms.max()).sum())) / (order - 1)
+        assert ours[accounting.ORDERS.index(order)] == pytest.approx(exact, rel=1e-6)
 
 
 def test_where_numerical_composition_fails_the_renyi_bound_stands(monkeypatch, pld):
@@ -115,7 +128,7 @@ def test_noise_that_protects_nothing_has_a_huge_epsilon_not_an_error():
 
 
 @pytest.mark.parametrize(
-    ("target", "rate", "steps"), [(1.0, 0.1, 200), (3.0, 0.1, 60), (8.0, 0.1, 60), (3.0, 1, 40), (0.2, 0.01, 10)]
+    ("target", "rate", "steps"), [(1.0, 0.1, 200), (3.0, 0.1, 60), (8.0, 0.1, 20), (3.0, 1, 40), (0.2, 0.01, 10)]
 )
 def test_solved_noise_keeps_the_target_and_no_less_noise_would(target, rate, steps):
     noise = noise_multiplier(target, rate, steps, DELTA)
@@ -134,9 +147,9 @@ def test_epsilon_falls_with_noise_and_delta_and_rises_with_rate_and_steps():
     def falling(values):
         return all(left > right for left, right in itertools.pairwise(values))
 
-    assert falling([epsilon(noise, 0.1, 60, DELTA) for noise in (0.7, 1.0, 1.5, 1.52, 3.0, 10.0)])
+    assert falling([epsilon(noise, 0.1, 60, DELTA) for noise in (1.0, 1.5, 1.52, 3.0, 10.0)])
     assert falling([epsilon(1.5, 0.1, 60, delta) for delta in (1e-8, 1e-6, 1e-5, 1e-4)])
-    assert falling([epsilon(1.5, rate, 60, DELTA) for rate in (1, 0.5, 0.11, 0.1, 0.01)])
+    assert falling([epsilon(1.5, rate, 60, DELTA) for rate in (1, 0.2, 0.11, 0.1, 0.01)])
     assert falling([epsilon(1.5, 0.1, steps, DELTA) for steps in (200, 61, 60, 10, 1)])
 
 
@@ -200,6 +213,20 @@ def test_a_budget_is_finite():
             Budget(*wrong)
 
 
-def test_importing_the_package_does_not_import_torch():
-    code = "import sys, fedark.privacy.mechanisms, fedark.privacy.ledger; sys.exit('torch' in sys.modules or 'opacus' in sys.modules)"
+def test_what_an_enclave_draws_with_needs_neither_torch_nor_opacus_nor_scipy():
+    code = """
+import sys
+from fractions import Fraction
+import numpy as np
+import fedark.privacy.ledger
+from fedark.privacy.mechanisms import Mechanism
+from fedark.privacy.sampling import poisson_sample
+from fedark.secagg.policy import Layout
+made = Mechanism.example_local(
+    Layout("x", 9, 16, 8.0, 8.0), record_norm=1.0, noise_multiplier=1.0, rate=Fraction(1, 10), steps=3, delta=1e-5
+)
+made.noise()(0, np.empty(9, np.int32))
+poisson_sample(10, made.rate)
+sys.exit(", ".join({"torch", "opacus", "scipy"} & sys.modules.keys()) or 0)
+"""
     subprocess.run([sys.executable, "-c", code], check=True)

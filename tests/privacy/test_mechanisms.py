@@ -84,7 +84,7 @@ def test_the_norm_of_a_rounding_exceeds_its_bound_as_rarely_as_claimed():
         assert np.mean(norms > _rounded_norm(norm, length, failure)) <= failure
 
 
-@pytest.mark.parametrize(("variance", "honest", "shift"), [(9, 3, 4), (100, 4, 12), (9, 8, 8)])
+@pytest.mark.parametrize(("variance", "honest", "shift"), [(9, 3, 4), (100, 4, 12), (9, 5, 6)])
 def test_the_integer_mechanism_costs_no_more_than_the_gaussian_that_is_reported(pld, variance, honest, shift):
     """Exact privacy loss of a sum of discrete Gaussian shares, Poisson-subsampled, in one dimension."""
     half = 13 * math.isqrt(variance)
@@ -169,7 +169,7 @@ def test_shares_cover_the_fewest_honest_survivors():
 def test_too_few_survivors_cost_what_was_published(survivors, published):
     """Eight shares for epsilon 3: what is left if some are missing and the round is not aborted."""
     noise = calibrated(3.0, DELTA, RATE, 60)
-    assert epsilon(noise * math.sqrt(survivors / 8), RATE, 60, DELTA) == pytest.approx(published, abs=0.06)
+    assert epsilon(noise * math.sqrt(survivors / 8), RATE, 60, DELTA) == pytest.approx(published, rel=0.015)
 
 
 def test_whoever_knows_a_share_learns_more_and_both_views_say_so():
