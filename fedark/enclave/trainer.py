@@ -32,6 +32,7 @@ from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, 
 from fedark.errors import DataError, ModelError, ProtocolError
 from fedark.masking import EVALUATED, UPDATE, may_leave, train_key
 from fedark.mechanism import mechanism
+from fedark.privacy.ledger import record_bytes
 from fedark.tuning.data import Record
 from fedark.tuning.self_check import self_check
 from fedark.tuning.task import TaskModel
@@ -256,6 +257,9 @@ class TrainerSession(SessionBase):
 
     def _begin(self, progress: ProgressSink) -> pb.Reply:
         self._ready()
+        if self._private is not None and self._private.unit == "record":
+            # A record that is in the file twice is one to the ledger: it must not move a sum twice.
+            self._train = list({record_bytes(record.prompt, record.answer): record for record in self._train}.values())
         metrics: dict[str, dict[str, Metric]] = {}
         for name, model in self._models.items():
             if self._private is not None and self._private.unit == "record":

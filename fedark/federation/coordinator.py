@@ -33,7 +33,7 @@ from fedark.contract import Contract
 from fedark.errors import FedarkError, FederationError, ProtocolError, printable, restore
 from fedark.federation.link import Handler, Link
 from fedark.federation.node import VERSION, fault_of
-from fedark.masking import bytes_per_value, masked_policy
+from fedark.masking import UPDATE, bytes_per_value, masked_policy
 from fedark.mechanism import guarantees
 from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
 
@@ -466,7 +466,7 @@ class Coordinator:
         said: dict[str, Any] = {"mode": protection.mode, "minimum_cohort": protection.minimum_cohort}
         if self._masked:
             policy = masked_policy(self._contract, self._run_id)
-            said |= {"bits": protection.bits, "bytes_per_value": round(bytes_per_value(policy), 2)}
+            said |= {"bits": policy.by_name[UPDATE].bits, "bytes_per_value": round(bytes_per_value(policy), 2)}
         return said
 
     def _privacy(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -42,6 +43,8 @@ _ERROR = 1e-3  # of epsilon, in the numerical composition; doubled while the gri
 _MAX_GRID = 1 << 22
 _TOLERANCE = 2e-4  # of a solved noise multiplier, relative
 _LEAST_NOISE, _MOST_NOISE = 0.02, 1e6
+_TOO_MUCH = 50.0  # epsilon beyond which the Renyi bound is good enough: the grid would be huge
+_COMPOSING = threading.Lock()
 _MARGIN = 1e-6  # share of delta that the total variation distance of a sampler may use up
 
 
@@ -178,7 +181,8 @@ def cost(spends: Iterable[Spend], delta: float) -> tuple[float, str]:
         return 0.0, "nothing released"
     if left <= 0:
         return math.inf, "no accountant: delta is used up"
-    value, accountant = _composed(_merged(events), left)
+    with _COMPOSING:  # parties of one process ask for the same job at the same time: it is composed once
+        value, accountant = _composed(_merged(events), left)
     value += 2 * divergence
     if value < 700 and (1 + math.exp(value)) * distance <= _MARGIN * delta:
         return value, accountant
