@@ -139,13 +139,35 @@ class Gate:
         """
         self._nonces.adopt(nonce, self._purpose(role, party), now=now)
 
-    def admit(self, evidence: bytes, *, role: str, party: str, run_config_digest: bytes, now: datetime) -> AttestedPeer:
+    def admit(
+        self, evidence: bytes, *, role: str, party: str, run_config_digest: bytes, now: datetime, again: bool = False
+    ) -> AttestedPeer:
         """The peer that `evidence` proves to be the enclave of `role` that `party` hosts, started with the run configuration
         whose SHA-384 is `run_config_digest`.
+
+        Args:
+            again: the caller repeats a step that a crash has interrupted; the very same evidence is then no replay.
 
         Raises:
             EvidenceRefused: with every reason.
         """
+        return self._examine(evidence, role, party, run_config_digest, now, fresh=True, again=again)
+
+    def readmit(self, evidence: bytes, *, role: str, party: str, run_config_digest: bytes, admitted: datetime) -> AttestedPeer:
+        """The peer that a gate of this owner admitted at `admitted` by this evidence: everything is verified as it was then, but
+        the nonce, which was spent on it.
+
+        For owners who were restarted, and only with evidence from their own authenticated state (`fedark.enclave.checkpoint`):
+        nothing here says that it is fresh.
+
+        Raises:
+            EvidenceRefused: with every reason.
+        """
+        return self._examine(evidence, role, party, run_config_digest, admitted, fresh=False, again=False)
+
+    def _examine(
+        self, evidence: bytes, role: str, party: str, run_config_digest: bytes, now: datetime, *, fresh: bool, again: bool
+    ) -> AttestedPeer:
         subject = f"the {printable(role)} of {printable(party)}"
         try:
             decoded = Evidence.decode(evidence)
@@ -158,10 +180,12 @@ class Gate:
             reasons.append(f"the contract does not admit evidence of platform {printable(decoded.platform)!r}")
         elif verifier is None:
             reasons.append(f"evidence of platform {printable(decoded.platform)!r} cannot be verified here")
-        try:
-            self._nonces.spend(binding.nonce, self._purpose(role, party), now=now)
-        except EvidenceRefused as error:
-            reasons += error.reasons
+        if fresh:
+            try:
+                purpose = self._purpose(role, party)
+                self._nonces.spend(binding.nonce, purpose, now=now, by=decoded.digest(), again=again)
+            except EvidenceRefused as error:
+                reasons += error.reasons
         reasons += self._binding_reasons(binding, role, party)
 
         claims = None

@@ -20,11 +20,15 @@ Form of a token: canonical CBOR {"quote": bytes, "statement": bytes}; of a state
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedark import canonical
 from fedark.attestation.binding import REPORT_DATA_BYTES
@@ -178,12 +182,23 @@ class GuestVerifier:
 class Guest:
     """The machine that enclaves run on, where it is a confidential guest: what a launcher makes attesters of.
 
+    Checkpoints are sealed under a secret of this object: an enclave that died goes on while the launching process lives, and a
+    guest that is started again begins anew. Keys that survive it are a hardware service that this release does not ask for.
+
     Attributes:
         hardware: asks the guest's hardware.
+        secret: 32 bytes, in memory only.
     """
 
     hardware: Attester
+    secret: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
 
     def attester(self, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> Attester:
         """See `fedark.attestation.platforms.base.Machine`."""
         return GuestAttester(self.hardware, measurements=measurements, sandbox=sandbox)
+
+    def sealing_key(self, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> bytes:
+        """See `fedark.attestation.platforms.base.Machine`; HKDF-SHA384 (RFC 5869)."""
+        facts = [sandbox.mode, sandbox.seccomp_digest, sandbox.landlock_digest]
+        info = canonical.encode(["fedark/guest-sealing/1", dict(measurements), facts])
+        return HKDF(hashes.SHA384(), 32, None, info).derive(self.secret)

@@ -13,10 +13,11 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from fedark.attestation.binding import NONCE_BYTES
 from fedark.errors import EvidenceRefused, InputError, StorageError
@@ -80,8 +81,12 @@ class NonceBook:
         if not taken:
             raise EvidenceRefused("a nonce", ["its nonce was adopted before: this is a replay"])
 
-    def spend(self, nonce: bytes, purpose: str, *, now: datetime) -> None:
+    def spend(self, nonce: bytes, purpose: str, *, now: datetime, by: bytes = b"", again: bool = False) -> None:
         """Use `nonce` up.
+
+        Args:
+            by: digest of what it is spent on; kept with it.
+            again: whoever repeats a step that a crash has interrupted may spend it once more, on the same thing alone.
 
         Raises:
             EvidenceRefused: it was not issued here for `purpose`, was spent before, or has expired.
@@ -92,13 +97,26 @@ class NonceBook:
             if row is None:
                 # A nonce of another purpose stays good for that one: a stranger must not be able to burn it.
                 reason = "its nonce was not issued here, for this peer, or has long expired"
+            elif row[1] and again and by and row[1] == by:
+                reason = ""
             elif row[1]:
                 reason = "its nonce was used before: this is a replay"
             else:
-                database.execute("UPDATE nonces SET spent = 1 WHERE nonce = ? AND purpose = ?", key)
+                database.execute("UPDATE nonces SET spent = ? WHERE nonce = ? AND purpose = ?", (by or 1, *key))
                 reason = "its nonce has expired" if now.timestamp() > row[0] else ""
         if reason:
             raise EvidenceRefused("a nonce", [reason])
+
+    def rows(self) -> list[list[Any]]:
+        """All that this book knows, for a sealed checkpoint: nonce, purpose, expiry in seconds, and on what it was spent."""
+        with self._transaction() as database:
+            return [list(row) for row in database.execute("SELECT nonce, purpose, expires, spent FROM nonces")]
+
+    def restore(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Know what another book knew when it gave its `rows`."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM nonces")
+            database.executemany("INSERT INTO nonces (nonce, purpose, expires, spent) VALUES (?, ?, ?, ?)", rows)
 
     def close(self) -> None:
         with self._lock:

@@ -64,7 +64,7 @@ class _StepSession:
 
 def load() -> Create:
     step = prepare()
-    return lambda run_config, quote: _StepSession(step)
+    return lambda run_config, quote, sealing_key: _StepSession(step)
 
 
 if SPECIFICATION["task"] == "plain":

@@ -23,8 +23,19 @@ import numpy as np
 from fedark import canonical
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract import ModelTerms
+from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.masking import AggregatorMasks
-from fedark.enclave.protection import LOADED, Context, GroupKey, Metric, Payload, ProtectedUpdate, seal_delivery
+from fedark.enclave.protection import (
+    LOADED,
+    Context,
+    GroupKey,
+    Metric,
+    Payload,
+    ProtectedUpdate,
+    pack_vector,
+    seal_delivery,
+    unpack_vector,
+)
 from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done
 from fedark.errors import FederationError, ProtocolError, Refused
 from fedark.masking import EVALUATED, UPDATE
@@ -40,8 +51,10 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 class AggregatorSession(SessionBase):
     """See the module's docstring."""
 
-    def __init__(self, config: RunConfig, quote: Quote) -> None:
-        super().__init__(config, quote)
+    seals_after = SessionBase.seals_after | {"join", "open_round", "survivors", "close"}
+
+    def __init__(self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None) -> None:
+        super().__init__(config, quote, sealing_key)
         self._group = GroupKey()
         self._trainers: dict[str, AttestedPeer] = {}
         self._round = 0
@@ -49,6 +62,8 @@ class AggregatorSession(SessionBase):
         self._received: dict[str, tuple[bytes, Payload]] = {}
         self._vectors: dict[str, Vector] = {}
         self._history: list[dict[str, Payload]] = []
+        self._resumed = False
+        self._figures_open = True
         self._masks: AggregatorMasks | None = None
         if self.contract.protection.mode == "masked":
             self._masks = AggregatorMasks(self.contract, config.run_id)
@@ -60,11 +75,13 @@ class AggregatorSession(SessionBase):
     def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
         match kind:
             case "admit_peer":
+                if self._known(call.admit_peer.peer, call.admit_peer.evidence):
+                    return self._granted(self._trainers[call.admit_peer.peer])
                 if call.admit_peer.peer in self._trainers:
                     raise ProtocolError("The trainer enclave of this customer is admitted already.", safe="It stays the one.")
                 peer = self._admit(call.admit_peer)
                 self._trainers[peer.party] = peer
-                return pb.Reply(admitted=pb.Admitted(group_grant=self._group.grant(peer, self._signing)))
+                return self._granted(peer)
             case "submit":
                 self._submit(call.submit)
                 return reply_done()
@@ -74,7 +91,8 @@ class AggregatorSession(SessionBase):
                 return self._deliver(call.deliver.party)
             case "join":
                 hellos = [announcement.hello for _, announcement in sorted(call.join.peers.items())]
-                self._masked().join(self._trainers.values(), hellos)
+                if not self._masked().joined(hellos):
+                    self._masked().join(self._trainers.values(), hellos)
                 return reply_done()
             case "open_round":
                 self._expect(call.open_round.round)
@@ -84,9 +102,47 @@ class AggregatorSession(SessionBase):
                 return pb.Reply(opened=pb.Opened(masked=opened))
             case "survivors":
                 self._expect(call.survivors.round)
-                endorse, unmask = self._masked().ask()
+                endorse, unmask = self._masked().ask(endorsed=call.survivors.endorsed)
                 return pb.Reply(asked=pb.Asked(endorse=endorse, unmask=unmask))
         return super()._handle(kind, call, progress)
+
+    def _granted(self, peer: AttestedPeer) -> pb.Reply:
+        return pb.Reply(admitted=pb.Admitted(group_grant=self._group.grant(peer, self._signing)))
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "group": self._group.secret_bytes(),
+            "trainers": sorted(self._trainers),
+            "round": self._round,
+            "base": self._base,
+            "vectors": {name: pack_vector(vector) for name, vector in self._vectors.items()},
+            "optimizers": {name: optimizer.to_map() for name, optimizer in self._optimizers.items()},
+            "history": [{name: payload.encode() for name, payload in entry.items()} for entry in self._history],
+            "resumed": self._resumed,
+            "figures": self._figures_open,
+            "masks": self._masks.state() if self._masks is not None else None,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Messages of the open round are not in the state: the host brings them again, and they verify as before."""
+        self._group = GroupKey(state["group"])
+        self._trainers = {name: self._readmitted("trainer", name) for name in state["trainers"]}
+        self._round, self._base, self._resumed = state["round"], state["base"], True
+        self._vectors = {name: unpack_vector(vector) for name, vector in state["vectors"].items()}
+        for name, optimizer in self._optimizers.items():
+            optimizer.restore(state["optimizers"][name])
+        self._history = [{name: Payload.decode(payload) for name, payload in entry.items()} for entry in state["history"]]
+        self._figures_open = state["figures"] and self._kind != EVALUATED
+        if self._masks is not None:
+            self._masks.restore(state["masks"], self._trainers.values())
+
+    @property
+    def _least(self) -> int:
+        """Fewest customers that close a round; see `fedark.enclave.checkpoint` for those of an enclave that was restarted."""
+        minimum = self.contract.protection.minimum_cohort
+        if self._resumed and self._masks is None:
+            return max(minimum, len(self._trainers) - minimum + 1)
+        return minimum
 
     @property
     def _kind(self) -> str:
@@ -143,10 +199,10 @@ class AggregatorSession(SessionBase):
     def _close(self, number: int) -> pb.Reply:
         if number != self._round:
             raise ProtocolError(f"Round {number} cannot be closed in round {self._round}.")
-        minimum = self.contract.protection.minimum_cohort
-        if len(self._received) < minimum:
+        if len(self._received) < self._least:
+            asks = "a restarted aggregator enclave" if self._least > self.contract.protection.minimum_cohort else "the contract"
             raise FederationError(
-                f"Round {number} has {len(self._received)} of the {minimum} customers that the contract asks for.",
+                f"Round {number} has {len(self._received)} of the {self._least} customers that {asks} asks for.",
                 safe="Nothing was summed and nothing left the enclave.",
                 fix="Bring the missing customers back, or agree on a smaller minimum cohort in a new contract.",
             )
@@ -187,10 +243,11 @@ class AggregatorSession(SessionBase):
     def _figures(self, received: dict[str, Payload]) -> list[dict[str, dict[str, list[int | float]]]]:
         """Sums of all rounds, at the end and over those who were there to the end.
 
-        Given out round by round, the sums of two cohorts would differ by the figures of whoever dropped out between them.
+        Given out round by round, the sums of two cohorts would differ by the figures of whoever dropped out between them. None after
+        a restart in the midst of the last measurements (`fedark.enclave.checkpoint`).
         """
         self._history.append({name: replace(payload, vectors={}) for name, payload in received.items()})
-        if self._kind != EVALUATED:
+        if self._kind != EVALUATED or not self._figures_open:
             return []
         stayed = set.intersection(*(set(entry) for entry in self._history))
         if len(stayed) < self.contract.protection.minimum_cohort:

@@ -81,6 +81,7 @@ class EnclaveProcess:
         minimum_sandbox: str = "landlock",
         memory_bytes: int | None = None,
         message_bytes: int = MAX_FRAME,
+        checkpoint: bytes = b"",
         measurement: Measurement | None = None,
     ) -> EnclaveProcess:
         """Measure, start and lock an enclave, and hand it its run configuration.
@@ -92,6 +93,7 @@ class EnclaveProcess:
             minimum_sandbox: "landlock" or "namespaces".
             memory_bytes: most private memory; by default three quarters of the machine's for a trainer, 4 GiB else.
             message_bytes: the largest frame that the run needs (`RunConfig.message_bytes`).
+            checkpoint: of an enclave of this run that has ended, which this one continues.
             measurement: of the role, if it was made just now.
 
         Raises:
@@ -115,8 +117,11 @@ class EnclaveProcess:
         try:
             launched.settle()
             enclave._await_lock(time.monotonic() + _START_SECONDS)
-            enclave.hello = enclave.call(pb.Call(start=pb.Start(run_config=run_config)), timeout=_START_SECONDS).hello
             enclave._channel.limit = message_bytes
+            enclave.hello = enclave.call(pb.Call(start=pb.Start(run_config=run_config)), timeout=_START_SECONDS).hello
+            if checkpoint:
+                resume = pb.Call(resume=pb.Resume(checkpoint=checkpoint))
+                enclave.hello = enclave.call(resume, timeout=_START_SECONDS).hello
         except BaseException:
             enclave.close()
             raise
@@ -171,6 +176,9 @@ class EnclaveProcess:
                         on_progress(frame.progress)
                 case "quote_request":
                     self._channel.send(pb.Frame(quote_reply=self._quote(frame.quote_request)), deadline)
+                case "sealing_request":
+                    self._launch.check_loaded()
+                    self._channel.send(pb.Frame(sealing_reply=pb.SealingReply(key=self._launch.sealing_key())), deadline)
                 case other:
                     raise ProtocolError(f"it sent a {other!r}.")
 

@@ -17,6 +17,7 @@ someone who can trace it does; on the simulated platform that is the host's root
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -71,6 +72,7 @@ class Launch:
         registers: all four.
         sandbox: as it will be attested.
         attester: signs for this enclave and no other.
+        sealing_key: gives the key of this enclave's checkpoints.
     """
 
     process: subprocess.Popen[bytes]
@@ -78,6 +80,7 @@ class Launch:
     registers: Mapping[str, bytes]
     sandbox: SandboxFacts
     attester: Attester
+    sealing_key: Callable[[], bytes] = field(repr=False)
     _watched: _Watch = field(repr=False)
     _remeasure: Callable[[], None] = field(repr=False)
 
@@ -175,7 +178,8 @@ def launch(
     facts = SandboxFacts(mode, *policy_digests(mode, support.landlock))
     registers = {**measurement.registers, "runconfig": run_config_register(run_config)}
     attester = device.attester(measurements=registers, sandbox=facts)
-    return Launch(process, host_end, registers, facts, attester, watched, measurement.check_unchanged)
+    key = functools.partial(device.sealing_key, registers, facts)
+    return Launch(process, host_end, registers, facts, attester, key, watched, measurement.check_unchanged)
 
 
 def _spawn(

@@ -6,9 +6,9 @@
 3. Only now does the host get a frame, and may send `Start`; the session makes its keys.
 4. Calls, one at a time, until the host closes the channel.
 
-What leaves is a Reply, Progress, a QuoteRequest, or a Fault. A FedarkError becomes a Fault with its texts, which never hold a
-secret, and the session goes on. Any other exception may hold anything in its text: the Fault names its type alone, and the process
-ends, for its state is unknown.
+What leaves is a Reply, Progress, a request for a quote or the sealing key, or a Fault. A FedarkError becomes a Fault with its
+texts, which never hold a secret, and the session goes on. Any other exception may hold anything in its text: the Fault names its
+type alone, and the process ends, for its state is unknown.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fedark.sandbox import SCRATCH, Setup, enter, lock
 
 if TYPE_CHECKING:
     from fedark.enclave.channel import Channel
+    from fedark.enclave.checkpoint import SealingKey
     from fedark.enclave.session import Quote, Session
     from fedark.v1 import enclave_pb2 as pb
 
@@ -39,8 +40,8 @@ COMPILE = "compile"
 
 _EXIT_REFUSED, _EXIT_BROKEN = 77, 70
 
-Create = Callable[[bytes, "Quote"], "Session"]
-"""(run configuration, quote) -> session; `fedark.enclave.session.create`."""
+Create = Callable[[bytes, "Quote", "SealingKey"], "Session"]
+"""(run configuration, quote, sealing key) -> session; `fedark.enclave.session.create`."""
 
 
 def run(specification: dict[str, Any], load: Callable[[], Create]) -> NoReturn:
@@ -110,6 +111,13 @@ def _serve(channel: Channel, create: Create) -> None:
             raise ConnectionError("the launcher did not answer with a quote")  # out of step: ends the process
         return answer.quote_reply.platform, answer.quote_reply.token
 
+    def sealing_key() -> bytes:
+        channel.send(pb.Frame(sealing_request=pb.SealingRequest()))
+        answer = channel.receive()
+        if answer.WhichOneof("kind") != "sealing_reply" or len(answer.sealing_reply.key) != 32:
+            raise ConnectionError("the launcher did not answer with a sealing key")  # out of step: ends the process
+        return answer.sealing_reply.key
+
     session: Session | None = None
     progress(pb.Progress(stage=LOCKED))
     while True:
@@ -123,7 +131,7 @@ def _serve(channel: Channel, create: Create) -> None:
             if session is None:
                 if frame.call.WhichOneof("body") != "start":
                     raise ProtocolError("The first call to an enclave is its start.")
-                session = create(frame.call.start.run_config, quote)
+                session = create(frame.call.start.run_config, quote, sealing_key)
                 channel.limit = session.message_bytes
             channel.send(pb.Frame(reply=session.handle(frame.call, progress)))
         except Disconnected:

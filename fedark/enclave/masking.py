@@ -67,30 +67,43 @@ class TrainerMasks:
         self._me = _Self(party, signing.public, self._policy.contract_digest, run_id)
         self._nonce = b""
         self._combined = b""
+        self._session = b""
+        self._hellos: list[bytes] = []
 
     @property
     def fellows(self) -> tuple[str, ...]:
         """The other customers of the contract."""
         return tuple(name for name in self._policy.roster if name != self._me.party)
 
+    @property
+    def combined(self) -> bytes:
+        """What `combine` gave; empty before."""
+        return self._combined
+
     def hello(self) -> bytes:
         """The signed announcement of this session's key."""
         return self._client.hello()
 
     def nonce(self, *, now: datetime) -> bytes:
-        """This enclave's challenge to its fellows."""
+        """This enclave's challenge to its fellows. One for the session: asked again, it is the same."""
+        if self._nonce:
+            return self._nonce
         self._nonce = self._nonces.issue(_PEERS, now=now)
         return self._nonce
 
     def combine(self, nonces: Mapping[str, bytes], *, now: datetime) -> bytes:
-        """The one challenge that the whole cohort answers. Once.
+        """The one challenge that the whole cohort answers. Once; asked again with the same nonces it is the same.
 
         Raises:
             Refused: this enclave's own nonce is not in it as it was given, or is used or too old.
             ProtocolError: not one nonce for every customer, or combined already.
         """
+        listed = [[party, nonces[party]] for party in sorted(nonces)]
+        session = canonical.encode([_PEERS, self._me.contract_digest, self._me.run_id, listed])
         if self._combined:
-            raise ProtocolError("This enclave has answered its fellows already.", safe="No key was agreed.")
+            if session != self._session:
+                raise ProtocolError("This enclave has answered its fellows already.", safe="No key was agreed.")
+            return self._combined
         if set(nonces) != set(self._policy.roster) or any(len(nonce) != NONCE_BYTES for nonce in nonces.values()):
             raise ProtocolError("The nonces are not one for every customer of the contract.", safe="No key was agreed.")
         if not self._nonce or nonces[self._me.party] != self._nonce:
@@ -100,10 +113,12 @@ class TrainerMasks:
                 fix="Whoever relays the messages is not honest, or mixes two runs.",
             )
         self._nonces.spend(self._nonce, _PEERS, now=now)
-        listed = [[party, nonces[party]] for party in sorted(nonces)]
-        session = [_PEERS, self._me.contract_digest, self._me.run_id, listed]
-        self._combined = hashlib.sha256(canonical.encode(session)).digest()
+        self._session, self._combined = session, hashlib.sha256(session).digest()
         return self._combined
+
+    def joined(self, hellos: Iterable[bytes]) -> bool:
+        """Whether keys were agreed on exactly these announcements of fellows."""
+        return bool(self._hellos) and [*hellos, self.hello()] == self._hellos
 
     def join(self, peers: Iterable[AttestedPeer], hellos: Iterable[bytes]) -> None:
         """Agree keys with the fellows that were admitted, and with nobody else.
@@ -114,6 +129,24 @@ class TrainerMasks:
         """
         hellos = [*hellos, self.hello()]
         self._client.join(Directory.verify(self._policy, [*peers, self._me], hellos))
+        self._hellos = hellos
+
+    def state(self) -> dict[str, Any]:
+        """What the trainer's checkpoint holds of this end."""
+        return {
+            "nonce": self._nonce,
+            "combined": self._combined,
+            "session": self._session,
+            "hellos": self._hellos,
+            "client": self._client.state(),
+        }
+
+    def restore(self, state: dict[str, Any], peers: Iterable[AttestedPeer]) -> None:
+        """Go on from `state`; `peers`: the fellows that were admitted, none before joining."""
+        self._nonce, self._combined, self._session = state["nonce"], state["combined"], state["session"]
+        self._hellos = state["hellos"]
+        joined = Directory.verify(self._policy, [*peers, self._me], self._hellos) if self._hellos else None
+        self._client.restore(state["client"], joined)
 
     def begin(self, layout: str, request: bytes, model: bytes) -> None:
         """Enter the masked round that the aggregator opened, before anything is computed for it.
@@ -179,6 +212,33 @@ class AggregatorMasks:
         self._round: Round | None = None
         self._closed = False
         self._waiting: set[str] = set()
+        self._hellos: list[bytes] = []
+        self._opening: tuple[int, str, list[str], bytes] | None = None
+        self._uploaded: set[str] = set()
+        self._survivors: set[str] | None = None
+        self._answers: dict[str, bytes] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What the aggregator's checkpoint holds of this end; uploads and answers are brought again."""
+        return {
+            "hellos": self._hellos,
+            "opening": list(self._opening) if self._opening is not None else None,
+            "survivors": sorted(self._survivors) if self._survivors is not None else None,
+        }
+
+    def restore(self, state: dict[str, Any], trainers: Iterable[AttestedPeer]) -> None:
+        """Go on from `state`: the round that was open is open, and its survivors stand if they were declared."""
+        if not state["hellos"]:
+            return
+        self.join(trainers, state["hellos"])
+        if state["opening"] is not None:
+            self.open(*state["opening"])
+        if state["survivors"] is not None:
+            self._survivors = set(state["survivors"])
+
+    def joined(self, hellos: Iterable[bytes]) -> bool:
+        """Whether the session's keys are exactly these."""
+        return bool(self._hellos) and list(hellos) == self._hellos
 
     def join(self, trainers: Iterable[AttestedPeer], hellos: Iterable[bytes]) -> None:
         """Know the session's keys. Once.
@@ -188,7 +248,8 @@ class AggregatorMasks:
         """
         if self._server is not None:
             raise ProtocolError("The masked session was joined already.", safe="It goes on as it is.")
-        self._directory = Directory.verify(self._policy, trainers, hellos)
+        self._hellos = list(hellos)
+        self._directory = Directory.verify(self._policy, trainers, self._hellos)
         self._server = Server(self._directory)
 
     def open(self, number: int, layout: str, parties: Iterable[str], model: bytes) -> bytes:
@@ -199,27 +260,48 @@ class AggregatorMasks:
         """
         if self._server is None:
             raise ProtocolError("No masked session was joined.")
-        self._round, self._closed = self._server.open(number, layout, list(parties), model), False
+        opening = number, layout, list(parties), model
+        if self._round is not None and opening == self._opening:
+            return self._round.request
+        self._round, self._closed = self._server.open(*opening), False
+        self._opening, self._uploaded, self._survivors, self._answers = opening, set(), None, {}
         return self._round.request
 
     def receive(self, message: bytes, party: str) -> None:
         """Take one masked upload; see `fedark.secagg.Round.receive`."""
+        if self._survivors is not None and party not in self._survivors:
+            raise ProtocolError(f"The upload of {party} came after the survivors were declared.", safe="It was dropped.")
         self._opened().receive(message, party)
+        self._uploaded.add(party)
+        if self._uploaded == self._survivors:
+            self._end_uploading()  # as it was before this enclave was restarted
 
-    def ask(self) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    def _end_uploading(self) -> None:
+        current = self._opened()
+        self._survivors = set(current.close())
+        self._closed = True
+        if current.needs_agreement:
+            self._waiting = set(current.committee)
+
+    def ask(self, *, endorsed: bool) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Endorsement requests, or unmask requests, by member: whichever comes next. Ends the uploading.
+
+        Args:
+            endorsed: the endorsements are in.
 
         Raises:
             Refused: too few uploads; the round is over and revealed nothing.
+            ProtocolError: survivors were declared before, and not all of their uploads are here again.
             FederationError: too few members have signed the survivors.
         """
         current = self._opened()
         if not self._closed:
-            current.close()
-            self._closed = True
-            if current.needs_agreement:
-                self._waiting = set(current.committee)
-                return dict.fromkeys(current.committee, current.endorsement_request()), {}
+            if self._survivors is not None:
+                missing = ", ".join(sorted(self._survivors - self._uploaded))
+                raise ProtocolError(f"The uploads of {missing} were not brought again.", safe="Nothing was unmasked.")
+            self._end_uploading()
+        if current.needs_agreement and not endorsed:
+            return dict.fromkeys(current.committee, current.endorsement_request()), {}
         if not current.enough_endorsements:
             raise self._too_few("signed its survivors")
         self._waiting = set(current.committee)
@@ -227,12 +309,16 @@ class AggregatorMasks:
 
     def endorse(self, message: bytes, party: str) -> None:
         """Take one member's signature; see `fedark.secagg.Round.endorse`."""
-        self._opened().endorse(message, party)
+        self._declared().endorse(message, party)
         self._waiting.discard(party)
 
     def accept(self, message: bytes, party: str) -> None:
-        """Take one member's shares; see `fedark.secagg.Round.accept`."""
-        self._opened().accept(message, party)
+        """Take one member's shares; see `fedark.secagg.Round.accept`. The same bytes once more change nothing."""
+        digest = hashlib.sha256(message).digest()
+        if self._answers.get(party) == digest:
+            return
+        self._declared().accept(message, party)
+        self._answers[party] = digest
         self._waiting.discard(party)
 
     def finish(self) -> RoundSum:
@@ -244,7 +330,7 @@ class AggregatorMasks:
         current = self._opened()
         if not current.enough_answers:
             raise self._too_few("given the shares that unmask it")
-        self._round = None
+        self._round, self._opening, self._survivors = None, None, None
         return current.finish()
 
     def split(self, total: RoundSum) -> dict[str, Vector]:
@@ -268,6 +354,11 @@ class AggregatorMasks:
             safe="Nothing was unmasked.",
             fix="Bring the missing customers back, then submit the job again.",
         )
+
+    def _declared(self) -> Round:
+        if not self._closed:
+            raise ProtocolError("The survivors of this round are not declared.", safe="Nothing was unmasked.")
+        return self._opened()
 
     def _opened(self) -> Round:
         if self._round is None:

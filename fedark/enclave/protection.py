@@ -211,6 +211,10 @@ class GroupKey:
     def __repr__(self) -> str:
         return "GroupKey(...)"
 
+    def secret_bytes(self) -> bytes:
+        """The raw key, for the checkpoint that the aggregator enclave seals to itself."""
+        return self._secret
+
     def grant(self, trainer: AttestedPeer, signer: SigningKey) -> bytes:
         """The key, wrapped for an attested trainer enclave and signed."""
         context = _group_context(trainer.contract_digest, trainer.run_id, trainer.party, trainer.signing_public)

@@ -6,6 +6,7 @@ process and in `fedark simulate`. The order that it enforces:
 1. `create` decodes the run configuration, whose hash the launcher has measured, and makes the keys: after the sandbox is locked.
 2. `Challenge` / `Attest` / `AdmitPeer`: mutual attestation. A peer's evidence counts for the nonce that this session gave out,
    once, and only together with the contract's signatures.
+   A call that is repeated after a crash gets the same answer; it changes nothing.
 3. Whatever needs a verified peer takes the `AttestedPeer`, which only `Gate.admit` makes.
 
 The host's clock is an input like any other: an enclave cannot know better. Turning it back keeps an expired contract alive on
@@ -16,7 +17,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Protocol
 
 from fedark import canonical
 from fedark.attestation.binding import KeyBinding
@@ -26,6 +29,7 @@ from fedark.attestation.nonces import NonceBook
 from fedark.attestation.trust import verifiers
 from fedark.contract import Contract, SignedContract, now
 from fedark.enclave.channel import message_limit
+from fedark.enclave.checkpoint import Sealer, SealingKey
 from fedark.errors import ProtocolError, Refused
 from fedark.keys import HpkeKey, SigningKey
 from fedark.measurement import run_config_register
@@ -37,6 +41,7 @@ Quote = Callable[[bytes, bytes], tuple[str, bytes]]
 """(report_data, nonce) -> (platform, token): the launcher's quoting key signs; it is never inside the enclave."""
 
 ProgressSink = Callable[[pb.Progress], None]
+_MAX_COLLATERAL = 64 << 20
 
 
 class Session(Protocol):
@@ -107,9 +112,15 @@ class RunConfig:
 
 
 class SessionBase:
-    """Keys, evidence and the admission of peers."""
+    """Keys, evidence and the admission of peers.
 
-    def __init__(self, config: RunConfig, quote: Quote) -> None:
+    After each call of a kind in `seals_after` the reply carries the session's state, sealed (`fedark.enclave.checkpoint`). A call
+    that changes nothing else than what its repetition would set right has no place there.
+    """
+
+    seals_after: ClassVar[frozenset[str]] = frozenset({"challenge", "attest", "admit_peer"})
+
+    def __init__(self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None) -> None:
         self.config = config
         self.contract = config.contract
         self.digest = config.contract.digest()
@@ -119,25 +130,82 @@ class SessionBase:
         self._signing = SigningKey()
         self._nonces = NonceBook()
         self._answered: dict[str, tuple[bytes, bytes]] = {}
+        self._proofs: dict[str, _Proof] = {}
+        self._sealer = Sealer(sealing_key) if sealing_key is not None else None
+        self._used = False
 
     def handle(self, call: pb.Call, progress: ProgressSink) -> pb.Reply:
         """Answer one call; see `Session.handle`."""
         if self.contract.expired(now()):
             raise Refused(f"The contract of job {self.contract.job} is not valid now.", safe="The enclave did nothing.")
-        kind = call.WhichOneof("body")
+        kind = str(call.WhichOneof("body"))
+        reply = self._answer(kind, call, progress)
+        self._used = self._used or kind != "start"
+        if self._sealer is not None and self._seals(call, kind):
+            reply.checkpoint = self._sealer.seal(self._whole_state())
+        return reply
+
+    def _seals(self, call: pb.Call, kind: str) -> bool:
+        return kind in self.seals_after
+
+    def _answer(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
         match kind:
             case "start":
                 if call.start.run_config != self.config.encode():
                     raise ProtocolError("An enclave takes one run configuration, once.")
-                return pb.Reply(hello=pb.Hello(hpke_public=self._hpke.public, signing_public=self._signing.public))
+                return self._hello()
+            case "resume":
+                self._resume(call.resume.checkpoint)
+                return self._hello()
             case "challenge":
                 return pb.Reply(nonce=pb.Nonce(nonce=self._challenge(call.challenge.peer)))
             case "attest":
                 return pb.Reply(evidence=pb.Evidence(evidence=self._attest(call.attest.peer, call.attest.nonce)))
-        return self._handle(str(kind), call, progress)
+        return self._handle(kind, call, progress)
 
     def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
         raise ProtocolError(f"An enclave of role {self.config.role} does not answer {kind!r}.")
+
+    def _hello(self) -> pb.Reply:
+        return pb.Reply(hello=pb.Hello(hpke_public=self._hpke.public, signing_public=self._signing.public))
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def _whole_state(self) -> dict[str, Any]:
+        collateral = list(dict.fromkeys(proof.collateral for proof in self._proofs.values()))
+        return {
+            "hpke": self._hpke.secret_bytes(),
+            "signing": self._signing.secret_bytes(),
+            "nonces": self._nonces.rows(),
+            "answered": {peer: list(answer) for peer, answer in self._answered.items()},
+            "collateral": collateral,
+            "proofs": {
+                party: [proof.evidence, collateral.index(proof.collateral), proof.at] for party, proof in self._proofs.items()
+            },
+            "role": self._state(),
+        }
+
+    def _resume(self, checkpoint: bytes) -> None:
+        if self._used or self._sealer is None:
+            raise ProtocolError("A checkpoint can only begin a session.", safe="The enclave goes on as it is.")
+        state = self._sealer.open(checkpoint)
+        self._hpke = HpkeKey(state["hpke"], kem=self._hpke.kem)
+        self._signing = SigningKey(state["signing"])
+        self._nonces.restore(state["nonces"])
+        self._answered = {peer: (nonce, digest) for peer, (nonce, digest) in state["answered"].items()}
+        self._proofs = {
+            party: _Proof(evidence, state["collateral"][index], at) for party, (evidence, index, at) in state["proofs"].items()
+        }
+        self._restore(state["role"])
+
+    def _state(self) -> dict[str, Any]:
+        """What this role must not forget."""
+        return {}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Go on from `_state`. Keys, nonces and `_readmitted` are there already."""
+
+    # -- evidence -----------------------------------------------------------------------------------------------------
 
     def _attest(self, peer: str, nonce: bytes) -> bytes:
         evidence = self._evidence(nonce)
@@ -175,11 +243,33 @@ class SessionBase:
         """The peer, verified: contract signed by all, then evidence for our nonce."""
         role = self._peer_role(call.peer)
         SignedContract.verify(self.contract, dict(call.contract_signatures))
-        return self._appraise(role, call.peer, call.evidence, self._gate(dict(call.collateral)))
+        return self._appraise(role, call.peer, call.evidence, dict(call.collateral))
 
-    def _appraise(self, role: str, party: str, evidence: bytes, gate: Gate) -> AttestedPeer:
-        expected = RunConfig(role=role, party=party, contract=self.contract, run_id=self.config.run_id)
-        return gate.admit(evidence, role=role, party=party, run_config_digest=expected.register(), now=now())
+    def _appraise(self, role: str, party: str, evidence: bytes, collateral: Mapping[str, bytes]) -> AttestedPeer:
+        at = now()
+        peer = self._gate(collateral).admit(
+            evidence, role=role, party=party, run_config_digest=self._register_of(role, party), now=at
+        )
+        self._proofs[party] = _Proof(evidence, canonical.encode(dict(collateral)), at.timestamp())
+        return peer
+
+    def _known(self, party: str, evidence: bytes) -> bool:
+        """Whether this very evidence was admitted before."""
+        return party in self._proofs and self._proofs[party].evidence == evidence
+
+    def _readmitted(self, role: str, party: str) -> AttestedPeer:
+        """The peer whose admission is in the state that this session went on from."""
+        proof = self._proofs[party]
+        return self._gate(canonical.decode(proof.collateral, max_bytes=_MAX_COLLATERAL)).readmit(
+            proof.evidence,
+            role=role,
+            party=party,
+            run_config_digest=self._register_of(role, party),
+            admitted=datetime.fromtimestamp(proof.at, UTC),
+        )
+
+    def _register_of(self, role: str, party: str) -> bytes:
+        return RunConfig(role=role, party=party, contract=self.contract, run_id=self.config.run_id).register()
 
     def _peer_role(self, peer: str) -> str:
         """The enclave role of a peer that this role talks to."""
@@ -190,8 +280,20 @@ class SessionBase:
         return role
 
 
-def create(run_config: bytes, quote: Quote) -> Session:
+@dataclass(frozen=True)
+class _Proof:
+    """By what a peer was admitted: its evidence, the collateral that it was appraised with (canonical), and when (s since 1970)."""
+
+    evidence: bytes
+    collateral: bytes
+    at: float
+
+
+def create(run_config: bytes, quote: Quote, sealing_key: SealingKey | None = None) -> Session:
     """The session for a run configuration. Call it after the sandbox is locked: it makes the keys.
+
+    Args:
+        sealing_key: asks the platform for the key of checkpoints; without it none are made or taken.
 
     Raises:
         ProtocolError, ContractError: the run configuration is not usable.
@@ -200,10 +302,10 @@ def create(run_config: bytes, quote: Quote) -> Session:
     if config.role == "trainer":
         from fedark.enclave.trainer import TrainerSession  # torch: not for the aggregator
 
-        return TrainerSession(config, quote)
+        return TrainerSession(config, quote, sealing_key)
     from fedark.enclave.aggregator import AggregatorSession
 
-    return AggregatorSession(config, quote)
+    return AggregatorSession(config, quote, sealing_key)
 
 
 def reply_done() -> pb.Reply:

@@ -9,7 +9,8 @@ keys agreed with them -> weight keys accepted and bundles opened in memory -> re
 - receipts for the provider;
 - counts of correct answers and losses, and the loss of each training step, to the customer's own node.
 
-Weights and records are in this process's memory only and are never written.
+Weights and records are in this process's memory only and are never written. An enclave that goes on from a checkpoint has
+neither: `Reopen` and the bundle's bytes, then the records, bring them again, and only the same ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,12 @@ import numpy as np
 from fedark import canonical
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract import ModelTerms, now
+from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.masking import TrainerMasks
 from fedark.enclave.private import noised_updates, private_updates
 from fedark.enclave.protection import LOADED, Context, GroupKey, Metric, Payload, ProtectedUpdate, protect
 from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done, seed_of
-from fedark.errors import DataError, ModelError, ProtocolError
+from fedark.errors import DataError, ModelError, ProtocolError, Refused
 from fedark.masking import EVALUATED, UPDATE, may_leave, train_key
 from fedark.mechanism import mechanism
 from fedark.privacy.ledger import record_bytes
@@ -74,8 +77,13 @@ class _Opening:
 class TrainerSession(SessionBase):
     """See the module's docstring."""
 
-    def __init__(self, config: RunConfig, quote: Quote) -> None:
-        super().__init__(config, quote)
+    seals_after = SessionBase.seals_after | {
+        *("grant", "records", "begin", "round", "evaluate"),
+        *("peer_nonce", "announce", "join", "endorse", "unmask"),
+    }
+
+    def __init__(self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None) -> None:
+        super().__init__(config, quote, sealing_key)
         self._aggregator: AttestedPeer | None = None
         self._group: GroupKey | None = None
         self._openings: dict[str, _Opening] = {}
@@ -83,6 +91,10 @@ class TrainerSession(SessionBase):
         self._train: list[Record] = []
         self._test: list[Record] = []
         self._data_closed = False
+        self._grants: dict[str, tuple[bytes, float]] = {}
+        self._digest_of_data = hashlib.sha384()
+        self._data_expected = b""
+        self._figures: dict[str, tuple[dict[str, Metric], dict[str, Metric]]] = {}
         self._begun = False
         self._round = 0
         self._base = b""
@@ -91,15 +103,22 @@ class TrainerSession(SessionBase):
         if self.contract.protection.mode == "masked":
             self._masks = TrainerMasks(self.contract, config.run_id, config.party, self._signing, self._nonces)
 
+    def _seals(self, call: pb.Call, kind: str) -> bool:
+        return super()._seals(call, kind) and (kind != "records" or call.records.last)
+
     def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
         match kind:
             case "admit_peer":
+                if self._known(call.admit_peer.peer, call.admit_peer.evidence):
+                    return pb.Reply(admitted=pb.Admitted())
                 if self._aggregator is not None:
                     raise ProtocolError("An aggregator enclave is admitted already.", safe="It stays the only one of this run.")
                 self._aggregator = self._admit(call.admit_peer)
                 return pb.Reply(admitted=pb.Admitted())
             case "grant":
                 return self._grant(call.grant)
+            case "reopen":
+                return self._reopen(call.reopen.model)
             case "sealed":
                 return self._sealed(call.sealed)
             case "records":
@@ -132,18 +151,21 @@ class TrainerSession(SessionBase):
     def _announce(self, call: pb.Announce) -> pb.Reply:
         """Prove this enclave to all of its fellows at once, and announce its session key."""
         masks, gate = self._masked(), self._gate({})
+        first = not masks.combined
         combined = masks.combine(dict(call.nonces), now=now())
-        for party in masks.fellows:
+        for party in masks.fellows if first else ():
             gate.expect(combined, self.config.role, party, now=now())
         evidence = self._evidence(combined).encode()
         return pb.Reply(announcement=pb.Announcement(evidence=evidence, hello=masks.hello()))
 
     def _join(self, call: pb.Join) -> pb.Reply:
         """Admit every fellow by its evidence, then agree keys: with nobody unless all who were brought are proven."""
-        masks, gate = self._masked(), self._gate(dict(call.collateral))
+        masks, collateral = self._masked(), dict(call.collateral)
         self._admitted()  # whose admission has verified the contract's signatures
         others = {party: call.peers[party] for party in sorted(call.peers) if party != self.config.party}
-        peers = [self._appraise(self.config.role, party, other.evidence, gate) for party, other in others.items()]
+        if masks.joined(other.hello for other in others.values()):
+            return reply_done()
+        peers = [self._appraise(self.config.role, party, other.evidence, collateral) for party, other in others.items()]
         masks.join(peers, [other.hello for other in others.values()])
         return reply_done()
 
@@ -161,6 +183,24 @@ class TrainerSession(SessionBase):
         return self._aggregator
 
     def _grant(self, grant: pb.Grant) -> pb.Reply:
+        if self._grants.get(grant.model, (b"", 0.0))[0] == grant.SerializeToString(deterministic=True):
+            return self._reopen(grant.model)
+        at = now()
+        self._open(grant, at)
+        self._grants[grant.model] = grant.SerializeToString(deterministic=True), at.timestamp()
+        return reply_done()
+
+    def _reopen(self, model: str) -> pb.Reply:
+        """Take a model's sealed bytes from their beginning again, under the grant that was accepted for it."""
+        kept, at = self._grants.get(model, (b"", 0.0))
+        if not kept:
+            raise ProtocolError("A model without a grant cannot be opened again.")
+        self._models.pop(model, None)
+        self._open(pb.Grant.FromString(kept), datetime.fromtimestamp(at, UTC))
+        return reply_done()
+
+    def _open(self, grant: pb.Grant, at: datetime) -> None:
+        """Accept a grant, as of `at`, and wait for its bundle's bytes."""
         aggregator = self._admitted()
         terms = self.contract.model(grant.model)
         if terms is None or terms.name in self._models:
@@ -183,7 +223,7 @@ class TrainerSession(SessionBase):
             party=self.config.party,
             nonce=nonce,
             evidence=evidence,
-            now=now(),
+            now=at,
         )
         self._group = GroupKey.accept(
             grant.group_grant,
@@ -195,7 +235,6 @@ class TrainerSession(SessionBase):
         collector = Collector(manifest)
         self._openings[terms.name] = _Opening(accepted, Opener(manifest, accepted.key, collector), collector)
         accepted.key.wipe()
-        return reply_done()
 
     def _sealed(self, sealed: pb.Sealed) -> pb.Reply:
         terms = self.contract.model(sealed.model)
@@ -221,6 +260,7 @@ class TrainerSession(SessionBase):
             replay=[record for _, record in _extra(files, "extra/replay.jsonl")],
             acceptance=acceptance,
         )
+        self._models[terms.name].local, self._models[terms.name].losses = self._figures.get(terms.name, ({}, {}))
         receipt = Receipt.make(opening.accepted, opened, self._signing, now=now())
         return pb.Reply(receipt=pb.Receipt(receipt=receipt))
 
@@ -242,24 +282,70 @@ class TrainerSession(SessionBase):
                 raise DataError(self.config.party, None, "a record's answer is none of the contract's labels")
         if records.last and not self._train and not (split is self._train and batch):
             raise DataError(self.config.party, None, "no training record")
+        for record in batch:
+            self._digest_of_data.update(canonical.encode([records.split, record.prompt, record.answer]))
+        if records.last and self._data_expected not in (b"", self._digest_of_data.digest()):
+            self._train, self._test, self._digest_of_data = [], [], hashlib.sha384()
+            raise Refused(
+                f"The records that {self.config.party} brought again are not those that this run began with.",
+                safe="They were dropped, and nothing was trained on them.",
+                fix="Put the data file back as it was, or begin a new run.",
+            )
         split += batch
         self._data_closed = records.last
+        if records.last and self._private is not None and self._private.unit == "record":
+            # A record that is in the file twice is one to the ledger: it must not move a sum twice.
+            self._train = list({record_bytes(record.prompt, record.answer): record for record in self._train}.values())
         return reply_done()
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "aggregator": self._aggregator.party if self._aggregator is not None else None,
+            "grants": {model: list(kept) for model, kept in self._grants.items()},
+            "data": self._digest_of_data.digest() if self._data_closed else self._data_expected,
+            "begun": self._begun,
+            "round": self._round,
+            "base": self._base,
+            "figures": {name: [_plain(local), _plain(losses)] for name, (local, losses) in self._all_figures().items()},
+            "masks": self._masks.state() if self._masks is not None else None,
+        }
+
+    def _all_figures(self) -> dict[str, tuple[dict[str, Metric], dict[str, Metric]]]:
+        """Local figures and losses by model, of models that wait to be opened again too."""
+        return self._figures | {name: (model.local, model.losses) for name, model in self._models.items()}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["aggregator"] is not None:
+            self._aggregator = self._readmitted("aggregator", state["aggregator"])
+        self._grants = {model: (grant, at) for model, (grant, at) in state["grants"].items()}
+        self._data_expected = state["data"]
+        self._begun, self._round, self._base = state["begun"], state["round"], state["base"]
+        self._figures = {name: (_figured(local), _figured(losses)) for name, (local, losses) in state["figures"].items()}
+        if self._masks is not None:
+            self._masks = TrainerMasks(self.contract, self.config.run_id, self.config.party, self._signing, self._nonces)
+            fellows = [name for name in self._masks.fellows if name in self._proofs]
+            self._masks.restore(state["masks"], [self._readmitted(self.config.role, name) for name in fellows])
 
     # -- measuring and training ---------------------------------------------------------------------------------------
 
     def _ready(self) -> None:
+        self._complete()
+        if self._round:
+            raise ProtocolError("This enclave has begun already.", safe="It goes on as it is.")
+
+    def _complete(self) -> None:
         missing = [terms.name for terms in self.contract.models if terms.name not in self._models]
         if missing or not self._data_closed:
             raise ProtocolError("Training was asked for before weights and records were complete.")
-        if self._begun:
-            raise ProtocolError("This enclave has begun already.", safe="It goes on as it is.")
 
     def _begin(self, progress: ProgressSink) -> pb.Reply:
         self._ready()
-        if self._private is not None and self._private.unit == "record":
-            # A record that is in the file twice is one to the ledger: it must not move a sum twice.
-            self._train = list({record_bytes(record.prompt, record.answer): record for record in self._train}.values())
+        initial = {name: model.initial for name, model in self._models.items()}
+        if self._begun:  # asked again, by a node that was interrupted
+            known = {name: dict(model.local) for name, model in self._models.items()}
+            return self._measured(self._leave(LOADED, 0, initial, known, progress))
         metrics: dict[str, dict[str, Metric]] = {}
         for name, model in self._models.items():
             if self._private is not None and self._private.unit == "record":
@@ -280,7 +366,6 @@ class TrainerSession(SessionBase):
             model.local = dict(measured)
             metrics[name] = measured
         self._begun = True
-        initial = {name: model.initial for name, model in self._models.items()}
         return self._measured(self._leave(LOADED, 0, initial, metrics, progress))
 
     def _train_round(self, call: pb.Round, progress: ProgressSink) -> pb.Reply:
@@ -329,6 +414,7 @@ class TrainerSession(SessionBase):
         aggregator = self._admitted()
         if not self._begun or self._group is None:
             raise ProtocolError("A round was asked for before the enclave had begun.")
+        self._complete()  # after a restart they must be brought again
         context = Context(self.digest, self.config.run_id, "global", number, aggregator.party)
         vectors = self._group.open_global(wire, context, aggregator)
         for name, model in self._models.items():
@@ -394,6 +480,14 @@ class TrainerSession(SessionBase):
 
     def _seed(self, *parts: Any) -> int:
         return seed_of(self.contract.seed, self.config.party, *parts)
+
+
+def _plain(figures: dict[str, Metric]) -> dict[str, list[int | float]]:
+    return {key: [correct, total, float(loss)] for key, (correct, total, loss) in figures.items()}
+
+
+def _figured(plain: dict[str, list[Any]]) -> dict[str, Metric]:
+    return {key: (correct, total, loss) for key, (correct, total, loss) in plain.items()}
 
 
 def _evaluate(task: TaskModel, records: Iterable[Record]) -> Metric:

@@ -18,7 +18,10 @@ It follows Bonawitz et al. 2017 (pairwise masks and a self-mask), with keys agre
 8. A member releases once for a layout and model, over all rounds and sessions that share `Releases`: a server that pretends a
    failure and repeats the round without a victim gets nothing to subtract from.
 
-Secrets live in this object only. It cannot be copied or pickled: an enclave that restarts announces a new key.
+Secrets live in this object only. It cannot be copied or pickled; `state` is for a checkpoint that the enclave seals to itself
+(`fedark.enclave.checkpoint`). What an old checkpoint does: a round that is begun again with the same request uses the same pair masks
+under a fresh self-mask, with another request other masks; a member could answer twice. So a client whose host rolls it back counts
+as one that colludes, and 2 t > c + g holds for c of them.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -314,6 +317,63 @@ class Client:
         if self._round is None:
             raise ProtocolError("No round was begun.", safe=_KEPT)
         return self._round
+
+    def state(self) -> dict[str, Any]:
+        """All that this client must not forget, secrets included, of types that canonical CBOR takes."""
+        current = self._round
+        return {
+            "secret": self._secret.private_bytes_raw() if self._secret is not None else b"",
+            "public": self._public,
+            "hello": self._hello,
+            "chains": [[i, *chain.state()] for i, chain in sorted(self._chains.items())],
+            "last": self._last,
+            "released": [[layout, model] for layout, model in sorted(self._releases.done)],
+            "round": None
+            if current is None
+            else {
+                "number": current.number,
+                "layout": current.layout.name,
+                "ctx": current.ctx,
+                "model": current.model_digest,
+                "participants": current.participants.members,
+                "pairs": [[i, pair] for i, pair in sorted(current.pairs.items())],
+                "uploaded": current.uploaded,
+                "shares": current.own_shares.tobytes() if current.own_shares is not None else None,
+                "endorsed": current.endorsed,
+                "answered": current.answered,
+                "answer": current.answer,
+            },
+        }
+
+    def restore(self, state: dict[str, Any], directory: Directory | None) -> None:
+        """Go on from `state`, of a client of the same policy, party and signing key.
+
+        Args:
+            directory: the one that was joined, verified again; None before joining.
+        """
+        self._secret = X25519PrivateKey.from_private_bytes(state["secret"]) if state["secret"] else None
+        self._public, self._hello, self._last = state["public"], state["hello"], state["last"]
+        self._releases.done = {(layout, model) for layout, model in state["released"]}
+        self._directory, self._round = directory, None
+        if directory is None:
+            return
+        self._me = directory.index[self._party]
+        self._chains = {i: schedule.Chain(key, number) for i, key, number in state["chains"]}
+        if (kept := state["round"]) is not None:
+            shares = kept["shares"]
+            self._round = _Round(
+                number=kept["number"],
+                layout=self._policy.by_name[kept["layout"]],
+                ctx=kept["ctx"],
+                model_digest=kept["model"],
+                participants=Cohort(directory, kept["participants"]),
+                pairs=dict(kept["pairs"]),
+                uploaded=kept["uploaded"],
+                own_shares=None if shares is None else np.frombuffer(shares, np.uint8).reshape(-1, shamir.SHARE_BYTES),
+                endorsed=kept["endorsed"],
+                answered=kept["answered"],
+                answer=kept["answer"],
+            )
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Client holds session secrets: it is neither copied nor stored")

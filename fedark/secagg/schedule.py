@@ -85,9 +85,13 @@ class Chain:
 
     __slots__ = ("_key", "_round")
 
-    def __init__(self, root: bytes) -> None:
+    def __init__(self, root: bytes, number: int = 0) -> None:
         self._key = root
-        self._round = 0
+        self._round = number
+
+    def state(self) -> tuple[bytes, int]:
+        """What makes the same chain: its key and the first round that it still has."""
+        return self._key, self._round
 
     def take(self, number: int, info: bytes) -> bytes:
         """pair_r for round `number`, which cannot be taken again afterwards. `info`: `round_info(ctx)`."""

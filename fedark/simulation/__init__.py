@@ -44,13 +44,27 @@ class InProcessEnclave:
         run_config: canonical form, measured like that of a real one.
         device: what makes the evidence, which says sandbox "none".
         measured: register -> SHA-384 of this installation.
+        checkpoint: of an enclave of this run that has ended, which this one continues.
     """
 
-    def __init__(self, role: str, run_config: bytes, device: Machine, measured: Mapping[str, bytes]) -> None:
-        registers = {**measured, RUN_CONFIG: run_config_register(run_config)}
-        attester = device.attester(measurements=registers, sandbox=SandboxFacts.none())
-        self._session = create(run_config, lambda report, nonce: (attester.platform, attester.quote(report, nonce)))
+    def __init__(
+        self,
+        role: str,
+        run_config: bytes,
+        device: Machine,
+        measured: Mapping[str, bytes],
+        checkpoint: bytes = b"",
+    ) -> None:
+        registers, sandbox = {**measured, RUN_CONFIG: run_config_register(run_config)}, SandboxFacts.none()
+        attester = device.attester(measurements=registers, sandbox=sandbox)
+        self._session = create(
+            run_config,
+            lambda report, nonce: (attester.platform, attester.quote(report, nonce)),
+            lambda: device.sealing_key(registers, sandbox),
+        )
         self.call(enclave_pb2.Call(start=enclave_pb2.Start(run_config=run_config)))
+        if checkpoint:
+            self.call(enclave_pb2.Call(resume=enclave_pb2.Resume(checkpoint=checkpoint)))
 
     def call(
         self,
@@ -85,7 +99,11 @@ class InProcessEnclave:
 def in_process_enclaves(folder: Path, reference: Mapping[str, Mapping[str, bytes]]) -> EnclaveFactory:
     """Starts enclaves for the party whose folder this is, in this process."""
     device = load_machine(folder)
-    return lambda role, run_config: InProcessEnclave(role, run_config, device, reference[role])
+
+    def start(role: str, run_config: bytes, checkpoint: bytes = b"") -> InProcessEnclave:
+        return InProcessEnclave(role, run_config, device, reference[role], checkpoint)
+
+    return start
 
 
 class Simulation:

@@ -29,6 +29,13 @@ class ServerOptimizer(Protocol):
     def to_map(self) -> dict[str, Any]:
         """The state, of types that canonical CBOR takes."""
 
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `to_map()`'s answer.
+
+        Raises:
+            ProtocolError: it is not one of this optimiser and size.
+        """
+
 
 def server_optimizer(terms: ServerTerms, size: int, state: dict[str, Any] | None = None) -> ServerOptimizer:
     """The optimiser that `terms` name for vectors of `size` values, fresh or continued from `to_map()`'s answer.

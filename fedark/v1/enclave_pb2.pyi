@@ -8,23 +8,27 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("call", "reply", "fault", "progress", "quote_request", "quote_reply")
+    __slots__ = ("call", "reply", "fault", "progress", "quote_request", "quote_reply", "sealing_request", "sealing_reply")
     CALL_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     FAULT_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     QUOTE_REQUEST_FIELD_NUMBER: _ClassVar[int]
     QUOTE_REPLY_FIELD_NUMBER: _ClassVar[int]
+    SEALING_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    SEALING_REPLY_FIELD_NUMBER: _ClassVar[int]
     call: Call
     reply: Reply
     fault: Fault
     progress: Progress
     quote_request: QuoteRequest
     quote_reply: QuoteReply
-    def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., quote_request: _Optional[_Union[QuoteRequest, _Mapping]] = ..., quote_reply: _Optional[_Union[QuoteReply, _Mapping]] = ...) -> None: ...
+    sealing_request: SealingRequest
+    sealing_reply: SealingReply
+    def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., quote_request: _Optional[_Union[QuoteRequest, _Mapping]] = ..., quote_reply: _Optional[_Union[QuoteReply, _Mapping]] = ..., sealing_request: _Optional[_Union[SealingRequest, _Mapping]] = ..., sealing_reply: _Optional[_Union[SealingReply, _Mapping]] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver", "peer_nonce", "announce", "join", "open_round", "survivors", "endorse", "unmask")
+    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver", "peer_nonce", "announce", "join", "open_round", "survivors", "endorse", "unmask", "reopen", "resume")
     START_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     ATTEST_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +49,8 @@ class Call(_message.Message):
     SURVIVORS_FIELD_NUMBER: _ClassVar[int]
     ENDORSE_FIELD_NUMBER: _ClassVar[int]
     UNMASK_FIELD_NUMBER: _ClassVar[int]
+    REOPEN_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     start: Start
     challenge: Challenge
     attest: Attest
@@ -65,10 +71,12 @@ class Call(_message.Message):
     survivors: Survivors
     endorse: Endorse
     unmask: Unmask
-    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ...) -> None: ...
+    reopen: Reopen
+    resume: Resume
+    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., reopen: _Optional[_Union[Reopen, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "closed", "delivery", "announcement", "opened", "asked")
+    __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "closed", "delivery", "announcement", "opened", "asked", "checkpoint")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +90,7 @@ class Reply(_message.Message):
     ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ASKED_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     nonce: Nonce
     evidence: Evidence
@@ -95,13 +104,20 @@ class Reply(_message.Message):
     announcement: Announcement
     opened: Opened
     asked: Asked
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., nonce: _Optional[_Union[Nonce, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., announcement: _Optional[_Union[Announcement, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., asked: _Optional[_Union[Asked, _Mapping]] = ...) -> None: ...
+    checkpoint: bytes
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., nonce: _Optional[_Union[Nonce, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., announcement: _Optional[_Union[Announcement, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., asked: _Optional[_Union[Asked, _Mapping]] = ..., checkpoint: _Optional[bytes] = ...) -> None: ...
 
 class Start(_message.Message):
     __slots__ = ("run_config",)
     RUN_CONFIG_FIELD_NUMBER: _ClassVar[int]
     run_config: bytes
     def __init__(self, run_config: _Optional[bytes] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("checkpoint",)
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    checkpoint: bytes
+    def __init__(self, checkpoint: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("hpke_public", "signing_public")
@@ -180,6 +196,12 @@ class Grant(_message.Message):
     grant: bytes
     group_grant: bytes
     def __init__(self, model: _Optional[str] = ..., manifest: _Optional[bytes] = ..., grant: _Optional[bytes] = ..., group_grant: _Optional[bytes] = ...) -> None: ...
+
+class Reopen(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class Sealed(_message.Message):
     __slots__ = ("model", "data", "last")
@@ -369,10 +391,12 @@ class Opened(_message.Message):
     def __init__(self, masked: _Optional[bytes] = ...) -> None: ...
 
 class Survivors(_message.Message):
-    __slots__ = ("round",)
+    __slots__ = ("round", "endorsed")
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    ENDORSED_FIELD_NUMBER: _ClassVar[int]
     round: int
-    def __init__(self, round: _Optional[int] = ...) -> None: ...
+    endorsed: bool
+    def __init__(self, round: _Optional[int] = ..., endorsed: _Optional[bool] = ...) -> None: ...
 
 class Asked(_message.Message):
     __slots__ = ("endorse", "unmask")
@@ -449,3 +473,13 @@ class QuoteReply(_message.Message):
     token: bytes
     platform: str
     def __init__(self, token: _Optional[bytes] = ..., platform: _Optional[str] = ...) -> None: ...
+
+class SealingRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SealingReply(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    def __init__(self, key: _Optional[bytes] = ...) -> None: ...

@@ -28,6 +28,9 @@ class Machine(Protocol):
     def attester(self, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> Attester:
         """Who quotes for one enclave, of these four registers and so confined. It stays with the launcher."""
 
+    def sealing_key(self, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> bytes:
+        """32 bytes for the enclave of these registers, so confined, on this machine: what its checkpoints are sealed under."""
+
 
 class Verifier(Protocol):
     """Checks tokens of one platform. Roots, CRLs and other collateral are given when it is made, never by the token."""

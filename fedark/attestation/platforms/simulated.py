@@ -19,9 +19,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
-from fedark import contract
+from fedark import canonical, contract
 from fedark.attestation import cose
 from fedark.attestation.certificates import chain_problems, load_certificate, load_crl, p384_key
 from fedark.attestation.claims import Claims, SandboxFacts
@@ -35,6 +36,7 @@ _SUBJECT = "simulated evidence"
 # A certificate is valid a little before it was made: the clocks of two hosts are never quite equal.
 _BACKDATED = timedelta(minutes=5)
 _MAX_PATH_LENGTH = 1
+_SEALING_LABEL = "fedark/sealing/1"
 _KEY_FILE, _CHAIN_FILE = "device.key", "device.pem"
 _ROOT_KEY, _ROOT, _REVOKED = "root.key", "root.der", "revoked.json"
 
@@ -168,6 +170,17 @@ class SimulatedDevice:
     def sign(self, payload: bytes) -> bytes:
         """The COSE_Sign1 token over `payload`."""
         return cose.sign(payload, self.chain, self._key)
+
+    def sealing_key(self, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> bytes:
+        """32 bytes for the enclave with these registers, confined like this, on this device, and no other (HKDF-SHA384, RFC 5869).
+
+        As a processor derives it from a fused secret and an enclave's measurement. The run configuration is a register, so no
+        two runs or parties share one.
+        """
+        facts = [sandbox.mode, sandbox.seccomp_digest, sandbox.landlock_digest]
+        info = canonical.encode([_SEALING_LABEL, self.ueid, dict(measurements), facts])
+        secret = self._key.private_numbers().private_value.to_bytes(48, "big")
+        return HKDF(hashes.SHA384(), 32, None, info).derive(secret)
 
     def save(self, directory: Path) -> None:
         """Write key (mode 0600) and certificates into `directory`, which is made (mode 0700) if it is missing.

@@ -16,7 +16,7 @@ class ProbeSession:
 
     message_bytes = 8 << 20
 
-    def __init__(self, run_config: bytes, quote) -> None:
+    def __init__(self, run_config: bytes, quote, sealing_key) -> None:
         from fedark.errors import InputError
 
         if run_config == b"refuse":

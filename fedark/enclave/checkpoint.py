@@ -1,0 +1,94 @@
+"""An enclave's state, sealed by itself for itself: what lets it go on after its process was killed.
+
+The platform derives the key for exactly this device, these measurement registers (the run configuration among them) and this
+confinement; a simulated launcher does it by HKDF from its device's secret, as processors do from a fused one. So the same enclave,
+started again for the same run, opens a checkpoint, and no other does: not another build, party, run, machine or weaker sandbox.
+Form: "FDCP", one byte of version, a random 96-bit nonce, AES-256-GCM over canonical CBOR (NIST SP 800-38D allows 2^32 random nonces).
+
+What is in it: keys, nonces, the evidence of admitted peers, rounds, adapters, optimiser state, session secrets. What is not: weights
+and records, which are brought again, and compared with what the state says of them.
+
+Sealing cannot say which checkpoint is the newest; a host may bring an old one. What that is worth to it:
+
+- A trainer. Rounds only increase, and what it sends only the aggregator enclave reads, which takes one message a customer and round,
+  made from the model that it gave out itself. So a trainer that runs a round twice tells nobody more. If the aggregator enclave lies
+  too, a rolled-back trainer is one that colludes, and masks stand `protection.colluders` of those.
+- The aggregator. From one state it could be made to close a round twice, over two cohorts, to subtract one result from the other.
+  But results are encrypted to trainer enclaves until the end, and each of those trains one round once, from one model: two histories
+  need two cohorts of trainers for every later round. The original takes at least the contract's minimum, m of n; an aggregator
+  enclave that was restarted takes max(m, n - m + 1), as all of its later states say. Any two such cohorts share a trainer, so one
+  of the histories ends there, with nothing delivered. Under masks the committee answers one survivor set a round anyway.
+- The sums of the last measurements are given out as the last round ends, which no later round guards: in mode "sealed" an aggregator
+  enclave that was restarted while they were collected gives none. A customer's host that rolls its own trainer back together with
+  the aggregator's defeats the count above, as one that breaks its platform does; under masks it is one of `colluders`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from fedark import canonical
+from fedark.errors import ProtocolError, Refused
+
+__all__ = ["Sealer", "SealingKey"]
+
+SealingKey = Callable[[], bytes]
+"""Asks the platform for the 32-byte key of this enclave."""
+
+_MAGIC = b"FDCP"
+_VERSION = 1
+_HEAD = _MAGIC + bytes([_VERSION])
+_NONCE, _TAG = 12, 16
+_MAX_BYTES = 1 << 30
+
+
+class Sealer:
+    """Seals and opens one enclave's state. The key is asked for when it is first needed."""
+
+    def __init__(self, key: SealingKey) -> None:
+        self._ask = key
+        self._aead: AESGCM | None = None
+
+    def seal(self, state: dict[str, Any]) -> bytes:
+        """The checkpoint of `state`, a map of what canonical CBOR takes."""
+        nonce = os.urandom(_NONCE)
+        return _HEAD + nonce + self._cipher().encrypt(nonce, canonical.encode(state), _HEAD)
+
+    def open(self, checkpoint: bytes) -> dict[str, Any]:
+        """The state in a checkpoint.
+
+        Raises:
+            ProtocolError: of another version of fedark, or no checkpoint at all.
+            Refused: altered, or of another enclave, run, device or confinement.
+        """
+        if checkpoint[:4] != _MAGIC or len(checkpoint) < len(_HEAD) + _NONCE + _TAG:
+            raise ProtocolError("What was brought as a checkpoint is none.", safe="The enclave did not start.")
+        if checkpoint[:5] != _HEAD:
+            raise ProtocolError(
+                f"A checkpoint is of version {checkpoint[4]}, this enclave writes version {_VERSION}.",
+                safe="The enclave did not start.",
+                fix="End the job with the release that it began with.",
+            )
+        rest = checkpoint[len(_HEAD) :]
+        try:
+            state = self._cipher().decrypt(rest[:_NONCE], rest[_NONCE:], _HEAD)
+        except InvalidTag:
+            raise Refused(
+                "A checkpoint does not open: it was altered, or is of another enclave, run, device or sandbox.",
+                safe="Nothing of it was used, and the enclave did not start.",
+                fix="Bring the checkpoint that this enclave wrote, or begin a new run.",
+            ) from None
+        value = canonical.decode(state, max_bytes=_MAX_BYTES)
+        if not isinstance(value, dict):
+            raise ProtocolError("A checkpoint holds no state.", safe="The enclave did not start.")
+        return value
+
+    def _cipher(self) -> AESGCM:
+        if self._aead is None:
+            self._aead = AESGCM(self._ask())
+        return self._aead
