@@ -3,6 +3,7 @@
     first pause 0.5 s, doubled each time up to 30 s; a child that ran for a minute starts again at the first
 
 There is no last attempt: an operator sees the state and the end of the log, and a supervisor above (systemd) sees a live parent.
+Whoever wants to give up looks at `failures`.
 Only a child that may end by itself (`may_end`) is done when it ends with code 0: it was asked to. Nothing here waits: `look` is
 called in the supervisor's own loop, in the thread that shall own the children.
 """
@@ -28,7 +29,12 @@ class Keeper:
         start: starts it.
         say: told when it ended, with the end of its log, and when it is started again.
         may_end: whether code 0 is the child's own good end.
+        calm: seconds after which a child counts as well.
+        longest: seconds of the longest pause.
         clock: monotonic seconds.
+
+    Attributes:
+        failures: ends in a row without a calm time between them.
     """
 
     def __init__(
@@ -38,13 +44,17 @@ class Keeper:
         *,
         say: Callable[[str], None],
         may_end: bool = False,
+        calm: float = _CALM,
+        longest: float = _LONGEST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.restarts = 0
+        self.failures = 0
         self.done = False
         self.last_end = ""
         self._start, self._say, self._may_end, self._clock = start, say, may_end, clock
+        self._calm, self._longest = calm, longest
         self._pause, self._due, self._since = _FIRST, 0.0, 0.0
         self.child: Child | None = None
 
@@ -66,7 +76,9 @@ class Keeper:
                 if self.done:
                     return
                 self.last_end = error.what
-                self._pause = _FIRST if now - self._since >= _CALM else min(_LONGEST, self._pause * 2)
+                was_calm = now - self._since >= self._calm
+                self.failures = 1 if was_calm else self.failures + 1
+                self._pause = _FIRST if was_calm else min(self._longest, self._pause * 2)
                 self._due = now + self._pause
                 self._say(f"{error.what}\n{self.name} is started again in {self._pause:g} s")
         if now >= self._due and not self.done:
