@@ -46,11 +46,15 @@ def charge(
         )
 
 
-def release(folder: Path, receipt: ChargeReceipt, number: int, *, now: datetime) -> None:
+def release(folder: Path, receipt: ChargeReceipt, number: int, *, again: bool, now: datetime) -> None:
     """Note that the update of round `number` (from 1) leaves.
 
+    Args:
+        again: the very same bytes were about to leave before, when this node was interrupted: they tell nothing new.
+
     Raises:
-        Refused: it left before.
+        Refused: another update of this round left before.
     """
     with Ledger.open(folder / LEDGER) as ledger:
-        ledger.release(receipt.charge, number - 1, int(now.timestamp()))
+        if not (again and ledger.next_release(receipt.charge) >= number):
+            ledger.release(receipt.charge, number - 1, int(now.timestamp()))

@@ -15,7 +15,11 @@ unmask the sum over the survivors and nothing else:
     unmask    members' shares, encrypted to the aggregator enclave
 
 This is untrusted code by design: it relays bytes that it cannot read or forge. It keeps the order, the deadlines and the report.
-A customer that fails is passed over while the contract's minimum cohort allows; otherwise the job is aborted at every party.
+A customer that fails is passed over while the contract's minimum cohort allows; otherwise the job is aborted at every party. One
+that was only not reached may return with the next round.
+
+It may be killed at any moment. Before each phase the host keeps where it is (`fedark.federation.progress`); the next coordinator
+begins that phase again, with the same bytes, and everybody whom it asks again answers as before.
 """
 
 from __future__ import annotations
@@ -23,21 +27,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from fedark import canonical
 from fedark.contract import Contract
-from fedark.errors import FedarkError, FederationError, ProtocolError, printable, restore
-from fedark.federation.link import Handler, Link
-from fedark.federation.node import VERSION, fault_of
-from fedark.masking import UPDATE, bytes_per_value, masked_policy
-from fedark.mechanism import guarantees
-from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
+from fedark.errors import EnclaveFailed, FedarkError, FederationError, ProtocolError, printable
+from fedark.federation.hostlink import AggregatorClient, error_of
+from fedark.federation.link import Link, Unavailable
+from fedark.federation.node import VERSION
+from fedark.federation.progress import Progress, report_of
+from fedark.v1 import enclave_pb2, stage_pb2
 
-__all__ = ["DEFAULT_TIMEOUTS", "AggregatorClient", "Coordinator", "coordinate", "error_of"]
+__all__ = ["DEFAULT_TIMEOUTS", "Coordinator", "coordinate"]
 
 _MAX_METRICS = 8 << 20
 
@@ -54,65 +57,8 @@ DEFAULT_TIMEOUTS: Mapping[str, float] = {
     "abort": 15,
 }
 """Seconds that a stage may take until its last reply."""
-
-
-def error_of(fault: stage_pb2.StageFault) -> FedarkError:
-    """The error that a fault stands for."""
-    return restore(fault.code, fault.what, safe=fault.safe, fix=fault.fix, reasons=fault.reasons)
-
-
-class AggregatorClient:
-    """The ServerApp's way to the aggregator's host.
-
-    Args:
-        handle: takes a serialised AggregatorRequest, gives a serialised AggregatorReply.
-    """
-
-    def __init__(self, handle: Handler) -> None:
-        self._handle = handle
-        self._run_id = ""
-
-    def open(self) -> node_pb2.OpenedRun:
-        """Start the aggregator enclave for the waiting job."""
-        opened = self._send(node_pb2.AggregatorRequest(open=node_pb2.OpenRun())).opened
-        self._run_id = opened.run_id
-        return opened
-
-    def call(self, call: enclave_pb2.Call) -> enclave_pb2.Reply:
-        """One call of the aggregator enclave."""
-        return self._send(node_pb2.AggregatorRequest(run_id=self._run_id, call=call)).reply
-
-    def check_log(self, update: bytes) -> None:
-        """Whether the provider's log holds what it must of the aggregator's enclave; raises where it does not."""
-        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, log=node_pb2.ShownLog(update=update)))
-
-    def told(self, text: str) -> None:
-        """A line for people."""
-        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, progress=node_pb2.Told(text=text)))
-
-    def outcome(self, *, report: bytes = b"", failed: FedarkError | None = None) -> None:
-        """How the job ended."""
-        outcome = node_pb2.Outcome(report=report, failed=fault_of(failed) if failed else None)
-        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, outcome=outcome))
-
-    def _send(self, request: node_pb2.AggregatorRequest) -> node_pb2.AggregatorReply:
-        reply = node_pb2.AggregatorReply()
-        try:
-            reply.ParseFromString(self._handle(request.SerializeToString()))
-        except DecodeError:
-            raise ProtocolError("The aggregator's host gave a malformed answer.") from None
-        if reply.HasField("fault"):
-            raise error_of(reply.fault)
-        return reply
-
-
-@dataclass
-class _Progress:
-    """What the report will say."""
-
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    passed_over: dict[str, str] = field(default_factory=dict)
-    metrics: list[dict[str, dict[str, list[float]]]] = field(default_factory=list)
+_TRAINING = ("round", "evaluate", "endorse", "unmask")
+"""Stages that a customer may miss and yet return."""
 
 
 class Coordinator:
@@ -128,29 +74,35 @@ class Coordinator:
         self._collateral = dict(opened.collateral)
         self._timeouts = {**DEFAULT_TIMEOUTS, **dict(opened.timeouts)}
         self._masked = self._contract.protection.mode == "masked"
-        self._customers = [party.name for party in self._contract.customers]
         self._provider = self._contract.provider.name
-        self._progress = _Progress()
-        self._log_heads = {self._contract.aggregator.name: opened.log_head}
-        self._log_views: dict[str, bytes] = {}
+        self._aggregator_head = opened.log_head
+        self._finished = opened.finished
+        self._resumed = bool(opened.kept)
+        everyone = [party.name for party in self._contract.customers]
+        self._at = Progress.decode(opened.kept) if opened.kept else Progress(customers=everyone)
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """Run all stages; returns the report, which was also stored and sent to every party.
+        """Run all stages that are left; returns the report, which was also stored and sent to every party. {} if the run is over.
 
         Raises:
             FederationError: the job was aborted, with the reason; every party was told.
         """
+        if self._finished:
+            return {}
         try:
-            signatures, nonces = self._enrol()
-            evidence, group_grants, announced = self._attest(signatures, nonces)
-            grants = self._release(signatures, nonces, evidence)
-            receipts = self._load(grants, group_grants, announced)
-            state = self._close(0)
-            for number in range(1, self._contract.rounds + 1):
-                state = self._round(number, state)
-            self._evaluate(state)
-            return self._deliver(receipts)
+            if self._resumed:
+                self._host.told(f"going on with phase {self._at.phase} {self._at.number or ''}".rstrip())
+            while self._at.phase != "deliver":
+                {
+                    "enrol": self._enrol,
+                    "attest": self._attest,
+                    "release": self._release,
+                    "load": self._load,
+                    "round": self._round,
+                    "evaluate": self._evaluate,
+                }[self._at.phase]()
+            return self._deliver()
         except FedarkError as error:
             self._abort(error)
             raise
@@ -162,18 +114,19 @@ class Coordinator:
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
-    def _enrol(self) -> tuple[dict[str, bytes], dict[str, Mapping[str, bytes]]]:
-        self._host.told(f"enrol: waiting for {len(self._customers) + 1} nodes")
+    def _enrol(self) -> None:
+        everyone = [party.name for party in self._contract.customers]
+        self._host.told(f"enrol: waiting for {len(everyone) + 1} nodes")
         request = self._request(enrol=stage_pb2.EnrolRequest(contract=self._contract.encode()))
         began = time.monotonic()
-        expected = len(self._customers) + 1
-        outcome = self._link.broadcast(request, expect=expected, stage="enrol", timeout=self._timeouts["enrol"])
+        outcome = self._link.broadcast(request, expect=len(everyone) + 1, stage="enrol", timeout=self._timeouts["enrol"])
         replies, failed = self._sort("enrol", outcome)
         for name in [name for name in replies if not self._nonces_complete(name, replies[name].enrol.nonces)]:
             failed[name] = ProtocolError(f"{name} gave no challenges, or malformed ones.")
             del replies[name]
         self._account("enrol", began, dict.fromkeys(outcome, request), outcome)
-        missing = [name for name in (self._provider, *self._customers) if name not in replies]
+        names = (self._provider, *everyone)
+        missing = [name for name in names if name not in replies]
         if missing:
             lines = [f"{name}: {failed[name].what if name in failed else 'did not answer'}" for name in missing]
             raise FederationError(
@@ -181,15 +134,36 @@ class Coordinator:
                 safe="No weight and no record left anyone.",
                 fix="Mend what the parties name, then submit the job again.",
             )
-        names = (self._provider, *self._customers)
-        return (
-            {name: replies[name].enrol.signature for name in names},
-            {name: dict(replies[name].enrol.nonces) for name in names},
+        signatures = {name: replies[name].enrol.signature for name in names}
+        self._next("attest", signatures=signatures, nonces={name: dict(replies[name].enrol.nonces) for name in names})
+
+    def _attest(self) -> None:
+        signatures, nonces = self._at.inputs["signatures"], self._at.inputs["nonces"]
+        replies = self._exchange("attest", self._once(lambda: self._attest_requests(signatures, nonces)))
+        group_grants: dict[str, bytes] = {}
+        for name, reply in replies.items():
+            admit = enclave_pb2.AdmitPeer(
+                peer=name,
+                evidence=reply.attest.aggregator_evidence,
+                contract_signatures=signatures,
+                collateral=self._collateral,
+            )
+            try:
+                group_grants[name] = self._host.call(enclave_pb2.Call(admit_peer=admit)).admitted.group_grant
+            except FedarkError as error:
+                self._pass_over(name, "attest", error)
+        self._enough()
+        self._next(
+            "release",
+            signatures=signatures,
+            nonce=nonces[self._provider].get("node", b""),
+            evidence={name: replies[name].attest.provider_evidence for name in group_grants},
+            log_heads={name: reply.attest.log_head for name, reply in replies.items()},
+            group_grants=group_grants,
+            announced={name: replies[name].attest.announced.SerializeToString() for name in group_grants},
         )
 
-    def _attest(
-        self, signatures: dict[str, bytes], nonces: dict[str, Mapping[str, bytes]]
-    ) -> tuple[dict[str, bytes], dict[str, bytes], dict[str, stage_pb2.PeerAnnouncement]]:
+    def _attest_requests(self, signatures: dict[str, bytes], nonces: dict[str, Mapping[str, bytes]]) -> dict[str, bytes]:
         requests = {}
         peers = {name: nonces[name].get("peers", b"") for name in self._customers} if self._masked else {}
         for name in self._customers:
@@ -203,83 +177,105 @@ class Coordinator:
                     peer_nonces=peers,
                 )
             )
-        replies = self._exchange("attest", requests)
-        group_grants: dict[str, bytes] = {}
-        self._log_heads |= {name: reply.attest.log_head for name, reply in replies.items()}
-        for name, reply in replies.items():
-            admit = enclave_pb2.AdmitPeer(
-                peer=name,
-                evidence=reply.attest.aggregator_evidence,
-                contract_signatures=signatures,
-                collateral=self._collateral,
-            )
-            try:
-                group_grants[name] = self._host.call(enclave_pb2.Call(admit_peer=admit)).admitted.group_grant
-            except FedarkError as error:
-                self._pass_over(name, "attest", error)
-        self._enough()
-        announced = {name: replies[name].attest.announced for name in group_grants}
-        return {name: replies[name].attest.provider_evidence for name in group_grants}, group_grants, announced
+        return requests
 
-    def _release(
-        self, signatures: dict[str, bytes], nonces: dict[str, Mapping[str, bytes]], evidence: dict[str, bytes]
-    ) -> dict[str, stage_pb2.Grants]:
-        request = stage_pb2.ReleaseRequest(
-            contract_signatures=signatures,
-            trainer_evidence=evidence,
-            aggregator_evidence=self._evidence(nonces[self._provider].get("node", b"")),
-            log_heads=self._log_heads,
-        )
-        replies = self._exchange("release", {self._provider: self._request(release=request)})
+    def _release(self) -> None:
+        inputs = self._at.inputs
+
+        def request() -> dict[str, bytes]:
+            release = stage_pb2.ReleaseRequest(
+                contract_signatures=inputs["signatures"],
+                trainer_evidence=inputs["evidence"],
+                aggregator_evidence=self._evidence(inputs["nonce"]),
+                log_heads={self._contract.aggregator.name: self._aggregator_head, **inputs["log_heads"]},
+            )
+            return {self._provider: self._request(release=release)}
+
+        replies = self._exchange("release", self._once(request))
         if self._provider not in replies:
-            raise FederationError(f"The provider released no key: {self._progress.passed_over[self._provider]}")
+            raise FederationError(f"The provider released no key: {self._at.passed_over[self._provider]}")
         release = replies[self._provider].release
         self._host.check_log(release.log)
         for name, fault in release.refused.items():
             if name in self._customers:
                 self._pass_over(name, "release", error_of(fault))
         self._enough()
-        return {name: release.grants[name] for name in self._customers if name in release.grants}
+        grants = {name: release.grants[name] for name in self._customers if name in release.grants}
+        self._next(
+            "load",
+            grants={name: grant.SerializeToString(deterministic=True) for name, grant in grants.items()},
+            group_grants=inputs["group_grants"],
+            announced=inputs["announced"],
+        )
 
-    def _load(
-        self,
-        grants: dict[str, stage_pb2.Grants],
-        group_grants: dict[str, bytes],
-        announced: dict[str, stage_pb2.PeerAnnouncement],
-    ) -> dict[str, stage_pb2.Receipts]:
-        fellows = {name: announced[name] for name in grants} if self._masked else {}
-        if self._masked:
+    def _load(self) -> None:
+        inputs = self._at.inputs
+        grants = {name: stage_pb2.Grants.FromString(data) for name, data in inputs["grants"].items()}
+        announced = {name: stage_pb2.PeerAnnouncement.FromString(inputs["announced"][name]) for name in grants}
+        fellows = announced if self._masked else {}
+        closed = self._already_closed(0)
+        if self._masked and closed is None:
             peers = {name: enclave_pb2.Announcement(hello=fellow.hello) for name, fellow in fellows.items()}
             self._host.call(enclave_pb2.Call(join=enclave_pb2.Join(peers=peers)))
+        group_grants = inputs["group_grants"]
         requests = {
             name: self._request(load=stage_pb2.LoadRequest(grants=grant, group_grant=group_grants[name], announced=fellows))
             for name, grant in grants.items()
         }
         replies = self._exchange("load", requests)
-        self._log_views = {name: reply.load.log_view for name, reply in replies.items()}
-        self._submit(0, {name: reply.load.protected_metrics for name, reply in replies.items()})
-        return {name: stage_pb2.Receipts(by_model=reply.load.receipts) for name, reply in replies.items()}
+        self._at.log_views = {name: reply.load.log_view for name, reply in replies.items()}
+        self._at.receipts = {
+            name: stage_pb2.Receipts(by_model=reply.load.receipts).SerializeToString(deterministic=True)
+            for name, reply in replies.items()
+        }
+        if closed is None:
+            self._submit(0, {name: reply.load.protected_metrics for name, reply in replies.items()})
+            closed = self._close(0)
+        self._measured(closed)
+        self._next("round", number=1, state=closed.state)
 
-    def _round(self, number: int, state: bytes) -> bytes:
-        views = self._log_views if number == 1 else {}
-        masked = self._open(number)
-        request = self._request(round=stage_pb2.RoundRequest(round=number, state=state, log_views=views, masked=masked))
-        replies = self._exchange("round", dict.fromkeys(self._customers, request), note=f"{number}/{self._contract.rounds}")
-        self._submit(number, {name: reply.round.protected_update for name, reply in replies.items()})
-        return self._close(number)
+    def _round(self) -> None:
+        number = self._at.number
+        closed = self._already_closed(number)
+        if closed is None:
+            self._welcome_back()
+            views = self._at.log_views if not self._at.inputs.get("agreed") else {}
+            masked = self._open(number, self._customers)
+            request = self._request(
+                round=stage_pb2.RoundRequest(round=number, state=self._at.inputs["state"], log_views=views, masked=masked)
+            )
+            replies = self._exchange("round", dict.fromkeys(self._customers, request), note=f"{number}/{self._contract.rounds}")
+            self._submit(number, {name: reply.round.protected_update for name, reply in replies.items()})
+            closed = self._close(number)
+        self._measured(closed)
+        last = number == self._contract.rounds
+        # A customer who missed the first round has not compared its view of the provider's log yet.
+        agreed = not self._at.missed
+        self._next("evaluate" if last else "round", number=0 if last else number + 1, state=closed.state, agreed=agreed)
 
-    def _evaluate(self, state: bytes) -> None:
+    def _evaluate(self) -> None:
         final = self._contract.rounds + 1
-        request = self._request(evaluate=stage_pb2.EvaluateRequest(state=state, masked=self._open(final)))
-        replies = self._exchange("evaluate", dict.fromkeys(self._customers, request))
-        self._submit(final, {name: reply.evaluate.protected_metrics for name, reply in replies.items()})
-        self._close(final)
+        closed = self._already_closed(final)
+        # Figures of all rounds travel together under masks: who missed one has none of it.
+        present = [name for name in self._customers if not (self._masked and name in self._at.missed)]
+        if closed is None and len(present) < self._contract.protection.minimum_cohort:
+            self._host.told("too few customers were there in every round: the adapter is delivered without figures")
+        elif closed is None:
+            request = self._request(
+                evaluate=stage_pb2.EvaluateRequest(state=self._at.inputs["state"], masked=self._open(final, present))
+            )
+            replies = self._exchange("evaluate", dict.fromkeys(present, request))
+            self._submit(final, {name: reply.evaluate.protected_metrics for name, reply in replies.items()})
+            closed = self._close(final)
+        if closed is not None:
+            self._measured(closed)
+        self._next("deliver")
 
-    def _deliver(self, receipts: dict[str, stage_pb2.Receipts]) -> dict[str, Any]:
-        report = self._report()
-        encoded = json.dumps(report).encode()
+    def _deliver(self) -> dict[str, Any]:
+        encoded = json.dumps(self._report()).encode()
+        receipts = {name: stage_pb2.Receipts.FromString(data) for name, data in self._at.receipts.items()}
         requests = {}
-        for name in (self._provider, *self._customers):
+        for name in (self._provider, *self._customers, *self._at.absent):
             delivery = b""
             if name in self._contract.deliver_to:
                 delivery = self._host.call(enclave_pb2.Call(deliver=enclave_pb2.Deliver(party=name))).delivery.sealed
@@ -291,6 +287,45 @@ class Coordinator:
         return report
 
     # -- helpers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _customers(self) -> list[str]:
+        return self._at.customers
+
+    def _next(self, phase: str, *, number: int = 0, **inputs: Any) -> None:
+        """Enter a phase, once the host has kept that."""
+        self._at.phase, self._at.number, self._at.inputs, self._at.requests = phase, number, inputs, {}
+        self._save()
+
+    def _once(self, make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+        """This phase's requests, made once: whoever begins the phase again sends the same."""
+        if not self._at.requests:
+            self._at.requests = make()
+            self._save()
+        return {name: request for name, request in self._at.requests.items() if name in (self._provider, *self._customers)}
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        self._at.seconds, self._began = self._at.seconds + now - self._began, now
+        self._host.keep(self._at.encode())
+
+    def _already_closed(self, number: int) -> enclave_pb2.Closed | None:
+        """What a coordinator before this one got for the end of the round, if it came that far."""
+        if not self._resumed:
+            return None
+        self._resumed = False  # from here on this coordinator knows itself what it did
+        reply = self._host.done(enclave_pb2.Call(close=enclave_pb2.Close(round=number)))
+        return reply.closed if reply is not None else None
+
+    def _welcome_back(self) -> None:
+        """Customers who were not reached before, and are there now, take part again."""
+        back = [name for name in self._at.absent if name in self._link.present()]
+        for name in back:
+            self._host.told(f"{name} is back")
+            self._at.absent.remove(name)
+            del self._at.passed_over[name]
+        order = [party.name for party in self._contract.customers]
+        self._at.customers = sorted({*self._customers, *back}, key=order.index)
 
     def _nonces_complete(self, name: str, nonces: Mapping[str, bytes]) -> bool:
         if name == self._provider:
@@ -304,7 +339,8 @@ class Coordinator:
 
     def _request(self, **body: Any) -> bytes:
         message = stage_pb2.StageRequest(version=VERSION, run_id=self._run_id, contract_digest=self._digest, **body)
-        return bytes(message.SerializeToString())
+        # Deterministic: whoever makes the same request again makes the same bytes.
+        return bytes(message.SerializeToString(deterministic=True))
 
     def _exchange(
         self, stage: str, requests: dict[str, bytes], *, note: str = "", minimum: int | None = None
@@ -353,12 +389,12 @@ class Coordinator:
                 self._pass_over(name, "sum", error)
         self._enough()
 
-    def _open(self, number: int) -> bytes:
-        """Under masks: begin the round at the aggregator enclave, for all who are left."""
+    def _open(self, number: int, parties: list[str]) -> bytes:
+        """Under masks: begin the round at the aggregator enclave, for `parties`."""
         self._enough()
         if not self._masked:
             return b""
-        call = enclave_pb2.OpenRound(round=number, parties=self._customers)
+        call = enclave_pb2.OpenRound(round=number, parties=parties)
         return self._host.call(enclave_pb2.Call(open_round=call)).opened.masked
 
     def _unmask(self, number: int) -> None:
@@ -367,6 +403,7 @@ class Coordinator:
         asked = self._host.call(survivors).asked
         if asked.endorse:
             self._committee(number, "endorse", asked.endorse)
+            survivors.survivors.endorsed = True
             asked = self._host.call(survivors).asked
         self._committee(number, "unmask", asked.unmask)
 
@@ -389,26 +426,30 @@ class Coordinator:
             except FedarkError as error:
                 self._pass_over(name, stage, error)
 
-    def _close(self, number: int) -> bytes:
+    def _close(self, number: int) -> enclave_pb2.Closed:
         close = enclave_pb2.Call(close=enclave_pb2.Close(round=number))
         try:
             if self._masked and number > 0:  # loading brings nothing of a customer
                 self._unmask(number)
-            closed = self._host.call(close).closed
+            return self._host.call(close).closed
         except FederationError as error:
             what = "\n".join([error.what, *self._passed_over_lines()])
             raise FederationError(what, safe=error.safe, fix=error.fix) from None
-        self._progress.metrics += canonical.decode(closed.metrics, max_bytes=_MAX_METRICS)
-        return closed.state
+
+    def _measured(self, closed: enclave_pb2.Closed) -> None:
+        self._at.metrics += canonical.decode(closed.metrics, max_bytes=_MAX_METRICS)
 
     def _pass_over(self, name: str, stage: str, error: FedarkError) -> None:
-        self._progress.passed_over[name] = f"{stage}: {error.what}"
+        self._at.passed_over[name] = f"{stage}: {error.what}"
         if name in self._customers:
             self._customers.remove(name)
+            if stage in _TRAINING and isinstance(error, Unavailable | EnclaveFailed):
+                self._at.absent.append(name)
+                self._at.missed.append(name)
         self._host.told(f"{name} is passed over in stage {stage}: {error.what}")
 
     def _passed_over_lines(self) -> list[str]:
-        return [f"  - {name}, {why}" for name, why in self._progress.passed_over.items()]
+        return [f"  - {name}, {why}" for name, why in self._at.passed_over.items()]
 
     def _enough(self) -> None:
         minimum = self._contract.protection.minimum_cohort
@@ -426,54 +467,10 @@ class Coordinator:
         sent = sum(map(len, requests.values()))
         received = sum(len(answer) for answer in outcome.values() if isinstance(answer, bytes))
         seconds = round(time.monotonic() - began, 2)
-        self._progress.stages.append({"stage": stage, "seconds": seconds, "sent": sent, "received": received})
+        self._at.stages.append({"stage": stage, "seconds": seconds, "sent": sent, "received": received})
 
     def _report(self) -> dict[str, Any]:
-        """Sums over the cohort only; a customer's own figures stay at its node."""
-        models: dict[str, Any] = {}
-        for terms in self._contract.models:
-            measured: dict[str, Any] = {}
-            losses: list[float] = []
-            for entry in self._progress.metrics:
-                for key, (correct, total, loss) in entry[terms.name].items():
-                    if key == "train":
-                        losses.append(loss / total if total else 0.0)
-                    elif total:
-                        measured[key] = {"correct": correct, "total": total, "accuracy": correct / total, "loss": loss / total}
-            models[terms.name] = {
-                "task": terms.task,
-                "method": terms.adapter.method,
-                "values": terms.travelling,
-                "train_loss": losses,
-                "metrics": measured,
-            }
-        return {
-            "job": self._contract.job,
-            "run_id": self._run_id,
-            "contract": self._digest.hex(),
-            "rounds": self._contract.rounds,
-            "protection": self._protection(),
-            "privacy": self._privacy(),
-            "customers": list(self._customers),
-            "passed_over": self._progress.passed_over,
-            "seconds": round(time.monotonic() - self._began, 2),
-            "stages": self._progress.stages,
-            "models": models,
-        }
-
-    def _protection(self) -> dict[str, Any]:
-        protection = self._contract.protection
-        said: dict[str, Any] = {"mode": protection.mode, "minimum_cohort": protection.minimum_cohort}
-        if self._masked:
-            policy = masked_policy(self._contract, self._run_id)
-            said |= {"bits": policy.by_name[UPDATE].bits, "bytes_per_value": round(bytes_per_value(policy), 2)}
-        return said
-
-    def _privacy(self) -> dict[str, Any]:
-        terms = self._contract.privacy
-        if terms.mechanism == "none":
-            return {"mechanism": "none"}
-        return {**terms.model_dump(), "guarantees": [guarantee.to_dict() for guarantee in guarantees(self._contract)]}
+        return report_of(self._contract, self._run_id, self._at, time.monotonic() - self._began)
 
     def _abort(self, error: FedarkError) -> None:
         self._host.told(f"aborting: {error.what}")

@@ -2,6 +2,9 @@
 
 The order is that of the stages. The data file is read and checked at enrolment, so that a bad record is found before anything
 is signed; it goes into the trainer enclave at `load`, after this node has appraised its own enclave and the aggregator's.
+
+The enclave and the node itself may be killed at any moment: the enclave goes on from its checkpoint, the node from the run's state,
+and weights and records are brought to the enclave again. Every step here finds done what was done before.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,11 @@ from typing import Any
 from fedark import canonical
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract import Contract, ModelTerms, SignedContract, now
+from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import Context, ProtectedUpdate
 from fedark.enclave.session import RunConfig
-from fedark.errors import ContractError, DataError, FedarkError, FederationError, ProtocolError
+from fedark.errors import ContractError, DataError, EnclaveFailed, FedarkError, FederationError, ProtocolError
 from fedark.federation.budget import charge, release
 from fedark.federation.node import SEEN_LOGS, NodeBase, NodeSettings, find_bundle
 from fedark.files import write_atomic
@@ -41,6 +45,7 @@ __all__ = ["CustomerData", "CustomerNode"]
 _PIECE = 4 << 20
 _BATCH = 2000
 _SHOW_EVERY = 3.0  # seconds
+_LOAD_ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,8 @@ class _Run:
     """One run of a job at this customer. A field is set only by the stage that earns it."""
 
     contract: Contract
-    enclave: EnclaveHandle
-    train: list[Record]
-    test: list[Record]
+    enclave: DurableEnclave
+    nonces: dict[str, bytes] = field(default_factory=dict)
     signed: SignedContract | None = None
     aggregator: AttestedPeer | None = None
     trainer: AttestedPeer | None = None
@@ -77,6 +81,23 @@ class _Run:
     number: int = 0
     base: bytes = b""
     local: dict[str, Any] = field(default_factory=dict)
+
+    def state(self, proof: Callable[[AttestedPeer | None], list[Any] | None]) -> dict[str, Any]:
+        """What the node must not forget of it."""
+        return {
+            "contract": self.contract.encode(),
+            "nonces": self.nonces,
+            "signatures": self.signed.signatures if self.signed is not None else None,
+            "aggregator": proof(self.aggregator),
+            "trainer": proof(self.trainer),
+            "evidence": self.evidence,
+            "log_head": self.log_head.encoded if self.log_head is not None else None,
+            "log_agreed": self.log_agreed,
+            "loaded": self.loaded,
+            "number": self.number,
+            "base": self.base,
+            "local": self.local,
+        }
 
 
 class CustomerNode(NodeBase):
@@ -97,15 +118,78 @@ class CustomerNode(NodeBase):
             run.enclave.close()
         self._runs.clear()
 
+    def wake(self) -> None:
+        """See `Node.wake`."""
+        with self._one_at_a_time:
+            for run_id in self._memory.open_runs():
+                try:
+                    run = self._run(run_id)
+                    if run is not None and not run.contract.expired(now()):
+                        run.enclave.wake()
+                        self.settings.on_progress("went on with the run that was under way")
+                except FedarkError as error:
+                    self.settings.on_progress(f"could not go on with a run: {error.what}")
+
+    def _run(self, run_id: str) -> _Run | None:
+        """The run, as this node remembers it."""
+        if run_id not in self._runs and (state := self._memory.load(run_id)) is not None:
+            contract = Contract.decode(state["contract"])
+            run = _Run(contract, self._enclave(run_id, contract), state["nonces"])
+            self._recall(run_id, run, state)
+            self._runs[run_id] = run
+        return self._runs.get(run_id)
+
+    def _recall(self, run_id: str, run: _Run, state: dict[str, Any]) -> None:
+        contract, provider = run.contract, run.contract.provider
+        if state["signatures"] is not None:
+            run.signed = SignedContract.verify(contract, state["signatures"])
+        name = contract.aggregator.name
+        run.aggregator = self._readmit(contract, run_id, state["aggregator"], role="aggregator", party=name)
+        run.trainer = self._readmit(contract, run_id, state["trainer"], role="trainer", party=self.party)
+        if state["log_head"] is not None:
+            run.log_head = TreeHead.verify(state["log_head"], _provider_key(contract), by=provider.name)
+        run.evidence, run.log_agreed, run.loaded = state["evidence"], state["log_agreed"], state["loaded"]
+        run.number, run.base, run.local = state["number"], state["base"], state["local"]
+
+    def _enclave(self, run_id: str, contract: Contract) -> DurableEnclave:
+        start = self.settings.start_enclave
+        if start is None:
+            raise FederationError("This node has no way to start an enclave.")
+        config = RunConfig(role="trainer", party=self.party, contract=contract, run_id=run_id).encode()
+        return DurableEnclave(
+            lambda checkpoint: start("trainer", config, checkpoint),
+            self._memory.enclave(run_id),
+            refeed=lambda enclave: self._refeed(run_id, enclave),
+            say=self.settings.on_progress,
+        )
+
+    def _refeed(self, run_id: str, enclave: EnclaveHandle) -> None:
+        """Bring weights and records to an enclave that has gone on from a checkpoint; it compares them with what it had."""
+        run = self._runs.get(run_id)
+        if run is None or not run.loaded:
+            return  # `load` brings them itself
+        for terms in run.contract.models:
+            enclave.call(enclave_pb2.Call(reopen=enclave_pb2.Reopen(model=terms.name)))
+            self._feed(run.contract, terms, enclave)
+        self._open_data(enclave, *self._read(run.contract))
+
     def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
         stage = message.WhichOneof("body")
         if stage == "enrol":
             return stage_pb2.StageReply(enrol=self._enrol(message.run_id, message.enrol))
-        run = self._runs.get(message.run_id)
+        run = self._run(message.run_id)
+        if run is None and stage == "deliver" and self._memory.delivered(message.run_id):
+            return stage_pb2.StageReply(deliver=stage_pb2.DeliverReply(stored=True))
         if run is None or message.contract_digest != run.contract.digest():
             raise ProtocolError(f"{self.party} has not enrolled in this run.", safe="The node did nothing.")
         if stage != "abort" and run.contract.expired(now()):
             raise ProtocolError("The contract is not valid any more.", safe="The node did nothing.")
+        reply = self._stage(stage, run, message)
+        if message.run_id in self._runs:
+            self._memory.save(message.run_id, run.state(self._proof))
+        return reply
+
+    def _stage(self, stage: str | None, run: _Run, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
         match stage:
             case "attest":
                 return stage_pb2.StageReply(attest=self._attest(message.run_id, run, message.attest))
@@ -129,9 +213,12 @@ class CustomerNode(NodeBase):
     # -- stages -------------------------------------------------------------------------------------------------------
 
     def _enrol(self, run_id: str, request: stage_pb2.EnrolRequest) -> stage_pb2.EnrolReply:
+        before = self._run(run_id)
+        if before is not None:
+            if before.contract.encode() != request.contract:
+                raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
+            return stage_pb2.EnrolReply(signature=self._sign(before.contract), nonces=before.nonces)
         contract = self._agree(request.contract)
-        if run_id in self._runs:
-            raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
         try:
             train, test = self._read(contract)
         except DataError as error:
@@ -148,19 +235,17 @@ class CustomerNode(NodeBase):
                 [f"it sums figures on held-out records under masks, and {self.party} holds none out"],
                 safe=f"{self.party} did not sign it.",
             )
-        if self.settings.start_enclave is None:
-            raise FederationError("This node has no way to start an enclave.")
-        for other in list(self._runs):  # a node serves one run at a time
+        enclave = self._enclave(run_id, contract)
+        for other in {*self._runs, *self._memory.open_runs()}:  # a node serves one run at a time
             self._end(other)
-        config = RunConfig(role="trainer", party=self.party, contract=contract, run_id=run_id)
-        enclave = self.settings.start_enclave("trainer", config.encode())
-        self._runs[run_id] = _Run(contract, enclave, train, test)
         nonce = enclave.call(enclave_pb2.Call(challenge=enclave_pb2.Challenge(peer=contract.aggregator.name))).nonce.nonce
         gate = self._gate(contract, run_id)
         mine = gate.challenge("aggregator", contract.aggregator.name, now=now())
         nonces = {"node": mine, "trainer": nonce}
         if masked:
             nonces["peers"] = enclave.call(enclave_pb2.Call(peer_nonce=enclave_pb2.PeerNonce())).nonce.nonce
+        run = self._runs[run_id] = _Run(contract, enclave, nonces)
+        self._memory.save(run_id, run.state(self._proof))
         self.settings.on_progress(f"signed the contract of job {contract.job}; {len(train)} records stay here")
         return stage_pb2.EnrolReply(signature=self._sign(contract), nonces=nonces)
 
@@ -236,6 +321,30 @@ class CustomerNode(NodeBase):
         if run.trainer is None or run.aggregator is None:
             raise ProtocolError("The enclaves are not proven yet.", safe="No record was opened to the trainer.")
         run.log_head = self._check_log(run_id, run, run.trainer, request.grants)
+        run.loaded = False  # a node that was killed right here does it again
+        for attempt in range(1, _LOAD_ATTEMPTS + 1):
+            try:
+                receipts, measured = self._fill(run_id, run, request)
+                break
+            except EnclaveFailed as error:
+                if attempt == _LOAD_ATTEMPTS:
+                    raise
+                self.settings.on_progress(f"loading begins again: {error.what}")
+        self._keep(run, measured)
+        self._consent.use(run.contract, run_id)
+        run.loaded = True
+        protected = self._own(run_id, run, run.trainer, "loaded", measured.protected)
+        view = sign_view(
+            self.settings.keys.signing,
+            party=self.party,
+            run_id=run_id,
+            contract=run.contract.digest(),
+            head=run.log_head,
+        )
+        return stage_pb2.LoadReply(receipts=receipts, protected_metrics=protected.wire, log_view=view)
+
+    def _fill(self, run_id: str, run: _Run, request: stage_pb2.LoadRequest) -> tuple[dict[str, bytes], enclave_pb2.Measured]:
+        """Weights and records into the enclave, and the first measurement out; brought anew to an enclave that dies here."""
         if run.contract.protection.mode == "masked":
             self._join(run, request)
         receipts: dict[str, bytes] = {}
@@ -251,28 +360,25 @@ class CustomerNode(NodeBase):
                     )
                 )
             )
-            for data, last in _with_last(bundle.payload(_PIECE)):
-                reply = run.enclave.call(enclave_pb2.Call(sealed=enclave_pb2.Sealed(model=terms.name, data=data, last=last)))
-            receipts[terms.name] = reply.receipt.receipt
-        run.charge = charge(self.settings.state, run.contract, run_id, run.train, self.settings.budget, now=now())
+            receipts[terms.name] = self._feed(run.contract, terms, run.enclave)
+        train, test = self._read(run.contract)
+        self._charge(run_id, run, train)
         if run.charge is not None:
             spent = run.charge.spent
             self.settings.on_progress(f"charged: its records have spent epsilon {spent.epsilon:.3g} at delta {spent.delta:g}")
-        self._open_data(run)
+        self._open_data(run.enclave, train, test)
         self.settings.on_progress("weights and records are in the enclave; measuring before")
-        measured = run.enclave.call(enclave_pb2.Call(begin=enclave_pb2.Begin()), on_progress=self._show).measured
-        self._keep(run, measured)
-        self._consent.use(run.contract, run_id)
-        run.loaded = True
-        protected = self._own(run_id, run, run.trainer, "loaded", measured.protected)
-        view = sign_view(
-            self.settings.keys.signing,
-            party=self.party,
-            run_id=run_id,
-            contract=run.contract.digest(),
-            head=run.log_head,
-        )
-        return stage_pb2.LoadReply(receipts=receipts, protected_metrics=protected.wire, log_view=view)
+        begin = enclave_pb2.Call(begin=enclave_pb2.Begin())
+        return receipts, run.enclave.call(begin, on_progress=self._show, restart=False).measured
+
+    def _charge(self, run_id: str, run: _Run, records: list[Record]) -> None:
+        run.charge = charge(self.settings.state, run.contract, run_id, records, self.settings.budget, now=now())
+
+    def _feed(self, contract: Contract, terms: ModelTerms, enclave: EnclaveHandle) -> bytes:
+        """The sealed bytes of a model whose grant the enclave has accepted; returns its receipt."""
+        for data, last in _with_last(self._bundle(contract, terms).payload(_PIECE)):
+            reply = enclave.call(enclave_pb2.Call(sealed=enclave_pb2.Sealed(model=terms.name, data=data, last=last)))
+        return bytes(reply.receipt.receipt)
 
     def _join(self, run: _Run, request: stage_pb2.LoadRequest) -> None:
         """Have the trainer admit its fellows and agree keys with them, before a record is opened to it."""
@@ -330,15 +436,14 @@ class CustomerNode(NodeBase):
         )
         run.log_agreed = True
 
-    def _open_data(self, run: _Run) -> None:
-        batches = [(enclave_pb2.Records.TRAIN, batch) for batch in _batches(run.train)]
-        batches += [(enclave_pb2.Records.TEST, batch) for batch in _batches(run.test)]
+    def _open_data(self, enclave: EnclaveHandle, train: list[Record], test: list[Record]) -> None:
+        batches = [(enclave_pb2.Records.TRAIN, batch) for batch in _batches(train)]
+        batches += [(enclave_pb2.Records.TEST, batch) for batch in _batches(test)]
         for index, (split, batch) in enumerate(batches):
             records = [enclave_pb2.Record(prompt=record.prompt, answer=record.answer) for record in batch]
-            run.enclave.call(
+            enclave.call(
                 enclave_pb2.Call(records=enclave_pb2.Records(split=split, records=records, last=index == len(batches) - 1))
             )
-        run.train, run.test = [], []  # they are in the enclave now
 
     def _round(self, run_id: str, run: _Run, request: stage_pb2.RoundRequest) -> stage_pb2.RoundReply:
         trainer = self._loaded(run)
@@ -349,8 +454,12 @@ class CustomerNode(NodeBase):
         reply = run.enclave.call(enclave_pb2.Call(round=call), on_progress=self._show)
         run.number, run.base = request.round, _base(request.state)
         protected = self._own(run_id, run, trainer, "update", reply.update.protected)
-        if run.charge is not None:
-            release(self.settings.state, run.charge, request.round, now=now())
+        if run.contract.privacy.mechanism != "none":
+            if run.charge is None:  # this node was started again meanwhile; the ledger knows the charge
+                self._charge(run_id, run, self._read(run.contract)[0])
+            again = self._memory.begin(run_id, protected.wire)
+            if run.charge is not None:
+                release(self.settings.state, run.charge, request.round, again=again, now=now())
         return stage_pb2.RoundReply(protected_update=protected.wire)
 
     def _evaluate(self, run_id: str, run: _Run, request: stage_pb2.EvaluateRequest) -> stage_pb2.EvaluateReply:
@@ -409,7 +518,8 @@ class CustomerNode(NodeBase):
     def _end(self, run_id: str) -> None:
         run = self._runs.pop(run_id, None)
         if run is not None:
-            run.enclave.close()
+            run.enclave.discard()
+        self._memory.forget(run_id)
 
 
 def _provider_key(contract: Contract) -> bytes:

@@ -7,6 +7,7 @@ this comes from another party.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ PROGRESS = "progress.log"
 
 _LONGEST_CALL = 3600.0
 _log = logging.getLogger(__name__)
+_PATIENCE = 60.0
 
 
 def make_node(settings: dict[str, Any]) -> Node:
@@ -39,25 +41,30 @@ def make_node(settings: dict[str, Any]) -> Node:
     folder = Path(settings["folder"])
     config = PartyConfig.read(folder)
     start = None if config.role == "provider" else _enclaves(folder, config.sandbox)
-    return load_node(folder, start, _teller(folder))
+    node = load_node(folder, start, _teller(folder))
+    # Its requests wait for it; the daemon serves meanwhile.
+    threading.Thread(target=node.wake, name="wake", daemon=True).start()
+    return node
 
 
 def make_aggregator(settings: dict[str, Any]) -> AggregatorHost:
     """The aggregator's host for the folder `settings["folder"]` and the contract in `settings["contract"]`."""
     folder = Path(settings["folder"])
     contract = Contract.decode(Path(settings["contract"]).read_bytes())
-    return load_aggregator(folder, contract, _enclaves(folder, PartyConfig.read(folder).sandbox), _teller(folder))
+    host = load_aggregator(folder, contract, _enclaves(folder, PartyConfig.read(folder).sandbox), _teller(folder))
+    threading.Thread(target=host.wake, name="wake", daemon=True).start()
+    return host
 
 
 def run_job(link: Link, aggregator: NodeClient, settings: dict[str, Any]) -> None:
     """Run the job that waits at the aggregator's daemon."""
-    coordinate(link, lambda request: aggregator.handle(request, timeout=_LONGEST_CALL))
+    coordinate(link, lambda request: aggregator.handle(request, timeout=_LONGEST_CALL, patience=_PATIENCE))
 
 
 def _enclaves(folder: Path, sandbox: str) -> EnclaveFactory:
     device = load_machine(folder)
 
-    def start(role: str, run_config: bytes) -> EnclaveHandle:
+    def start(role: str, run_config: bytes, checkpoint: bytes = b"") -> EnclaveHandle:
         return EnclaveProcess.start(
             role,
             run_config,
@@ -65,6 +72,7 @@ def _enclaves(folder: Path, sandbox: str) -> EnclaveFactory:
             log=folder / "enclave.log",
             minimum_sandbox=sandbox,
             message_bytes=RunConfig.decode(run_config).message_bytes,
+            checkpoint=checkpoint,
         )
 
     return start

@@ -23,9 +23,25 @@ from google.protobuf.message import DecodeError
 from fedark.errors import FedarkError, FederationError, printable
 from fedark.v1 import stage_pb2
 
-__all__ = ["MAX_MESSAGE_BYTES", "Handler", "InProcessLink", "Link", "Outcome", "Passed", "Tap", "check_size", "party_of"]
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "Handler",
+    "InProcessLink",
+    "Link",
+    "Outcome",
+    "Passed",
+    "Tap",
+    "Unavailable",
+    "check_size",
+    "party_of",
+]
 
 MAX_MESSAGE_BYTES = 512 << 20
+
+
+class Unavailable(FederationError):
+    """A party was not reached, or not in time. It may be there again later."""
+
 
 Handler = Callable[[bytes], bytes]
 Outcome = dict[str, bytes | FedarkError]
@@ -49,6 +65,10 @@ class Link(Protocol):
 
     def exchange(self, requests: Mapping[str, bytes], *, stage: str, timeout: float) -> Outcome:
         """Send each party its request and wait, at most `timeout` seconds, for all replies."""
+        ...
+
+    def present(self) -> set[str]:
+        """The parties that can be reached now, as far as is known."""
         ...
 
     def broadcast(self, request: bytes, *, expect: int, stage: str, timeout: float) -> Outcome:
@@ -110,9 +130,9 @@ def failure(party: str, stage: str, error: Exception) -> FederationError:
     )
 
 
-def late(party: str, stage: str, timeout: float) -> FederationError:
+def late(party: str, stage: str, timeout: float) -> Unavailable:
     """What stands in the place of a party that did not answer in time."""
-    return FederationError(
+    return Unavailable(
         f"{party} did not answer stage {stage} within {timeout:g} s.",
         safe="A reply that comes later is dropped.",
         fix=f"Look whether the node of {party} runs, or allow more time.",
@@ -143,7 +163,7 @@ class InProcessLink:
         for party, request in requests.items():
             handler = self._handlers.get(party)
             if handler is None:
-                outcome[party] = FederationError(f"No node of {party} is connected.", fix=f"Start the node of {party}.")
+                outcome[party] = Unavailable(f"No node of {party} is connected.", fix=f"Start the node of {party}.")
                 continue
             try:
                 check_size(request, party, stage)
@@ -165,6 +185,10 @@ class InProcessLink:
             outcome[party] = reply
         outcome |= {party: late(party, stage, timeout) for party in waiting}
         return outcome
+
+    def present(self) -> set[str]:
+        """See `Link.present`."""
+        return set(self._handlers)
 
     def broadcast(self, request: bytes, *, expect: int, stage: str, timeout: float) -> Outcome:
         """See `Link.broadcast`."""

@@ -13,7 +13,7 @@ from fedark.federation import daemons
 from fedark.federation.flower.deployment import Deployment, Member, Plan
 from fedark.federation.local import Federation
 
-__all__ = ["run_on_this_machine"]
+__all__ = ["plan_of", "run_on_this_machine"]
 
 
 def run_on_this_machine(
@@ -41,25 +41,11 @@ def run_on_this_machine(
     """
     deadline = time.monotonic() + timeout
     contract = federation.contract
-    names = (contract.provider.name, *(party.name for party in contract.customers))
-    plan = Plan(
-        root=root.resolve(),
-        nodes=tuple(Member(name, node, {"folder": str(federation.folder(name).resolve())}) for name in names),
-        aggregator=Member(
-            contract.aggregator.name,
-            aggregator,
-            {
-                "folder": str(federation.folder(contract.aggregator.name).resolve()),
-                "contract": str((federation.work / "contract.cbor").resolve()),
-            },
-        ),
-        coordinator=daemons.COORDINATOR,
-        port=port,
-    )
+    plan = plan_of(federation, root, node=node, aggregator=aggregator, port=port)
     tails = {party.name: _Tail(federation.folder(party.name) / daemons.PROGRESS) for party in contract.parties}
     outcomes = federation.folder(contract.aggregator.name) / "runs"
 
-    def look(_: object = None) -> None:
+    def look() -> None:
         for name, tail in tails.items():
             for line in tail.lines():
                 say(f"{name}: {line}")
@@ -81,6 +67,33 @@ def run_on_this_machine(
         raise FederationError("The job left no report.", fix=f"See the logs in {root / 'logs'}.")
     report: dict[str, Any] = json.loads(found[0].read_bytes())
     return report
+
+
+def plan_of(
+    federation: Federation,
+    root: Path,
+    *,
+    node: str = daemons.NODE,
+    aggregator: str = daemons.AGGREGATOR,
+    port: int = 0,
+) -> Plan:
+    """What `run_on_this_machine` runs; arguments as there."""
+    contract = federation.contract
+    names = (contract.provider.name, *(party.name for party in contract.customers))
+    return Plan(
+        root=root.resolve(),
+        nodes=tuple(Member(name, node, {"folder": str(federation.folder(name).resolve())}) for name in names),
+        aggregator=Member(
+            contract.aggregator.name,
+            aggregator,
+            {
+                "folder": str(federation.folder(contract.aggregator.name).resolve()),
+                "contract": str((federation.work / "contract.cbor").resolve()),
+            },
+        ),
+        coordinator=daemons.COORDINATOR,
+        port=port,
+    )
 
 
 class _Tail:

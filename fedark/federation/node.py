@@ -2,7 +2,8 @@
 
 A node trusts its own configuration: its keys, its roster of the other parties' keys, its own measurement of the enclaves that it
 installed, its platform roots. Whatever the aggregator brings is compared with these, and nothing is run, released or opened
-before it agrees. A stage that is brought twice gets the answer it got, so a relay that repeats itself changes nothing.
+before it agrees. A stage that is brought twice gets the answer it got, also after the node was killed and started again
+(`fedark.federation.runs`), so a relay that repeats itself changes nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -31,6 +33,7 @@ from fedark.enclave.protection import open_delivery
 from fedark.enclave.session import RunConfig
 from fedark.errors import ContractError, EvidenceRefused, FedarkError, ProtocolError, Refused, printable
 from fedark.federation.consent import Consent
+from fedark.federation.runs import REPORT, RunMemory
 from fedark.files import write_atomic
 from fedark.keys import HYBRID, Kem, PartyKeys
 from fedark.masking import protection_problems
@@ -63,8 +66,9 @@ LOG = "log.sqlite"
 """In every node's folder: its transparency log."""
 SEEN_LOGS = "seen-logs.sqlite"
 """In a customer's and an aggregator's folder: the latest head that it saw of every provider's log."""
+_NOT_THE_SAME_TWICE = ("attest", "release")
+"""Stages that spend nonces: repeated after a crash, they may spend the same ones on the same evidence."""
 SANDBOX_ORDER = ("none", "landlock", "namespaces")
-_MAX_ANSWERS = 16
 
 
 class Node(Protocol):
@@ -77,13 +81,21 @@ class Node(Protocol):
         """Answer one serialised StageRequest with one serialised StageReply; never raises for what the request holds."""
         ...
 
+    def wake(self) -> None:
+        """After a restart: go on with the runs that were open, so that the next request finds their enclaves ready."""
+        ...
+
     def close(self) -> None:
         """End every enclave that the node has started."""
         ...
 
 
-EnclaveFactory = Callable[[str, bytes], EnclaveHandle]
-"""(role, run configuration) -> a started enclave."""
+class EnclaveFactory(Protocol):
+    """Starts an enclave on this machine."""
+
+    def __call__(self, role: str, run_config: bytes, checkpoint: bytes = b"") -> EnclaveHandle:
+        """A new enclave of `role`, or the one of `checkpoint` again."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -137,8 +149,10 @@ class NodeBase(ABC):
         self._nonces = NonceBook(settings.state / "nonces.sqlite")
         self._log = TransparencyLog(settings.state / LOG, settings.keys.signing)
         self._admissions: dict[bytes, int] = {}  # digest of evidence -> its entry in the log
+        self._proofs: dict[bytes, list[Any]] = {}  # digest of evidence -> the evidence, and when it was admitted
         self._consent = Consent(settings.state)
-        self._answers: dict[bytes, bytes] = {}
+        self._memory = RunMemory(settings.state, settings.keys.signing)
+        self._repeated = False
         self._one_at_a_time = threading.Lock()
 
     # -- one request, one reply ---------------------------------------------------------------------------------------
@@ -149,9 +163,6 @@ class NodeBase(ABC):
             return self._handle(request)
 
     def _handle(self, request: bytes) -> bytes:
-        fingerprint = hashlib.sha256(request).digest()
-        if fingerprint in self._answers:
-            return self._answers[fingerprint]
         run_id = ""
         try:
             message = stage_pb2.StageRequest()
@@ -167,7 +178,15 @@ class NodeBase(ABC):
                 )
             run_id = message.run_id
             self._require_standing(message)
+            answer = self._memory.answer(run_id, request)
+            if answer is not None:
+                return answer
+            self._repeated = message.WhichOneof("body") in _NOT_THE_SAME_TWICE and self._memory.begin(run_id, request)
             reply = self._dispatch(message)
+            reply.version, reply.run_id, reply.party = VERSION, run_id, self.party
+            answer = bytes(reply.SerializeToString())
+            self._memory.keep(run_id, request, answer)
+            return answer
         except FedarkError as error:
             reply = stage_pb2.StageReply(fault=fault_of(error))
         except Exception as error:
@@ -175,16 +194,14 @@ class NodeBase(ABC):
             what = f"The node of {self.party} failed ({type(error).__name__})."
             reply = stage_pb2.StageReply(fault=stage_pb2.StageFault(code="FederationError", what=what))
         reply.version, reply.run_id, reply.party = VERSION, run_id, self.party
-        answer = bytes(reply.SerializeToString())
-        if not reply.HasField("fault"):
-            if len(self._answers) >= _MAX_ANSWERS:
-                del self._answers[next(iter(self._answers))]
-            self._answers[fingerprint] = answer
-        return answer
+        return bytes(reply.SerializeToString())
 
     @abstractmethod
     def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
         """Answer a well-formed request; a FedarkError becomes a StageFault."""
+
+    def wake(self) -> None:  # noqa: B027  a provider has no enclave to wake
+        """See `Node.wake`."""
 
     @abstractmethod
     def close(self) -> None:
@@ -297,9 +314,10 @@ class NodeBase(ABC):
     def _admit(self, contract: Contract, run_id: str, evidence: bytes, *, role: str, party: str) -> AttestedPeer:
         """The enclave that `evidence` proves; both outcomes are in this node's log before anything follows from them."""
         config = RunConfig(role=role, party=party, contract=contract, run_id=run_id)
+        at = now()
         try:
             peer = self._gate(contract, run_id).admit(
-                evidence, role=role, party=party, run_config_digest=config.register(), now=now()
+                evidence, role=role, party=party, run_config_digest=config.register(), now=at, again=self._repeated
             )
         except EvidenceRefused as error:
             self._log_refusal(contract, run_id, evidence, error, party=party, asked="admission")
@@ -315,6 +333,25 @@ class NodeBase(ABC):
             "signing": peer.signing_public,
         }
         self._admissions[peer.evidence_digest] = self._log.append(Entry("attestation", int(now().timestamp()), facts)).index
+        self._proofs[peer.evidence_digest] = [evidence, at.timestamp()]
+        return peer
+
+    def _proof(self, peer: AttestedPeer | None) -> list[Any] | None:
+        """By what `peer` was admitted, for the run's state."""
+        return self._proofs[peer.evidence_digest] if peer is not None else None
+
+    def _readmit(
+        self, contract: Contract, run_id: str, proof: list[Any] | None, *, role: str, party: str
+    ) -> AttestedPeer | None:
+        """The peer of a `_proof` in a run's state."""
+        if proof is None:
+            return None
+        evidence, at = proof
+        config = RunConfig(role=role, party=party, contract=contract, run_id=run_id)
+        peer = self._gate(contract, run_id).readmit(
+            evidence, role=role, party=party, run_config_digest=config.register(), admitted=datetime.fromtimestamp(at, UTC)
+        )
+        self._proofs[peer.evidence_digest] = proof
         return peer
 
     def _log_refusal(
@@ -346,7 +383,7 @@ class NodeBase(ABC):
             report = json.loads(request.report)
         except ValueError:
             raise ProtocolError("The report is not JSON.", safe="It was not stored.") from None
-        write_atomic(folder / "report.json", json.dumps(report, indent=2).encode())
+        write_atomic(folder / REPORT, json.dumps(report, indent=2).encode())
         return folder
 
 

@@ -6,8 +6,9 @@ wrapped for one attested trainer enclave, for one run; an enclave takes it withi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract import Contract, SignedContract, now
@@ -27,10 +28,22 @@ __all__ = ["ProviderNode"]
 @dataclass
 class _Run:
     contract: Contract
+    nonces: dict[str, bytes]
     signed: SignedContract | None = None
     aggregator: AttestedPeer | None = None
     trainers: dict[str, AttestedPeer] = field(default_factory=dict)
     grants: dict[tuple[str, str], bytes] = field(default_factory=dict)
+
+    def state(self, proof: Callable[[AttestedPeer | None], list[Any] | None]) -> dict[str, Any]:
+        """What the node must not forget of it."""
+        return {
+            "contract": self.contract.encode(),
+            "nonces": self.nonces,
+            "signatures": self.signed.signatures if self.signed is not None else None,
+            "aggregator": proof(self.aggregator),
+            "trainers": {name: proof(peer) for name, peer in self.trainers.items()},
+            "grants": [[name, model, grant] for (name, model), grant in self.grants.items()],
+        }
 
 
 class ProviderNode(NodeBase):
@@ -52,29 +65,58 @@ class ProviderNode(NodeBase):
         stage = message.WhichOneof("body")
         if stage == "enrol":
             return stage_pb2.StageReply(enrol=self._enrol(message.run_id, message.enrol))
-        run = self._runs.get(message.run_id)
+        run = self._run(message.run_id)
+        if run is None and stage == "deliver" and self._memory.delivered(message.run_id):
+            return stage_pb2.StageReply(deliver=stage_pb2.DeliverReply(stored=True))
         if run is None or message.contract_digest != run.contract.digest():
             raise ProtocolError(f"{self.party} has not enrolled in this run.", safe="No key was released.")
         match stage:
             case "release":
-                return stage_pb2.StageReply(release=self._release(message.run_id, run, message.release))
+                reply = self._release(message.run_id, run, message.release)
+                self._memory.save(message.run_id, run.state(self._proof))
+                return stage_pb2.StageReply(release=reply)
             case "deliver":
                 return stage_pb2.StageReply(deliver=self._deliver(message.run_id, run, message.deliver))
             case "abort":
-                del self._runs[message.run_id]
+                self._end(message.run_id)
                 return stage_pb2.StageReply(abort=stage_pb2.AbortReply())
         raise ProtocolError(f"A provider does not answer stage {stage!r}.", safe="No key was released.")
 
     def _enrol(self, run_id: str, request: stage_pb2.EnrolRequest) -> stage_pb2.EnrolReply:
+        before = self._run(run_id)
+        if before is not None:
+            if before.contract.encode() != request.contract:
+                raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
+            return stage_pb2.EnrolReply(signature=self._sign(before.contract), nonces=before.nonces)
         contract = self._agree(request.contract)
-        if run_id in self._runs:
-            raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
-        self._runs[run_id] = _Run(contract)
         gate = self._gate(contract, run_id)
         nonces = {f"trainer:{party.name}": gate.challenge("trainer", party.name, now=now()) for party in contract.customers}
         nonces["node"] = gate.challenge("aggregator", contract.aggregator.name, now=now())
+        run = self._runs[run_id] = _Run(contract, nonces)
+        self._memory.save(run_id, run.state(self._proof))
         self.settings.on_progress(f"signed the contract of job {contract.job}")
         return stage_pb2.EnrolReply(signature=self._sign(contract), nonces=nonces)
+
+    def _run(self, run_id: str) -> _Run | None:
+        """The run, as this node remembers it."""
+        if run_id not in self._runs and (state := self._memory.load(run_id)) is not None:
+            contract = Contract.decode(state["contract"])
+            run = _Run(contract, state["nonces"])
+            if state["signatures"] is not None:
+                run.signed = SignedContract.verify(contract, state["signatures"])
+            name = contract.aggregator.name
+            run.aggregator = self._readmit(contract, run_id, state["aggregator"], role="aggregator", party=name)
+            for name, proof in state["trainers"].items():
+                peer = self._readmit(contract, run_id, proof, role="trainer", party=name)
+                if peer is not None:
+                    run.trainers[name] = peer
+            run.grants = {(name, model): grant for name, model, grant in state["grants"]}
+            self._runs[run_id] = run
+        return self._runs.get(run_id)
+
+    def _end(self, run_id: str) -> None:
+        self._runs.pop(run_id, None)
+        self._memory.forget(run_id)
 
     def close(self) -> None:
         """Forget the runs; a provider has no enclave."""
@@ -181,7 +223,7 @@ class ProviderNode(NodeBase):
         # A receipt carries the index and digest of its log entry: a log that was cut or rewritten shows here.
         self._log.verify([(receipt.log_index, receipt.log_entry) for receipt in receipts])
         self.settings.on_progress(f"{len(receipts)} of {len(run.grants)} receipts hold; adapter and report are in {folder}")
-        del self._runs[run_id]
+        self._end(run_id)
         return stage_pb2.DeliverReply(stored=True)
 
     def _receipt(self, peer: AttestedPeer, model: str, grant: bytes, data: bytes) -> Receipt:

@@ -217,6 +217,11 @@ class Ledger:
             self._database.execute("INSERT INTO releases VALUES (?, ?)", (charge, number))
         return head
 
+    def next_release(self, charge: int) -> int:
+        """The first release of a charge that has not left yet."""
+        with self._snapshot():
+            return self._next_release(charge)
+
     def spent(self, records: Iterable[bytes], delta: float) -> Guarantee:
         """What was spent of a data set: of its record that has spent most."""
         digests = self._digests(records)

@@ -126,6 +126,8 @@ class HeadMemory:
 
     def _goes_on(self, update: Update, known: TreeHead | None, data: bytes, by: str) -> None:
         head, seen = update.head, known.size if known is not None else 0
+        if known is not None and head.encoded == known.encoded:
+            return  # the same word again, to a party that was interrupted
         if known is not None and head.size < seen:
             how = f"it now has {head.size} entries and had {seen}"
             raise self.fork(known.encoded, data, by=by, how=how)

@@ -91,20 +91,24 @@ class StopReply(_message.Message):
     def __init__(self) -> None: ...
 
 class AggregatorRequest(_message.Message):
-    __slots__ = ("run_id", "open", "call", "outcome", "progress", "log")
+    __slots__ = ("run_id", "open", "call", "outcome", "progress", "log", "keep", "only_if_done")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    ONLY_IF_DONE_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     open: OpenRun
     call: _enclave_pb2.Call
     outcome: Outcome
     progress: Told
     log: ShownLog
-    def __init__(self, run_id: _Optional[str] = ..., open: _Optional[_Union[OpenRun, _Mapping]] = ..., call: _Optional[_Union[_enclave_pb2.Call, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., progress: _Optional[_Union[Told, _Mapping]] = ..., log: _Optional[_Union[ShownLog, _Mapping]] = ...) -> None: ...
+    keep: Kept
+    only_if_done: bool
+    def __init__(self, run_id: _Optional[str] = ..., open: _Optional[_Union[OpenRun, _Mapping]] = ..., call: _Optional[_Union[_enclave_pb2.Call, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., progress: _Optional[_Union[Told, _Mapping]] = ..., log: _Optional[_Union[ShownLog, _Mapping]] = ..., keep: _Optional[_Union[Kept, _Mapping]] = ..., only_if_done: _Optional[bool] = ...) -> None: ...
 
 class AggregatorReply(_message.Message):
     __slots__ = ("fault", "opened", "reply", "stored")
@@ -123,7 +127,7 @@ class OpenRun(_message.Message):
     def __init__(self) -> None: ...
 
 class OpenedRun(_message.Message):
-    __slots__ = ("run_id", "contract", "collateral", "timeouts", "log_head")
+    __slots__ = ("run_id", "contract", "collateral", "timeouts", "log_head", "kept", "finished")
     class CollateralEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -143,12 +147,22 @@ class OpenedRun(_message.Message):
     COLLATERAL_FIELD_NUMBER: _ClassVar[int]
     TIMEOUTS_FIELD_NUMBER: _ClassVar[int]
     LOG_HEAD_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     contract: bytes
     collateral: _containers.ScalarMap[str, bytes]
     timeouts: _containers.ScalarMap[str, float]
     log_head: bytes
-    def __init__(self, run_id: _Optional[str] = ..., contract: _Optional[bytes] = ..., collateral: _Optional[_Mapping[str, bytes]] = ..., timeouts: _Optional[_Mapping[str, float]] = ..., log_head: _Optional[bytes] = ...) -> None: ...
+    kept: bytes
+    finished: bool
+    def __init__(self, run_id: _Optional[str] = ..., contract: _Optional[bytes] = ..., collateral: _Optional[_Mapping[str, bytes]] = ..., timeouts: _Optional[_Mapping[str, float]] = ..., log_head: _Optional[bytes] = ..., kept: _Optional[bytes] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class Kept(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: bytes
+    def __init__(self, state: _Optional[bytes] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("report", "failed")

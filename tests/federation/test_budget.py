@@ -54,9 +54,10 @@ def test_a_run_is_charged_once_and_no_round_leaves_twice(tmp_path: Path) -> None
     assert first is not None
     assert again is not None
     assert (again.charge, again.resumed) == (first.charge, True)
-    release(folder, first, 1, now=now())
+    release(folder, first, 1, again=False, now=now())
+    release(folder, first, 1, again=True, now=now())
     with pytest.raises(Refused, match="made before"):
-        release(folder, first, 1, now=now())
+        release(folder, first, 1, again=False, now=now())
     with pytest.raises(Refused, match="other records"):
         charge(folder, contract, "one", records[:-1], budget, now=now())
     with pytest.raises(Refused, match="budget"):

@@ -144,6 +144,10 @@ def test_a_contract_is_good_for_one_run(small_job: Path, tmp_path: Path) -> None
     """Two runs with different survivors would differ by one customer's contribution."""
     with simulate(Job.load(small_job), tmp_path / "work") as running:
         running.run()
+        finished = Simulation(running.federation)
+        assert finished.run() == {}, "the host knows that this run is over"
+        finished.close()
+        (running.federation.folder("pool") / "run").unlink()
         again = Simulation(running.federation)
         with pytest.raises(FederationError, match="north has taken part in a run of it"):
             again.run()

@@ -1,0 +1,71 @@
+"""The coordinator's way to the aggregator's host, which holds the enclave and all that must last."""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+
+from fedark.errors import FedarkError, ProtocolError, restore
+from fedark.federation.link import Handler
+from fedark.federation.node import fault_of
+from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
+
+__all__ = ["AggregatorClient", "error_of"]
+
+
+def error_of(fault: stage_pb2.StageFault) -> FedarkError:
+    """The error that a fault stands for."""
+    return restore(fault.code, fault.what, safe=fault.safe, fix=fault.fix, reasons=fault.reasons)
+
+
+class AggregatorClient:
+    """The ServerApp's way to the aggregator's host.
+
+    Args:
+        handle: takes a serialised AggregatorRequest, gives a serialised AggregatorReply.
+    """
+
+    def __init__(self, handle: Handler) -> None:
+        self._handle = handle
+        self._run_id = ""
+
+    def open(self) -> node_pb2.OpenedRun:
+        """Start the aggregator enclave for the waiting job, or go on with its run."""
+        opened = self._send(node_pb2.AggregatorRequest(open=node_pb2.OpenRun())).opened
+        self._run_id = opened.run_id
+        return opened
+
+    def call(self, call: enclave_pb2.Call) -> enclave_pb2.Reply:
+        """One call of the aggregator enclave."""
+        return self._send(node_pb2.AggregatorRequest(run_id=self._run_id, call=call)).reply
+
+    def done(self, call: enclave_pb2.Call) -> enclave_pb2.Reply | None:
+        """The reply to `call` if it was the last to change the enclave; None if it was not made, or others came after it."""
+        reply = self._send(node_pb2.AggregatorRequest(run_id=self._run_id, call=call, only_if_done=True))
+        return reply.reply if reply.HasField("reply") else None
+
+    def keep(self, state: bytes) -> None:
+        """Have the host keep where the coordinator is."""
+        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, keep=node_pb2.Kept(state=state)))
+
+    def check_log(self, update: bytes) -> None:
+        """Whether the provider's log holds what it must of the aggregator's enclave; raises where it does not."""
+        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, log=node_pb2.ShownLog(update=update)))
+
+    def told(self, text: str) -> None:
+        """A line for people."""
+        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, progress=node_pb2.Told(text=text)))
+
+    def outcome(self, *, report: bytes = b"", failed: FedarkError | None = None) -> None:
+        """How the job ended."""
+        outcome = node_pb2.Outcome(report=report, failed=fault_of(failed) if failed else None)
+        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, outcome=outcome))
+
+    def _send(self, request: node_pb2.AggregatorRequest) -> node_pb2.AggregatorReply:
+        reply = node_pb2.AggregatorReply()
+        try:
+            reply.ParseFromString(self._handle(request.SerializeToString()))
+        except DecodeError:
+            raise ProtocolError("The aggregator's host gave a malformed answer.") from None
+        if reply.HasField("fault"):
+            raise error_of(reply.fault)
+        return reply
