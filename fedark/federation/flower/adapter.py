@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
@@ -44,21 +46,29 @@ from google.protobuf.message import DecodeError
 
 from fedark.errors import FederationError, Refused, printable
 from fedark.federation.flower.bundle import PINNED_SHA256, SESSION_KEY, build, require_pinned
+from fedark.federation.flower.configuration import write_private
 
 __all__ = [
     "Control",
+    "LOST_ON_THE_WAY",
     "Fleet",
     "Incoming",
     "NodeRecord",
     "RunState",
     "connect",
     "error_reply",
+    "retry_soon",
     "run_client_task",
     "run_server_task",
 ]
 
 # A message is announced before its objects are uploaded; Flower waits 1 s before it looks again.
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 0.5
+LOST_ON_THE_WAY = frozenset(
+    {int(ErrorCode.MESSAGE_UNAVAILABLE), int(ErrorCode.REPLY_MESSAGE_UNAVAILABLE), int(ErrorCode.NODE_UNAVAILABLE)}
+)
+"""Error codes of a message that never reached its node, or of a reply that was lost: it may be sent again."""
+_RETRY_SECONDS = 1.0
 _FLEET_ERRORS = (httpx.HTTPError, DecodeError, RunNotRunningException, RuntimeError, ValueError)
 
 
@@ -235,16 +245,56 @@ class Fleet:
                 raise FederationError(f"A reply cannot be sent ({type(error).__name__}).", safe="It was dropped.") from None
 
 
+def retry_soon() -> None:
+    """Look for a SuperLink that is gone about once a second: Flower's pauses grow to 20 s, longer than it takes to start one."""
+    retry: Any = importlib.import_module("flwr.supercore.retry.http_retry")
+    retry.MAX_RETRY_DELAY = _RETRY_SECONDS
+
+
 @contextmanager
-def connect(address: str, ca: Path, key: ec.EllipticCurvePrivateKey) -> Iterator[Fleet]:
+def connect(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, former: Path | None = None) -> Iterator[Fleet]:
     """Connect a node. Heartbeats are sent until the context ends; a lost connection is tried again without end.
 
-    Ends the process if the SuperLink does not know `key`.
+    Ends the process if the SuperLink does not know `key`, or if another process is connected with it.
+
+    Args:
+        former: a file of this node's own, for the connection after this one. A process that was killed leaves its node online at
+            the SuperLink for a minute, which refuses a second connection meanwhile: the next process first takes that one back,
+            if this file says that it was ours and its process is gone.
     """
     from flwr.supernode.fleet_http_connection import http_request_response
 
+    retry_soon()
+    if former is not None:
+        _take_back(address, ca, key, former)
     with http_request_response(address, False, str(ca), (key, key.public_key())) as callbacks:
-        yield Fleet(callbacks)
+        fleet = Fleet(callbacks)
+        if former is not None:
+            write_private(former, f"{fleet.node_id} {os.getpid()}".encode())
+        yield fleet
+    if former is not None:
+        former.unlink(missing_ok=True)
+
+
+def _take_back(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, former: Path) -> None:
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    try:
+        node_id, pid = (int(word) for word in former.read_text().split())
+    except (OSError, ValueError):
+        return
+    if Path(f"/proc/{pid}").exists() and pid != os.getpid():
+        return
+    interceptors = [
+        RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+        NodeAuthHttpInterceptor(key, key.public_key()),
+    ]
+    with (
+        FleetHttpClient.from_server_address(address, False, str(ca), interceptors=interceptors) as client,
+        suppress(httpx.HTTPError, DecodeError),  # it was not online any more; or it says so again in a moment
+    ):
+        client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
 
 
 def error_reply(reason: str, to: Message, *, refused: bool = False) -> Message:
@@ -264,6 +314,7 @@ def run_server_task() -> None:
         return install(require_pinned(content), *args, **kwargs)
 
     runtime.install_from_fab = install_pinned
+    retry_soon()
     grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
     grid.pull_objects = functools.partial(grid.pull_objects, initial_backoff=_FIRST_WAIT, backoff_cap=_LONGEST_WAIT)
     flwr_serverapp()

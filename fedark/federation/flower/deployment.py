@@ -3,9 +3,10 @@
     with Deployment(plan) as deployment:
         deployment.wait(deployment.submit(), timeout=240)
 
-Rules: nothing is waited for by the clock, everything by asking it; a process that dies is reported with the end of its log;
-leaving the `with` block, in whatever way (end, exception, Ctrl-C, SIGTERM, SIGHUP), ends every process, and it is checked that
-none is left and no port is open. If the supervisor itself is killed, the kernel ends the rest.
+Rules: nothing is waited for by the clock, everything by asking it. While `wait` watches a run, a process that dies is started
+again, the ServerApp too, until it has died `Plan.attempts` times in a row: then it is reported with the end of its log. Leaving the
+`with` block, in whatever way (end, exception, Ctrl-C, SIGTERM, SIGHUP), ends every process, and it is checked that none is left
+and no port is open. If the supervisor itself is killed, the kernel ends the rest; in the same directory, another one goes on.
 
 Order: keys and certificates; SuperLink, asked over TLS under our own authority until it answers; node keys registered; daemons
 and executor; all nodes online.
@@ -36,12 +37,16 @@ from fedark.federation.flower.adapter import Control, RunState
 from fedark.federation.flower.processes import Child, child_environment, console_script, flower_environment, module, stop, tail
 from fedark.federation.flower.provision import provision, provision_node_key
 from fedark.federation.flower.service import LONGEST_PATH, NodeClient
+from fedark.federation.keeper import Keeper
 
 __all__ = ["Deployment", "Member", "Plan"]
 
 _START_SECONDS = 60.0
 _PORT_ATTEMPTS = 4
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_CALM, _LONGEST_PAUSE = 10.0, 4.0
+_BEGIN_SECONDS, _BEGIN_AGAIN_SECONDS = 60.0, 12.0
+_RAISED = "ServerApp failed with exception"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Plan:
         aggregator: the aggregator's daemon.
         coordinator: "module:function", called in the ServerApp as `function(link, aggregator, settings)`.
         settings: the coordinator's own.
+        attempts: how often in a row a process may die without having lived for a while.
         host, port: where the SuperLink listens; port 0 takes a free one. The host is a loopback address: node keys
             authenticate Flower's Fleet API only, and whoever reaches the port could register nodes and submit runs.
     """
@@ -76,6 +82,7 @@ class Plan:
     aggregator: Member
     coordinator: str
     settings: dict[str, Any] = field(default_factory=dict)
+    attempts: int = 5
     host: str = "127.0.0.1"
     port: int = 0
 
@@ -87,7 +94,9 @@ class Deployment:
         self.plan = plan
         self.session = secrets.token_hex(32)
         self._progress = progress or (lambda _: None)
-        self._children: list[Child] = []
+        self._keepers: dict[str, Keeper] = {}
+        self._submissions = 0
+        self._must_begin = 0.0, 0
         self._sockets: Path | None = None
         self._lock: int | None = None
         self._control: Control | None = None
@@ -109,11 +118,25 @@ class Deployment:
     @property
     def children(self) -> tuple[Child, ...]:
         """The processes that were started."""
-        return tuple(self._children)
+        return tuple(keeper.child for keeper in self._keepers.values() if keeper.child is not None)
 
     def child(self, name: str) -> Child:
         """A process by its name: "superlink", "superexec", or a party."""
-        return next(child for child in self._children if child.name == name)
+        return next(child for child in self.children if child.name == name)
+
+    @property
+    def server_pid(self) -> int:
+        """The ServerApp's process, 0 before its first."""
+        return server_app.running(self._server_config)
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """How often each process was started again; the ServerApp is "serverapp"."""
+        return {name: keeper.restarts for name, keeper in self._keepers.items()} | {"serverapp": max(0, self._submissions - 1)}
+
+    @property
+    def _server_config(self) -> Path:
+        return self.plan.root / "state" / "server.json"
 
     @property
     def _server_log(self) -> Path:
@@ -134,27 +157,44 @@ class Deployment:
     def submit(self) -> int:
         """Start the job's run. Returns Flower's run id."""
         self.check()
+        self._submissions += 1
+        server_app.forget(self._server_config)
+        executor = self._keepers["superexec"]
+        # An executor that dies between taking a task and starting its process takes the task along.
+        self._must_begin = time.monotonic() + _BEGIN_SECONDS, executor.restarts
         return self.control.start_run(self.session)
 
-    def wait(self, run_id: int, *, timeout: float, on_look: Callable[[RunState], None] | None = None) -> None:
-        """Wait until the run is over.
+    def wait(self, run_id: int, *, timeout: float, on_look: Callable[[], None] | None = None, pause: float = 0.4) -> None:
+        """Wait until the run is over. What dies meanwhile is started again, and the run submitted again if its ServerApp died.
 
         Args:
             run_id: as `submit` returned it.
             timeout: seconds.
-            on_look: called about twice a second.
+            on_look: called at every look.
+            pause: seconds between two looks.
 
         Raises:
-            FederationError: it failed, was stopped, or took longer; or a process died.
+            FederationError: it failed, was stopped, or took longer; or a process kept dying.
         """
-        for _ in _looks(timeout, 0.4):
-            self.check()
-            state = self.control.run_state(run_id)
+        for _ in _looks(timeout, pause):
+            self.supervise()
             if on_look is not None:
-                on_look(state)
+                on_look()
+            try:
+                state = self.control.run_state(run_id)
+            except FederationError:
+                continue  # the SuperLink is being started again
             if state.completed:
                 return
-            if state.finished:
+            if self._server_died(state):
+                self._progress("the ServerApp ended without a word; the run is submitted again")
+                with suppress(FederationError):
+                    self.control.stop_run(run_id)
+                try:
+                    run_id = self.submit()
+                except FederationError:
+                    continue
+            elif state.finished:
                 raise FederationError(
                     f"The run ended as {state.sub_status}: {state.details}\n{tail(self._server_log)}",
                     safe="No result was written.",
@@ -166,8 +206,34 @@ class Deployment:
 
     def check(self) -> None:
         """Raise FederationError if a process has died."""
-        for child in self._children:
+        for child in self.children:
             child.require_alive()
+
+    def supervise(self) -> None:
+        """Start again what has died.
+
+        Raises:
+            FederationError: it has died too often in a row.
+        """
+        for keeper in self._keepers.values():
+            keeper.look()
+            if keeper.failures >= self.plan.attempts:
+                raise FederationError(
+                    f"{keeper.name} has ended {keeper.failures} times in a row and is not started any more. {keeper.last_end}",
+                    safe="What the parties keep of the run is on their disks.",
+                    fix=f"The logs are in {self.plan.root / 'logs'}. Mend it and start the deployment again in the same directory.",
+                )
+
+    def _server_died(self, state: RunState) -> bool:
+        """Whether the ServerApp was killed, or stopped because the SuperLink did not know it any more."""
+        if state.finished:
+            return not state.details.startswith(_RAISED)
+        pid = self.server_pid
+        if pid > 0:
+            return not _alive(pid)
+        due, restarts = self._must_begin
+        sooner = _BEGIN_AGAIN_SECONDS if self._keepers["superexec"].restarts != restarts else _BEGIN_SECONDS
+        return time.monotonic() > due - _BEGIN_SECONDS + sooner
 
     def close(self) -> None:
         """End every process, and make sure of it. May be called more than once; signals wait until it is done.
@@ -180,7 +246,7 @@ class Deployment:
             if self._control is not None:
                 self._control.close()
                 self._control = None
-            children, self._children = self._children, []
+            children, self._keepers = self.children, {}
             stop(children)
             if children and self._port and _answers(self.plan.host, self._port):
                 raise FederationError(f"Port {self._port} is still open.", fix="Another program opened it meanwhile.")
@@ -223,7 +289,7 @@ class Deployment:
             roster={party: public.decode() for party, (_, public) in node_keys.items()},
             settings=plan.settings,
         )
-        environment[server_app.CONFIG_VARIABLE] = str(configuration.write(root / "state" / "server.json", settings))
+        environment[server_app.CONFIG_VARIABLE] = str(configuration.write(self._server_config, settings))
         commands = pinned.write_commands(root / "state" / "bin", self._server_log)
         environment["PATH"] = os.pathsep.join((str(commands), environment.get("PATH", "")))
         for member in (plan.aggregator, *plan.nodes):
@@ -260,7 +326,7 @@ class Deployment:
                 raise FederationError(f"The SuperLink does not answer. Its log ends:\n{child.tail()}")
             if self.plan.port:
                 raise _in_use(self.plan.host, self._port)
-            self._children.remove(child)
+            del self._keepers["superlink"]
 
     def _start_daemon(self, member: Member, ca: Path, key: Path | None) -> None:
         directory = self.plan.root / "daemons" / member.party
@@ -299,9 +365,12 @@ class Deployment:
         )
 
     def _spawn(self, name: str, command: list[str], environment: dict[str, str]) -> Child:
-        child = Child(name, command, environment=environment, log=self.plan.root / "logs" / f"{name}.log")
-        self._children.append(child)
-        return child
+        def start() -> Child:
+            return Child(name, command, environment=environment, log=self.plan.root / "logs" / f"{name}.log")
+
+        keeper = self._keepers[name] = Keeper(name, start, say=self._progress, calm=_CALM, longest=_LONGEST_PAUSE)
+        keeper.look()
+        return self.child(name)
 
     def _socket(self, party: str) -> Path:
         if self._sockets is None:
@@ -324,6 +393,14 @@ class Deployment:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             self._handlers.clear()
+
+
+def _alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _leave(number: int, _: FrameType | None) -> None:

@@ -5,25 +5,44 @@
 - It pushes and pulls itself with a short, growing pause, instead of Flower's fixed 3 s.
 - Every message has a time to live that ends with its stage. An error reply comes from the SuperLink itself (source node 1):
   it is mapped by the message that it replies to.
+- A node that is not online is waited for a while. One that connected anew after it was sent a message has lost it: it is sent again,
+  and so is one whose reply got lost on the way. Requests are such that they may come twice.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedark.errors import FedarkError, FederationError, printable
+from fedark.federation.flower.adapter import LOST_ON_THE_WAY
 from fedark.federation.flower.payload import MESSAGE_TYPE, pack, unpack
-from fedark.federation.link import Outcome, Passed, Tap, check_size, failure, late, named
+from fedark.federation.link import Outcome, Passed, Tap, Unavailable, check_size, failure, late, named
 
 __all__ = ["FlowerLink"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 0.5
 _GRACE = 5.0
+_LOOK = 1.0
+
+
+@dataclass
+class _Waiting:
+    """A request that has no answer yet: the messages that carry it, and when the node that was sent the last one had connected."""
+
+    request: bytes
+    ids: list[str] = field(default_factory=list)
+    connected: str = ""
+    refused: FederationError | None = None
+
+    def due(self, node: tuple[int, str] | None) -> bool:
+        """Whether it must be sent now: it was not yet, or to a node that has lost it since."""
+        return node is not None and self.refused is None and (not self.ids or node[1] != self.connected)
 
 
 class FlowerLink:
@@ -34,6 +53,7 @@ class FlowerLink:
         roster: party -> public key (PEM) of its node, as registered at the SuperLink.
         tap: sees every message.
         progress: told in a few words what is waited for.
+        patience: seconds that a node which is not online when a stage begins has to come back.
     """
 
     def __init__(
@@ -43,15 +63,21 @@ class FlowerLink:
         *,
         tap: Tap | None = None,
         progress: Callable[[str], None] | None = None,
+        patience: float = 30.0,
     ) -> None:
         self._grid = grid
         self._party_of_key = {key.strip(): party for party, key in roster.items()}
         self._tap = tap
+        self._patience = patience
         self._progress = progress or (lambda _: None)
 
     def exchange(self, requests: Mapping[str, bytes], *, stage: str, timeout: float) -> Outcome:
         """See `fedark.federation.link.Link.exchange`."""
-        return self._exchange(requests, self._online(), stage, timeout)
+        return self._exchange(requests, stage, timeout)
+
+    def present(self) -> set[str]:
+        """See `fedark.federation.link.Link.present`."""
+        return set(self._online())
 
     def broadcast(self, request: bytes, *, expect: int, stage: str, timeout: float) -> Outcome:
         """See `fedark.federation.link.Link.broadcast`."""
@@ -72,55 +98,92 @@ class FlowerLink:
                 fix="Look at the logs of the missing nodes.",
             )
         remaining = max(1.0, timeout - (time.monotonic() - started))
-        outcome = self._exchange(dict.fromkeys(online, request), online, stage, remaining)
+        outcome = self._exchange(dict.fromkeys(online, request), stage, remaining)
         return {party: named(party, reply) if isinstance(reply, bytes) else reply for party, reply in outcome.items()}
 
     def _online(self) -> dict[str, int]:
-        nodes = {self._party_of_key.get(bytes(node.public_key).strip()): node.node_id for node in self._grid.get_nodes()}
-        return {party: node_id for party, node_id in nodes.items() if party is not None}
+        return {party: node_id for party, (node_id, _) in self._nodes().items()}
 
-    def _exchange(self, requests: Mapping[str, bytes], online: Mapping[str, int], stage: str, timeout: float) -> Outcome:
-        deadline = time.monotonic() + timeout
+    def _nodes(self) -> dict[str, tuple[int, str]]:
+        """Of each party whose node is online: the node's id, and when it connected, in the SuperLink's words."""
+        found = {}
+        for node in self._grid.get_nodes():
+            party = self._party_of_key.get(bytes(node.public_key).strip())
+            if party is not None:
+                found[party] = node.node_id, str(node.last_activated_at)
+        return found
+
+    def _exchange(self, requests: Mapping[str, bytes], stage: str, timeout: float) -> Outcome:
+        began = time.monotonic()
         outcome: Outcome = {}
-        messages: dict[str, Message] = {}
+        waiting: dict[str, _Waiting] = {}
         for party, request in requests.items():
             try:
                 check_size(request, party, stage)
-                if party not in online:
-                    raise FederationError(f"No node of {party} is online.", fix=f"Start the node of {party}.")
             except FederationError as error:
                 outcome[party] = error
                 continue
-            messages[party] = Message(
-                pack(request), dst_node_id=online[party], message_type=MESSAGE_TYPE, ttl=timeout + _GRACE, group_id=stage
+            if party not in self._party_of_key.values():
+                outcome[party] = FederationError(
+                    f"{party} is not in the roster.", safe="Nothing was sent to anybody in its name."
+                )
+                continue
+            waiting[party] = _Waiting(request)
+        nodes, looked = self._nodes(), began
+        for _ in _pauses(began + timeout):
+            now = time.monotonic()
+            if now - looked >= _LOOK:
+                nodes, looked = self._nodes(), now
+            self._push(
+                {party: state for party, state in waiting.items() if state.due(nodes.get(party))}, nodes, stage, began + timeout
             )
-            self._see("request", party, stage, request)
-        waiting: dict[str, str] = {}
-        if messages:
-            ids = list(self._grid.push_messages(list(messages.values())))
-            ids += [""] * (len(messages) - len(ids))
-            for party, message_id in zip(messages, ids, strict=True):
-                if message_id:
-                    waiting[message_id] = party
-                else:
-                    outcome[party] = FederationError(f"The SuperLink did not take the message for {party} in stage {stage}.")
-        messages.clear()
-        for _ in _pauses(deadline):
+            for party, state in list(waiting.items()):
+                answer = self._pull(party, state, stage)
+                if answer is None and not state.ids and now - began >= min(self._patience, timeout):
+                    answer = Unavailable(f"No node of {party} is online.", fix=f"Start the node of {party}.")
+                if answer is not None:
+                    del waiting[party]
+                    outcome[party] = answer
             if not waiting:
                 break
-            for message_id, party in list(waiting.items()):
-                # One at a time: a malformed reply makes the pull itself raise, and that must cost its sender alone.
-                try:
-                    pulled = list(self._grid.pull_messages([message_id]))
-                except Exception as error:
-                    del waiting[message_id]
-                    outcome[party] = failure(party, stage, error)
+        return outcome | {party: late(party, stage, timeout) for party in waiting}
+
+    def _push(self, due: Mapping[str, _Waiting], nodes: Mapping[str, tuple[int, str]], stage: str, deadline: float) -> None:
+        if not due:
+            return
+        ttl = deadline - time.monotonic() + _GRACE
+        messages = []
+        for party, state in due.items():
+            node_id, state.connected = nodes[party]
+            content = pack(state.request)
+            messages.append(Message(content, dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=ttl, group_id=stage))
+            self._see("request", party, stage, state.request)
+        ids = list(self._grid.push_messages(messages))
+        for (party, state), message_id in zip(due.items(), [*ids, *[""] * (len(messages) - len(ids))], strict=True):
+            if message_id:
+                state.ids.append(message_id)
+            else:
+                state.refused = FederationError(f"The SuperLink did not take the message for {party} in stage {stage}.")
+
+    def _pull(self, party: str, state: _Waiting, stage: str) -> bytes | FedarkError | None:
+        """The party's answer, if it is there."""
+        if state.refused is not None:
+            return state.refused
+        for message_id in list(state.ids):
+            # One at a time: a malformed reply makes the pull itself raise, and that must cost its sender alone.
+            try:
+                pulled = list(self._grid.pull_messages([message_id]))
+            except Exception as error:
+                return failure(party, stage, error)
+            for message in pulled:
+                if message.metadata.reply_to_message_id != message_id:
                     continue
-                for message in pulled:
-                    if message.metadata.reply_to_message_id == message_id:
-                        del waiting[message_id]
-                        outcome[party] = self._read(message, party, stage)
-        return outcome | {party: late(party, stage, timeout) for party in waiting.values()}
+                if message.has_error() and message.error.code in LOST_ON_THE_WAY:
+                    state.ids.remove(message_id)
+                    state.connected = ""  # send it again
+                    continue
+                return self._read(message, party, stage)
+        return None
 
     def _read(self, message: Message, party: str, stage: str) -> bytes | FedarkError:
         if message.has_error():

@@ -5,7 +5,7 @@
 Keys and data are in this process (and in the enclave that the node starts); the child that talks to the network has none of
 them. The aggregator's daemon is the same without a connection: the ServerApp calls its socket.
 
-It ends on SIGTERM, and with an error if the connection dies: whoever supervises it decides what to do.
+It ends on SIGTERM. A connection that dies is started again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,8 +24,9 @@ from typing import Any
 from fedark.errors import FedarkError
 from fedark.federation.flower import configuration, pinned
 from fedark.federation.flower.bundle import SOCKET_KEY
-from fedark.federation.flower.processes import Child, bound_log, console_script, flower_environment, module, stop
+from fedark.federation.flower.processes import Child, console_script, flower_environment, module
 from fedark.federation.flower.service import NodeServer
+from fedark.federation.keeper import Keeper
 from fedark.federation.onprem.desk import Desk
 from fedark.observe import logs
 from fedark.observe.metrics import Metrics, MetricsServer
@@ -33,6 +35,7 @@ from fedark.observe.node import ObservedNode
 __all__ = ["Settings", "main"]
 
 _LOOK = 0.5
+_CALM, _LONGEST_PAUSE = 10.0, 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +67,7 @@ class Settings:
     metrics: int = 0
 
 
-def _start_connection(settings: Settings, directory: Path) -> Child:
+def _connection(settings: Settings, directory: Path) -> Callable[[], Child]:
     environment = flower_environment(directory / "flower")
     if settings.stock:
         commands = pinned.write_commands(directory / "bin", directory / "clientapp.log")
@@ -80,15 +83,11 @@ def _start_connection(settings: Settings, directory: Path) -> Child:
         connection = configuration.Connection(settings.superlink, settings.ca, settings.key, settings.socket)
         file = configuration.write(directory / "supernode.json", connection)
         command = module("fedark.federation.flower.supernode", str(file))
-    return Child("the connection", command, environment=environment, log=directory / "supernode.log")
+    return lambda: Child("the connection", command, environment=environment, log=directory / "supernode.log")
 
 
 def main(path: Path) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Raises:
-        FederationError: the connection to the SuperLink ended.
-    """
+    """Serve until SIGTERM or SIGINT."""
     logs.setup("node daemon")
     settings = configuration.read(path, Settings)
     asked = threading.Event()
@@ -105,7 +104,7 @@ def main(path: Path) -> None:
     if desk is not None:
         node = ObservedNode(node, metrics)
         metrics.collect("fedark_contracts", "Contracts by the operator's decision.", "decision", desk.decisions)
-    children: list[Child] = []
+    connection: Keeper | None = None
     try:
         server = NodeServer(node, Path(settings.socket), desk=desk, on_stop=asked.set if desk is not None else None)
         try:
@@ -113,17 +112,19 @@ def main(path: Path) -> None:
                 exporter = MetricsServer(metrics, settings.metrics)
             _log.info("%s (%s) serves %s", node.party, node.role, settings.socket)
             if settings.superlink:
-                children.append(_start_connection(settings, path.parent))
+                start = _connection(settings, path.parent)
+                connection = Keeper("the connection", start, say=_log.warning, calm=_CALM, longest=_LONGEST_PAUSE)
+                connection.look()
             while not asked.wait(_LOOK):
-                for child in children:
-                    bound_log(child.log)
-                    child.require_alive()
+                if connection is not None:
+                    connection.look()
         finally:
             server.close()
             if exporter is not None:
                 exporter.close()
     finally:
-        stop(children, grace=2.0)
+        if connection is not None:
+            connection.end(grace=2.0)
         node.close()
 
 

@@ -23,7 +23,7 @@ from fedark.federation.flower.bundle import SESSION_KEY
 from fedark.federation.flower.link import FlowerLink
 from fedark.federation.flower.service import NodeClient
 
-__all__ = ["CONFIG_VARIABLE", "Settings", "app"]
+__all__ = ["CONFIG_VARIABLE", "Settings", "app", "forget", "running"]
 
 CONFIG_VARIABLE = "FEDARK_SERVER_CONFIG"
 _log = logging.getLogger("fedark")
@@ -51,13 +51,29 @@ class Settings:
 app = ServerApp()
 
 
+def running(config: Path) -> int:
+    """The process id of the ServerApp that read this configuration last; 0 if none has."""
+    try:
+        return int(config.with_suffix(".pid").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def forget(config: Path) -> None:
+    """Before the first run: whatever ran in this directory before is no concern of ours."""
+    config.with_suffix(".pid").unlink(missing_ok=True)
+
+
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Run the coordinator."""
-    settings = configuration.read(Path(os.environ[CONFIG_VARIABLE]), Settings)
+    config = Path(os.environ[CONFIG_VARIABLE])
+    settings = configuration.read(config, Settings)
     session = str(context.run_config.get(SESSION_KEY, ""))
     if not hmac.compare_digest(session.encode(), settings.session.encode()):
         raise Refused("The run was not submitted by this host's supervisor.", safe="No message was sent to any node.")
+    # The SuperLink notices a killed ServerApp late; whoever started it looks at the process.
+    configuration.write_private(config.with_suffix(".pid"), str(os.getpid()).encode())
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     _log.addHandler(handler)

@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from fedark.v1 import node_pb2, node_pb2_grpc, stage_pb2
 __all__ = ["LONGEST_PATH", "Desk", "Node", "NodeClient", "NodeServer", "NodeStatus"]
 
 _PIECE = 1 << 20
+_PAUSE = 0.1
 LONGEST_PATH = 100  # of a unix socket, in bytes; Linux allows 107
 _FAULT = "fedark-fault-bin"
 _OPTIONS = [
@@ -231,17 +233,25 @@ class NodeClient:
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=_OPTIONS)
         self._stub = node_pb2_grpc.NodeStub(self._channel)  # type: ignore[no-untyped-call]
 
-    def handle(self, request: bytes, *, timeout: float) -> bytes:
+    def handle(self, request: bytes, *, timeout: float, patience: float = 0.0) -> bytes:
         """Pass one stage to the daemon.
+
+        Args:
+            patience: seconds that a daemon which is not there, or dies of it, has to be started again: the request is then made
+                anew, so it must be one that may come twice.
 
         Raises:
             FedarkError: the node's own error.
             FederationError: the daemon is not there, failed without a word, or took longer than `timeout` seconds.
         """
-        try:
-            return _joined(self._stub.Handle(_pieces(request), timeout=timeout))
-        except grpc.RpcError as error:
-            raise self._explained(error, timeout) from None
+        given_up = time.monotonic() + patience
+        while True:
+            try:
+                return _joined(self._stub.Handle(_pieces(request), timeout=timeout))
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > given_up:
+                    raise self._explained(error, timeout) from None
+            time.sleep(_PAUSE)
 
     def status(self, *, timeout: float = 5.0) -> NodeStatus:
         """What the daemon is and does."""

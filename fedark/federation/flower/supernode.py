@@ -86,7 +86,8 @@ def main(path: Path) -> None:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     settings = configuration.read(path, configuration.Connection)
-    with connect(settings.superlink, Path(settings.ca), load_node_key(Path(settings.key))) as fleet:
+    former = path.with_suffix(".node")
+    with connect(settings.superlink, Path(settings.ca), load_node_key(Path(settings.key)), former) as fleet:
         _log.info("connected as node %d", fleet.node_id)
         serve(fleet, settings.socket)
 

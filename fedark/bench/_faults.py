@@ -1,0 +1,209 @@
+"""A deployment on this machine whose processes can be found by what they are, and killed: `fedark bench recovery`, tests/chaos.
+
+Recovery is counted from the SIGKILL to the first step that the job had not begun before: a new stage that the coordinator tells
+of. So it holds the rest of the stage that was hit, done again where it must be.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedark.federation import daemons
+from fedark.federation.flower.deployment import Deployment
+from fedark.federation.local import Federation
+
+__all__ = ["TARGETS", "Kill", "Victim", "run_with_kills", "step_of"]
+
+TARGETS = (
+    "SuperLink",
+    "executor",
+    "ServerApp",
+    "aggregator host",
+    "aggregator enclave",
+    "provider node",
+    "customer node",
+    "node connection",
+    "trainer enclave",
+    "all at once",
+)
+_STAGES = ("enrol", "attest", "release", "load", "round", "endorse", "unmask", "evaluate", "deliver")
+_LINE = re.compile(r"^(\w+)(?: (\d+)(?:/\d+)?)?: ")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: what, in which step of the job, and how many seconds until the job's next step."""
+
+    target: str
+    during: str
+    seconds: float
+
+
+def step_of(line: str, rounds: int) -> tuple[int, int] | None:
+    """Where the job is, in an order, after a line of the coordinator; None for other lines."""
+    match = _LINE.match(line)
+    if match is None or match[1] not in _STAGES:
+        return None
+    stage, number = match[1], int(match[2] or 0)
+    if stage == "evaluate":
+        number = rounds + 1
+    if stage == "deliver":
+        number = rounds + 2
+    inner = _STAGES.index(stage) if number == 0 else {"endorse": 1, "unmask": 2}.get(stage, 0)
+    return number, inner
+
+
+class Victim:
+    """A running deployment of a prepared federation.
+
+    Args:
+        deployment: entered already.
+        seed: of the choice among equals.
+    """
+
+    def __init__(self, federation: Federation, deployment: Deployment, seed: int) -> None:
+        self._federation, self._deployment, self._random = federation, deployment, random.Random(seed)  # noqa: S311
+        contract = federation.contract
+        self._pool = contract.aggregator.name
+        self._provider = contract.provider.name
+        self._customers = [party.name for party in contract.customers]
+        self._rounds = contract.rounds
+        self._told = federation.folder(self._pool) / daemons.PROGRESS
+
+    @property
+    def report(self) -> Path | None:
+        """The job's report, once it is there."""
+        return next((self._federation.folder(self._pool) / "runs").glob("*/report.json"), None)
+
+    @property
+    def failed(self) -> Path | None:
+        """The word that the job failed."""
+        return next((self._federation.folder(self._pool) / "runs").glob("*/failed.json"), None)
+
+    def steps(self) -> list[tuple[tuple[int, int], str]]:
+        """Every step that the coordinator told of, in the order of the telling, with its line."""
+        if not self._told.exists():
+            return []
+        lines = [line.partition(" ")[2] for line in self._told.read_text().splitlines()]
+        return [(step, line) for line in lines if (step := step_of(line, self._rounds)) is not None]
+
+    def furthest(self) -> tuple[int, int]:
+        """The furthest step so far."""
+        return max((step for step, _ in self.steps()), default=(-1, -1))
+
+    def kill(self, target: str) -> str:
+        """Kill it (SIGKILL); returns the line of the step that the job was in, or "" if there was nothing to kill just now."""
+        pids = self.pids(target)
+        steps = self.steps()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return (steps[-1][1] if steps else "start") if pids else ""
+
+    def pids(self, target: str) -> list[int]:
+        """The processes that a target names now; of several alike one, at random."""
+        if target == "all at once":
+            each = [
+                name for name in TARGETS if name not in ("all at once", "customer node", "trainer enclave", "node connection")
+            ]
+            found = [pid for name in each for pid in self.pids(name)]
+            nodes = [self._child(name) for name in self._customers]
+            return [*found, *(pid for node in nodes if node for pid in (node, *_below(node)))]
+        customer = self._random.choice(self._customers)
+        pid = {
+            "SuperLink": lambda: self._child("superlink"),
+            "executor": lambda: self._child("superexec"),
+            "ServerApp": lambda: self._deployment.server_pid,
+            "aggregator host": lambda: self._child(self._pool),
+            "aggregator enclave": lambda: self._enclave(self._pool),
+            "provider node": lambda: self._child(self._provider),
+            "customer node": lambda: self._child(customer),
+            "node connection": lambda: self._below_with(customer, "flower.supernode"),
+            "trainer enclave": lambda: self._enclave(customer),
+        }[target]()
+        return [pid] if pid else []
+
+    def _child(self, name: str) -> int:
+        for child in self._deployment.children:
+            if child.name == name and child.exit_code is None:
+                return child.pid
+        return 0
+
+    def _enclave(self, party: str) -> int:
+        # The enclave is the innermost of its processes: below the monitor that stands between it and its host.
+        return self._below_with(party, "/enclaves/", last=True)
+
+    def _below_with(self, party: str, words: str, *, last: bool = False) -> int:
+        node = self._child(party)
+        found = [pid for pid in _below(node) if words in _command(pid)] if node else []
+        return (found[-1] if last else found[0]) if found else 0
+
+
+def _below(pid: int) -> list[int]:
+    """Descendants, parents before children."""
+    found, at = [pid], 0
+    while at < len(found):
+        with suppress(OSError):
+            for task in Path(f"/proc/{found[at]}/task").iterdir():
+                with suppress(OSError):
+                    found += [int(child) for child in (task / "children").read_text().split()]
+        at += 1
+    return found[1:]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def run_with_kills(
+    victim: Victim,
+    deployment: Deployment,
+    plan: Iterator[tuple[str, float]],
+    *,
+    timeout: float,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Kill]:
+    """Submit the job and bring it to its end, killing what `plan` gives (target, seconds after the last recovery) on the way.
+
+    Raises:
+        FederationError: the job failed or did not end in time.
+    """
+    done: list[Kill] = []
+    run_id = deployment.submit()
+    following = next(plan, None)
+    due = time.monotonic() + (following[1] if following else 0.0)
+    pending: tuple[str, str, float, tuple[int, int]] | None = None
+
+    def look() -> None:
+        nonlocal following, due, pending
+        now = time.monotonic()
+        if pending is not None and (victim.furthest() > pending[3] or victim.report is not None):
+            target, during, since, _ = pending
+            done.append(Kill(target, during, now - since))
+            say(f"{len(done):3} {target:20} {during:40} {now - since:6.1f} s")
+            pending = None
+            following = next(plan, None)
+            due = now + (following[1] if following else 0.0)
+        elif pending is None and following is not None and now >= due:
+            if victim.report is not None:
+                following = None
+                return
+            before = victim.furthest()
+            during = victim.kill(following[0])
+            if during:
+                pending = following[0], during, now, before
+
+    deployment.wait(run_id, timeout=timeout, on_look=look, pause=0.1)
+    look()
+    return done
