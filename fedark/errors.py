@@ -9,7 +9,9 @@
     │   ├── EvidenceRefused   attestation evidence, with every reason
     │   ├── BudgetExceeded    a job would spend more privacy than a data set has left
     │   ├── ReleaseRefused    a weight key was not released or not accepted
-    │   └── SealBroken        sealed bytes are not what was sealed
+    │   ├── SealBroken        sealed bytes are not what was sealed
+    │   └── LogRefused        a transparency log, a head of it or a proof does not hold
+    │       └── LogForked     its owner signed two histories of it
     ├── ProtocolError         a message is malformed, out of order or from a stranger
     ├── SandboxUnavailable    this machine cannot confine an enclave as asked
     ├── EnclaveFailed         an enclave process died or reported a fault
@@ -33,6 +35,8 @@ __all__ = [
     "FedarkError",
     "FederationError",
     "InputError",
+    "LogForked",
+    "LogRefused",
     "ModelError",
     "ProtocolError",
     "Refused",
@@ -96,7 +100,15 @@ class ModelError(InputError):
 
 
 class Refused(FedarkError):
-    """A security check said no. Nothing secret was given out."""
+    """A security check said no. Nothing secret was given out.
+
+    Attributes:
+        logged: index of the refusal in the transparency log of who refused, where it is logged.
+        proof: what that log says to who was refused (`fedark.translog.update`), unverified; empty for nothing.
+    """
+
+    logged: int | None = None
+    proof: bytes = b""
 
 
 class EvidenceRefused(Refused):
@@ -116,6 +128,31 @@ class ReleaseRefused(Refused):
 
 class SealBroken(Refused):
     """Sealed bytes were altered, truncated, re-ordered, or sealed under another key."""
+
+
+class LogRefused(Refused):
+    """A log, a tree head or a proof is not what it must be. Nothing was concluded from it."""
+
+
+class LogForked(LogRefused):
+    """The owner of a log signed two histories of it, or unsaid a part of one.
+
+    Args:
+        what: which log, and what does not fit.
+        kept: the two statements that do not fit, as they were received; whoever has the owner's public key can check them. They
+            do not cross to another process: who found them keeps them in a file.
+    """
+
+    kept: tuple[bytes, ...] = ()
+
+    def __init__(self, what: str, *, kept: tuple[bytes, ...] = (), safe: str = "", fix: str = "") -> None:
+        self.kept = kept
+        super().__init__(
+            what,
+            safe=safe or "Nothing was released, opened or stored on the strength of it.",
+            fix=fix
+            or "Take part in nothing under this key until its owner has explained it; keep both heads: they are the proof.",
+        )
 
 
 class ProtocolError(FedarkError):

@@ -19,10 +19,9 @@ from fedark.broker.faults import error_of
 from fedark.broker.server import LONGEST_DEADLINE, MAX_MESSAGE, SERVICE
 from fedark.contract import SignedContract
 from fedark.enclave.host import EnclaveHandle
-from fedark.errors import ProtocolError
+from fedark.errors import LogForked, LogRefused, ProtocolError, Refused
 from fedark.translog.entry import Fact
 from fedark.translog.memory import HeadMemory
-from fedark.translog.refusals import LogRefused
 from fedark.v1 import broker_pb2 as pb
 from fedark.v1 import broker_pb2_grpc, enclave_pb2, stage_pb2
 from fedark.vault.release import logged_as
@@ -57,7 +56,8 @@ class BrokerClient:
             heads: what `party` remembers of logs.
 
         Raises:
-            FedarkError: the broker's refusal, or what the log does not hold.
+            Refused: the broker's refusal; `logged` is its index in the log if that was proven, and None if it was not.
+            FedarkError: what the log does not hold, or how the call failed.
         """
         contract = signed.contract
         provider, key = contract.provider.name, bytes.fromhex(contract.provider.signing_key)
@@ -67,7 +67,11 @@ class BrokerClient:
         evidence = enclave.call(enclave_pb2.Call(attest=attest), timeout=self._timeout).evidence.evidence
         known = heads.last(key, by=provider)
         request = pb.BrokerReleaseRequest(about=about, evidence=evidence, log_head=known.encoded if known is not None else b"")
-        grants = self.release(request)
+        try:
+            grants = self.release(request)
+        except Refused as error:
+            error.logged = _logged(error, heads, key, by=provider, party=party, run_id=run_id, evidence=evidence)
+            raise
         witnessed = heads.take(grants.log, key, by=provider, party=party, run_id=run_id)
         binding = Evidence.decode(evidence).binding
         own: dict[str, Fact] = {
@@ -121,3 +125,22 @@ class BrokerClient:
             return method(request, timeout=self._timeout)
         except grpc.RpcError as error:
             raise error_of(error, self._timeout) from None
+
+
+def _logged(
+    error: Refused, heads: HeadMemory, public: bytes, *, by: str, party: str, run_id: str, evidence: bytes
+) -> int | None:
+    """Index of the refusal of `evidence` in the provider's log, if the error's proof shows it.
+
+    Raises:
+        LogForked: the log was forked or rewound.
+    """
+    if not error.proof:
+        return None
+    try:
+        witnessed = heads.take(error.proof, public, by=by, party=party, run_id=run_id)
+        return witnessed.find("refusal", party=party, run_id=run_id, evidence=hashlib.sha384(evidence).digest())[0]
+    except LogForked:
+        raise
+    except LogRefused:
+        return None

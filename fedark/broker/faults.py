@@ -11,8 +11,17 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from fedark.errors import FedarkError, FederationError, InputError, ProtocolError, Refused, StorageError, printable, restore
-from fedark.translog.refusals import LogRefused
+from fedark.errors import (
+    FedarkError,
+    FederationError,
+    InputError,
+    LogRefused,
+    ProtocolError,
+    Refused,
+    StorageError,
+    printable,
+    restore,
+)
 from fedark.v1 import stage_pb2
 
 __all__ = ["FAULT", "error_of", "fault_of", "status_of"]
@@ -49,6 +58,7 @@ def fault_of(error: Exception) -> stage_pb2.StageFault:
         safe=printable(error.safe),
         fix=printable(error.fix),
         reasons=[printable(reason, _REASON) for reason in reasons[:_REASONS]],
+        log=getattr(error, "proof", b""),
     )
 
 
@@ -60,7 +70,10 @@ def error_of(error: Any, timeout: float) -> FedarkError:
                 fault = stage_pb2.StageFault.FromString(value)
             except DecodeError:
                 break
-            return restore(fault.code, fault.what, safe=fault.safe, fix=fault.fix, reasons=fault.reasons)
+            told = restore(fault.code, fault.what, safe=fault.safe, fix=fault.fix, reasons=fault.reasons)
+            if isinstance(told, Refused):
+                told.proof = fault.log
+            return told
     match error.code():
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return FederationError(f"The key broker did not answer within {timeout:.3g} s.", fix="Ask again.")

@@ -20,6 +20,7 @@ from fedark.federation.node import own_bundles
 from fedark.federation.party import WEIGHT_KEYS, load_node
 from fedark.federation.provider import ProviderNode
 from fedark.keys import verify_signature
+from fedark.translog.head import TreeHead
 from fedark.translog.update import make_update
 from fedark.v1 import broker_pb2 as pb
 from fedark.v1 import stage_pb2
@@ -49,12 +50,22 @@ class KeyBroker(ProviderNode):
             waiting: whether the caller still is; asked before each key, for nothing is released to one who has gone.
 
         Raises:
-            FedarkError: why not; the refusal of an enclave is in the log.
+            FedarkError: why not; the refusal of an enclave is in the log, and the error carries the log's word of it.
         """
         about = request.about
         signed = self._case(about)
-        contract, run_id, party = signed.contract, about.run_id, about.party
+        run_id, party = about.run_id, about.party
         remembered = self._remembered(request.log_head) if request.log_head else None
+        try:
+            return self._release_to(signed, request, remembered, waiting)
+        except Refused as error:
+            self._prove(error, party, run_id, remembered)
+            raise
+
+    def _release_to(
+        self, signed: SignedContract, request: pb.BrokerReleaseRequest, remembered: TreeHead | None, waiting: Callable[[], bool]
+    ) -> stage_pb2.Grants:
+        contract, run_id, party = signed.contract, request.about.run_id, request.about.party
         peer = self._admit(contract, run_id, request.evidence, role="trainer", party=party)
         indexes = [self._admissions.pop(peer.evidence_digest)]
         reply = stage_pb2.Grants()

@@ -24,11 +24,10 @@ from google.protobuf.message import DecodeError
 from fedark.contract import Contract
 from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.session import RunConfig
-from fedark.errors import FedarkError, ProtocolError, StorageError
+from fedark.errors import FedarkError, LogRefused, ProtocolError, StorageError
 from fedark.federation.node import SEEN_LOGS, EnclaveFactory, fault_of
 from fedark.files import disk_errors, write_atomic
 from fedark.translog.memory import HeadMemory
-from fedark.translog.refusals import LogRefused
 from fedark.v1 import node_pb2, stage_pb2
 
 __all__ = ["AggregatorHost"]
@@ -151,7 +150,7 @@ class AggregatorHost:
                 write_atomic(self._folder / _COORDINATOR, message.keep.state, mode=0o600)
                 return node_pb2.AggregatorReply(stored=node_pb2.OutcomeStored())
             case "log":
-                self._check_log(message.log.update)
+                self._check_log(message.log.update, "refusal" if message.log.refused else "attestation")
                 return node_pb2.AggregatorReply(stored=node_pb2.OutcomeStored())
             case "outcome":
                 self._outcome(message.outcome)
@@ -186,19 +185,19 @@ class AggregatorHost:
         known = path.read_bytes() if path.exists() else b""
         write_atomic(path, known + hashlib.sha384(evidence).digest(), mode=0o600)
 
-    def _check_log(self, update: bytes) -> None:
-        """The provider's log holds that it admitted this enclave, and goes on from what was seen before."""
+    def _check_log(self, update: bytes, kind: str) -> None:
+        """The provider's log holds that it admitted, or refused, this enclave, and goes on from what was seen before."""
         provider = self.contract.provider
         witnessed = self._heads.take(
             update, bytes.fromhex(provider.signing_key), by=provider.name, party=self.party, run_id=self.run_id
         )
-        _, entry = witnessed.find(
-            "attestation", party=self.party, run_id=self.run_id, contract=self.contract.digest(), role="aggregator"
-        )
+        index, entry = witnessed.find(kind, party=self.party, run_id=self.run_id, contract=self.contract.digest())
         path = self._folder / _EVIDENCE
         given = path.read_bytes() if path.exists() else b""
         if entry.facts["evidence"] not in [given[at : at + 48] for at in range(0, len(given), 48)]:
             raise LogRefused(f"The log of {provider.name} names evidence that the aggregator enclave never gave.")
+        if kind == "refusal":
+            self._on_progress(f"{provider.name} refused the aggregator enclave; entry {index} of its log says so")
 
     def _started(self, run_id: str) -> DurableEnclave:
         if run_id != self.run_id or not self._under_way() or self._over():

@@ -33,7 +33,7 @@ from google.protobuf.message import DecodeError
 
 from fedark import canonical
 from fedark.contract import Contract
-from fedark.errors import EnclaveFailed, FedarkError, FederationError, ProtocolError, printable
+from fedark.errors import EnclaveFailed, FedarkError, FederationError, ProtocolError, Refused, printable
 from fedark.federation.hostlink import AggregatorClient, error_of
 from fedark.federation.link import Link, Unavailable
 from fedark.federation.node import VERSION
@@ -80,6 +80,7 @@ class Coordinator:
         self._resumed = bool(opened.kept)
         everyone = [party.name for party in self._contract.customers]
         self._at = Progress.decode(opened.kept) if opened.kept else Progress(customers=everyone)
+        self._refusal = b""
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -193,12 +194,16 @@ class Coordinator:
 
         replies = self._exchange("release", self._once(request))
         if self._provider not in replies:
+            if self._refusal:
+                self._host.check_log(self._refusal, refused=True)
             raise FederationError(f"The provider released no key: {self._at.passed_over[self._provider]}")
         release = replies[self._provider].release
         self._host.check_log(release.log)
         for name, fault in release.refused.items():
             if name in self._customers:
                 self._pass_over(name, "release", error_of(fault))
+                told = stage_pb2.AbortRequest(reason=printable(fault.what), refused=fault)
+                self._link.exchange({name: self._request(abort=told)}, stage="abort", timeout=self._timeouts["abort"])
         self._enough()
         grants = {name: release.grants[name] for name in self._customers if name in release.grants}
         self._next(
@@ -352,6 +357,8 @@ class Coordinator:
         self._account(f"{stage} {note}".strip(), began, requests, outcome)
         for name, error in failed.items():
             self._pass_over(name, stage, error)
+            if name == self._provider and isinstance(error, Refused):
+                self._refusal = error.proof
         if minimum is None:
             self._enough()
         return replies

@@ -24,7 +24,16 @@ from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import Context, ProtectedUpdate
 from fedark.enclave.session import RunConfig
-from fedark.errors import ContractError, DataError, EnclaveFailed, FedarkError, FederationError, ProtocolError
+from fedark.errors import (
+    ContractError,
+    DataError,
+    EnclaveFailed,
+    FedarkError,
+    FederationError,
+    LogRefused,
+    ProtocolError,
+    printable,
+)
 from fedark.federation.budget import charge, release
 from fedark.federation.node import SEEN_LOGS, NodeBase, NodeSettings, find_bundle
 from fedark.files import write_atomic
@@ -33,7 +42,6 @@ from fedark.privacy.ledger import ChargeReceipt
 from fedark.translog.entry import Fact
 from fedark.translog.head import TreeHead
 from fedark.translog.memory import HeadMemory
-from fedark.translog.refusals import LogRefused
 from fedark.translog.view import check_views, sign_view
 from fedark.tuning.data import Record, read_records, split_train_test
 from fedark.v1 import enclave_pb2, stage_pb2
@@ -206,7 +214,10 @@ class CustomerNode(NodeBase):
             case "deliver":
                 return stage_pb2.StageReply(deliver=self._deliver(message.run_id, run, message.deliver))
             case "abort":
-                self._end(message.run_id)
+                try:
+                    self._take_refusal(message.run_id, run, message.abort)
+                finally:
+                    self._end(message.run_id)
                 return stage_pb2.StageReply(abort=stage_pb2.AbortReply())
         raise ProtocolError(f"A customer does not answer stage {stage!r}.", safe="The node did nothing.")
 
@@ -416,6 +427,28 @@ class CustomerNode(NodeBase):
                 )
         self.settings.on_progress(f"the log of {name} holds what it did here, and goes on from what was seen before")
         return witnessed.head
+
+    def _take_refusal(self, run_id: str, run: _Run, request: stage_pb2.AbortRequest) -> None:
+        """Why the provider refused this customer's enclave, and the proof that its log says so, for this node's people.
+
+        Raises:
+            LogForked, LogRefused: the log was forked, or what was shown as the proof is none.
+        """
+        if not request.HasField("refused"):
+            return
+        name, fault = run.contract.provider.name, request.refused
+        told: dict[str, Any] = {"by": name, "what": printable(fault.what, 4000), "logged": None}
+        try:
+            if fault.log:
+                key = _provider_key(run.contract)
+                witnessed = self._heads.take(fault.log, key, by=name, party=self.party, run_id=run_id)
+                facts: dict[str, Fact] = {"party": self.party, "run_id": run_id, "contract": run.contract.digest()}
+                index, entry = witnessed.find("refusal", **facts, evidence=run.evidence)
+                told |= {"logged": index, "entry": entry.encode().hex(), "shown": fault.log.hex()}
+        finally:
+            write_atomic(self.settings.state / "runs" / run_id / "refused.json", json.dumps(told, indent=2).encode())
+            proven = "no proof came that its log says so" if told["logged"] is None else f"entry {told['logged']} of its log"
+            self.settings.on_progress(f"{name} refused this customer's enclave ({proven}): {told['what']}")
 
     def _agree_on_log(self, run_id: str, run: _Run, views: Mapping[str, bytes]) -> None:
         """Before the first update leaves: the other customers were shown the same log."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
-from fedark.errors import FedarkError, ProtocolError, restore
+from fedark.errors import FedarkError, ProtocolError, Refused, restore
 from fedark.federation.link import Handler
 from fedark.federation.node import fault_of
 from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
@@ -14,7 +14,10 @@ __all__ = ["AggregatorClient", "error_of"]
 
 def error_of(fault: stage_pb2.StageFault) -> FedarkError:
     """The error that a fault stands for."""
-    return restore(fault.code, fault.what, safe=fault.safe, fix=fault.fix, reasons=fault.reasons)
+    error = restore(fault.code, fault.what, safe=fault.safe, fix=fault.fix, reasons=fault.reasons)
+    if isinstance(error, Refused):
+        error.proof = fault.log
+    return error
 
 
 class AggregatorClient:
@@ -47,9 +50,10 @@ class AggregatorClient:
         """Have the host keep where the coordinator is."""
         self._send(node_pb2.AggregatorRequest(run_id=self._run_id, keep=node_pb2.Kept(state=state)))
 
-    def check_log(self, update: bytes) -> None:
+    def check_log(self, update: bytes, *, refused: bool = False) -> None:
         """Whether the provider's log holds what it must of the aggregator's enclave; raises where it does not."""
-        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, log=node_pb2.ShownLog(update=update)))
+        shown = node_pb2.ShownLog(update=update, refused=refused)
+        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, log=shown))
 
     def told(self, text: str) -> None:
         """A line for people."""

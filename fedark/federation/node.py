@@ -320,7 +320,7 @@ class NodeBase(ABC):
                 evidence, role=role, party=party, run_config_digest=config.register(), now=at, again=self._repeated
             )
         except EvidenceRefused as error:
-            self._log_refusal(contract, run_id, evidence, error, party=party, asked="admission")
+            error.logged = self._log_refusal(contract, run_id, evidence, error, party=party, asked="admission")
             raise
         facts: dict[str, Fact] = {
             "party": party,
@@ -356,8 +356,9 @@ class NodeBase(ABC):
 
     def _log_refusal(
         self, contract: Contract, run_id: str, evidence: bytes, error: FedarkError, *, party: str, asked: str
-    ) -> None:
-        self._log.refuse(
+    ) -> int:
+        """Log it; the index of its entry."""
+        done = self._log.refuse(
             party=party,
             run_id=run_id,
             contract=contract.digest(),
@@ -366,6 +367,7 @@ class NodeBase(ABC):
             reasons=error.what,
             now=now(),
         )
+        return done.index
 
     # -- delivery -----------------------------------------------------------------------------------------------------
 
@@ -408,4 +410,5 @@ def fault_of(error: FedarkError) -> stage_pb2.StageFault:
         safe=printable(error.safe),
         fix=printable(error.fix),
         reasons=[printable(reason) for reason in getattr(error, "reasons", getattr(error, "problems", ()))],
+        log=getattr(error, "proof", b""),
     )

@@ -12,10 +12,9 @@ from typing import Any
 
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract import Contract, SignedContract, now
-from fedark.errors import EvidenceRefused, FedarkError, ProtocolError, Refused, ReleaseRefused, StorageError
+from fedark.errors import EvidenceRefused, FedarkError, LogRefused, ProtocolError, Refused, StorageError
 from fedark.federation.node import NodeBase, NodeSettings, fault_of, find_bundle
 from fedark.translog.head import TreeHead
-from fedark.translog.refusals import LogRefused
 from fedark.translog.update import make_update
 from fedark.v1 import stage_pb2
 from fedark.vault.manifest import VerifiedManifest
@@ -139,10 +138,13 @@ class ProviderNode(NodeBase):
     def _release(self, run_id: str, run: _Run, request: stage_pb2.ReleaseRequest) -> stage_pb2.ReleaseReply:
         contract = run.contract
         run.signed = SignedContract.verify(contract, dict(request.contract_signatures))
-        run.aggregator = self._admit(
-            contract, run_id, request.aggregator_evidence, role="aggregator", party=contract.aggregator.name
-        )
         remembered = {name: self._remembered(data) for name, data in request.log_heads.items()}
+        name = contract.aggregator.name
+        try:
+            run.aggregator = self._admit(contract, run_id, request.aggregator_evidence, role="aggregator", party=name)
+        except EvidenceRefused as error:
+            self._prove(error, name, run_id, remembered.get(name))
+            raise
         reply = stage_pb2.ReleaseReply()
         for party in contract.customers:
             if party.name not in request.trainer_evidence:
@@ -172,10 +174,13 @@ class ProviderNode(NodeBase):
                 raise
             except FedarkError as error:
                 reply.grants.pop(party.name, None)
-                reply.refused[party.name].CopyFrom(fault_of(error))
-                if not isinstance(error, EvidenceRefused | ReleaseRefused):  # these two are in the log already
+                if not isinstance(error, Refused):
+                    error = Refused(error.what, safe=error.safe, fix=error.fix)
+                if error.logged is None:
                     evidence = request.trainer_evidence[party.name]
-                    self._log_refusal(contract, run_id, evidence, error, party=party.name, asked="release")
+                    error.logged = self._log_refusal(contract, run_id, evidence, error, party=party.name, asked="release")
+                self._prove(error, party.name, run_id, remembered.get(party.name))
+                reply.refused[party.name].CopyFrom(fault_of(error))
                 self.settings.on_progress(f"refused {party.name}: {error.what}")
         self._show_log(run_id, run, reply, remembered)
         return reply
@@ -192,6 +197,14 @@ class ProviderNode(NodeBase):
             return None
         self._log.check(head)
         return head
+
+    def _prove(self, error: Refused, party: str, run_id: str, since: TreeHead | None) -> None:
+        """Let `error` carry the log's word to `party` that it was refused."""
+        if error.logged is not None:
+            key, head = self.settings.keys.signing, self._log.head()
+            error.proof = make_update(
+                self._log, key, party=party, run_id=run_id, head=head, since=since, indexes=[error.logged]
+            )
 
     def _show_log(
         self, run_id: str, run: _Run, reply: stage_pb2.ReleaseReply, remembered: Mapping[str, TreeHead | None]

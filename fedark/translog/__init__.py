@@ -7,7 +7,6 @@
 - log: the durable log of one party
 - memory: the latest head of every other log that a party has seen; a forked or rewound log shows against it
 - view: customers of one run tell each other which head they were shown
-- refusals: the errors
 
 Merkle proofs alone do not stop a log's owner from showing different logs to different people: the memory does over time, the
 views do across one cohort, and a head that anybody kept does in `fedark log verify --against`.

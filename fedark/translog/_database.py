@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedark.errors import InputError, StorageError
-from fedark.translog.refusals import LogRefused
+from fedark.errors import InputError, LogRefused, StorageError
 
 __all__ = ["database_errors", "open_database", "transaction"]
 

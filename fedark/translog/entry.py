@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedark import canonical
-from fedark.errors import ProtocolError
+from fedark.errors import LogRefused, ProtocolError
 from fedark.translog import merkle
-from fedark.translog.refusals import LogRefused
 
 __all__ = ["KINDS", "MAX_ENTRY_BYTES", "Entry", "Fact", "log_name", "note_digest"]
 

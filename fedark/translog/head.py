@@ -14,9 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedark import canonical
-from fedark.errors import InputError, ProtocolError, Refused
+from fedark.errors import InputError, LogRefused, ProtocolError, Refused
 from fedark.keys import SigningKey, verify_signature
-from fedark.translog.refusals import LogRefused
 
 __all__ = ["HEAD_LABEL", "MAX_HEAD_BYTES", "TreeHead", "log_id", "sign_head"]
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from fedark.errors import InputError, printable
+from fedark.errors import InputError, LogForked, LogRefused, printable
 from fedark.keys import SigningKey
 from fedark.translog._database import database_errors, open_database, transaction
 from fedark.translog.entry import Entry, Fact, log_name, note_digest
 from fedark.translog.head import TreeHead, log_id, sign_head
 from fedark.translog.merkle import EMPTY_ROOT, Tree, leaf_hash
-from fedark.translog.refusals import LogForked, LogRefused
 
 __all__ = ["MAX_NOTE", "LogContents", "Logged", "TransparencyLog", "read_log"]
 

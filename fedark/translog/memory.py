@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from fedark.errors import LogForked, LogRefused
 from fedark.files import write_atomic
 from fedark.translog._database import database_errors, open_database, transaction
 from fedark.translog.entry import Entry, Fact
 from fedark.translog.head import TreeHead, log_id
 from fedark.translog.merkle import EMPTY_ROOT, verify_consistency, verify_inclusion
-from fedark.translog.refusals import LogForked, LogRefused
 from fedark.translog.update import Update
 
 __all__ = ["HeadMemory", "Witnessed"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from fedark.translog.refusals import LogRefused
+from fedark.errors import LogRefused
 
 __all__ = ["EMPTY_ROOT", "HASH_BYTES", "MAX_PATH", "Tree", "leaf_hash", "verify_consistency", "verify_inclusion"]
 

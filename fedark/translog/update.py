@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedark import canonical
-from fedark.errors import ProtocolError, Refused
+from fedark.errors import LogRefused, ProtocolError, Refused
 from fedark.keys import SigningKey, verify_signature
 from fedark.translog.entry import Entry
 from fedark.translog.head import TreeHead
 from fedark.translog.log import TransparencyLog
 from fedark.translog.merkle import MAX_PATH
-from fedark.translog.refusals import LogRefused
 
 __all__ = ["MAX_UPDATE_BYTES", "Shown", "Update", "make_update"]
 

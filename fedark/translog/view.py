@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedark import canonical
-from fedark.errors import ProtocolError, Refused
+from fedark.errors import LogRefused, ProtocolError, Refused
 from fedark.keys import SigningKey, verify_signature
 from fedark.translog.head import TreeHead
 from fedark.translog.memory import HeadMemory
-from fedark.translog.refusals import LogRefused
 
 __all__ = ["check_views", "sign_view"]
 

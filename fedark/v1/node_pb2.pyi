@@ -177,10 +177,12 @@ class OutcomeStored(_message.Message):
     def __init__(self) -> None: ...
 
 class ShownLog(_message.Message):
-    __slots__ = ("update",)
+    __slots__ = ("update", "refused")
     UPDATE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     update: bytes
-    def __init__(self, update: _Optional[bytes] = ...) -> None: ...
+    refused: bool
+    def __init__(self, update: _Optional[bytes] = ..., refused: _Optional[bool] = ...) -> None: ...
 
 class Told(_message.Message):
     __slots__ = ("text",)

@@ -69,18 +69,20 @@ class StageReply(_message.Message):
     def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., party: _Optional[str] = ..., fault: _Optional[_Union[StageFault, _Mapping]] = ..., enrol: _Optional[_Union[EnrolReply, _Mapping]] = ..., attest: _Optional[_Union[AttestReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., round: _Optional[_Union[RoundReply, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateReply, _Mapping]] = ..., deliver: _Optional[_Union[DeliverReply, _Mapping]] = ..., abort: _Optional[_Union[AbortReply, _Mapping]] = ..., endorse: _Optional[_Union[EndorseReply, _Mapping]] = ..., unmask: _Optional[_Union[UnmaskReply, _Mapping]] = ...) -> None: ...
 
 class StageFault(_message.Message):
-    __slots__ = ("code", "what", "safe", "fix", "reasons")
+    __slots__ = ("code", "what", "safe", "fix", "reasons", "log")
     CODE_FIELD_NUMBER: _ClassVar[int]
     WHAT_FIELD_NUMBER: _ClassVar[int]
     SAFE_FIELD_NUMBER: _ClassVar[int]
     FIX_FIELD_NUMBER: _ClassVar[int]
     REASONS_FIELD_NUMBER: _ClassVar[int]
+    LOG_FIELD_NUMBER: _ClassVar[int]
     code: str
     what: str
     safe: str
     fix: str
     reasons: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, code: _Optional[str] = ..., what: _Optional[str] = ..., safe: _Optional[str] = ..., fix: _Optional[str] = ..., reasons: _Optional[_Iterable[str]] = ...) -> None: ...
+    log: bytes
+    def __init__(self, code: _Optional[str] = ..., what: _Optional[str] = ..., safe: _Optional[str] = ..., fix: _Optional[str] = ..., reasons: _Optional[_Iterable[str]] = ..., log: _Optional[bytes] = ...) -> None: ...
 
 class EnrolRequest(_message.Message):
     __slots__ = ("contract",)
@@ -377,10 +379,12 @@ class DeliverReply(_message.Message):
     def __init__(self, stored: _Optional[bool] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
-    __slots__ = ("reason",)
+    __slots__ = ("reason", "refused")
     REASON_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     reason: str
-    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+    refused: StageFault
+    def __init__(self, reason: _Optional[str] = ..., refused: _Optional[_Union[StageFault, _Mapping]] = ...) -> None: ...
 
 class AbortReply(_message.Message):
     __slots__ = ()

@@ -24,13 +24,12 @@ from typing import Any
 from fedark import canonical
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract import Contract, SignedContract
-from fedark.errors import ProtocolError, Refused, ReleaseRefused, SealBroken, printable
+from fedark.errors import LogRefused, ProtocolError, Refused, ReleaseRefused, SealBroken, printable
 from fedark.keys import HpkeKey, Kem, SigningKey, verify_signature
 from fedark.translog.entry import KINDS, Entry
 from fedark.translog.head import TreeHead
 from fedark.translog.log import TransparencyLog
 from fedark.translog.merkle import verify_inclusion
-from fedark.translog.refusals import LogRefused
 from fedark.vault.manifest import VerifiedManifest
 from fedark.vault.opener import Opened
 from fedark.vault.weightkey import WeightKey
@@ -135,7 +134,7 @@ def release(
     )
     reasons = _reasons(key, manifest, peer, contract, model, provider, now)
     if reasons:
-        log.refuse(
+        done = log.refuse(
             party=peer.party,
             run_id=peer.run_id,
             contract=contract.digest,
@@ -144,11 +143,13 @@ def release(
             reasons="; ".join(reasons),
             now=now,
         )
-        raise ReleaseRefused(
+        refused = ReleaseRefused(
             f"The weight key of {printable(model)!r} is not released to {printable(peer.party)}:\n"
             + "\n".join(f"  - {reason}" for reason in reasons),
             safe="It stays in the provider's node; the refusal is in its log.",
         )
+        refused.logged = done.index
+        raise refused
     done = log.append(bound.entry())
     bound = replace(bound, log_index=done.index, log_entry=done.entry.leaf())
     proof = {"log_head": done.head.encoded, "log_path": log.inclusion(done.index, done.head)}

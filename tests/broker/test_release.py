@@ -19,13 +19,14 @@ from fedark.errors import (
     FedarkError,
     FederationError,
     InputError,
+    LogForked,
+    LogRefused,
     ProtocolError,
     Refused,
 )
 from fedark.keys import SigningKey
 from fedark.simulation import InProcessEnclave
-from fedark.translog.refusals import LogForked, LogRefused
-from fedark.v1 import enclave_pb2
+from fedark.v1 import broker_pb2, enclave_pb2
 from fedark.vault.bundle import SealedBundle
 
 
@@ -109,6 +110,30 @@ def test_a_key_that_the_log_does_not_show_is_not_given_to_the_enclave(world: Any
         world.client(world.serve(broker)).obtain(
             world.trainer(), world.signed(), run_id="run-1", party="north", heads=world.heads()
         )
+
+
+@pytest.mark.parametrize("withheld", [False, True])
+def test_a_caller_who_is_refused_gets_the_proof_that_this_is_logged(world: Any, withheld: bool) -> None:
+    client, trainer = world.client(world.serve()), world.trainer()
+    ask, heads = client.challenge, world.heads()
+    client.challenge = lambda request: broker_pb2.BrokerChallengeReply(nonce=bytes(32)) if ask(request).nonce else None
+    if withheld:
+        release = client.release
+
+        def silent(request: Any) -> Any:
+            try:
+                return release(request)
+            except EvidenceRefused as error:
+                error.proof = b""
+                raise
+
+        client.release = silent
+    with pytest.raises(EvidenceRefused) as caught:
+        client.obtain(trainer, world.signed(), run_id="run-1", party="north", heads=heads)
+    assert world.entries() == [("refusal", "north")]
+    assert caught.value.logged == (None if withheld else 0)
+    key = bytes.fromhex(world.contract.provider.signing_key)
+    assert (heads.last(key, by="maker") is None) == withheld
 
 
 # -- nonces --------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,7 @@ from fedark.broker import server as server_module
 from fedark.broker.client import BrokerClient
 from fedark.broker.faults import FAULT, fault_of, status_of
 from fedark.broker.server import MAX_MESSAGE, SERVICE, BrokerServer
-from fedark.errors import EvidenceRefused, FederationError, InputError, ReleaseRefused, StorageError
-from fedark.translog.refusals import LogRefused
+from fedark.errors import EvidenceRefused, FederationError, InputError, LogRefused, ReleaseRefused, StorageError
 from fedark.v1 import broker_pb2_grpc
 from fedark.vault.weightkey import WeightKey
 

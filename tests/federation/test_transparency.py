@@ -118,6 +118,63 @@ def test_a_refused_enclave_is_in_the_log_with_the_digest_of_the_reasons(running:
     assert "it is the enclave of north" in refusals[0].note
 
 
+def wrong_nonce(party: str, message: stage_pb2.StageRequest) -> None:
+    if message.HasField("attest") and party == "east":
+        message.attest.provider_nonce = bytes(32)
+
+
+def refusal_of(federation: Federation, party: str) -> dict[str, Any]:
+    (path,) = federation.folder(party).glob("runs/*/refused.json")
+    return json.loads(path.read_text())
+
+
+def test_a_customer_whose_enclave_was_refused_gets_the_proof_that_this_is_logged(running: Simulation) -> None:
+    assert "east" in run(running, wrong_nonce)
+    federation = running.federation
+    told = refusal_of(federation, "east")
+    (refused,) = [one for one in log_of(federation, "maker").entries if one.entry.kind == "refusal"]
+    assert (told["by"], told["logged"], told["entry"]) == ("maker", refused.index, refused.entry.encode().hex())
+    assert "not issued here" in told["what"]
+    assert seen_by(federation, "east") is not None
+    for name in ("north", "south"):
+        assert not list(federation.folder(name).glob("runs/*/refused.json"))
+
+
+@pytest.mark.parametrize("change", ["withheld", "cut", "of another customer"])
+def test_a_refusal_without_a_proof_of_its_entry_is_kept_as_unproven(running: Simulation, change: str) -> None:
+    def request(party: str, message: stage_pb2.StageRequest) -> None:
+        wrong_nonce(party, message)
+        if message.HasField("abort") and party == "east":
+            if change == "withheld":
+                message.abort.refused.ClearField("log")
+            elif change == "cut":
+                message.abort.refused.log = message.abort.refused.log[:-1]
+            else:
+                message.abort.refused.log = seen["north"]
+        if message.HasField("load"):
+            seen[party] = message.load.grants.log
+
+    def reply(party: str, message: stage_pb2.StageReply) -> None:
+        if message.HasField("release"):
+            seen["north"] = message.release.grants["north"].log
+
+    seen: dict[str, bytes] = {}
+    run(running, request, reply)
+    assert refusal_of(running.federation, "east")["logged"] is None
+
+
+def test_an_aggregator_whose_enclave_was_refused_finds_that_in_the_log(running: Simulation) -> None:
+    def reply(party: str, message: stage_pb2.StageReply) -> None:
+        if party == "maker" and message.HasField("enrol"):
+            message.enrol.nonces["node"] = bytes(32)
+
+    lines: list[str] = []
+    running.host._on_progress = lines.append
+    assert "Evidence of the aggregator of pool was refused" in run(running, reply=reply)
+    assert "maker refused the aggregator enclave; entry 0 of its log says so" in lines
+    assert seen_by(running.federation, "pool") is not None
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [

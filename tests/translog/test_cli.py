@@ -12,14 +12,13 @@ from typer.testing import CliRunner, Result
 
 from fedark.cli.log import app
 from fedark.contract import Party
-from fedark.errors import FedarkError, InputError
+from fedark.errors import FedarkError, InputError, LogForked, LogRefused
 from fedark.federation.node import LOG, SEEN_LOGS
 from fedark.federation.party import DataConfig, PartyConfig, write_party
 from fedark.job import DataSpec
 from fedark.keys import PartyKeys
 from fedark.translog.log import TransparencyLog
 from fedark.translog.memory import HeadMemory
-from fedark.translog.refusals import LogForked, LogRefused
 from fedark.translog.update import make_update
 
 

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedark import canonical
-from fedark.errors import InputError
+from fedark.errors import InputError, LogRefused
 from fedark.keys import SigningKey
 from fedark.translog.entry import KINDS, Entry, log_name, note_digest
 from fedark.translog.head import HEAD_LABEL, TreeHead, log_id, sign_head
 from fedark.translog.merkle import leaf_hash
-from fedark.translog.refusals import LogRefused
 from fedark.translog.update import Update
 
 VALUES = {"name": "north", "sha384": bytes(48), "32 bytes": bytes(32), "number": 7}

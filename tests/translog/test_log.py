@@ -19,13 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fedark.translog.log as log_module
-from fedark.errors import FedarkError, InputError, StorageError
+from fedark.errors import FedarkError, InputError, LogForked, LogRefused, StorageError
 from fedark.keys import SigningKey
 from fedark.translog.entry import Entry, note_digest
 from fedark.translog.head import sign_head
 from fedark.translog.log import MAX_NOTE, TransparencyLog, read_log
 from fedark.translog.merkle import Tree, verify_consistency, verify_inclusion
-from fedark.translog.refusals import LogForked, LogRefused
 
 Make = Callable[..., Any]
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedark import canonical
+from fedark.errors import LogForked, LogRefused
 from fedark.keys import SigningKey
 from fedark.translog.head import TreeHead, sign_head
 from fedark.translog.log import TransparencyLog
 from fedark.translog.memory import HeadMemory, Witnessed
-from fedark.translog.refusals import LogForked, LogRefused
 from fedark.translog.update import make_update
 from fedark.translog.view import check_views, sign_view
 

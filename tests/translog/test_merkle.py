@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedark.errors import LogRefused
 from fedark.translog.merkle import EMPTY_ROOT, Tree, leaf_hash, verify_consistency, verify_inclusion
-from fedark.translog.refusals import LogRefused
 
 # The reference tree of Certificate Transparency (RFC 6962): eight entries, the root at every size, and proofs.
 ENTRIES = [

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 import fedark.vault.release as release_module
 from fedark import canonical
-from fedark.errors import ReleaseRefused, SealBroken, StorageError
+from fedark.errors import LogForked, LogRefused, ReleaseRefused, SealBroken, StorageError
 from fedark.keys import HpkeKey, SigningKey
 from fedark.translog.log import TransparencyLog
-from fedark.translog.refusals import LogForked, LogRefused
 from fedark.vault.opener import Opened, open_to_memory
 from fedark.vault.release import Accepted, Receipt, ReleaseTerms
 from fedark.vault.weightkey import WeightKey
