@@ -144,6 +144,11 @@ def ledger(folder: Folder) -> None:
         typer.echo(f"{entry.index:6d}  {when}Z  {entry.kind:12s} {entry.party} run {entry.run_id[:16]}")
         for line in printable(entry.note, 2000).splitlines():
             typer.echo(f"{'':30s}{line}")
+    for charge in reply.charges:
+        typer.echo(
+            f"charged: contract {charge.contract.hex()[:16]}..., epsilon {charge.epsilon:.3f} at delta {charge.delta:.3g} for each "
+            f"{charge.unit}, {charge.records} records, {charge.released} of {charge.releases} releases have left"
+        )
     for item in reply.spent:
         typer.echo(f"used up: contract {item.contract.hex()[:16]}... of job {item.name}, {item.reason}")
 

@@ -183,7 +183,6 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
     Args:
         known: names of the parties whose keys are in the roster already; the others are marked. None marks none.
     """
-    privacy = contract.privacy.model_dump()
     lines = [
         f"job {contract.job}, contract {contract.digest().hex()}",
         f"valid {contract.created} to {contract.expires}, {contract.rounds} rounds",
@@ -191,10 +190,8 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
         f"customers: {', '.join(party.name for party in contract.customers)}; at least {contract.protection.minimum_cohort} in a sum",
         f"the adapter goes to: {', '.join(contract.deliver_to)}",
         f"updates leave protected as {contract.protection.mode!r}; nothing else leaves but counts and losses of the cohort",
-        f"privacy: {', '.join(f'{key} {value!r}' for key, value in privacy.items())}",
+        *_privacy_lines(contract),
     ]
-    if contract.privacy.mechanism == "none":
-        lines.append("  no differential privacy: who holds the adapter may learn something of single records")
     lines.append(
         f"enclaves on: {', '.join(contract.attestation.platforms)}; sandbox {contract.attestation.sandbox!r} or better"
     )
@@ -211,3 +208,15 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
         new = "" if known is None or party.name in known else "   (new: not known here before)"
         lines.append(f"  {party.role:10s} {party.name}: {fingerprint(party)}{new}")
     return "\n".join(lines) + "\n"
+
+
+def _privacy_lines(contract: Contract) -> list[str]:
+    terms = contract.privacy.model_dump()
+    mechanism = terms.pop("mechanism")
+    if mechanism == "none":
+        return ["privacy: no mechanism; who holds the adapter may learn something of single records"]
+    others = ", ".join(f"{key} {value:g}" for key, value in terms.items() if key not in ("epsilon", "delta"))
+    return [
+        f"privacy: {mechanism}, epsilon {terms['epsilon']:g} at delta {terms['delta']:g} for the whole job",
+        f"  {others}",
+    ]

@@ -4,7 +4,8 @@
     fedark_stage_bytes_total{stage=,direction=}   bytes of requests and replies
     fedark_refusals_total{code=}              faults that this node answered with, by class
     fedark_round                              the last round that was worked on
-    fedark_contracts{status=}                 contracts by the operator's decision
+    fedark_contracts{decision=}               contracts by the operator's decision
+    fedark_privacy_epsilon{of=}               spent by a record, or the customer, that was in every job; and the limit
 
 Names and values only: no label ever comes from another party's bytes but a stage's or an error's name, both from closed lists.
 """

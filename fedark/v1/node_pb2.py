@@ -26,7 +26,7 @@ from fedark.v1 import enclave_pb2 as fedark_dot_v1_dot_enclave__pb2
 from fedark.v1 import stage_pb2 as fedark_dot_v1_dot_stage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66\x65\x64\x61rk/v1/node.proto\x12\tfedark.v1\x1a\x17\x66\x65\x64\x61rk/v1/enclave.proto\x1a\x15\x66\x65\x64\x61rk/v1/stage.proto\"\x15\n\x05Piece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x0f\n\rStatusRequest\"I\n\x0bStatusReply\x12\r\n\x05party\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\t\"\r\n\x0bJobsRequest\")\n\tJobsReply\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.fedark.v1.Job\"X\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63ontract\x18\x02 \x01(\x0c\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x05 \x01(\t\"\x0f\n\rLedgerRequest\"U\n\x0bLedgerReply\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.fedark.v1.LedgerEntry\x12\x1d\n\x05spent\x18\x02 \x03(\x0b\x32\x0e.fedark.v1.Job\"e\n\x0bLedgerEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04time\x18\x02 \x01(\x03\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05party\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x0c\n\x04note\x18\x06 \x01(\t\"\r\n\x0bStopRequest\"\x0b\n\tStopReply\"\x97\x02\n\x11\x41ggregatorRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\"\n\x04open\x18\x02 \x01(\x0b\x32\x12.fedark.v1.OpenRunH\x00\x12\x1f\n\x04\x63\x61ll\x18\x03 \x01(\x0b\x32\x0f.fedark.v1.CallH\x00\x12%\n\x07outcome\x18\x04 \x01(\x0b\x32\x12.fedark.v1.OutcomeH\x00\x12#\n\x08progress\x18\x05 \x01(\x0b\x32\x0f.fedark.v1.ToldH\x00\x12\"\n\x03log\x18\x06 \x01(\x0b\x32\x13.fedark.v1.ShownLogH\x00\x12\x1f\n\x04keep\x18\x07 \x01(\x0b\x32\x0f.fedark.v1.KeptH\x00\x12\x14\n\x0conly_if_done\x18\x08 \x01(\x08\x42\x06\n\x04\x62ody\"\xb8\x01\n\x0f\x41ggregatorReply\x12&\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x15.fedark.v1.StageFaultH\x00\x12&\n\x06opened\x18\x02 \x01(\x0b\x32\x14.fedark.v1.OpenedRunH\x00\x12!\n\x05reply\x18\x03 \x01(\x0b\x32\x10.fedark.v1.ReplyH\x00\x12*\n\x06stored\x18\x04 \x01(\x0b\x32\x18.fedark.v1.OutcomeStoredH\x00\x42\x06\n\x04\x62ody\"\t\n\x07OpenRun\"\xb3\x02\n\tOpenedRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x63ontract\x18\x02 \x01(\x0c\x12\x38\n\ncollateral\x18\x03 \x03(\x0b\x32$.fedark.v1.OpenedRun.CollateralEntry\x12\x34\n\x08timeouts\x18\x04 \x03(\x0b\x32\".fedark.v1.OpenedRun.TimeoutsEntry\x12\x10\n\x08log_head\x18\x05 \x01(\x0c\x12\x0c\n\x04kept\x18\x06 \x01(\x0c\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x1a\x31\n\x0f\x43ollateralEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x1a/\n\rTimeoutsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x15\n\x04Kept\x12\r\n\x05state\x18\x01 \x01(\x0c\"@\n\x07Outcome\x12\x0e\n\x06report\x18\x01 \x01(\x0c\x12%\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x15.fedark.v1.StageFault\"\x0f\n\rOutcomeStored\"+\n\x08ShownLog\x12\x0e\n\x06update\x18\x01 \x01(\x0c\x12\x0f\n\x07refused\x18\x02 \x01(\x08\"\x14\n\x04Told\x12\x0c\n\x04text\x18\x01 \x01(\t2\x9c\x02\n\x04Node\x12\x30\n\x06Handle\x12\x10.fedark.v1.Piece\x1a\x10.fedark.v1.Piece(\x01\x30\x01\x12:\n\x06Status\x12\x18.fedark.v1.StatusRequest\x1a\x16.fedark.v1.StatusReply\x12\x34\n\x04Jobs\x12\x16.fedark.v1.JobsRequest\x1a\x14.fedark.v1.JobsReply\x12:\n\x06Ledger\x12\x18.fedark.v1.LedgerRequest\x1a\x16.fedark.v1.LedgerReply\x12\x34\n\x04Stop\x12\x16.fedark.v1.StopRequest\x1a\x14.fedark.v1.StopReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x66\x65\x64\x61rk/v1/node.proto\x12\tfedark.v1\x1a\x17\x66\x65\x64\x61rk/v1/enclave.proto\x1a\x15\x66\x65\x64\x61rk/v1/stage.proto\"\x15\n\x05Piece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x0f\n\rStatusRequest\"I\n\x0bStatusReply\x12\r\n\x05party\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\t\"\r\n\x0bJobsRequest\")\n\tJobsReply\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.fedark.v1.Job\"X\n\x03Job\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63ontract\x18\x02 \x01(\x0c\x12\x10\n\x08\x64\x65\x63ision\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07\x65xpires\x18\x05 \x01(\t\"\x0f\n\rLedgerRequest\"y\n\x0bLedgerReply\x12\'\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x16.fedark.v1.LedgerEntry\x12\x1d\n\x05spent\x18\x02 \x03(\x0b\x32\x0e.fedark.v1.Job\x12\"\n\x07\x63harges\x18\x03 \x03(\x0b\x32\x11.fedark.v1.Charge\"\x9b\x01\n\x06\x43harge\x12\x10\n\x08\x63ontract\x18\x01 \x01(\x0c\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x0c\n\x04time\x18\x03 \x01(\x03\x12\x0c\n\x04unit\x18\x04 \x01(\t\x12\x0f\n\x07\x65psilon\x18\x05 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x06 \x01(\x01\x12\x0f\n\x07records\x18\x07 \x01(\x04\x12\x10\n\x08releases\x18\x08 \x01(\r\x12\x10\n\x08released\x18\t \x01(\r\"e\n\x0bLedgerEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04time\x18\x02 \x01(\x03\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\r\n\x05party\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x0c\n\x04note\x18\x06 \x01(\t\"\r\n\x0bStopRequest\"\x0b\n\tStopReply\"\x97\x02\n\x11\x41ggregatorRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\"\n\x04open\x18\x02 \x01(\x0b\x32\x12.fedark.v1.OpenRunH\x00\x12\x1f\n\x04\x63\x61ll\x18\x03 \x01(\x0b\x32\x0f.fedark.v1.CallH\x00\x12%\n\x07outcome\x18\x04 \x01(\x0b\x32\x12.fedark.v1.OutcomeH\x00\x12#\n\x08progress\x18\x05 \x01(\x0b\x32\x0f.fedark.v1.ToldH\x00\x12\"\n\x03log\x18\x06 \x01(\x0b\x32\x13.fedark.v1.ShownLogH\x00\x12\x1f\n\x04keep\x18\x07 \x01(\x0b\x32\x0f.fedark.v1.KeptH\x00\x12\x14\n\x0conly_if_done\x18\x08 \x01(\x08\x42\x06\n\x04\x62ody\"\xb8\x01\n\x0f\x41ggregatorReply\x12&\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x15.fedark.v1.StageFaultH\x00\x12&\n\x06opened\x18\x02 \x01(\x0b\x32\x14.fedark.v1.OpenedRunH\x00\x12!\n\x05reply\x18\x03 \x01(\x0b\x32\x10.fedark.v1.ReplyH\x00\x12*\n\x06stored\x18\x04 \x01(\x0b\x32\x18.fedark.v1.OutcomeStoredH\x00\x42\x06\n\x04\x62ody\"\t\n\x07OpenRun\"\xb3\x02\n\tOpenedRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08\x63ontract\x18\x02 \x01(\x0c\x12\x38\n\ncollateral\x18\x03 \x03(\x0b\x32$.fedark.v1.OpenedRun.CollateralEntry\x12\x34\n\x08timeouts\x18\x04 \x03(\x0b\x32\".fedark.v1.OpenedRun.TimeoutsEntry\x12\x10\n\x08log_head\x18\x05 \x01(\x0c\x12\x0c\n\x04kept\x18\x06 \x01(\x0c\x12\x10\n\x08\x66inished\x18\x07 \x01(\x08\x1a\x31\n\x0f\x43ollateralEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x1a/\n\rTimeoutsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x15\n\x04Kept\x12\r\n\x05state\x18\x01 \x01(\x0c\"@\n\x07Outcome\x12\x0e\n\x06report\x18\x01 \x01(\x0c\x12%\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x15.fedark.v1.StageFault\"\x0f\n\rOutcomeStored\"+\n\x08ShownLog\x12\x0e\n\x06update\x18\x01 \x01(\x0c\x12\x0f\n\x07refused\x18\x02 \x01(\x08\"\x14\n\x04Told\x12\x0c\n\x04text\x18\x01 \x01(\t2\x9c\x02\n\x04Node\x12\x30\n\x06Handle\x12\x10.fedark.v1.Piece\x1a\x10.fedark.v1.Piece(\x01\x30\x01\x12:\n\x06Status\x12\x18.fedark.v1.StatusRequest\x1a\x16.fedark.v1.StatusReply\x12\x34\n\x04Jobs\x12\x16.fedark.v1.JobsRequest\x1a\x14.fedark.v1.JobsReply\x12:\n\x06Ledger\x12\x18.fedark.v1.LedgerRequest\x1a\x16.fedark.v1.LedgerReply\x12\x34\n\x04Stop\x12\x16.fedark.v1.StopRequest\x1a\x14.fedark.v1.StopReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,35 +52,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEDGERREQUEST']._serialized_start=346
   _globals['_LEDGERREQUEST']._serialized_end=361
   _globals['_LEDGERREPLY']._serialized_start=363
-  _globals['_LEDGERREPLY']._serialized_end=448
-  _globals['_LEDGERENTRY']._serialized_start=450
-  _globals['_LEDGERENTRY']._serialized_end=551
-  _globals['_STOPREQUEST']._serialized_start=553
-  _globals['_STOPREQUEST']._serialized_end=566
-  _globals['_STOPREPLY']._serialized_start=568
-  _globals['_STOPREPLY']._serialized_end=579
-  _globals['_AGGREGATORREQUEST']._serialized_start=582
-  _globals['_AGGREGATORREQUEST']._serialized_end=861
-  _globals['_AGGREGATORREPLY']._serialized_start=864
-  _globals['_AGGREGATORREPLY']._serialized_end=1048
-  _globals['_OPENRUN']._serialized_start=1050
-  _globals['_OPENRUN']._serialized_end=1059
-  _globals['_OPENEDRUN']._serialized_start=1062
-  _globals['_OPENEDRUN']._serialized_end=1369
-  _globals['_OPENEDRUN_COLLATERALENTRY']._serialized_start=1271
-  _globals['_OPENEDRUN_COLLATERALENTRY']._serialized_end=1320
-  _globals['_OPENEDRUN_TIMEOUTSENTRY']._serialized_start=1322
-  _globals['_OPENEDRUN_TIMEOUTSENTRY']._serialized_end=1369
-  _globals['_KEPT']._serialized_start=1371
-  _globals['_KEPT']._serialized_end=1392
-  _globals['_OUTCOME']._serialized_start=1394
-  _globals['_OUTCOME']._serialized_end=1458
-  _globals['_OUTCOMESTORED']._serialized_start=1460
-  _globals['_OUTCOMESTORED']._serialized_end=1475
-  _globals['_SHOWNLOG']._serialized_start=1477
-  _globals['_SHOWNLOG']._serialized_end=1520
-  _globals['_TOLD']._serialized_start=1522
-  _globals['_TOLD']._serialized_end=1542
-  _globals['_NODE']._serialized_start=1545
-  _globals['_NODE']._serialized_end=1829
+  _globals['_LEDGERREPLY']._serialized_end=484
+  _globals['_CHARGE']._serialized_start=487
+  _globals['_CHARGE']._serialized_end=642
+  _globals['_LEDGERENTRY']._serialized_start=644
+  _globals['_LEDGERENTRY']._serialized_end=745
+  _globals['_STOPREQUEST']._serialized_start=747
+  _globals['_STOPREQUEST']._serialized_end=760
+  _globals['_STOPREPLY']._serialized_start=762
+  _globals['_STOPREPLY']._serialized_end=773
+  _globals['_AGGREGATORREQUEST']._serialized_start=776
+  _globals['_AGGREGATORREQUEST']._serialized_end=1055
+  _globals['_AGGREGATORREPLY']._serialized_start=1058
+  _globals['_AGGREGATORREPLY']._serialized_end=1242
+  _globals['_OPENRUN']._serialized_start=1244
+  _globals['_OPENRUN']._serialized_end=1253
+  _globals['_OPENEDRUN']._serialized_start=1256
+  _globals['_OPENEDRUN']._serialized_end=1563
+  _globals['_OPENEDRUN_COLLATERALENTRY']._serialized_start=1465
+  _globals['_OPENEDRUN_COLLATERALENTRY']._serialized_end=1514
+  _globals['_OPENEDRUN_TIMEOUTSENTRY']._serialized_start=1516
+  _globals['_OPENEDRUN_TIMEOUTSENTRY']._serialized_end=1563
+  _globals['_KEPT']._serialized_start=1565
+  _globals['_KEPT']._serialized_end=1586
+  _globals['_OUTCOME']._serialized_start=1588
+  _globals['_OUTCOME']._serialized_end=1652
+  _globals['_OUTCOMESTORED']._serialized_start=1654
+  _globals['_OUTCOMESTORED']._serialized_end=1669
+  _globals['_SHOWNLOG']._serialized_start=1671
+  _globals['_SHOWNLOG']._serialized_end=1714
+  _globals['_TOLD']._serialized_start=1716
+  _globals['_TOLD']._serialized_end=1736
+  _globals['_NODE']._serialized_start=1739
+  _globals['_NODE']._serialized_end=2023
 # @@protoc_insertion_point(module_scope)

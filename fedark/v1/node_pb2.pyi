@@ -59,12 +59,36 @@ class LedgerRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class LedgerReply(_message.Message):
-    __slots__ = ("entries", "spent")
+    __slots__ = ("entries", "spent", "charges")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
     SPENT_FIELD_NUMBER: _ClassVar[int]
+    CHARGES_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[LedgerEntry]
     spent: _containers.RepeatedCompositeFieldContainer[Job]
-    def __init__(self, entries: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ..., spent: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
+    charges: _containers.RepeatedCompositeFieldContainer[Charge]
+    def __init__(self, entries: _Optional[_Iterable[_Union[LedgerEntry, _Mapping]]] = ..., spent: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., charges: _Optional[_Iterable[_Union[Charge, _Mapping]]] = ...) -> None: ...
+
+class Charge(_message.Message):
+    __slots__ = ("contract", "run_id", "time", "unit", "epsilon", "delta", "records", "releases", "released")
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    RELEASES_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
+    contract: bytes
+    run_id: str
+    time: int
+    unit: str
+    epsilon: float
+    delta: float
+    records: int
+    releases: int
+    released: int
+    def __init__(self, contract: _Optional[bytes] = ..., run_id: _Optional[str] = ..., time: _Optional[int] = ..., unit: _Optional[str] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., records: _Optional[int] = ..., releases: _Optional[int] = ..., released: _Optional[int] = ...) -> None: ...
 
 class LedgerEntry(_message.Message):
     __slots__ = ("index", "time", "kind", "party", "run_id", "note")

@@ -43,7 +43,7 @@ def rule(**changes: Any) -> dict[str, Any]:
         "max_rounds": 5,
         "deliver_to": ["maker", "north"],
         "platforms": ["simulated"],
-        "privacy": parties.contract().privacy.model_dump(),
+        "privacy": {"mechanism": "none"},
         "max_days": 7,
         "until": (now() + timedelta(days=1)).isoformat(),
     }
@@ -102,7 +102,7 @@ def test_the_operator_is_told_who_which_model_what_leaves_how_protected_until_wh
         "customers: north, east, south; at least 3 in a sum",
         "the adapter goes to: maker, north",
         "protected as 'sealed'",
-        "no differential privacy",
+        "privacy: no mechanism; who holds the adapter may learn",
         f"valid {contract.created} to {contract.expires}, 3 rounds",
         "model tiny",
         f"maker: {fingerprint(parties.party('maker'))}   (new",
@@ -110,6 +110,7 @@ def test_the_operator_is_told_who_which_model_what_leaves_how_protected_until_wh
     ):
         assert words in text, words
     assert f"north: {fingerprint(parties.party('north'))}\n" in text
+    assert "customer-level, epsilon 2 at delta 1e-05 for the whole job" in summary(parties.contract(privacy=PRIVATE))
 
 
 def test_approval_adds_unknown_parties_to_the_roster_and_never_changes_a_known_ones_keys(folder: Path) -> None:
@@ -194,6 +195,31 @@ def test_a_rule_denies_by_default(folder: Path, changes: dict[str, Any], objecti
 def test_two_rules_that_each_cover_a_part_cover_nothing(folder: Path) -> None:
     write_rules(folder, rule(jobs=["x"]), rule(name="second", models=["x"]))
     assert Consent(folder).decision(parties.contract()).status == "waiting"
+
+
+PRIVATE = {"mechanism": "customer-level", "epsilon": 2.0, "delta": 1e-5, "noise_multiplier": 1.5}
+BOUNDS = {
+    "mechanism": "customer-level",
+    "epsilon": {"max": 3.0},
+    "delta": {"max": 1e-5},
+    "noise_multiplier": {"min": 1.0},
+    "clip_norm": {},
+    "sampling_rate": {},
+    "local_steps": {},
+    "records": {},
+}
+
+
+def test_under_a_mechanism_every_privacy_term_is_held_against_the_rule(folder: Path) -> None:
+    write_rules(folder, rule(privacy=BOUNDS))
+    assert Consent(folder).decision(parties.contract(privacy=PRIVATE)).status == "approved"
+    for change in ({"epsilon": 3.5}, {"delta": 1e-4}, {"noise_multiplier": 0.9}, {"mechanism": "example-local"}):
+        decision = Consent(folder).decision(parties.contract(privacy=PRIVATE | change))
+        assert decision.status == "waiting"
+        assert f"privacy.{next(iter(change))}" in decision.reason
+    for name in BOUNDS:
+        write_rules(folder, rule(privacy={key: value for key, value in BOUNDS.items() if key != name}))
+        assert f"privacy.{name}" in Consent(folder).decision(parties.contract(privacy=PRIVATE)).reason
 
 
 def test_numbers_of_the_privacy_terms_are_held_against_bounds() -> None:

@@ -104,6 +104,8 @@ def main(path: Path) -> None:
     if desk is not None:
         node = ObservedNode(node, metrics)
         metrics.collect("fedark_contracts", "Contracts by the operator's decision.", "decision", desk.decisions)
+        if node.role == "customer":
+            metrics.collect("fedark_privacy_epsilon", "Of the privacy budget, at its delta.", "of", desk.budget)
     connection: Keeper | None = None
     try:
         server = NodeServer(node, Path(settings.socket), desk=desk, on_stop=asked.set if desk is not None else None)
