@@ -144,7 +144,13 @@ def status(folder: Host, as_json: AsJson = False) -> None:
     except (OSError, ValueError):
         running = {}
     nodes = [
-        {"name": row.name, "role": row.role, "status": row.status, "fingerprint": fingerprint(request_of(row).party)}
+        {
+            "name": row.name,
+            "role": row.role,
+            "status": row.status,
+            # of one that waits, its operator tells: nobody shall copy it from here
+            "fingerprint": fingerprint(request_of(row).party) if row.status != "pending" else "",
+        }
         for row in host.store.nodes()
     ]
     work = [{"name": job.name, "status": job.status, "contract": job.digest[:16]} for job in host.store.jobs()]

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["SUBNET", "network", "obstacle"]
+__all__ = ["Machine", "network", "obstacle"]
 
 SUBNET = "10.77.0"
+_CLONE_NEWNET = 0x40000000
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A network namespace with its address; `holder`: the process that keeps it."""
+
+    address: str
+    holder: int
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """The command that starts another inside."""
+        return ("nsenter", "-t", str(self.holder), "-n")
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function inside: the namespace is a thread's own."""
+
+        def inside() -> T:
+            with open(f"/proc/{self.holder}/ns/net") as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), "setns")
+            return function()
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(inside).result()
 
 
 def obstacle() -> str:
@@ -29,8 +60,8 @@ def obstacle() -> str:
 
 
 @contextmanager
-def network(names: tuple[str, ...]) -> Iterator[Mapping[str, tuple[tuple[str, ...], str]]]:
-    """name -> (command that enters its namespace, its address)."""
+def network(names: tuple[str, ...]) -> Iterator[Mapping[str, Machine]]:
+    """A machine for each name."""
     holders: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name in ("switch", *names):
@@ -41,23 +72,21 @@ def network(names: tuple[str, ...]) -> Iterator[Mapping[str, tuple[tuple[str, ..
             while Path(f"/proc/{holder.pid}/ns/net").stat().st_ino == own:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-        enter = {name: ("nsenter", "-t", str(holder.pid), "-n") for name, holder in holders.items()}
+        machines = {name: Machine(f"{SUBNET}.{number}", holder.pid) for number, (name, holder) in enumerate(holders.items(), 9)}
 
         def ip(where: str, *arguments: str) -> None:
-            subprocess.run([*enter[where], "ip", *arguments], check=True)
+            subprocess.run([*machines[where].enter, "ip", *arguments], check=True)
 
         ip("switch", "link", "add", "br0", "type", "bridge")
         ip("switch", "link", "set", "br0", "up")
-        found = {}
-        for number, name in enumerate(names, start=10):
-            port = f"port{number}"
-            ip("switch", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", str(holders[name].pid))
+        for number, name in enumerate(names):
+            port, peer = f"port{number}", str(machines[name].holder)
+            ip("switch", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", peer)
             ip("switch", "link", "set", port, "master", "br0", "up")
-            ip(name, "addr", "add", f"{SUBNET}.{number}/24", "dev", "eth0")
+            ip(name, "addr", "add", f"{machines[name].address}/24", "dev", "eth0")
             ip(name, "link", "set", "eth0", "up")
             ip(name, "link", "set", "lo", "up")
-            found[name] = (enter[name], f"{SUBNET}.{number}")
-        yield found
+        yield {name: machines[name] for name in names}
     finally:
         for holder in holders.values():
             holder.kill()

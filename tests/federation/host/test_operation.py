@@ -1,17 +1,21 @@
-"""A host and four nodes as processes of their own, each with its own folder, from invitation to the delivered adapter."""
+"""The deployment test: a host, a provider and three customers on machines of their own, from invitation to delivered adapter."""
 
 from __future__ import annotations
 
 import csv
 import json
 import ssl
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 from fronted import flower_routes
+from namespaces import network, obstacle
 from safetensors.numpy import load_file
 from small import CUSTOMERS, SECRET_WORDS, write_job
 from world import World, free_port, records, until
@@ -27,26 +31,31 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, Contract, int, Path]]:
+    """Each party on a machine of its own (a network namespace), or all on loopback where that cannot be."""
     root = tmp_path_factory.mktemp("w")
+    parties = ("maker", *CUSTOMERS)
     job = write_job(root / "job", minimum=3, rounds=1)
-    world = World(root)
-    metrics = free_port()
-    try:
+    with ExitStack() as stack:
+        world = World(root, None if obstacle() else stack.enter_context(network(("pool", *parties))))
+        stack.callback(world.close)
+        metrics = free_port()
         world.start_host()
         world.join("maker", "provider")
         for name in CUSTOMERS:
             world.join(name, "customer", records(root / "job" / f"{name}.csv"), metrics=metrics if name == "north" else 0)
-        for name in ("maker", *CUSTOMERS):
+        for name in parties:
             world.admit(name)
+        until(lambda: all((root / name / "host.json").exists() for name in parties), "everybody has joined")
+        world.process("pool").kill()  # nodes find the host again, and it finds everything as it was
+        world.process("pool").wait()
+        world.start_host()
         world.offer("maker", job)
         contract = world.propose(job)
-        for name in ("maker", *CUSTOMERS):
+        for name in parties:
             world.agree(name, contract)
         record = world.ended(contract)
         assert record.status == "done", (record.reason, world.log("pool"), world.log("north"))
         yield world, contract, metrics, job
-    finally:
-        world.close()
 
 
 def test_the_adapter_reaches_everyone_whom_the_contract_names_and_is_the_same(done) -> None:
@@ -89,12 +98,16 @@ def test_every_line_of_a_nodes_own_logs_is_json_and_stages_carry_job_and_session
 
 
 def test_metrics_on_loopback_count_stages_bytes_rounds_and_contracts(done) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{done[2]}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
+    def read() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{done[2]}/metrics", timeout=10) as answer:
+            return answer.read().decode()
+
+    text = done[0].call("north", read)
     assert 'fedark_stage_seconds_count{stage="round"} 1' in text
     assert 'fedark_stage_bytes_total{direction="in",stage="round"}' in text
     assert "fedark_round 1" in text
     assert 'fedark_contracts{decision="used"} 1' in text
+    assert 'fedark_privacy_epsilon{of="limit"}' in text
 
 
 def test_the_nodes_service_tells_status_jobs_and_ledger(done) -> None:
@@ -120,10 +133,28 @@ def test_a_contract_counts_for_one_run_and_a_second_needs_a_new_approval(done) -
 def test_of_every_route_that_the_superlink_has_nothing_answers_at_the_exposed_port(done) -> None:
     world, *_ = done
     context = ssl.create_default_context(cadata=world.host.ca.decode())
-    with httpx.Client(base_url=f"https://{world.address}", verify=context, trust_env=False) as stranger:
-        for method, path in sorted(flower_routes()):
-            status = stranger.request(method, path).status_code
-            assert status == (401 if (method, path) in {("POST", route) for route in FLEET_ROUTES} else 404), (method, path)
+
+    def scan() -> dict[tuple[str, str], int]:
+        with httpx.Client(base_url=f"https://{world.address}", verify=context, trust_env=False) as stranger:
+            return {route: stranger.request(*route).status_code for route in flower_routes()}
+
+    found = world.call("south", scan)
+    assert len(found) > 60
+    fleet = {("POST", path) for path in FLEET_ROUTES}
+    assert {route: status for route, status in found.items() if status != (401 if route in fleet else 404)} == {}
+
+
+def test_of_all_machines_only_the_hosts_front_can_be_reached(done) -> None:
+    world, *_ = done
+    if reason := obstacle():
+        pytest.skip(reason)
+    front = f"{int(world.address.rpartition(':')[2]):04X}"
+    for name, machine in world.machines.items():
+        code = "print(open('/proc/net/tcp').read(), open('/proc/net/tcp6').read())"
+        table = subprocess.run([*machine.enter, sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+        listening = [fields[1] for line in table.splitlines() if len(fields := line.split()) > 3 and fields[3] == "0A"]
+        reachable = [entry for entry in listening if not entry.startswith("0100007F:")]
+        assert [entry.rpartition(":")[2] for entry in reachable] == ([front] if name == "pool" else []), name
 
 
 def test_a_revoked_node_is_refused_at_the_front_and_forgotten_by_the_superlink(done) -> None:

@@ -6,8 +6,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
+
+from namespaces import Machine
 
 from fedark.contract import Contract
 from fedark.federation.consent import Consent
@@ -25,6 +28,7 @@ from fedark.files import write_atomic
 from fedark.job import DataSpec, Job
 from fedark.sandbox import survey
 
+T = TypeVar("T")
 COMMAND = "import sys; from fedark.cli import main; sys.argv[0] = 'fedark'; main()"
 
 
@@ -43,12 +47,12 @@ def free_port() -> int:
 
 
 class World:
-    """`inside`: name -> command that enters the party's network namespace."""
+    """`machines`: where each party is; none: all on this machine's loopback."""
 
-    def __init__(self, root: Path, *, address: str = "", inside: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(self, root: Path, machines: Mapping[str, Machine] | None = None) -> None:
         self.root = root
-        self.address = address or f"127.0.0.1:{free_port()}"
-        self._inside = inside or {}
+        self.machines = machines or {}
+        self.address = f"{machines['pool'].address}:8443" if machines else f"127.0.0.1:{free_port()}"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._sandbox = survey().mode()
         self.host = init_host(root / "host", name="pool", listen=self.address, address=self.address, sandbox=self._sandbox)
@@ -56,10 +60,15 @@ class World:
     def start(self, name: str, *arguments: str) -> None:
         """Start `fedark ARGUMENTS`, in the namespace of `name`."""
         log = (self.root / f"{name}.log").open("ab")
-        command = [*self._inside.get(name, ()), sys.executable, "-P", "-c", COMMAND, *arguments]
+        enter = self.machines[name].enter if self.machines else ()
+        command = [*enter, sys.executable, "-P", "-c", COMMAND, *arguments]
         environment = child_environment({"OMP_NUM_THREADS": "1"})
         self._running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         log.close()
+
+    def call(self, name: str, function: Callable[[], T]) -> T:
+        """Call a function on the machine of `name`."""
+        return self.machines[name].call(function) if self.machines else function()
 
     def start_host(self) -> None:
         self.start("pool", "aggregator", "up", str(self.host.path))
