@@ -49,7 +49,7 @@ def contract(**changes: Any) -> Contract:
         "attestation": {
             "platforms": ("simulated",),
             "simulated_root": "1" * 64,
-            "policies": dict.fromkeys(("namespaces", "landlock"), {"seccomp": ("2" * 96,), "landlock": ("3" * 96,)}),
+            "policies": {mode: {"seccomp": ("2" * 96,), "landlock": ("3" * 96,)} for mode in ("namespaces", "landlock")},
             "trainer": {},
             "aggregator": {},
         },

@@ -19,9 +19,10 @@ from fedark.federation.host.folder import HostFolder
 from fedark.federation.host.store import NodeRow
 from fedark.federation.joining import Bundle, Invitation, JoinRequest, Role, dump, fingerprint, load_transport_public, parse
 
-__all__ = ["approve", "approved_parties", "file_request", "invite", "request_of", "revoke"]
+__all__ = ["approve", "approved_parties", "ends_soon", "file_request", "invite", "request_of", "revoke"]
 
 _INVITED_DAYS = 7
+_RENEWED = timedelta(days=30)
 
 
 def invite(host: HostFolder, name: str, role: Role) -> Invitation:
@@ -85,7 +86,7 @@ def approve(host: HostFolder, name: str, expected: str) -> Bundle:
         )
     root, crl = host.collateral()
     chain: tuple[bytes, ...] = ()
-    if row.status == "approved":
+    if row.status == "approved" and not ends_soon(row.bundle):
         chain = tuple(bytes.fromhex(der) for der in parse(row.bundle, Bundle, "the bundle").device_chain)
     elif request.device_key:
         key = load_pem_public_key(request.device_key.encode())
@@ -127,10 +128,10 @@ def approved_parties(host: HostFolder) -> dict[str, Party]:
     return {host.config.name: host.aggregator, **parties}
 
 
-def device_expiry(bundle: bytes) -> str:
-    """When a node's device certificate ends (ISO 8601), or "" where it has none."""
+def ends_soon(bundle: bytes) -> bool:
+    """Whether the certificate of a node's device ends within a month: then `approve` issues a new one."""
     chain = parse(bundle, Bundle, "the bundle").device_chain
-    return x509.load_der_x509_certificate(bytes.fromhex(chain[0])).not_valid_after_utc.isoformat() if chain else ""
+    return bool(chain) and x509.load_der_x509_certificate(bytes.fromhex(chain[0])).not_valid_after_utc - now() < _RENEWED
 
 
 def _row(host: HostFolder, name: str) -> NodeRow:

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -40,8 +40,8 @@ from fedark.federation.flower.processes import (
 )
 from fedark.federation.flower.provision import renew
 from fedark.federation.host import front
-from fedark.federation.host.admission import approve, device_expiry, request_of
-from fedark.federation.host.folder import HostFolder
+from fedark.federation.host.admission import approve, ends_soon, request_of
+from fedark.federation.host.folder import HostFolder, host_of, port_of
 from fedark.federation.host.observed import host_metrics, observe_report
 from fedark.federation.host.store import JobRecord
 from fedark.federation.joining import fingerprint
@@ -57,7 +57,6 @@ __all__ = ["run_host"]
 _LOOK = 0.5
 _ADMIT_EVERY = 1.0
 _ATTEMPTS = 20
-_RENEWED = timedelta(days=30)
 _RENEW_EVERY = 3600.0
 Say = Callable[[str], None]
 
@@ -197,9 +196,7 @@ class _Host:
         for row in self._store.nodes():
             if row.status != "approved":
                 continue
-            ends = device_expiry(row.bundle)
-            soon = bool(ends) and datetime.fromisoformat(ends) - now() < _RENEWED
-            if soon or crl.hex() not in row.bundle.decode():
+            if ends_soon(row.bundle) or crl.hex() not in row.bundle.decode():
                 approve(self._host, row.name, fingerprint(request_of(row).party))
                 self._say(f"certificates of {row.name} were renewed")
 
@@ -325,9 +322,10 @@ def run_host(path: Path, say: Say) -> None:
 
     Raises:
         InputError, ContractError: the folder is not in order.
-        FederationError: another process runs it.
+        FederationError: another process runs it, or its address cannot be listened on.
     """
     host = HostFolder.open(path)
+    _require_free(host.config.listen)
     stop = threading.Event()
 
     def asked(number: int, _: FrameType | None) -> None:
@@ -355,3 +353,17 @@ def _kept_port(path: Path) -> int:
         port = int(probe.getsockname()[1])
     write_atomic(path, str(port).encode(), mode=0o600)
     return port
+
+
+def _require_free(listen: str) -> None:
+    """Raise FederationError if the front cannot listen there: said once, at the start, and not by a child that keeps dying."""
+    where = (host_of(listen), port_of(listen))
+    try:
+        family = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server(where, family=family).close()
+    except OSError as error:
+        raise FederationError(
+            f"The front cannot listen on {listen}: {error.strerror}.",
+            safe="Nothing was started.",
+            fix=f"See who has the port (ss -ltnp 'sport = :{where[1]}'), or set `listen` in host.toml to an address of this machine.",
+        ) from None

@@ -98,11 +98,18 @@ def test_every_line_of_a_nodes_own_logs_is_json_and_stages_carry_job_and_session
 
 
 def test_metrics_on_loopback_count_stages_bytes_rounds_and_contracts(done) -> None:
-    def read() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{done[2]}/metrics", timeout=10) as answer:
+    world, _, port, _ = done
+
+    def read(port: int) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             return answer.read().decode()
 
-    text = done[0].call("north", read)
+    text = world.call("pool", lambda: read(world.metrics))
+    assert 'fedark_jobs{status="done"} 1' in text
+    assert 'fedark_nodes{status="approved"} 4' in text
+    assert "fedark_job_rounds_total 1" in text
+    assert 'fedark_process_up{process="front"} 1' in text
+    text = world.call("north", lambda: read(port))
     assert 'fedark_stage_seconds_count{stage="round"} 1' in text
     assert 'fedark_stage_bytes_total{direction="in",stage="round"}' in text
     assert "fedark_round 1" in text

@@ -55,7 +55,15 @@ class World:
         self.address = f"{machines['pool'].address}:8443" if machines else f"127.0.0.1:{free_port()}"
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._sandbox = survey().mode()
-        self.host = init_host(root / "host", name="pool", listen=self.address, address=self.address, sandbox=self._sandbox)
+        self.metrics = free_port()
+        self.host = init_host(
+            root / "host",
+            name="pool",
+            listen=self.address,
+            address=self.address,
+            sandbox=self._sandbox,
+            metrics=self.metrics,
+        )
 
     def start(self, name: str, *arguments: str) -> None:
         """Start `fedark ARGUMENTS`, in the namespace of `name`."""
