@@ -71,9 +71,12 @@ def join(
     if offline:
         typer.echo(f"Carry {request} to the host. It holds public keys only.")
     else:
-        with HostClient(node) as host:
-            host.join(request.read_bytes())
-        typer.echo(f"The request is with {invitation.aggregator.name}.")
+        try:
+            with HostClient(node) as host:
+                host.join(request.read_bytes())
+            typer.echo(f"The request is with {invitation.aggregator.name}.")
+        except FederationError as error:
+            typer.echo(f"{error.what} The folder is made; fedark node up files the request once the host answers.")
     typer.echo("Compare two fingerprints with the host's people, by telephone or face to face:")
     typer.echo(f"  {invitation.aggregator.name} (they tell you): {fingerprint(invitation.aggregator)}")
     typer.echo(f"  {node.config.name} (you tell them): {fingerprint(node.request.party)}")

@@ -139,6 +139,14 @@ def test_stop_and_revoke(run: Run, world: Path, proposed: str) -> None:
         run("aggregator", "revoke", world / "host", "east")
 
 
+def test_a_host_that_does_not_answer_costs_no_folder(run: Run, world: Path) -> None:
+    run("aggregator", "invite", world / "host", "west", "--role", "provider", "--out", world / "west.json")
+    said = run("node", "join", world / "west.json", world / "west")
+    assert "cannot be reached" in said
+    assert "west (you tell them)" in said
+    assert "warning  daemon" in run("node", "doctor", world / "west", code=1)
+
+
 def test_an_own_certificate_comes_with_key_and_authority(run: Run, tmp_path: Path) -> None:
     from fedark.federation.flower.provision import provision
 

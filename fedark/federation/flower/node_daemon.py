@@ -36,7 +36,7 @@ __all__ = ["Settings", "main"]
 
 _LOOK = 0.5
 _CALM, _LONGEST_PAUSE = 10.0, 5.0
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("fedark.federation.flower.node_daemon")  # also where it runs as __main__
 
 
 @dataclass(frozen=True)

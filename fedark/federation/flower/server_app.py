@@ -22,6 +22,7 @@ from fedark.federation.flower import configuration
 from fedark.federation.flower.bundle import SESSION_KEY
 from fedark.federation.flower.link import FlowerLink
 from fedark.federation.flower.service import NodeClient
+from fedark.observe.logs import JsonFormatter
 
 __all__ = ["CONFIG_VARIABLE", "Settings", "app", "forget", "running"]
 
@@ -75,7 +76,7 @@ def main(grid: Grid, context: Context) -> None:
     # The SuperLink notices a killed ServerApp late; whoever started it looks at the process.
     configuration.write_private(config.with_suffix(".pid"), str(os.getpid()).encode())
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(JsonFormatter("serverapp", session=session[:16]))
     _log.addHandler(handler)
     _log.setLevel(logging.INFO)
     _log.propagate = False

@@ -27,11 +27,12 @@ from fedark.federation.flower.adapter import Fleet, Incoming, connect, error_rep
 from fedark.federation.flower.bundle import SOCKET_KEY
 from fedark.federation.flower.client_app import app
 from fedark.federation.flower.provision import load_node_key
+from fedark.observe import logs
 
 __all__ = ["main", "serve"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 0.5
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("fedark.federation.flower.supernode")  # also where it runs as __main__
 
 
 def serve(fleet: Fleet, socket: str, sleep: Callable[[float], None] = time.sleep) -> NoReturn:
@@ -81,8 +82,7 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 
 def main(path: Path) -> None:
     """Run until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.setup("connection")
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     settings = configuration.read(path, configuration.Connection)

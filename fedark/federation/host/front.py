@@ -31,6 +31,7 @@ from fedark.errors import FedarkError
 from fedark.federation.flower import configuration
 from fedark.federation.host.folder import HostFolder, host_of, port_of
 from fedark.federation.host.service import MAX_BODY, PREFIX, Answer, HostService
+from fedark.observe import logs
 
 __all__ = ["FLEET_ROUTES", "Front", "Limits", "Settings", "main", "server_context"]
 
@@ -54,7 +55,7 @@ FLEET_ROUTES = frozenset(
 _KEY_HEADER = b"flwr-public-key"
 _PASSED = (b"content-type", b"accept")
 _PIECE = 64 << 10
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("fedark.federation.host.front")  # also where it runs as __main__
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ async def _run(settings: Settings) -> None:
 
 def main(path: Path) -> None:
     """Serve until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.setup("front")
     asyncio.run(_run(configuration.read(path, Settings)))
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import ssl
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +22,6 @@ from fedark.contract import now
 from fedark.errors import FedarkError, SandboxUnavailable
 from fedark.federation.consent import Consent
 from fedark.federation.flower.service import NodeClient
-from fedark.federation.host.folder import host_of, port_of
 from fedark.federation.node import find_bundle, own_bundles
 from fedark.federation.onprem.folder import NodeFolder
 from fedark.federation.onprem.hostclient import HostClient
@@ -41,6 +38,7 @@ _SOON = timedelta(days=14)
 _AHEAD = 5.0  # seconds that a node's clock may be ahead of its host's: Flower refuses its messages beyond
 _BEHIND = 60.0
 _ROOM = 1 << 30
+_LIST = "the platform's revocation list's"
 
 
 @dataclass(frozen=True)
@@ -159,6 +157,7 @@ def _host(node: NodeFolder) -> Iterator[Finding]:
             )
         else:
             yield Finding("clock", "good", f"within {abs(skew) + trip:.1f} s of the host's")
+        yield _validity("the host's certificate's", x509.load_der_x509_certificate(host.certificate).not_valid_after_utc)
         if host.bundle() is None:
             yield Finding("standing", "warning", "the request waits for a person at the host", "tell them your fingerprint")
         else:
@@ -166,42 +165,25 @@ def _host(node: NodeFolder) -> Iterator[Finding]:
 
 
 def _certificates(node: NodeFolder) -> Iterator[Finding]:
-    address = node.bundle.address if node.joined else node.invitation.address
-    context = ssl.create_default_context(cafile=str(node.ca))
     ends: dict[str, datetime] = {}
-    try:
-        with (
-            socket.create_connection((host_of(address), port_of(address)), timeout=10) as plain,
-            context.wrap_socket(plain, server_hostname=host_of(address)) as wrapped,
-        ):
-            der = wrapped.getpeercert(binary_form=True) or b""
-            ends["the host's"] = x509.load_der_x509_certificate(der).not_valid_after_utc
-    except ssl.SSLCertVerificationError as error:
-        yield Finding(
-            "certificates",
-            "bad",
-            f"the host's certificate is not good here: {error.verify_message}",
-            "is the address the one in the invitation, and the clock right? else the host renews it",
-        )
-    except OSError as error:
-        yield Finding(
-            "certificates", "bad", f"{address} cannot be reached ({type(error).__name__})", "look at network and proxy"
-        )
     ends["the host's authority's"] = x509.load_pem_x509_certificate(node.ca.read_bytes()).not_valid_after_utc
     if node.joined:
         crl = x509.load_der_x509_crl((node.path / COLLATERAL / SIMULATED_CRL).read_bytes()).next_update_utc
         if crl is not None:
-            ends["the platform's revocation list's"] = crl
+            ends[_LIST] = crl
         for der_hex in node.bundle.device_chain[:1]:
             ends["this device's"] = x509.load_der_x509_certificate(bytes.fromhex(der_hex)).not_valid_after_utc
     for name, end in ends.items():
-        left = end - now()
-        if left < timedelta():
-            yield Finding("certificates", "bad", f"{name} validity ended {end:%Y-%m-%d}", "fedark node up fetches new ones")
-        elif left < _SOON and name != "the platform's revocation list's":
-            yield Finding("certificates", "warning", f"{name} validity ends {end:%Y-%m-%d}", "the host renews it while it runs")
-        else:
-            yield Finding("certificates", "good", f"{name} validity ends {end:%Y-%m-%d}")
+        yield _validity(name, end)
+
+
+def _validity(name: str, end: datetime) -> Finding:
+    left = end - now()
+    if left < timedelta():
+        return Finding("certificates", "bad", f"{name} validity ended {end:%Y-%m-%d}", "fedark node up fetches new ones")
+    if left < _SOON and name != _LIST:
+        return Finding("certificates", "warning", f"{name} validity ends {end:%Y-%m-%d}", "the host renews it while it runs")
+    return Finding("certificates", "good", f"{name} validity ends {end:%Y-%m-%d}")
 
 
 def _models(node: NodeFolder) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ import httpx
 
 from fedark.contract import now
 from fedark.errors import FederationError, InputError, ProtocolError, Refused, printable
+from fedark.federation.host.folder import host_of
 from fedark.federation.joining import request_headers
 from fedark.federation.onprem.folder import NodeFolder
 
@@ -30,7 +31,10 @@ class HostClient:
         address = node.bundle.address if node.joined else node.invitation.address
         self._address, self._name, self._key = address, node.config.name, node.transport_key()
         context = ssl.create_default_context(cafile=str(node.ca))
-        self._client = httpx.Client(base_url=f"https://{address}", verify=context, timeout=timeout, trust_env=False)
+        # The operator's proxy settings count (HTTPS_PROXY, NO_PROXY), as they do for the connection to the SuperLink.
+        trust = host_of(address) not in ("127.0.0.1", "::1", "localhost")
+        self._client = httpx.Client(base_url=f"https://{address}", verify=context, timeout=timeout, trust_env=trust)
+        self._certificate = b""
 
     def __enter__(self) -> HostClient:
         return self
@@ -42,6 +46,11 @@ class HostClient:
         """Seconds by which the host's clock is ahead of this one's, within the time of the call."""
         value = json.loads(self._call("GET", "hello"))
         return float(value["time"]) - now().timestamp()
+
+    @property
+    def certificate(self) -> bytes:
+        """The host's certificate (DER) at the last call; empty before the first."""
+        return self._certificate
 
     def join(self, request: bytes) -> None:
         """File the join request."""
@@ -114,12 +123,20 @@ class HostClient:
         headers = request_headers(self._key, self._name, method, target, body)
         try:
             with self._client.stream(method, target, content=body, headers=headers) as response:
+                tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+                self._certificate = tls.getpeercert(True) or b""  # by position: it may be the raw TLS object
                 data = bytearray()
                 for piece in response.iter_raw():
                     data += piece
                     if len(data) > _MAX_ANSWER:
                         raise ProtocolError("The host's answer is too large.", safe="It was dropped.")
         except httpx.HTTPError as error:
+            if (reason := _distrust(error)) is not None:
+                raise Refused(
+                    f"The certificate of the host at {self._address} is not good here: {reason}.",
+                    safe="Nothing was sent.",
+                    fix="Is the address the one of the invitation, and the clock right? If so, ask the host's operator.",
+                ) from None
             raise FederationError(
                 f"The host at {self._address} cannot be reached ({type(error).__name__}).",
                 fix="Look at the network and the clock; fedark node doctor says more.",
@@ -129,6 +146,15 @@ class HostClient:
         if response.is_success:
             return bytes(data)
         raise _refusal(response.status_code, bytes(data))
+
+
+def _distrust(error: BaseException | None) -> str | None:
+    """Why a certificate was not trusted, if that is what went wrong."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return printable(str(error.verify_message))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _refusal(status: int, data: bytes) -> Exception:

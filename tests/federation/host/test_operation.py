@@ -1,4 +1,4 @@
-"""The deployment test: a host, a provider and three customers on machines of their own, from invitation to delivered adapter."""
+"""The deployment test: a host, a provider and two customers on machines of their own, from invitation to delivered adapter."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ import pytest
 from fronted import flower_routes
 from namespaces import network, obstacle
 from safetensors.numpy import load_file
-from small import CUSTOMERS, SECRET_WORDS, write_job
+from small import SECRET_WORDS, write_job
+from typer.testing import CliRunner
 from world import World, free_port, records, until
 
+from fedark.cli import app
 from fedark.contract import Contract
 from fedark.federation.flower.service import NodeClient
 from fedark.federation.host.admission import revoke
 from fedark.federation.host.front import FLEET_ROUTES
 from fedark.federation.onprem.supervisor import socket_of
+
+CUSTOMERS = ("north", "east")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -34,7 +38,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, Cont
     """Each party on a machine of its own (a network namespace), or all on loopback where that cannot be."""
     root = tmp_path_factory.mktemp("w")
     parties = ("maker", *CUSTOMERS)
-    job = write_job(root / "job", minimum=3, rounds=1)
+    job = write_job(root / "job", minimum=2, rounds=1, customers=CUSTOMERS)
     with ExitStack() as stack:
         world = World(root, None if obstacle() else stack.enter_context(network(("pool", *parties))))
         stack.callback(world.close)
@@ -64,7 +68,7 @@ def test_the_adapter_reaches_everyone_whom_the_contract_names_and_is_the_same(do
         load_file(next((world.root / name).glob("runs/*/adapter-tiny/adapter_model.safetensors")))
         for name in contract.deliver_to
     ]
-    assert len(found) == 4
+    assert len(found) == 3
     assert all(set(other) == set(found[0]) for other in found)
     assert all((other[key] == value).all() for other in found for key, value in found[0].items())
 
@@ -79,6 +83,7 @@ def test_no_log_line_of_any_process_holds_a_record_a_word_of_one_or_a_key(done) 
         secrets += [line.strip() for line in key.read_bytes().splitlines() if len(line) > 40 and b"-----" not in line]
     secrets += [path.read_bytes().strip() for path in world.root.rglob("weight-keys/*") if path.is_file()]
     secrets += [json.loads(path.read_bytes())["token"].encode() for path in world.root.rglob("invitation.json")]
+    assert any(secret in (world.root / "north" / "invitation.json").read_bytes() for secret in secrets)  # it would be found
     logs = list(world.root.rglob("*.log"))
     assert {"pool.log", "front.log", "superlink.log", "serverapp.log", "aggregator.log", "daemon.log", "supernode.log"} <= {
         path.name for path in logs
@@ -95,6 +100,30 @@ def test_every_line_of_a_nodes_own_logs_is_json_and_stages_carry_job_and_session
     staged = [line for line in lines if "session" in line]
     assert staged
     assert {line["job"] for line in staged} == {contract.digest().hex()[:16]}
+    front = (world.host.supervisor / "logs" / "front.log").read_text().splitlines()
+    assert any("asks to join" in json.loads(line)["text"] for line in front)
+    host = [json.loads(line) for line in world.log("pool").splitlines()]
+    assert any(line.get("job") == contract.digest().hex()[:16] and "is done" in line["text"] for line in host)
+
+
+def test_the_operators_commands_answer_while_everything_runs(done) -> None:
+    world, contract, *_ = done
+
+    def run(*arguments: object) -> str:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, (result.output, result.exception)
+        return result.output
+
+    north = world.root / "north"
+    assert "north (customer) waits" in run("node", "status", north)
+    assert "small" in run("node", "jobs", north)
+    assert "used up: contract" in run("node", "ledger", north)
+    assert "release" in run("node", "ledger", world.root / "maker")
+    assert "good     standing: approved" in world.call("north", lambda: run("node", "doctor", north))
+    said = run("aggregator", "status", world.host.path)
+    assert "front        alive" in said
+    assert "small" in said
+    assert "acceptance" in run("aggregator", "jobs", "show", world.host.path, contract.digest().hex()[:16])
 
 
 def test_metrics_on_loopback_count_stages_bytes_rounds_and_contracts(done) -> None:
@@ -106,7 +135,7 @@ def test_metrics_on_loopback_count_stages_bytes_rounds_and_contracts(done) -> No
 
     text = world.call("pool", lambda: read(world.metrics))
     assert 'fedark_jobs{status="done"} 1' in text
-    assert 'fedark_nodes{status="approved"} 4' in text
+    assert 'fedark_nodes{status="approved"} 3' in text
     assert "fedark_job_rounds_total 1" in text
     assert 'fedark_process_up{process="front"} 1' in text
     text = world.call("north", lambda: read(port))
@@ -145,7 +174,7 @@ def test_of_every_route_that_the_superlink_has_nothing_answers_at_the_exposed_po
         with httpx.Client(base_url=f"https://{world.address}", verify=context, trust_env=False) as stranger:
             return {route: stranger.request(*route).status_code for route in flower_routes()}
 
-    found = world.call("south", scan)
+    found = world.call("east", scan)
     assert len(found) > 60
     fleet = {("POST", path) for path in FLEET_ROUTES}
     assert {route: status for route, status in found.items() if status != (401 if route in fleet else 404)} == {}
@@ -177,7 +206,7 @@ def test_a_revoked_node_is_refused_at_the_front_and_forgotten_by_the_superlink(d
 
 def test_stop_ends_a_node_and_its_supervisor_and_nothing_is_started_again(done) -> None:
     world, *_ = done
-    with NodeClient(socket_of(world.root / "south")) as client:
+    with NodeClient(socket_of(world.root / "maker")) as client:
         client.stop()
-    assert world.process("south").wait(30) == 0
-    assert "asked to stop" in world.log("south")
+    assert world.process("maker").wait(30) == 0
+    assert "asked to stop" in world.log("maker")
