@@ -28,7 +28,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def _register() -> None:
-    from fedark.cli import aggregator, bench, broker, contract, demo, enclave, example, ledger, log, model, node, simulate
+    from fedark.cli import aggregator, audit, bench, broker, contract, demo, enclave, example, ledger, log, model, node, simulate
 
     app.add_typer(aggregator.app, name="aggregator")
     app.add_typer(node.app, name="node")
@@ -38,6 +38,7 @@ def _register() -> None:
     app.add_typer(contract.app, name="contract")
     app.add_typer(log.app, name="log")
     app.add_typer(ledger.app, name="ledger")
+    app.command("audit")(audit.audit)
     app.command("bench")(bench.bench)
     app.command("example")(example.example)
     app.command("simulate")(simulate.simulate)

@@ -1,0 +1,90 @@
+"""Canaries: members of the training data that are easy to see if anything is to be seen, each included by a fair coin.
+
+flipped   records with a wrong answer. They go all the way: text, model, per-example gradient, clipping. Whoever was trained on
+          one has a lower loss on it afterwards.
+dirac     gradients that point along one coordinate of the travelling vector, no two along the same, louder than the clipping
+          norm allows. They stand for the worst record that there could be: no record can be more visible. They take the same
+          clipping, sampling, sum, rounding and noise, and show in the sums of the rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedark.errors import InputError
+from fedark.tuning.data import Record
+from fedark.tuning.layout import Flat
+from fedark.tuning.per_example import clip_factors
+from fedark.tuning.task import TaskModel
+
+__all__ = ["Members", "flipped", "quiet_coordinates"]
+
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class Members:
+    """The training data of an audited customer: its records, and after them its Dirac canaries.
+
+    Attributes:
+        task: the model, at the adapter of the round.
+        records: the customer's own and the flipped ones that are in.
+        coordinates: of the Dirac canaries that are in, all different.
+        loudness: L2 norm of a Dirac canary's gradient before it is clipped.
+    """
+
+    task: TaskModel
+    records: Sequence[Record]
+    coordinates: npt.NDArray[np.int64]
+    loudness: float
+
+    def __len__(self) -> int:
+        return len(self.records) + len(self.coordinates)
+
+    def gradient_sum(self, indices: npt.NDArray[np.int64], *, clip_norm: float) -> Flat:
+        """The sum of the clipped gradients of these members, float32 [travelling]: `TaskModel.gradient_sum`, and the canaries."""
+        own = len(self.records)
+        total, _ = self.task.gradient_sum([self.records[index] for index in indices if index < own], clip_norm=clip_norm)
+        chosen = self.coordinates[indices[indices >= own] - own]
+        total[chosen] += self.loudness * float(clip_factors(torch.tensor([self.loudness]), clip_norm)[0])
+        return total
+
+
+def flipped(records: Sequence[Record], labels: Sequence[str], generator: np.random.Generator) -> list[Record]:
+    """The records with an answer that is not theirs, each other one as likely."""
+    canaries = []
+    for record in records:
+        others = [label for label in labels if label != record.answer]
+        canaries.append(Record(record.prompt, others[int(generator.integers(len(others)))]))
+    return canaries
+
+
+def quiet_coordinates(
+    task: TaskModel, records: Sequence[Record], count: int, clip_norm: float, generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """`count` coordinates on which the records' summed gradient is small, in random order: a canary is best heard there.
+
+    Raises:
+        InputError: the vector has not twice as many.
+    """
+    summed, _ = task.gradient_sum(records, clip_norm=clip_norm)
+    if summed.size < 2 * count:
+        raise InputError(
+            f"An adapter of {summed.size} values is too small for {count} Dirac canaries.",
+            safe="Nothing was trained.",
+            fix="Ask for fewer canaries.",
+        )
+    return generator.permutation(np.argsort(np.abs(summed), kind="stable")[:count])
+
+
+def losses(task: TaskModel, records: Sequence[Record]) -> npt.NDArray[np.float64]:
+    """Every record's loss in nats at the present adapter."""
+    found = [np.zeros(0)]
+    with torch.no_grad():
+        found += [task.losses(records[at : at + _CHUNK]).double().numpy() for at in range(0, len(records), _CHUNK)]
+    return np.concatenate(found)

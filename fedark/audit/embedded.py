@@ -1,0 +1,77 @@
+"""A task that is audited in seconds: a small encoder with random weights and a head of twenty classes, on made-up sentences.
+
+A sentence's answer is told by the word that stands in it three times. What is audited is the path from a record to a released
+sum, which is the same for any model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel
+from transformers.utils import logging as transformers_logging
+
+from fedark.contract import AdapterTerms, ModelTerms, ServerTerms, TrainingTerms
+from fedark.tuning.data import Record
+from fedark.tuning.layout import adapter_layout
+from fedark.tuning.sources import model_files
+from fedark.tuning.task import TaskModel
+
+__all__ = ["LABELS", "small_records", "small_task"]
+
+LABELS = tuple(f"answer {number}" for number in range(20))
+_WORDS, _KEYS = 300, 60
+_WIDTH = 128
+_MAX_LENGTH = 12
+
+
+def small_task(adapter: AdapterTerms | None = None) -> TaskModel:
+    """The model, with a lone head unless another adapter is given."""
+    adapter = adapter or AdapterTerms(method="head")
+    torch.manual_seed(1)
+    transformers_logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="fedark-audit-") as name:
+        folder = Path(name)
+        config = BertConfig(
+            vocab_size=_WORDS + 2,
+            hidden_size=_WIDTH,
+            intermediate_size=2 * _WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=_MAX_LENGTH,
+        )
+        BertModel(config).save_pretrained(folder)
+        vocabulary = {"[PAD]": 0, "[UNK]": 1} | {f"w{number}": number + 2 for number in range(_WORDS)}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106 - a token of a vocabulary
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}', encoding="utf-8")
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+        terms = ModelTerms(
+            name="small",
+            task="classification",
+            bundle="0" * 96,
+            labels=LABELS,
+            adapter=adapter,
+            training=TrainingTerms(batch_size=64, max_length=_MAX_LENGTH),
+            server=ServerTerms(),
+            layout=adapter_layout(folder, "classification", LABELS, adapter),
+        )
+        return TaskModel.load({key: bytearray(path.read_bytes()) for key, path in model_files(folder).items()}, terms)
+
+
+def small_records(count: int, seed: int) -> list[Record]:
+    """Different sentences of eight words, and their answers."""
+    generator = np.random.default_rng(seed)
+    found: dict[str, Record] = {}
+    while len(found) < count:
+        key = int(generator.integers(_KEYS))
+        words = generator.permutation([key] * 3 + generator.integers(_KEYS, _WORDS, 5).tolist())
+        prompt = " ".join(f"w{word}" for word in words)
+        found[prompt] = Record(prompt, LABELS[key % len(LABELS)])
+    return list(found.values())

@@ -1,0 +1,54 @@
+"""The model and the records that a job file names, for an audit on the machine of whoever owns them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedark.errors import InputError
+from fedark.job import Job, ModelSpec, model_terms
+from fedark.tuning.data import Record, read_records
+from fedark.tuning.layout import adapter_layout
+from fedark.tuning.sources import model_files, resolve
+from fedark.tuning.task import TaskModel
+
+__all__ = ["job_records", "job_task"]
+
+
+def job_task(job: Job, name: str = "") -> TaskModel:
+    """The job's model of that name, or its first, with its adapter.
+
+    Raises:
+        InputError: there is none, or it is no classifier.
+        ModelError: it is not on this machine.
+    """
+    spec = next((model for model in job.models if name in ("", model.name)), None)
+    if spec is None:
+        raise InputError("The job has no model of that name.", fix=f"It has: {', '.join(model.name for model in job.models)}")
+    if spec.task != "classification":
+        raise InputError(f"Model {spec.name} is no classifier.", safe="Nothing was trained.", fix="Name one with --model.")
+    folder = _folder(job, spec)
+    layout = adapter_layout(folder, spec.task, job.labels, spec.adapter)
+    terms = model_terms(spec, bundle="0" * 96, labels=job.labels, layout=layout)
+    return TaskModel.load({key: bytearray(path.read_bytes()) for key, path in model_files(folder).items()}, terms)
+
+
+def job_records(job: Job) -> list[Record]:
+    """All customers' records, each prompt once, in the order of the files.
+
+    Raises:
+        DataError: a file is unusable.
+    """
+    names = [job.split.file] if job.split is not None else [customer.data for customer in job.customers]
+    found: dict[str, Record] = {}
+    for path in map(job.resolve, names):
+        if path is not None:
+            for record in read_records(path, job.data.prompt, job.data.answer, job.labels):
+                found.setdefault(record.prompt, record)
+    return list(found.values())
+
+
+def _folder(job: Job, spec: ModelSpec) -> Path:
+    source = spec.source
+    if source.startswith("dir:"):
+        source = f"dir:{job.resolve(source.removeprefix('dir:'))}"
+    return resolve(source)
