@@ -28,7 +28,21 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def _register() -> None:
-    from fedark.cli import aggregator, audit, bench, broker, contract, demo, enclave, example, ledger, log, model, node, simulate
+    from fedark.cli import (
+        aggregator,
+        audit,
+        bench,
+        broker,
+        contract,
+        demo,
+        enclave,
+        example,
+        ledger,
+        log,
+        model,
+        node,
+        simulate,
+    )
 
     app.add_typer(aggregator.app, name="aggregator")
     app.add_typer(node.app, name="node")
