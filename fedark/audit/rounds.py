@@ -1,19 +1,19 @@
 """One round of `example-distributed` as a customer makes it, with the noise of all: what is audited.
 
-Poisson sample, clipped gradient sum, rounding to the grid of the masked sum, integer noise: the functions of `fedark.privacy` and
-`fedark.tuning`, in the order in which a trainer uses them. The masks are left out, since they cancel in what is unmasked.
+Poisson sample, clipped gradient sum, rounding to the grid of the masked sum, integer noise: the functions that a trainer enclave
+calls (`fedark.enclave.private`), in its order. The masks are left out, since they cancel in what is unmasked.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 
 from fedark.audit.canaries import Members
+from fedark.mechanism import on_grid
 from fedark.privacy.mechanisms import Mechanism
 from fedark.privacy.sampling import poisson_sample
 from fedark.secagg import Layout
@@ -52,15 +52,10 @@ class GridRound:
         total = members.gradient_sum(drawn, clip_norm=self.clip_norm)
         if self.mechanism is None:
             return total
-        total = clip_vector(total, self.mechanism.sum_norm)
-        dice = np.random.default_rng(int.from_bytes(os.urandom(16), "big"))
-        scaled = np.clip(total.astype(np.float64) / self.layout.step, -self.layout.magnitude, self.layout.magnitude)
-        whole = np.floor(scaled + dice.random(total.size)).astype(np.int64)
-        share = np.empty(total.size, np.int32)
-        for _ in range(self.mechanism.customers):
-            self.mechanism.noise()(0, share)
-            whole += share
-        return (whole * self.layout.step).astype(np.float32)
+        summed = on_grid(self.layout, self.mechanism, clip_vector(total, self.mechanism.sum_norm)).astype(np.float64)
+        for _ in range(self.mechanism.customers - 1):  # the others bring nothing but their shares of noise
+            summed += on_grid(self.layout, self.mechanism, np.zeros_like(total))
+        return summed.astype(np.float32)
 
 
 def grid_round(
@@ -84,4 +79,4 @@ def grid_round(
         delta=delta,
         customers=_CUSTOMERS,
     )
-    return GridRound(mechanism, layout, clip_norm, rate)
+    return GridRound(mechanism, replace(layout, noise_bound=mechanism.noise_bound), clip_norm, rate)
