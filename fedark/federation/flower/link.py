@@ -26,7 +26,7 @@ from fedark.federation.link import Outcome, Passed, Tap, Unavailable, check_size
 
 __all__ = ["FlowerLink"]
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 0.5
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.4
 _GRACE = 5.0
 _LOOK = 1.0
 
@@ -124,9 +124,7 @@ class FlowerLink:
                 outcome[party] = error
                 continue
             if party not in self._party_of_key.values():
-                outcome[party] = FederationError(
-                    f"{party} is not in the roster.", safe="Nothing was sent to anybody in its name."
-                )
+                outcome[party] = Unavailable(f"No node of {party} is in the roster.", safe="Nothing was sent in its name.")
                 continue
             waiting[party] = _Waiting(request)
         nodes, looked = self._nodes(), began
@@ -137,8 +135,9 @@ class FlowerLink:
             self._push(
                 {party: state for party, state in waiting.items() if state.due(nodes.get(party))}, nodes, stage, began + timeout
             )
+            pulled = self._pull_all(waiting)
             for party, state in list(waiting.items()):
-                answer = self._pull(party, state, stage)
+                answer = self._answer(party, state, stage, pulled)
                 if answer is None and not state.ids and now - began >= min(self._patience, timeout):
                     answer = Unavailable(f"No node of {party} is online.", fix=f"Start the node of {party}.")
                 if answer is not None:
@@ -165,24 +164,41 @@ class FlowerLink:
             else:
                 state.refused = FederationError(f"The SuperLink did not take the message for {party} in stage {stage}.")
 
-    def _pull(self, party: str, state: _Waiting, stage: str) -> bytes | FedarkError | None:
+    def _pull_all(self, waiting: Mapping[str, _Waiting]) -> dict[str, Message | Exception]:
+        """What has come, by the message that it replies to."""
+        ids = [message_id for state in waiting.values() for message_id in state.ids]
+        found: dict[str, Message | Exception] = {}
+        if not ids:
+            return found
+        try:
+            found = {message.metadata.reply_to_message_id: message for message in self._grid.pull_messages(ids)}
+        except Exception:
+            # A malformed reply makes the pull itself raise, and that must cost its sender alone.
+            for message_id in ids:
+                try:
+                    for message in self._grid.pull_messages([message_id]):
+                        found[message.metadata.reply_to_message_id] = message
+                except Exception as error:
+                    found[message_id] = error
+        return found
+
+    def _answer(
+        self, party: str, state: _Waiting, stage: str, pulled: Mapping[str, Message | Exception]
+    ) -> bytes | FedarkError | None:
         """The party's answer, if it is there."""
         if state.refused is not None:
             return state.refused
         for message_id in list(state.ids):
-            # One at a time: a malformed reply makes the pull itself raise, and that must cost its sender alone.
-            try:
-                pulled = list(self._grid.pull_messages([message_id]))
-            except Exception as error:
-                return failure(party, stage, error)
-            for message in pulled:
-                if message.metadata.reply_to_message_id != message_id:
-                    continue
-                if message.has_error() and message.error.code in LOST_ON_THE_WAY:
-                    state.ids.remove(message_id)
-                    state.connected = ""  # send it again
-                    continue
-                return self._read(message, party, stage)
+            message = pulled.get(message_id)
+            if message is None:
+                continue
+            if isinstance(message, Exception):
+                return failure(party, stage, message)
+            if message.has_error() and message.error.code in LOST_ON_THE_WAY:
+                state.ids.remove(message_id)
+                state.connected = ""  # send it again
+                continue
+            return self._read(message, party, stage)
         return None
 
     def _read(self, message: Message, party: str, stage: str) -> bytes | FedarkError:

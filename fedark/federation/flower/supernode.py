@@ -1,9 +1,10 @@
 """A node's connection to the SuperLink: pulls its messages, has them answered by the ClientApp, sends the replies.
 
 The same Fleet API and node authentication as Flower's own SuperNode, outbound only, with three differences: no bundle is ever
-unpacked (the pinned one is recognised by its hash, any other refused in the reply), the ClientApp stays loaded between
-messages, and the pause between looks grows from 0.2 s to 0.5 s instead of being 3 s. A stage costs tenths of a second so,
-not eight. It listens on no port. It holds the node's transport key and nothing else of value.
+unpacked (the pinned one is recognised by its hash, any other refused in the reply), the ClientApp stays loaded between messages,
+and the pause between looks, 3 s there, is 0.1 s for some seconds after a message, for the next stage is near, and then grows to
+0.5 s. A stage costs tenths of a second so, not eight. It listens on no port. It holds the node's transport key and nothing else
+of value.
 
     python -m fedark.federation.flower.supernode CONFIG.json
 """
@@ -31,14 +32,15 @@ from fedark.observe import logs
 
 __all__ = ["main", "serve"]
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 0.5
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 0.5
+_EAGER_LOOKS = 40
 _log = logging.getLogger("fedark.federation.flower.supernode")  # also where it runs as __main__
 
 
 def serve(fleet: Fleet, socket: str, sleep: Callable[[float], None] = time.sleep) -> NoReturn:
     """Answer messages until the process is told to stop."""
     pinned: set[int] = set()
-    pause = _FIRST_PAUSE
+    pause, looks = _FIRST_PAUSE, 0
     while True:
         try:
             incoming = fleet.pull()
@@ -47,9 +49,11 @@ def serve(fleet: Fleet, socket: str, sleep: Callable[[float], None] = time.sleep
             incoming, pause = None, _LONGEST_PAUSE
         if incoming is None:
             sleep(pause)
-            pause = min(pause * 1.5, _LONGEST_PAUSE)
+            looks += 1
+            if looks > _EAGER_LOOKS:
+                pause = min(pause * 1.5, _LONGEST_PAUSE)
             continue
-        pause = _FIRST_PAUSE
+        pause, looks = _FIRST_PAUSE, 0
         try:
             started = time.monotonic()
             reply = _answer(fleet, incoming, socket, pinned)
