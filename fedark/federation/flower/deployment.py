@@ -34,7 +34,16 @@ from typing import Any
 from fedark.errors import FederationError, InputError, StorageError, printable
 from fedark.federation.flower import configuration, node_daemon, pinned, server_app
 from fedark.federation.flower.adapter import Control, RunState
-from fedark.federation.flower.processes import Child, child_environment, console_script, flower_environment, module, stop, tail
+from fedark.federation.flower.processes import (
+    Child,
+    alive,
+    child_environment,
+    console_script,
+    flower_environment,
+    module,
+    stop,
+    tail,
+)
 from fedark.federation.flower.provision import provision, provision_node_key
 from fedark.federation.flower.service import LONGEST_PATH, NodeClient
 from fedark.federation.keeper import Keeper
@@ -230,7 +239,7 @@ class Deployment:
             return not state.details.startswith(_RAISED)
         pid = self.server_pid
         if pid > 0:
-            return not _alive(pid)
+            return not alive(pid)
         due, restarts = self._must_begin
         sooner = _BEGIN_AGAIN_SECONDS if self._keepers["superexec"].restarts != restarts else _BEGIN_SECONDS
         return time.monotonic() > due - _BEGIN_SECONDS + sooner
@@ -393,14 +402,6 @@ class Deployment:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
             self._handlers.clear()
-
-
-def _alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def _leave(number: int, _: FrameType | None) -> None:

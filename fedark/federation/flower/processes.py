@@ -25,6 +25,7 @@ from fedark.observe.redact import redact
 
 __all__ = [
     "Child",
+    "alive",
     "bound_log",
     "child_environment",
     "console_script",
@@ -174,6 +175,14 @@ class Child:
         except subprocess.TimeoutExpired:
             return False
         return True
+
+
+def alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _table() -> dict[int, tuple[bool, int, int]]:

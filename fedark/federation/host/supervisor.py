@@ -32,6 +32,7 @@ from fedark.federation.flower import configuration, node_daemon, pinned, server_
 from fedark.federation.flower.adapter import Control
 from fedark.federation.flower.processes import (
     Child,
+    alive,
     bound_log,
     child_environment,
     console_script,
@@ -56,6 +57,7 @@ __all__ = ["run_host"]
 
 _LOOK = 0.5
 _ADMIT_EVERY = 1.0
+_BEGIN_SECONDS = 60.0  # for a submitted run to begin
 _ATTEMPTS = 20
 _RENEW_EVERY = 3600.0
 Say = Callable[[str], None]
@@ -94,7 +96,7 @@ class _Host:
         self._aggregator: Keeper | None = None
         self._control: Control | None = None
         self._run_id = 0
-        self._renewal_due = self._admission_due = 0.0
+        self._renewal_due = self._admission_due = self._must_begin = 0.0
         self._last_trouble = ""
         self._metrics = host_metrics(self._store, self._all_keepers)
         self._exporter = MetricsServer(self._metrics, host.config.metrics) if host.config.metrics else None
@@ -247,8 +249,9 @@ class _Host:
             settings={"folder": str(self._host.party_folder), "contract": str(folder / "contract.cbor")},
         )
         file = configuration.write(folder / "run" / "daemon.json", daemon)
-        self._aggregator = self._keeper("aggregator", module(node_daemon.__name__, str(file)), child_environment({}))
-        self._aggregator.look()
+        if self._aggregator is None:
+            self._aggregator = self._keeper("aggregator", module(node_daemon.__name__, str(file)), child_environment({}))
+            self._aggregator.look()
         settings = server_app.Settings(
             session=session,
             coordinator=daemons.COORDINATOR,
@@ -256,7 +259,9 @@ class _Host:
             roster={name: keys[name] for name in names},
         )
         configuration.write(self._server_config, settings)
+        server_app.forget(self._server_config)
         self._store.set_job(job.digest, "running", session=session)
+        self._must_begin = time.monotonic() + _BEGIN_SECONDS
         self._run_id = self._superlink().start_run(session)
         self._say(f"job {job.name} runs (attempt {job.attempts + 1})")
 
@@ -274,23 +279,32 @@ class _Host:
             self._end(job, "expired", "its contract is not valid any more")
         else:
             state = self._superlink().run_state(self._run_id)
-            if state.finished and self._outcome(job) is None:
-                self._again(job, contract, state.details or state.sub_status)
+            if (state.finished or self._server_died()) and self._outcome(job) is None:
+                self._again(job, contract, state.details or state.sub_status or "its ServerApp ended without a word")
 
     def _again(self, job: JobRecord, contract: Contract, why: str) -> None:
         """Submit a job again whose ServerApp ended without an outcome: the session, and what its parties keep of it, stays."""
-        self._stop_run()
+        self._cancel()
         if job.attempts >= _ATTEMPTS:
+            self._stop_run()
             self._end(job, "failed", f"gave up after {job.attempts} attempts; the last one ended so: {printable(why)}")
             return
         self._say(f"job {job.name} is submitted again: {printable(why, 200)}")
         self._start(job, contract)
 
-    def _stop_run(self) -> None:
+    def _server_died(self) -> bool:
+        """The SuperLink notices late that a ServerApp was killed, and not at all that its executor was before it began."""
+        pid = server_app.running(self._server_config)
+        return not alive(pid) if pid > 0 else time.monotonic() > self._must_begin
+
+    def _cancel(self) -> None:
         if self._run_id:
             with suppress(FederationError):
                 self._superlink().stop_run(self._run_id)
             self._run_id = 0
+
+    def _stop_run(self) -> None:
+        self._cancel()
         if self._aggregator is not None:
             self._aggregator.end()
             self._aggregator = None

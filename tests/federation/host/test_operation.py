@@ -49,14 +49,14 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[World, Cont
             world.join(name, "customer", records(root / "job" / f"{name}.csv"), metrics=metrics if name == "north" else 0)
         for name in parties:
             world.admit(name)
-        until(lambda: all((root / name / "host.json").exists() for name in parties), "everybody has joined")
-        world.process("pool").kill()  # nodes find the host again, and it finds everything as it was
-        world.process("pool").wait()
-        world.start_host()
         world.offer("maker", job)
         contract = world.propose(job)
         for name in parties:
             world.agree(name, contract)
+        until(lambda: world.job(contract).status == "running" and list(world.host.party_folder.glob("runs/*")), "it runs")
+        world.process("pool").kill()  # and everything of the host with it: nodes find it again, and the job goes on
+        world.process("pool").wait()
+        world.start_host()
         record = world.ended(contract)
         assert record.status == "done", (record.reason, world.log("pool"), world.log("north"))
         yield world, contract, metrics, job

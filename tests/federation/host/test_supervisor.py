@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from datetime import timedelta
 from pathlib import Path
@@ -178,6 +179,27 @@ def test_the_outcome_that_the_aggregator_wrote_is_the_jobs(running, name: str, t
     assert status(host) == expected
     assert host.store.jobs()[0].run == "r1"
     assert answering.stopped == [1]
+
+
+def test_a_killed_serverapp_is_noticed_by_its_process_and_one_that_never_began_by_the_clock(
+    running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, answering, host, contract = running
+    ready(host, contract)
+    found.look()
+    config = found._server_config
+    config.with_suffix(".pid").write_text(str(os.getpid()))
+    found.look()
+    assert len(answering.runs) == 1
+    config.with_suffix(".pid").write_text("4194304")  # no process has this id
+    found.look()
+    assert len(answering.runs) == 2
+    assert answering.stopped == [1]
+    found.look()
+    assert len(answering.runs) == 2
+    found._must_begin = 0.0
+    found.look()
+    assert len(answering.runs) == 3
 
 
 def test_a_stopped_job_is_stopped_at_the_superlink(running) -> None:
