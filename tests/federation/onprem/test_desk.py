@@ -56,7 +56,7 @@ def test_charges_and_releases_are_told_and_what_is_spent_grows_with_each(node: N
         contract = parties.contract(privacy=PRIVATE, rounds=rounds)
         receipt = charge(node.path, contract, f"run-{number}", RECORDS, budget, now=now())
         assert receipt is not None
-        release(node.path, receipt, 1, now=now())
+        release(node.path, receipt, 1, again=False, now=now())
         spent.append(desk.budget()["spent by a customer"])
         told = desk.ledger().charges[-1]
         assert (told.contract, told.records, told.releases, told.released) == (contract.digest(), 2, rounds, 1)
