@@ -43,7 +43,7 @@ check-protos: $(VENV)/.installed
 # Every parser that takes bytes from another party, with as many inputs as one has time for.
 FUZZ ?= 1000000
 fuzz: $(VENV)/.installed
-	FEDARK_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 0 -k fuzz tests
+	$(BIN)/python tests/fuzz/run.py --inputs $(FUZZ)
 
 # Kill everything at random moments, over 10 rounds and at least 50 kills for each protection; and adapters of 100 MB.
 chaos: $(VENV)/.installed

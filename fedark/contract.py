@@ -351,12 +351,15 @@ class Contract(Terms):
 
         Raises:
             ProtocolError: not canonical CBOR.
-            ContractError: not a valid contract, with every problem.
+            ContractError: not a valid contract, with every problem, or one of which `encode` gives other bytes.
         """
         value = canonical.decode(data, max_bytes=_MAX_CONTRACT_BYTES)
         if not isinstance(value, dict):
             raise ContractError(source, ["it is not a map"])
-        return cls.build(value, source)
+        contract = cls.build(value, source)
+        if contract.encode() != data:
+            raise ContractError(source, ["it is not in its one form: a term is left out, or is of another type"])
+        return contract
 
     @classmethod
     def build(cls, value: dict[str, Any], source: str = "contract") -> Contract:
