@@ -10,7 +10,24 @@ __all__ = ["small_job"]
 
 CUSTOMERS = ("north", "east", "south")
 _ANSWERS = ("open", "close", "shed")
-_WORDS = ["open", "close", "shed", "line", "bus", "breaker", "hot", "cold", "now", "the", "load", "is", "at", "five", "six", "seven"]
+_WORDS = [
+    "open",
+    "close",
+    "shed",
+    "line",
+    "bus",
+    "breaker",
+    "hot",
+    "cold",
+    "now",
+    "the",
+    "load",
+    "is",
+    "at",
+    "five",
+    "six",
+    "seven",
+]
 
 
 def small_job(folder: Path, *, rounds: int, mode: str) -> Path:
