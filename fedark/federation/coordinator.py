@@ -230,7 +230,9 @@ class Coordinator:
         replies = self._exchange("load", requests)
         self._at.log_views = {name: reply.load.log_view for name, reply in replies.items()}
         self._at.receipts = {
-            name: stage_pb2.Receipts(by_model=reply.load.receipts).SerializeToString(deterministic=True)
+            name: stage_pb2.Receipts(by_model=reply.load.receipts, ledger_head=reply.load.ledger_head).SerializeToString(
+                deterministic=True
+            )
             for name, reply in replies.items()
         }
         if closed is None:

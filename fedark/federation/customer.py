@@ -34,7 +34,7 @@ from fedark.errors import (
     ProtocolError,
     printable,
 )
-from fedark.federation.budget import charge, release
+from fedark.federation.budget import charge, release, show_head
 from fedark.federation.node import SEEN_LOGS, NodeBase, NodeSettings, find_bundle
 from fedark.files import write_atomic
 from fedark.job import DataSpec
@@ -352,7 +352,8 @@ class CustomerNode(NodeBase):
             contract=run.contract.digest(),
             head=run.log_head,
         )
-        return stage_pb2.LoadReply(receipts=receipts, protected_metrics=protected.wire, log_view=view)
+        shown = show_head(self.settings.keys.signing, run.charge, run_id, run.contract) if run.charge is not None else b""
+        return stage_pb2.LoadReply(receipts=receipts, protected_metrics=protected.wire, log_view=view, ledger_head=shown)
 
     def _fill(self, run_id: str, run: _Run, request: stage_pb2.LoadRequest) -> tuple[dict[str, bytes], enclave_pb2.Measured]:
         """Weights and records into the enclave, and the first measurement out; brought anew to an enclave that dies here."""

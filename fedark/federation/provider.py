@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedark.attestation.gate import AttestedPeer
-from fedark.contract import Contract, SignedContract, now
+from fedark.contract import Contract, Party, SignedContract, now
 from fedark.errors import EvidenceRefused, FedarkError, LogRefused, ProtocolError, Refused, StorageError
+from fedark.federation.budget import read_head
 from fedark.federation.node import NodeBase, NodeSettings, fault_of, find_bundle
 from fedark.translog.head import TreeHead
 from fedark.translog.update import make_update
@@ -233,11 +234,29 @@ class ProviderNode(NodeBase):
                 receipts.append(self._receipt(run.trainers[name], model, grant, request.receipts[name].by_model[model]))
             except FedarkError as error:
                 self.settings.on_progress(f"no receipt of {name} for {model}: {error.what}")
+        for party in run.signed.contract.customers:
+            self._witness(run.signed.contract, run_id, party, request.receipts[party.name].ledger_head)
         # A receipt carries the index and digest of its log entry: a log that was cut or rewritten shows here.
         self._log.verify([(receipt.log_index, receipt.log_entry) for receipt in receipts])
         self.settings.on_progress(f"{len(receipts)} of {len(run.grants)} receipts hold; adapter and report are in {folder}")
         self._end(run_id)
         return stage_pb2.DeliverReply(stored=True)
+
+    def _witness(self, contract: Contract, run_id: str, party: Party, shown: bytes) -> None:
+        """Log the head of a customer's privacy ledger; one that contradicts an earlier entry is told to the people here."""
+        if not shown:
+            return
+        try:
+            entry = read_head(shown, contract, run_id, party, now=now())
+        except FedarkError as error:
+            self.settings.on_progress(f"the ledger head of {party.name} was not logged: {error.what}")
+            return
+        for index in range(self._log.head().size):
+            other = self._log.entry(index)
+            same = other.kind == "charge" and all(other.facts[name] == entry.facts[name] for name in ("party", "ledger"))
+            if same and other.facts["run_id"] != run_id and other.facts["sequence"] >= entry.facts["sequence"]:  # type: ignore[operator]
+                self.settings.on_progress(f"the privacy ledger of {party.name} was rolled back: see entry {index} of the log")
+        self._log.append(entry)
 
     def _receipt(self, peer: AttestedPeer, model: str, grant: bytes, data: bytes) -> Receipt:
         receipt = Receipt.verify(

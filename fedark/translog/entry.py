@@ -62,6 +62,15 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "evidence": "sha384",
         "reasons": "sha384",
     },
+    # A customer charged its privacy ledger and showed its head: a ledger without that head in its past was rolled back.
+    "charge": {
+        "party": "name",
+        "run_id": "name",
+        "contract": "sha384",
+        "ledger": "32 bytes",
+        "sequence": "number",
+        "head": "sha384",
+    },
 }
 """kind -> fact -> form."""
 

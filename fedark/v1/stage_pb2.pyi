@@ -259,7 +259,7 @@ class LoadRequest(_message.Message):
     def __init__(self, grants: _Optional[_Union[Grants, _Mapping]] = ..., group_grant: _Optional[bytes] = ..., announced: _Optional[_Mapping[str, PeerAnnouncement]] = ...) -> None: ...
 
 class LoadReply(_message.Message):
-    __slots__ = ("receipts", "protected_metrics", "log_view")
+    __slots__ = ("receipts", "protected_metrics", "log_view", "ledger_head")
     class ReceiptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -270,10 +270,12 @@ class LoadReply(_message.Message):
     RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_METRICS_FIELD_NUMBER: _ClassVar[int]
     LOG_VIEW_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     receipts: _containers.ScalarMap[str, bytes]
     protected_metrics: bytes
     log_view: bytes
-    def __init__(self, receipts: _Optional[_Mapping[str, bytes]] = ..., protected_metrics: _Optional[bytes] = ..., log_view: _Optional[bytes] = ...) -> None: ...
+    ledger_head: bytes
+    def __init__(self, receipts: _Optional[_Mapping[str, bytes]] = ..., protected_metrics: _Optional[bytes] = ..., log_view: _Optional[bytes] = ..., ledger_head: _Optional[bytes] = ...) -> None: ...
 
 class RoundRequest(_message.Message):
     __slots__ = ("round", "state", "log_views", "masked")
@@ -360,7 +362,7 @@ class DeliverRequest(_message.Message):
     def __init__(self, delivery: _Optional[bytes] = ..., report: _Optional[bytes] = ..., receipts: _Optional[_Mapping[str, Receipts]] = ...) -> None: ...
 
 class Receipts(_message.Message):
-    __slots__ = ("by_model",)
+    __slots__ = ("by_model", "ledger_head")
     class ByModelEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -369,8 +371,10 @@ class Receipts(_message.Message):
         value: bytes
         def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
     BY_MODEL_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_HEAD_FIELD_NUMBER: _ClassVar[int]
     by_model: _containers.ScalarMap[str, bytes]
-    def __init__(self, by_model: _Optional[_Mapping[str, bytes]] = ...) -> None: ...
+    ledger_head: bytes
+    def __init__(self, by_model: _Optional[_Mapping[str, bytes]] = ..., ledger_head: _Optional[bytes] = ...) -> None: ...
 
 class DeliverReply(_message.Message):
     __slots__ = ("stored",)

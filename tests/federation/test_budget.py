@@ -9,12 +9,12 @@ import pytest
 from small import CUSTOMERS, write_job
 
 from fedark.contract import now
-from fedark.errors import FedarkError, Refused
-from fedark.federation.budget import charge, release
+from fedark.errors import FedarkError, ProtocolError, Refused
+from fedark.federation.budget import charge, read_head, release, show_head
 from fedark.federation.party import PartyConfig
 from fedark.job import Job
 from fedark.privacy.accounting import Budget
-from fedark.privacy.ledger import LEDGER, Ledger
+from fedark.privacy.ledger import LEDGER, ChargeReceipt, Head, Ledger
 from fedark.simulation import simulate
 from fedark.tuning.data import Record
 
@@ -67,3 +67,28 @@ def test_a_run_is_charged_once_and_no_round_leaves_twice(tmp_path: Path) -> None
 def test_the_budget_of_a_party_is_finite_unless_its_operator_says_otherwise() -> None:
     config = PartyConfig.model_validate({"name": "north", "role": "customer", "catalogue": "c"})
     assert (config.budget.epsilon, config.budget.delta) == (8.0, 1e-5)
+
+
+def test_the_providers_log_witnesses_every_ledger_and_tells_of_one_that_was_rolled_back(tmp_path: Path) -> None:
+    said: list[str] = []
+    with simulate(_private(tmp_path / "job"), tmp_path / "work", say=said.append) as running:
+        running.run()
+        provider, contract = running.nodes["maker"], running.federation.contract
+        log = provider._log
+        witnessed = [log.entry(index) for index in range(log.head().size)]
+        heads = {entry.facts["party"]: entry.facts for entry in witnessed if entry.kind == "charge"}
+        assert set(heads) == set(CUSTOMERS)
+        for name in CUSTOMERS:
+            facts = heads[name]
+            with Ledger.open(running.federation.folder(name) / LEDGER) as ledger:
+                ledger.verify([Head(facts["ledger"], facts["sequence"], facts["head"])])
+        assert not any("rolled back" in line for line in said)
+        party, keys = contract.party("north"), running.nodes["north"].settings.keys
+        assert party is not None
+        old = ChargeReceipt(1, Head(heads["north"]["ledger"], 1, bytes(48)), None, False, 0)  # type: ignore[arg-type]
+        provider._witness(contract, "another", party, show_head(keys.signing, old, "another", contract))
+        assert any("ledger of north was rolled back" in line for line in said)
+        other = running.nodes["south"].settings.keys
+        for forged in (show_head(other.signing, old, "x", contract), show_head(keys.signing, old, "y", contract), b"junk"):
+            with pytest.raises((Refused, ProtocolError)):
+                read_head(forged, contract, "x", party, now=now())
