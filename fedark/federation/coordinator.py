@@ -35,7 +35,7 @@ from fedark import canonical
 from fedark.contract import Contract
 from fedark.errors import EnclaveFailed, FedarkError, FederationError, ProtocolError, Refused, printable
 from fedark.federation.hostlink import AggregatorClient, error_of
-from fedark.federation.link import Link, Unavailable
+from fedark.federation.link import Link, Superseded, Unavailable
 from fedark.federation.node import VERSION
 from fedark.federation.progress import Progress, report_of
 from fedark.v1 import enclave_pb2, stage_pb2
@@ -106,6 +106,8 @@ class Coordinator:
             return self._deliver()
         except FedarkError as error:
             self._abort(error)
+            raise
+        except Superseded:
             raise
         except Exception as error:
             # The text of a foreign exception may hold a party's bytes: only its type is told.

@@ -43,6 +43,10 @@ class Unavailable(FederationError):
     """A party was not reached, or not in time. It may be there again later."""
 
 
+class Superseded(Exception):
+    """The link was closed under its user, which is to stop without a word to anybody: another one goes on."""
+
+
 Handler = Callable[[bytes], bytes]
 Outcome = dict[str, bytes | FedarkError]
 

@@ -27,7 +27,8 @@ from fedark.simulation import simulate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 FULL = "FEDARK_CHAOS" in os.environ
-LONGEST_RECOVERY = 30.0
+LONGEST_RECOVERY = 120.0
+"""Of a test machine that does much else; `fedark bench recovery` holds the figure of a quiet one, 30 s."""
 
 
 def kills(seed: int, least: int) -> Iterator[tuple[str, float]]:

@@ -51,6 +51,8 @@ from fedark.federation.flower.configuration import write_private
 __all__ = [
     "Control",
     "LOST_ON_THE_WAY",
+    "NOT_REACHED",
+    "RUN_OVER",
     "Fleet",
     "Incoming",
     "NodeRecord",
@@ -68,6 +70,10 @@ LOST_ON_THE_WAY = frozenset(
     {int(ErrorCode.MESSAGE_UNAVAILABLE), int(ErrorCode.REPLY_MESSAGE_UNAVAILABLE), int(ErrorCode.NODE_UNAVAILABLE)}
 )
 """Error codes of a message that never reached its node, or of a reply that was lost: it may be sent again."""
+NOT_REACHED = (httpx.TransportError, httpx.HTTPStatusError)
+"""What a SuperLink that is not there, or just starting, makes of a request."""
+RUN_OVER = RunNotRunningException
+"""What it makes of one for a run that was stopped."""
 _RETRY_SECONDS = 1.0
 _FLEET_ERRORS = (httpx.HTTPError, DecodeError, RunNotRunningException, RuntimeError, ValueError)
 

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,15 +21,16 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedark.errors import FedarkError, FederationError, printable
-from fedark.federation.flower.adapter import LOST_ON_THE_WAY
+from fedark.federation.flower.adapter import LOST_ON_THE_WAY, NOT_REACHED, RUN_OVER
 from fedark.federation.flower.payload import MESSAGE_TYPE, pack, unpack
-from fedark.federation.link import Outcome, Passed, Tap, Unavailable, check_size, failure, late, named
+from fedark.federation.link import Outcome, Passed, Superseded, Tap, Unavailable, check_size, failure, late, named
 
 __all__ = ["FlowerLink"]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.4
 _GRACE = 5.0
 _LOOK = 1.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -104,10 +106,18 @@ class FlowerLink:
     def _online(self) -> dict[str, int]:
         return {party: node_id for party, (node_id, _) in self._nodes().items()}
 
-    def _nodes(self) -> dict[str, tuple[int, str]]:
-        """Of each party whose node is online: the node's id, and when it connected, in the SuperLink's words."""
+    def _nodes(self, known: dict[str, tuple[int, str]] | None = None) -> dict[str, tuple[int, str]]:
+        """Of each party whose node is online: the node's id, and when it connected, in the SuperLink's words. `known` if it says
+        nothing just now."""
         found = {}
-        for node in self._grid.get_nodes():
+        try:
+            nodes = list(self._grid.get_nodes())
+        except RUN_OVER:
+            raise Superseded from None
+        except Exception as error:
+            _log.warning("the SuperLink does not say which nodes are online (%s)", type(error).__name__)
+            return known or {}
+        for node in nodes:
             party = self._party_of_key.get(bytes(node.public_key).strip())
             if party is not None:
                 found[party] = node.node_id, str(node.last_activated_at)
@@ -131,7 +141,7 @@ class FlowerLink:
         for _ in _pauses(began + timeout):
             now = time.monotonic()
             if now - looked >= _LOOK:
-                nodes, looked = self._nodes(), now
+                nodes, looked = self._nodes(nodes), now
             self._push(
                 {party: state for party, state in waiting.items() if state.due(nodes.get(party))}, nodes, stage, began + timeout
             )
@@ -157,7 +167,14 @@ class FlowerLink:
             content = pack(state.request)
             messages.append(Message(content, dst_node_id=node_id, message_type=MESSAGE_TYPE, ttl=ttl, group_id=stage))
             self._see("request", party, stage, state.request)
-        ids = list(self._grid.push_messages(messages))
+        try:
+            ids = list(self._grid.push_messages(messages))
+        except RUN_OVER:
+            raise Superseded from None
+        except Exception as error:
+            # A SuperLink that dies takes a half-sent message along; whoever is due stays due.
+            _log.warning("messages of stage %s could not be sent (%s) and are sent again", stage, type(error).__name__)
+            return
         for (party, state), message_id in zip(due.items(), [*ids, *[""] * (len(messages) - len(ids))], strict=True):
             if message_id:
                 state.ids.append(message_id)
@@ -172,12 +189,18 @@ class FlowerLink:
             return found
         try:
             found = {message.metadata.reply_to_message_id: message for message in self._grid.pull_messages(ids)}
+        except RUN_OVER:
+            raise Superseded from None
         except Exception:
             # A malformed reply makes the pull itself raise, and that must cost its sender alone.
             for message_id in ids:
                 try:
                     for message in self._grid.pull_messages([message_id]):
                         found[message.metadata.reply_to_message_id] = message
+                except RUN_OVER:
+                    raise Superseded from None
+                except NOT_REACHED as error:
+                    _log.warning("replies cannot be fetched just now (%s)", type(error).__name__)
                 except Exception as error:
                     found[message_id] = error
         return found
