@@ -30,6 +30,7 @@ __all__ = [
     "Link",
     "Outcome",
     "Passed",
+    "Superseded",
     "Tap",
     "Unavailable",
     "check_size",

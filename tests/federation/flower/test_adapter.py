@@ -8,10 +8,14 @@ from importlib.metadata import entry_points, version
 
 import pytest
 from flwr.common.constant import ErrorCode
+from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects, push_objects
+from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import http_request_response
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedark.errors import FederationError
 from fedark.federation.flower import adapter
@@ -90,7 +94,30 @@ def test_the_control_client_has_the_calls_that_the_host_makes() -> None:
         assert callable(getattr(ControlHttpClient, name))
 
 
+def test_the_pause_between_attempts_is_read_where_it_can_be_set() -> None:
+    retry = importlib.import_module("flwr.supercore.retry.http_retry")
+    assert "max_delay=MAX_RETRY_DELAY" in inspect.getsource(retry.make_simple_http_retry_invoker)
+    adapter.retry_soon()
+    assert retry.MAX_RETRY_DELAY <= 1.0
+
+
+def test_a_node_can_take_back_its_own_former_connection() -> None:
+    assert callable(FleetHttpClient.DeactivateNode)
+    assert [field.name for field in DeactivateNodeRequest.DESCRIPTOR.fields] == ["node_id"]
+    assert parameters(NodeAuthHttpInterceptor)[:2] == ["private_key", "public_key"]
+
+
+def test_the_superlink_says_when_a_node_connected() -> None:
+    assert "last_activated_at" in [field.name for field in NodeInfo.DESCRIPTOR.fields]
+
+
+def test_a_stopped_run_is_an_error_of_its_own_and_no_transport_error() -> None:
+    assert not issubclass(adapter.RUN_OVER, adapter.NOT_REACHED)
+    assert "raise RunNotRunningException" in inspect.getsource(importlib.import_module("flwr.supercore.retry.http_retry"))
+
+
 def test_error_codes_are_flowers_own() -> None:
+    assert (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE) == (3, 4, 5)
     assert (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.INVALID_FAB) == (2, 7)
 
 
