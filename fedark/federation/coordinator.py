@@ -81,6 +81,7 @@ class Coordinator:
         everyone = [party.name for party in self._contract.customers]
         self._at = Progress.decode(opened.kept) if opened.kept else Progress(customers=everyone)
         self._refusal = b""
+        self._opened_for: list[str] = []
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -403,6 +404,7 @@ class Coordinator:
     def _open(self, number: int, parties: list[str]) -> bytes:
         """Under masks: begin the round at the aggregator enclave, for `parties`."""
         self._enough()
+        self._opened_for = parties
         if not self._masked:
             return b""
         call = enclave_pb2.OpenRound(round=number, parties=parties)
@@ -421,8 +423,8 @@ class Coordinator:
     def _committee(self, number: int, stage: str, asked: Mapping[str, bytes]) -> None:
         requests = {}
         for name, request in asked.items():
-            if name not in self._customers:
-                continue
+            if name not in self._customers or name not in self._opened_for:
+                continue  # a member that did not begin this round could only refuse
             if stage == "endorse":
                 requests[name] = self._request(endorse=stage_pb2.EndorseRequest(round=number, request=request))
             else:

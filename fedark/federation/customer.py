@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,10 @@ from fedark.errors import (
     printable,
 )
 from fedark.federation.budget import charge, release, show_head
+from fedark.federation.customer_run import CustomerRun
 from fedark.federation.node import SEEN_LOGS, NodeBase, NodeSettings, find_bundle
 from fedark.files import write_atomic
 from fedark.job import DataSpec
-from fedark.privacy.ledger import ChargeReceipt
 from fedark.translog.entry import Fact
 from fedark.translog.head import TreeHead
 from fedark.translog.memory import HeadMemory
@@ -71,43 +71,6 @@ class CustomerData:
     spec: DataSpec
 
 
-@dataclass
-class _Run:
-    """One run of a job at this customer. A field is set only by the stage that earns it."""
-
-    contract: Contract
-    enclave: DurableEnclave
-    nonces: dict[str, bytes] = field(default_factory=dict)
-    signed: SignedContract | None = None
-    aggregator: AttestedPeer | None = None
-    trainer: AttestedPeer | None = None
-    evidence: bytes = b""
-    log_head: TreeHead | None = None
-    log_agreed: bool = False
-    charge: ChargeReceipt | None = None
-    loaded: bool = False
-    number: int = 0
-    base: bytes = b""
-    local: dict[str, Any] = field(default_factory=dict)
-
-    def state(self, proof: Callable[[AttestedPeer | None], list[Any] | None]) -> dict[str, Any]:
-        """What the node must not forget of it."""
-        return {
-            "contract": self.contract.encode(),
-            "nonces": self.nonces,
-            "signatures": self.signed.signatures if self.signed is not None else None,
-            "aggregator": proof(self.aggregator),
-            "trainer": proof(self.trainer),
-            "evidence": self.evidence,
-            "log_head": self.log_head.encoded if self.log_head is not None else None,
-            "log_agreed": self.log_agreed,
-            "loaded": self.loaded,
-            "number": self.number,
-            "base": self.base,
-            "local": self.local,
-        }
-
-
 class CustomerNode(NodeBase):
     """See the module's docstring."""
 
@@ -117,7 +80,7 @@ class CustomerNode(NodeBase):
         super().__init__(settings)
         self._data = data
         self._heads = HeadMemory(settings.state / SEEN_LOGS)
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, CustomerRun] = {}
         self._shown = 0.0
 
     def close(self) -> None:
@@ -138,16 +101,16 @@ class CustomerNode(NodeBase):
                 except FedarkError as error:
                     self.settings.on_progress(f"could not go on with a run: {error.what}")
 
-    def _run(self, run_id: str) -> _Run | None:
+    def _run(self, run_id: str) -> CustomerRun | None:
         """The run, as this node remembers it."""
         if run_id not in self._runs and (state := self._memory.load(run_id)) is not None:
             contract = Contract.decode(state["contract"])
-            run = _Run(contract, self._enclave(run_id, contract), state["nonces"])
+            run = CustomerRun(contract, self._enclave(run_id, contract), state["nonces"])
             self._recall(run_id, run, state)
             self._runs[run_id] = run
         return self._runs.get(run_id)
 
-    def _recall(self, run_id: str, run: _Run, state: dict[str, Any]) -> None:
+    def _recall(self, run_id: str, run: CustomerRun, state: dict[str, Any]) -> None:
         contract, provider = run.contract, run.contract.provider
         if state["signatures"] is not None:
             run.signed = SignedContract.verify(contract, state["signatures"])
@@ -197,7 +160,7 @@ class CustomerNode(NodeBase):
             self._memory.save(message.run_id, run.state(self._proof))
         return reply
 
-    def _stage(self, stage: str | None, run: _Run, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
+    def _stage(self, stage: str | None, run: CustomerRun, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
         match stage:
             case "attest":
                 return stage_pb2.StageReply(attest=self._attest(message.run_id, run, message.attest))
@@ -255,7 +218,7 @@ class CustomerNode(NodeBase):
         nonces = {"node": mine, "trainer": nonce}
         if masked:
             nonces["peers"] = enclave.call(enclave_pb2.Call(peer_nonce=enclave_pb2.PeerNonce())).nonce.nonce
-        run = self._runs[run_id] = _Run(contract, enclave, nonces)
+        run = self._runs[run_id] = CustomerRun(contract, enclave, nonces)
         self._memory.save(run_id, run.state(self._proof))
         self.settings.on_progress(f"signed the contract of job {contract.job}; {len(train)} records stay here")
         return stage_pb2.EnrolReply(signature=self._sign(contract), nonces=nonces)
@@ -289,7 +252,7 @@ class CustomerNode(NodeBase):
             )
         return bundle
 
-    def _attest(self, run_id: str, run: _Run, request: stage_pb2.AttestRequest) -> stage_pb2.AttestReply:
+    def _attest(self, run_id: str, run: CustomerRun, request: stage_pb2.AttestRequest) -> stage_pb2.AttestReply:
         contract, enclave = run.contract, run.enclave
         run.signed = SignedContract.verify(contract, dict(request.contract_signatures))
         name = contract.aggregator.name
@@ -328,7 +291,7 @@ class CustomerNode(NodeBase):
     def _evidence(self, enclave: EnclaveHandle, peer: str, nonce: bytes) -> bytes:
         return bytes(enclave.call(enclave_pb2.Call(attest=enclave_pb2.Attest(peer=peer, nonce=nonce))).evidence.evidence)
 
-    def _load(self, run_id: str, run: _Run, request: stage_pb2.LoadRequest) -> stage_pb2.LoadReply:
+    def _load(self, run_id: str, run: CustomerRun, request: stage_pb2.LoadRequest) -> stage_pb2.LoadReply:
         if run.trainer is None or run.aggregator is None:
             raise ProtocolError("The enclaves are not proven yet.", safe="No record was opened to the trainer.")
         run.log_head = self._check_log(run_id, run, run.trainer, request.grants)
@@ -355,7 +318,9 @@ class CustomerNode(NodeBase):
         shown = show_head(self.settings.keys.signing, run.charge, run_id, run.contract) if run.charge is not None else b""
         return stage_pb2.LoadReply(receipts=receipts, protected_metrics=protected.wire, log_view=view, ledger_head=shown)
 
-    def _fill(self, run_id: str, run: _Run, request: stage_pb2.LoadRequest) -> tuple[dict[str, bytes], enclave_pb2.Measured]:
+    def _fill(
+        self, run_id: str, run: CustomerRun, request: stage_pb2.LoadRequest
+    ) -> tuple[dict[str, bytes], enclave_pb2.Measured]:
         """Weights and records into the enclave, and the first measurement out; brought anew to an enclave that dies here."""
         if run.contract.protection.mode == "masked":
             self._join(run, request)
@@ -383,7 +348,7 @@ class CustomerNode(NodeBase):
         begin = enclave_pb2.Call(begin=enclave_pb2.Begin())
         return receipts, run.enclave.call(begin, on_progress=self._show, restart=False).measured
 
-    def _charge(self, run_id: str, run: _Run, records: list[Record]) -> None:
+    def _charge(self, run_id: str, run: CustomerRun, records: list[Record]) -> None:
         run.charge = charge(self.settings.state, run.contract, run_id, records, self.settings.budget, now=now())
 
     def _feed(self, contract: Contract, terms: ModelTerms, enclave: EnclaveHandle) -> bytes:
@@ -392,7 +357,7 @@ class CustomerNode(NodeBase):
             reply = enclave.call(enclave_pb2.Call(sealed=enclave_pb2.Sealed(model=terms.name, data=data, last=last)))
         return bytes(reply.receipt.receipt)
 
-    def _join(self, run: _Run, request: stage_pb2.LoadRequest) -> None:
+    def _join(self, run: CustomerRun, request: stage_pb2.LoadRequest) -> None:
         """Have the trainer admit its fellows and agree keys with them, before a record is opened to it."""
         peers = {
             name: enclave_pb2.Announcement(evidence=announced.evidence, hello=announced.hello)
@@ -401,7 +366,7 @@ class CustomerNode(NodeBase):
         run.enclave.call(enclave_pb2.Call(join=enclave_pb2.Join(peers=peers, collateral=dict(self.settings.collateral))))
         self.settings.on_progress(f"keys agreed with {len(peers) - 1} other trainer enclaves, each proven")
 
-    def _check_log(self, run_id: str, run: _Run, trainer: AttestedPeer, grants: stage_pb2.Grants) -> TreeHead:
+    def _check_log(self, run_id: str, run: CustomerRun, trainer: AttestedPeer, grants: stage_pb2.Grants) -> TreeHead:
         """The head of the provider's log, once what it did for this trainer stands in it, and its past is what it was."""
         contract, provider = run.contract, _provider_key(run.contract)
         for terms in contract.models:
@@ -429,7 +394,7 @@ class CustomerNode(NodeBase):
         self.settings.on_progress(f"the log of {name} holds what it did here, and goes on from what was seen before")
         return witnessed.head
 
-    def _take_refusal(self, run_id: str, run: _Run, request: stage_pb2.AbortRequest) -> None:
+    def _take_refusal(self, run_id: str, run: CustomerRun, request: stage_pb2.AbortRequest) -> None:
         """Why the provider refused this customer's enclave, and the proof that its log says so, for this node's people.
 
         Raises:
@@ -451,7 +416,7 @@ class CustomerNode(NodeBase):
             proven = "no proof came that its log says so" if told["logged"] is None else f"entry {told['logged']} of its log"
             self.settings.on_progress(f"{name} refused this customer's enclave ({proven}): {told['what']}")
 
-    def _agree_on_log(self, run_id: str, run: _Run, views: Mapping[str, bytes]) -> None:
+    def _agree_on_log(self, run_id: str, run: CustomerRun, views: Mapping[str, bytes]) -> None:
         """Before the first update leaves: the other customers were shown the same log."""
         if run.log_head is None:
             raise ProtocolError("The provider's log was not shown yet.", safe="No update left.")
@@ -479,7 +444,7 @@ class CustomerNode(NodeBase):
                 enclave_pb2.Call(records=enclave_pb2.Records(split=split, records=records, last=index == len(batches) - 1))
             )
 
-    def _round(self, run_id: str, run: _Run, request: stage_pb2.RoundRequest) -> stage_pb2.RoundReply:
+    def _round(self, run_id: str, run: CustomerRun, request: stage_pb2.RoundRequest) -> stage_pb2.RoundReply:
         trainer = self._loaded(run)
         if not run.log_agreed:
             self._agree_on_log(run_id, run, request.log_views)
@@ -496,7 +461,7 @@ class CustomerNode(NodeBase):
                 release(self.settings.state, run.charge, request.round, again=again, now=now())
         return stage_pb2.RoundReply(protected_update=protected.wire)
 
-    def _evaluate(self, run_id: str, run: _Run, request: stage_pb2.EvaluateRequest) -> stage_pb2.EvaluateReply:
+    def _evaluate(self, run_id: str, run: CustomerRun, request: stage_pb2.EvaluateRequest) -> stage_pb2.EvaluateReply:
         trainer = self._loaded(run)
         call = enclave_pb2.Evaluate(state=request.state, masked=request.masked)
         reply = run.enclave.call(enclave_pb2.Call(evaluate=call), on_progress=self._show)
@@ -505,19 +470,19 @@ class CustomerNode(NodeBase):
         protected = self._own(run_id, run, trainer, "evaluated", reply.measured.protected)
         return stage_pb2.EvaluateReply(protected_metrics=protected.wire)
 
-    def _endorse(self, run_id: str, run: _Run, request: stage_pb2.EndorseRequest) -> stage_pb2.EndorseReply:
+    def _endorse(self, run_id: str, run: CustomerRun, request: stage_pb2.EndorseRequest) -> stage_pb2.EndorseReply:
         trainer = self._loaded(run)
         reply = run.enclave.call(enclave_pb2.Call(endorse=enclave_pb2.Endorse(request=request.request)))
         protected = self._own(run_id, run, trainer, "endorsement", reply.update.protected)
         return stage_pb2.EndorseReply(protected_endorsement=protected.wire)
 
-    def _unmask(self, run_id: str, run: _Run, request: stage_pb2.UnmaskRequest) -> stage_pb2.UnmaskReply:
+    def _unmask(self, run_id: str, run: CustomerRun, request: stage_pb2.UnmaskRequest) -> stage_pb2.UnmaskReply:
         trainer = self._loaded(run)
         reply = run.enclave.call(enclave_pb2.Call(unmask=enclave_pb2.Unmask(request=request.request)))
         protected = self._own(run_id, run, trainer, "shares", reply.update.protected)
         return stage_pb2.UnmaskReply(protected_shares=protected.wire)
 
-    def _deliver(self, run_id: str, run: _Run, request: stage_pb2.DeliverRequest) -> stage_pb2.DeliverReply:
+    def _deliver(self, run_id: str, run: CustomerRun, request: stage_pb2.DeliverRequest) -> stage_pb2.DeliverReply:
         if run.signed is None or run.aggregator is None:
             raise ProtocolError("The enclaves are not proven yet.", safe="Nothing was stored.")
         folder = self._store(run.signed, run.aggregator, request)
@@ -528,17 +493,17 @@ class CustomerNode(NodeBase):
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
-    def _own(self, run_id: str, run: _Run, trainer: AttestedPeer, kind: str, wire: bytes) -> ProtectedUpdate:
+    def _own(self, run_id: str, run: CustomerRun, trainer: AttestedPeer, kind: str, wire: bytes) -> ProtectedUpdate:
         """What this node's own attested trainer made for this place of the run; nothing else leaves for the aggregator."""
         context = Context(run.contract.digest(), run_id, kind, run.number, self.party, run.base)
         return ProtectedUpdate.verify(wire, sender=trainer, context=context)
 
-    def _loaded(self, run: _Run) -> AttestedPeer:
+    def _loaded(self, run: CustomerRun) -> AttestedPeer:
         if not run.loaded or run.trainer is None:
             raise ProtocolError("Weights and records are not loaded yet.", safe="The trainer enclave did nothing.")
         return run.trainer
 
-    def _keep(self, run: _Run, measured: enclave_pb2.Measured) -> None:
+    def _keep(self, run: CustomerRun, measured: enclave_pb2.Measured) -> None:
         run.local = canonical.decode(measured.local, max_bytes=8 << 20)
 
     def _show(self, progress: enclave_pb2.Progress) -> None:

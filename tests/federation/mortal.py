@@ -16,10 +16,11 @@ from fedark.enclave.session import RunConfig
 from fedark.errors import EnclaveFailed, FedarkError
 from fedark.federation import aggregator, runs
 from fedark.federation.coordinator import coordinate
-from fedark.federation.link import InProcessLink, Outcome, failure, named
+from fedark.federation.link import InProcessLink, Outcome, failure, late, named
 from fedark.federation.local import Federation
 from fedark.federation.party import load_aggregator, load_node, reference_values
 from fedark.simulation import InProcessEnclave, in_process_enclaves
+from fedark.v1 import stage_pb2
 
 
 class Killed(BaseException):
@@ -75,6 +76,8 @@ class World:
     def __init__(self, federation: Federation, fate: Fate, monkeypatch: Any) -> None:
         self.federation, self.fate = federation, fate
         self.said: list[str] = []
+        self.away: dict[str, set[str]] = {}
+        """Party -> stages, such as "round 2", in which it cannot be reached; "" for always."""
         self._reference = reference_values()
         self._acting = ""
         contract = federation.contract
@@ -181,14 +184,18 @@ class _Sequential(InProcessLink):
     def __init__(self, world: World) -> None:
         super().__init__({})
         self._world = world
-        self.gone: set[str] = set()
 
     def present(self) -> set[str]:
-        return set(self._world.parties) - self.gone
+        return {party for party in self._world.parties if "" not in self._world.away.get(party, set())}
 
     def exchange(self, requests: Mapping[str, bytes], *, stage: str, timeout: float) -> Outcome:
         outcome: Outcome = {}
         for party, request in requests.items():
+            message = stage_pb2.StageRequest.FromString(request)
+            number = getattr(getattr(message, stage), "round", 0)
+            if self._world.away.get(party, set()) & {"", f"{stage} {number}"}:
+                outcome[party] = late(party, stage, timeout)
+                continue
             try:
                 outcome[party] = self._world.ask(party, request)
             except FedarkError as error:

@@ -126,6 +126,62 @@ def test_everybody_may_die_at_any_write_and_call(world, undisturbed, mode: str, 
     assert {same(running.adapter(name), running.adapter()) for name in ("east", "south")} == {True}
 
 
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Federation]:
+    """Four customers, of whom three make a round."""
+    folder = tmp_path_factory.mktemp("four")
+    names = ("north", "east", "south", "west")
+    path = write_job(folder / "job", rounds=3, minimum=3, records=16, customers=names[:3])
+    text = path.read_text().replace("[data]\n", '[[customers]]\nname = "west"\ndata = "east.csv"\n[data]\n')
+    path.write_text(text)
+    found = {}
+    for mode in ("sealed", "masked"):
+        job = Job.load(path, (f'protection.mode="{mode}"', "protection.max_records=40"))
+        found[mode] = prepare(job, folder / mode, sandbox="none")
+    return found
+
+
+@pytest.mark.parametrize("mode", ["sealed", "masked"])
+def test_a_customer_that_is_away_for_a_round_returns_with_the_next(
+    four: dict[str, Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    shutil.copytree(four[mode].work, tmp_path / "work")
+    running = World(Federation(tmp_path / "work", four[mode].contract, {}), Fate(), monkeypatch)
+    running.away = {"west": {"round 2"}}
+    report = running.run()
+    running.close()
+    assert "pool: west is back" in running.said
+    assert report["passed_over"] == {}
+    assert "west" in report["customers"]
+    rounds = [line for line in running.said if line.startswith("pool: round")]
+    assert [line.rpartition(": ")[2] for line in rounds] == ["4 parties", "4 parties", "4 parties"]
+    figures = report["models"]["tiny"]
+    # Figures are over those who were there in every round, and all of them are there.
+    assert len(figures["train_loss"]) == 3
+    assert running.adapter("west")
+
+
+@pytest.mark.parametrize("mode", ["sealed", "masked"])
+def test_a_customer_that_stays_away_is_passed_over_and_the_job_finishes(
+    four: dict[str, Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    shutil.copytree(four[mode].work, tmp_path / "work")
+    running = World(Federation(tmp_path / "work", four[mode].contract, {}), Fate(), monkeypatch)
+    real = running.ask
+
+    def ask(party: str, request: bytes) -> bytes:
+        if party == "east" and any(line.startswith("pool: round 2") for line in running.said):
+            running.away["west"] = {""}
+        return real(party, request)
+
+    running.ask = ask
+    report = running.run()
+    running.close()
+    assert set(report["passed_over"]) == {"west"}
+    assert report["customers"] == ["north", "east", "south"]
+    assert len(report["models"]["tiny"]["train_loss"]) == 3
+
+
 def test_no_secret_is_in_anything_that_was_kept(world, tmp_path: Path) -> None:
     running = world("masked", Fate())
     secrets = [word.encode() for word in SECRET_WORDS]
