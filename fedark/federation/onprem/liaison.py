@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 from fedark.contract import Contract, now
 from fedark.errors import FedarkError, FederationError, InputError, ProtocolError
 from fedark.federation.consent import Consent
+from fedark.federation.flower.service import NodeClient
 from fedark.federation.host.catalogue import MAX_PIECE, Catalogue
-from fedark.federation.node import find_bundle
+from fedark.federation.node import VERSION, find_bundle
 from fedark.federation.offer import Offer
 from fedark.federation.onprem.folder import NodeFolder
 from fedark.federation.onprem.hostclient import HostClient
 from fedark.federation.onprem.sources import Source, source_of
+from fedark.v1 import stage_pb2
 from fedark.vault.bundle import SealedBundle, read_manifest
 from fedark.vault.manifest import Manifest
 
@@ -27,6 +30,7 @@ __all__ = ["OFFERS", "Liaison"]
 OFFERS = "offers"
 """In a provider's folder: JOB.offer, written by the operator's command, and JOB.sent once the host has it."""
 _MANY_BYTES = 1 << 40
+_CUT_OFF = ("stopped", "expired", "failed")
 
 
 class Liaison:
@@ -34,11 +38,14 @@ class Liaison:
 
     Args:
         node: a node that has joined.
+        socket: of its daemon.
         say: told of what goes on.
     """
 
-    def __init__(self, node: NodeFolder, say: Callable[[str], None]) -> None:
+    def __init__(self, node: NodeFolder, socket: Path, say: Callable[[str], None]) -> None:
         self._node = node
+        self._socket = socket
+        self._ended: set[str] = set()
         self._say = say
         self._consent = Consent(node.path)
         self._told: dict[str, tuple[str, str]] = {}
@@ -61,6 +68,8 @@ class Liaison:
             for job in host.jobs():
                 if job["status"] in ("proposed", "running"):
                     self._consider(host, job["digest"], job["name"])
+                elif job["status"] in _CUT_OFF:
+                    self._end(job["digest"], job["name"], job["status"])
 
     # -- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -92,6 +101,22 @@ class Liaison:
             raise ProtocolError("The host sent another contract than it named.", safe="It was dropped.")
         self._consent.propose(contract)
         return contract
+
+    def _end(self, digest: str, name: str, status: str) -> None:
+        """Have the daemon end a run that the host has cut off, with its enclave; a run that is over already stays so."""
+        used = self._node.path / "consent" / f"{digest}.used"
+        if digest in self._ended or not used.is_file():
+            return
+        abort = stage_pb2.AbortRequest(reason=f"the host says that the job is {status}")
+        request = stage_pb2.StageRequest(
+            version=VERSION, run_id=used.read_text(), contract_digest=bytes.fromhex(digest), abort=abort
+        )
+        reply = stage_pb2.StageReply()
+        with NodeClient(self._socket) as daemon:
+            reply.ParseFromString(daemon.handle(request.SerializeToString(), timeout=30))
+        self._ended.add(digest)
+        if reply.HasField("abort"):
+            self._say(f"job {name} is {status}; its run has ended here")
 
     # -- sealed bundles -----------------------------------------------------------------------------------------------
 

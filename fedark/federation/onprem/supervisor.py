@@ -102,7 +102,7 @@ def run_node(path: Path, say: Say, *, metrics: int = 0) -> None:
 
 
 def _watch(node: NodeFolder, keeper: Keeper, say: Say, stop: threading.Event) -> None:
-    liaison = Liaison(node, say)
+    liaison = Liaison(node, socket_of(node.path), say)
     due, last = 0.0, ""
     keeper.look()
     while not stop.wait(_LOOK):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
+import tempfile
 from pathlib import Path
 
 import parties
@@ -13,6 +14,7 @@ from direct import admitted, client_of, make_host, make_node, proposed
 
 from fedark.errors import FedarkError, FederationError, InputError, Refused, StorageError
 from fedark.federation.consent import Consent
+from fedark.federation.flower.service import NodeServer
 from fedark.federation.host.catalogue import MAX_PIECE, Catalogue
 from fedark.federation.host.folder import HostFolder
 from fedark.federation.host.service import HostService
@@ -23,8 +25,11 @@ from fedark.federation.onprem.folder import NodeFolder
 from fedark.federation.onprem.liaison import OFFERS, Liaison
 from fedark.federation.onprem.sources import FolderSource, source_of
 from fedark.keys import PartyKeys, SigningKey
+from fedark.v1 import stage_pb2
 from fedark.vault.bundle import SealedBundle, seal
 from fedark.vault.manifest import ModelCard, ReleasePolicy, VerifiedManifest
+
+NOWHERE = Path("/nowhere/node.sock")
 
 
 @pytest.fixture
@@ -161,18 +166,18 @@ def test_a_bundle_travels_from_provider_to_customer_in_pieces_and_goes_on_where_
     client.passing = staticmethod(cut_second)  # type: ignore[assignment]
     said: list[str] = []
     with pytest.raises(Cut):
-        Liaison(maker, said.append).step()
+        Liaison(maker, NOWHERE, said.append).step()
     assert host.store.offer("dispatch") is None
-    Liaison(maker, said.append).step()
+    Liaison(maker, NOWHERE, said.append).step()
     assert pieces == ["0", str(MAX_PIECE), str(MAX_PIECE), str(2 * MAX_PIECE)]
     assert host.store.offer("dispatch") is not None
-    Liaison(maker, said.append).step()
+    Liaison(maker, NOWHERE, said.append).step()
     assert len(pieces) == 4
 
     north = admitted(host, tmp_path / "north", "north", "customer")
     people = [maker.request.party, host.aggregator, north.request.party, parties.party("east"), parties.party("south")]
     contract = proposed(host, parties.contract(parties=people, models=[parties.model(bundle=digest)]))
-    node = Liaison(north, said.append)
+    node = Liaison(north, NOWHERE, said.append)
     node.step()
     assert host.store.answers(contract.digest().hex())["north"][0] == "waiting"
     assert not list(north.catalogue.iterdir())
@@ -208,7 +213,7 @@ def test_a_host_that_alters_a_bundle_or_a_contract_is_caught(
     monkeypatch.setattr(liaison, "HostClient", client_of(host))
     stored = host.catalogue / f"{digest}.fedark" / "payload"
     stored.write_bytes(payload[:-1] + bytes([payload[-1] ^ 1]))
-    node = Liaison(north, lambda text: None)
+    node = Liaison(north, NOWHERE, lambda text: None)
     node.step()
     answer, reason = host.store.answers(contract.digest().hex())["north"]
     assert answer == "waiting"
@@ -227,6 +232,46 @@ def test_a_host_that_alters_a_bundle_or_a_contract_is_caught(
     with pytest.raises(FedarkError, match="another contract than it named"):
         node.step()
     assert second.digest() not in [c.digest() for c in Consent(north.path).proposed()]
+
+
+def test_a_run_that_the_host_has_cut_off_is_ended_at_the_node_once_its_daemon_answers(
+    host: HostFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north = admitted(host, tmp_path / "north", "north", "customer")
+    people = [host.aggregator, north.request.party, *(parties.party(name) for name in ("maker", "east", "south"))]
+    contract = proposed(host, parties.contract(parties=people))
+    digest = contract.digest().hex()
+    consent = Consent(north.path)
+    consent.approve(contract)
+    consent.use(contract, "run-1")
+    monkeypatch.setattr(liaison, "HostClient", client_of(host))
+    asked: list[stage_pb2.StageRequest] = []
+
+    class Daemon:
+        party, role = "north", "customer"
+
+        def handle(self, request: bytes) -> bytes:
+            asked.append(stage_pb2.StageRequest.FromString(request))
+            return stage_pb2.StageReply(abort=stage_pb2.AbortReply()).SerializeToString()
+
+        def close(self) -> None: ...
+
+    with tempfile.TemporaryDirectory(prefix="fedark-") as folder:
+        said: list[str] = []
+        node = Liaison(north, Path(folder) / "n.sock", said.append)
+        node.step()
+        assert asked == []
+        host.store.set_job(digest, "running")
+        host.store.set_job(digest, "stopped", "by hand")
+        with pytest.raises(FederationError, match="cannot be reached"):
+            node.step()
+        server = NodeServer(Daemon(), Path(folder) / "n.sock")
+        node.step()
+        node.step()
+        server.close()
+    ((request,),) = ([(r.run_id, r.contract_digest, r.WhichOneof("body")) for r in asked],)
+    assert request == ("run-1", contract.digest(), "abort")
+    assert said[-1] == "job dispatch is stopped; its run has ended here"
 
 
 # -- the catalogue ------------------------------------------------------------------------------------------------------
