@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from attacks import pytest_runtest_call, pytest_terminal_summary, refusal  # noqa: F401
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

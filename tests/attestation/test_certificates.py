@@ -97,9 +97,12 @@ def test_a_path_of_three_in_order_has_no_problem_and_an_independent_verifier_agr
     assert len(verifier.verify(path.leaf, [path.middle]).chain) == 3
 
 
-def test_an_intermediate_with_ca_false_is_refused(lab: Any) -> None:
+@pytest.mark.attack("intermediate with CA:false")
+def test_an_intermediate_with_ca_false_is_refused(lab: Any, refusal: Any) -> None:
     path = Path3(lab.now, middle=certificate("middle", "root", lab.now, ca=False))
-    assert path.problems() == ["intermediate certificate 1 is not a certificate authority (CA:false)"]
+    (problem,) = path.problems()
+    assert problem == "intermediate certificate 1 is not a certificate authority (CA:false)"
+    refusal(problem)
 
 
 def test_a_device_that_issues_devices_is_refused(lab: Any) -> None:
@@ -234,6 +237,7 @@ def test_malformed_certificates_and_lists_are_protocol_errors(lab: Any) -> None:
         load_crl(der)
 
 
+@pytest.mark.attack("revoked certificate", mode="simulated")
 def test_a_revoked_device_gives_no_claims(lab: Any) -> None:
     lab.root.revoke(lab.device, now=lab.now)
     verifier = SimulatedVerifier(lab.root.certificate, lab.root.crl(now=lab.now))
@@ -247,6 +251,7 @@ def test_a_verifier_without_a_revocation_list_refuses_everything(lab: Any) -> No
         verifier.verify(lab.attester().quote(b"r" * 64, b"n" * 32), now=lab.now)
 
 
+@pytest.mark.attack("expired certificate", mode="simulated")
 def test_an_expired_device_gives_no_claims(lab: Any) -> None:
     token = lab.attester().quote(b"r" * 64, b"n" * 32)
     later = lab.now + timedelta(days=91)

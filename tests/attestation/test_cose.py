@@ -50,6 +50,7 @@ def test_a_token_gives_its_claims_back(lab: Any, token: bytes) -> None:
     assert (claims.debug, claims.svn, claims.sandbox, claims.issued_at) == (False, 1, "namespaces", lab.now)
 
 
+@pytest.mark.attack("algorithm substitution")
 @pytest.mark.parametrize("algorithm", [-7, -36, -8, -38, 0, 5, -65535, "ES384", None, True])
 def test_algorithm_substitution_is_refused(lab: Any, token: bytes, algorithm: Any) -> None:
     assert "algorithm is not ES384" in refused(lab, rebuilt(token, protected=header(token) | {1: algorithm}))
@@ -59,15 +60,18 @@ def test_a_token_without_an_algorithm_is_refused(lab: Any, token: bytes) -> None
     assert "exactly alg and x5chain" in refused(lab, rebuilt(token, protected={33: header(token)[33]}))
 
 
+@pytest.mark.attack("algorithm none")
 def test_an_algorithm_none_with_an_empty_signature_is_refused(lab: Any, token: bytes) -> None:
     assert "r || s" in refused(lab, rebuilt(token, protected={1: None, 33: header(token)[33]}, signature=b""))
 
 
+@pytest.mark.attack("unprotected algorithm")
 def test_an_unprotected_algorithm_is_refused(lab: Any, token: bytes) -> None:
     assert "unprotected" in refused(lab, rebuilt(token, unprotected={1: -35}))
     assert "unprotected" in refused(lab, rebuilt(token, protected={33: header(token)[33]}, unprotected={1: -35}))
 
 
+@pytest.mark.attack("bad length of r and s")
 @pytest.mark.parametrize("length", [0, 1, 48, 95, 97, 104])
 def test_a_signature_of_another_length_is_refused(lab: Any, token: bytes, length: int) -> None:
     assert "r || s" in refused(lab, rebuilt(token, signature=(parts(token)[3] * 2)[:length]))
@@ -89,16 +93,19 @@ def test_a_signature_by_another_key_is_refused(lab: Any, token: bytes) -> None:
     assert refused(lab, forged) == "the token is not signed by its device"
 
 
+@pytest.mark.attack("trailing bytes")
 def test_trailing_bytes_are_refused(lab: Any, token: bytes) -> None:
     assert refused(lab, token + b"\0")
 
 
+@pytest.mark.attack("duplicate CBOR key", mode="header")
 def test_a_duplicate_key_in_the_header_is_refused(lab: Any, token: bytes) -> None:
     chain = cbor2.dumps(header(token)[33])
     protected = b"\xa3\x01\x38\x22\x01\x38\x22\x18\x21" + chain
     assert "malformed" in refused(lab, b"\xd2" + cbor2.dumps([protected, *parts(token)[1:]]))
 
 
+@pytest.mark.attack("duplicate CBOR key", mode="claims")
 def test_a_duplicate_claim_is_refused(lab: Any, token: bytes) -> None:
     payload = parts(token)[2]
     doubled = bytes([payload[0] + 1]) + payload[1:] + b"\x06\x00"
@@ -114,10 +121,12 @@ def test_a_detached_payload_is_refused(lab: Any, token: bytes) -> None:
     assert "not attached" in refused(lab, rebuilt(token, payload=None))
 
 
+@pytest.mark.attack("oversized")
 def test_an_oversized_token_is_refused_before_it_is_parsed(lab: Any, token: bytes) -> None:
     assert "over the limit" in refused(lab, token + b"\0" * cose.MAX_TOKEN_BYTES)
 
 
+@pytest.mark.attack("nested too deep")
 def test_a_token_that_nests_too_deeply_is_refused(lab: Any, token: bytes) -> None:
     assert refused(lab, b"\xd2" + b"\x81" * 10_000)
     assert refused(lab, rebuilt(token, protected={1: -35, 33: [[[[b"x"]]]]}))

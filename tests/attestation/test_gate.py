@@ -20,6 +20,9 @@ from fedark.attestation.platforms.simulated import SimulatedRoot, SimulatedVerif
 from fedark.attestation.terms import HardwareTerms, SandboxPolicies
 from fedark.errors import EvidenceRefused, ProtocolError
 from fedark.keys import HpkeKey, SigningKey
+from fedark.measurement import reference_policies
+from fedark.sandbox import policy_digests
+from fedark.sandbox.seccomp import loading_policy
 
 
 def refusal(lab: Any, gate: Any, evidence: bytes, **changes: Any) -> tuple[str, ...]:
@@ -52,12 +55,14 @@ def test_an_enclave_started_with_another_run_configuration_is_refused(lab: Any) 
     assert refusal(lab, gate, lab.evidence(gate, attester=attester)) == ("it was started with another run configuration",)
 
 
+@pytest.mark.attack("wrong nonce")
 def test_a_wrong_nonce_is_refused(lab: Any) -> None:
     gate = lab.gate()
     reasons = refusal(lab, gate, lab.evidence(gate, nonce=os.urandom(32)))
     assert reasons == ("its nonce was not issued here, for this peer, or has long expired",)
 
 
+@pytest.mark.attack("replayed nonce")
 def test_replayed_evidence_is_refused(lab: Any) -> None:
     gate = lab.gate()
     evidence = lab.evidence(gate)
@@ -72,6 +77,7 @@ def test_a_nonce_is_spent_by_refused_evidence_too(lab: Any) -> None:
     assert refusal(lab, gate, lab.evidence(gate, nonce=nonce)) == ("its nonce was used before: this is a replay",)
 
 
+@pytest.mark.attack("expired nonce")
 def test_an_expired_nonce_is_refused(lab: Any) -> None:
     gate = lab.gate()
     evidence = lab.evidence(gate, attester=lab.attester(clock=lambda: lab.now + timedelta(minutes=11)))
@@ -100,6 +106,7 @@ def test_a_nonce_of_another_run_or_contract_is_refused_by_a_gate_on_the_same_boo
         assert len(refusal(lab, lab.gate(), lab.evidence(lab.gate(), nonce=nonce))) == 1
 
 
+@pytest.mark.attack("swapped keys")
 @pytest.mark.parametrize(
     "swap",
     [
@@ -120,6 +127,7 @@ def test_a_relay_that_swaps_a_field_of_the_binding_is_refused(lab: Any, swap: di
     assert "its report data stands for other keys, or another nonce, contract, run, role or party" in reasons
 
 
+@pytest.mark.attack({"its role is aggregator": "wrong role"}, param="reason")
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -144,6 +152,7 @@ def test_a_token_made_for_another_nonce_is_refused(lab: Any) -> None:
     assert refusal(lab, gate, evidence) == ("its token was made for another nonce",)
 
 
+@pytest.mark.attack("debug mode", mode="simulated")
 def test_debug_mode_is_refused_and_no_policy_admits_it(lab: Any) -> None:
     gate = lab.gate()
     assert refusal(lab, gate, lab.evidence(gate, attester=lab.attester(debug=True))) == ("it runs in debug mode",)
@@ -151,6 +160,7 @@ def test_debug_mode_is_refused_and_no_policy_admits_it(lab: Any) -> None:
         lab.terms(debug=True)
 
 
+@pytest.mark.attack("low security version", mode="simulated")
 def test_a_low_security_version_is_refused(lab: Any) -> None:
     gate = lab.gate(terms=lab.terms(minimum_svn=3))
     assert refusal(lab, gate, lab.evidence(gate, attester=lab.attester(svn=2))) == ("its security version 2 is below 3",)
@@ -179,22 +189,49 @@ def test_a_sandbox_below_the_minimum_is_refused(lab: Any, minimum: str, mode: st
         assert refusal(lab, gate, evidence) == (f"its sandbox mode {mode!r} is weaker than {minimum!r}",)
 
 
-@pytest.mark.parametrize(
-    ("facts", "reason"),
-    [
-        (SandboxFacts("namespaces", b"x" * 48, b"l" * 48), "its system call (seccomp) policy is 7878787878787878..."),
-        (SandboxFacts("landlock", b"s" * 48, b"x" * 48), "its file (landlock) policy is 7878787878787878..."),
-        (SandboxFacts("namespaces", b"s" * 48), "its file (landlock) policy is missing"),
-    ],
-)
-def test_another_filter_than_the_contracts_is_refused_by_name(lab: Any, facts: SandboxFacts, reason: str) -> None:
+MODES = ["namespaces", "landlock"]
+
+
+def installed(mode: str, **changes: bytes) -> SandboxFacts:
+    """What a launcher that really confines in `mode` attests."""
+    seccomp, files = policy_digests(mode, 6)
+    return SandboxFacts(mode, changes.get("seccomp", seccomp), changes.get("landlock", files))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_launcher_installs_is_what_the_reference_values_say(lab: Any, mode: str) -> None:
+    gate = lab.gate(terms=lab.terms(policies=reference_policies()))
+    assert lab.admit(gate, lab.evidence(gate, attester=lab.attester(sandbox=installed(mode)))).claims.sandbox == mode
+
+
+@pytest.mark.attack("another filter")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", ["seccomp", "landlock"])
+def test_another_filter_than_the_contracts_is_refused_by_name(lab: Any, mode: str, which: str) -> None:
+    gate = lab.gate(terms=lab.terms(policies=reference_policies()))
+    weaker = {"seccomp": loading_policy(0).digest(), "landlock": b"x" * 48}[which]
+    evidence = lab.evidence(gate, attester=lab.attester(sandbox=installed(mode, **{which: weaker})))
+    (said,) = refusal(lab, gate, evidence)
+    named = {"seccomp": "its system call (seccomp) policy", "landlock": "its file (landlock) policy"}[which]
+    assert said == f"{named} is {weaker.hex()[:16]}..., which is no reference value of sandbox mode {mode!r}"
+
+
+def test_a_missing_policy_is_refused_by_name(lab: Any) -> None:
     gate = lab.gate()
-    (said,) = refusal(lab, gate, lab.evidence(gate, attester=lab.attester(sandbox=facts)))
-    assert said.startswith(reason)
-    assert said.endswith(f"which is no reference value of sandbox mode {facts.mode!r}")
+    (said,) = refusal(lab, gate, lab.evidence(gate, attester=lab.attester(sandbox=SandboxFacts("namespaces", b"s" * 48))))
+    assert said == "its file (landlock) policy is missing, which is no reference value of sandbox mode 'namespaces'"
 
 
-def test_a_downgrade_to_a_mode_that_the_contract_has_no_reference_for_is_refused_by_name(lab: Any) -> None:
+@pytest.mark.attack("mode downgrade")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_downgrade_of_the_sandbox_mode_is_refused_by_name(lab: Any, mode: str) -> None:
+    weaker = {"namespaces": installed("landlock"), "landlock": SandboxFacts("none")}[mode]
+    gate = lab.gate(terms=lab.terms(sandbox=mode, policies=reference_policies(mode)))
+    reasons = refusal(lab, gate, lab.evidence(gate, attester=lab.attester(sandbox=weaker)))
+    assert reasons[0] == f"its sandbox mode {weaker.mode!r} is weaker than {mode!r}"
+
+
+def test_a_mode_that_the_contract_has_no_reference_for_is_refused_by_name(lab: Any) -> None:
     gate = lab.gate(terms=lab.terms(policies={"namespaces": lab.terms().policies["namespaces"]}))
     facts = SandboxFacts("landlock", b"s" * 48, b"l" * 48)
     assert refusal(lab, gate, lab.evidence(gate, attester=lab.attester(sandbox=facts))) == (
@@ -208,6 +245,7 @@ def test_a_kernel_without_landlock_is_admitted_where_the_contract_says_so(lab: A
     lab.admit(gate, lab.evidence(gate, attester=lab.attester(sandbox=SandboxFacts("namespaces", b"s" * 48))))
 
 
+@pytest.mark.attack("KEM downgrade", mode="at the gate")
 def test_a_key_of_another_kem_than_the_contracts_is_refused_by_name(lab: Any) -> None:
     gate = lab.gate()
     assert refusal(lab, gate, lab.evidence(gate, hpke_public=HpkeKey(kem="x25519").public)) == (
@@ -218,6 +256,7 @@ def test_a_key_of_another_kem_than_the_contracts_is_refused_by_name(lab: Any) ->
     assert lab.admit(plain, lab.evidence(plain, hpke_public=HpkeKey(kem="x25519").public)).kem == "x25519"
 
 
+@pytest.mark.attack("clock skew")
 def test_clock_skew_is_tolerated_up_to_two_minutes_and_not_beyond(lab: Any) -> None:
     gate = lab.gate()
     lab.admit(gate, lab.evidence(gate, attester=lab.attester(clock=lambda: lab.now + timedelta(seconds=119))))
@@ -237,6 +276,7 @@ def test_an_admitted_platform_without_a_verifier_is_refused(lab: Any) -> None:
     assert refusal(lab, gate, lab.evidence(gate)) == ("evidence of platform 'simulated' cannot be verified here",)
 
 
+@pytest.mark.attack("wrong root", mode="simulated")
 def test_a_foreign_root_is_refused(lab: Any) -> None:
     gate = lab.gate()
     stranger = SimulatedRoot(now=lab.now).issue(now=lab.now)
@@ -285,6 +325,7 @@ def test_claims_of_a_token_that_does_not_verify_are_not_looked_at(lab: Any) -> N
     assert refusal(lab, gate, lab.evidence(gate)) == ("the token is not signed by its device",)
 
 
+@pytest.mark.attack("concurrent use of a nonce")
 def test_one_of_many_concurrent_uses_of_a_nonce_is_admitted(lab: Any, tmp_path: Any) -> None:
     from fedark.attestation.nonces import NonceBook
 

@@ -26,6 +26,7 @@ def test_a_nonce_counts_once() -> None:
         book.spend(nonce, "p", now=NOW)
 
 
+@pytest.mark.attack("verifier crash and restart")
 def test_a_spent_nonce_stays_spent_after_the_verifier_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "nonces"
     script = """

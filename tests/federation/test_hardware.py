@@ -147,6 +147,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.attack("hardware below the contract's terms", mode="in a whole job")
 @pytest.mark.parametrize("case", CASES)
 def test_gets_neither_key_nor_record(case: str, world: World, run: Any) -> None:
     party, bent, reason = CASES[case]
@@ -215,6 +216,7 @@ def test_each_enclave_appraises_the_others_hardware_by_the_contract_alone(world:
     assert pair.admit("pool", "north", world.collateral).admitted.group_grant
 
 
+@pytest.mark.attack("hardware below the contract's terms", mode="inside an enclave")
 def test_an_enclave_refuses_hardware_below_the_contracts_terms_though_its_host_does_not(world: World) -> None:
     floor = {"bootloader": 4, "tee": 0, "snp": 23, "microcode": 213}
     pair = Pair(world, **{"sev-snp": {"minimum_tcb": {"Milan": floor}}, "tdx": {"minimum_evaluation": 18}})

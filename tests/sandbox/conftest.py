@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attacks
 import pytest
 
 import fedark
@@ -104,7 +105,9 @@ class Inmate:
     def ask(self, name: str, *arguments: object) -> Any:
         """The probe's result; EOFError if the inmate died of it."""
         self.channel.sendall(json.dumps([name, *arguments]).encode() + b"\n")
-        return self._line()
+        result = self._line()
+        attacks.probed(result)
+        return result
 
     def pid(self) -> int:
         """The confined process as the host sees it: the monitor's only child."""

@@ -27,6 +27,8 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder
 
 
+@pytest.mark.attack({"AF_UNIX": "unix socket", "AF_NETLINK": "netlink socket", "AF_VSOCK": "vsock socket"}, param="family")
+@pytest.mark.attack({"SOCK_STREAM": "TCP socket", "SOCK_DGRAM": "UDP socket"}, param="kind", where={"family": "AF_INET"})
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
@@ -52,6 +54,7 @@ def test_the_channel_cannot_be_used_as_a_socket(inmate, name: str) -> None:
     assert inmate.ask("call", name, inmate.setup.channel, 0, 0, 0, 0, 0) == "EPERM"
 
 
+@pytest.mark.attack({"/etc/passwd": "reading passwd"}, param="path")
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "/etc/shadow", "/etc/hostname", "/proc/self/status", "/proc/1/environ", "/dev/mem"]
 )
@@ -59,12 +62,14 @@ def test_files_of_the_host_cannot_be_read(inmate, path: str) -> None:
     assert inmate.ask("open", path, "r") in ABSENT
 
 
+@pytest.mark.attack("reading home")
 def test_a_file_in_the_home_folder_cannot_be_read(inmate, tmp_path: Path) -> None:
     file = tmp_path / "home.txt"
     file.write_text("x")
     assert inmate.ask("open", str(file), "r") in ABSENT
 
 
+@pytest.mark.attack("reading another customer's data")
 def test_another_customers_data_cannot_be_read_though_its_mode_would_allow_it(inmate, outside: Path) -> None:
     assert inmate.ask("open", str(outside / "other-customer.csv"), "r") in ABSENT
 
@@ -81,6 +86,7 @@ def test_folders_of_the_host_cannot_be_listed(inmate, outside: Path) -> None:
         assert inmate.ask("list", "/") == "EACCES"
 
 
+@pytest.mark.attack("writing outside scratch")
 def test_writing_outside_scratch_is_refused_though_the_folder_is_open_to_all(inmate, outside: Path) -> None:
     assert inmate.ask("open", str(outside / "leak.txt"), "w") in ABSENT
     assert inmate.ask("open", str(outside / "other-customer.csv"), "a") in ABSENT
@@ -104,12 +110,14 @@ def test_measured_files_can_be_read_and_not_changed(inmate) -> None:
     assert inmate.ask("open", measured, "a") in ABSENT
 
 
+@pytest.mark.attack("exec")
 def test_no_program_can_be_executed(inmate) -> None:
     assert inmate.ask("exec") == "EPERM"
     assert inmate.ask("spawn") in ABSENT
     assert inmate.ask("call", "execveat", -100, 0, 0, 0, 0) == "EPERM"
 
 
+@pytest.mark.attack("fork, and with it a fork bomb")
 def test_no_process_can_be_made_so_a_fork_bomb_has_no_first_fork(inmate) -> None:
     assert inmate.ask("fork") == "EPERM"
     assert inmate.ask("call", "fork") == "EPERM"
@@ -117,16 +125,21 @@ def test_no_process_can_be_made_so_a_fork_bomb_has_no_first_fork(inmate) -> None
     assert inmate.ask("clone", 17) == "EPERM"  # SIGCHLD: what fork is made of
 
 
+@pytest.mark.attack("namespaces by clone")
 @pytest.mark.parametrize("flag", [0x2000_0000, 0x1000_0000, 0x4000_0000, 0x0002_0000])
 def test_clone_makes_no_namespaces_not_even_as_a_thread(inmate, flag: int) -> None:
     assert inmate.ask("clone", 0x0001_0000 | flag) == "EPERM"
 
 
+@pytest.mark.attack("clone3")
 def test_clone3_does_not_exist_so_that_threads_work(inmate) -> None:
     assert inmate.ask("call", "clone3", 0, 0) == "ENOSYS"
     assert inmate.ask("threads", 8) == [i * i for i in range(8)]
 
 
+@pytest.mark.attack("ptrace")
+@pytest.mark.attack("process_vm_readv out of the enclave")
+@pytest.mark.attack("kill")
 @pytest.mark.parametrize("target", [1, "host", "monitor"])
 def test_no_other_process_can_be_traced_read_or_signalled(inmate, target: int | str) -> None:
     pid = {"host": os.getpid(), "monitor": inmate.process.pid}.get(str(target), 1)
@@ -139,6 +152,18 @@ def test_no_other_process_can_be_traced_read_or_signalled(inmate, target: int | 
     assert inmate.ask("call", "tgkill", pid if pid != 1 else 2, pid, 0) == "EPERM"
 
 
+@pytest.mark.attack(
+    {
+        "unshare": "unshare",
+        "mount": "mount",
+        "io_uring_setup": "io_uring",
+        "bpf": "bpf",
+        "keyctl": "keyctl",
+        "shmget": "shm",
+        "memfd_create": "memfd",
+    },
+    param="name",
+)
 @pytest.mark.parametrize(
     "name",
     [
@@ -171,16 +196,19 @@ def test_no_terminal_input_can_be_faked_and_no_device_driven(inmate, request_num
     assert inmate.ask("call", "ioctl", 0, request_number, 0) == "ENOTTY"
 
 
+@pytest.mark.attack("raising rlimits")
 @pytest.mark.parametrize("name", ["RLIMIT_DATA", "RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_CORE"])
 def test_no_resource_limit_can_be_raised(inmate, name: str) -> None:
     assert inmate.ask("raise limit", name) in {"PermissionError", "ValueError"}
 
 
+@pytest.mark.attack("memory bomb")
 @pytest.mark.parametrize("kind", ["private", "shared"])
-def test_a_memory_bomb_hits_its_limit_and_the_enclave_lives(inmate, kind: str) -> None:
+def test_a_memory_bomb_hits_its_limit_and_the_enclave_lives(inmate, kind: str, refusal) -> None:
     most = 16 << 30
     got = inmate.ask("memory bomb", kind, most)
     assert got < (inmate.setup.memory_bytes if kind == "private" else most)
+    refusal(f"{'RLIMIT_DATA' if kind == 'private' else 'RLIMIT_AS'} after {got >> 20} MiB of {kind} memory")
     assert inmate.ask("sum of squares") == 332833500
 
 
@@ -190,14 +218,17 @@ def test_a_thread_bomb_hits_its_limit_and_the_enclave_lives(inmate) -> None:
         assert inmate.ask("threads", 4) == [0, 1, 4, 9]
 
 
-def test_scratch_is_small_or_absent(inmate) -> None:
+@pytest.mark.attack("full scratch")
+def test_scratch_is_small_or_absent(inmate, refusal) -> None:
     written, why = inmate.ask("fill", "/scratch", 64 << 20)
     if inmate.setup.mode == "namespaces":
         assert 0 < written <= inmate.setup.scratch_bytes
         assert why == "ENOSPC"
         assert inmate.ask("open", "/scratch/again", "w") == "ok"
+        refusal(f"size of the scratch folder ({why}) after {written >> 10} KiB")
     else:
         assert (written, why) == (0, "EROFS")
+        refusal("there is no scratch folder (EROFS)")
 
 
 def test_scratch_takes_no_links_and_no_devices(inmate) -> None:
@@ -205,7 +236,8 @@ def test_scratch_takes_no_links_and_no_devices(inmate) -> None:
     assert inmate.ask("call", "mknod", 0, 0, 0) == "EPERM"
 
 
-def test_descriptors_are_null_three_times_and_the_channel(inmate) -> None:
+@pytest.mark.attack("inherited descriptors")
+def test_descriptors_are_null_three_times_and_the_channel(inmate, refusal) -> None:
     found = inmate.ask("descriptors")
     assert set(found) == {"0", "1", "2", str(inmate.setup.channel)}
     for number in ("0", "1", "2"):
@@ -213,6 +245,7 @@ def test_descriptors_are_null_three_times_and_the_channel(inmate) -> None:
         assert stat.S_ISCHR(mode)
         assert device == os.stat("/dev/null").st_rdev
     assert stat.S_ISSOCK(found[str(inmate.setup.channel)][0])
+    refusal(f"closed before the lock: {len(found)} are left, null three times and the channel")
 
 
 def test_it_has_no_privilege_no_environment_and_no_dump(inmate) -> None:

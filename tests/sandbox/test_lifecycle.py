@@ -30,6 +30,12 @@ try:
         found.append(memory.read(200))
 except OSError:
     pass
+class Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+buffer = ctypes.create_string_buffer(200)
+local, remote = Vector(ctypes.addressof(buffer), 200), Vector(address, 200)
+if libc.process_vm_readv(pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0) > 0:
+    found.append(b"process_vm_readv" + buffer.raw)
 if libc.ptrace(16, pid, 0, 0) == 0:
     found.append(b"attached")
 for name in ("environ", "maps", "ns/user", "fd"):
@@ -42,8 +48,10 @@ print(repr(found))
 """
 
 
+@pytest.mark.attack("a process of the same user reading memory")
+@pytest.mark.attack("process_vm_readv into the enclave")
 @pytest.mark.parametrize("mode", MODES)
-def test_another_process_of_the_same_user_cannot_read_its_memory(confined, interpreter, mode: str) -> None:
+def test_another_process_of_the_same_user_cannot_read_its_memory(confined, interpreter, mode: str, refusal) -> None:
     inmate = confined(mode, ordinary=True)
     address, _ = inmate.ask("secret")
     for pid in (inmate.pid(), inmate.process.pid):
@@ -51,6 +59,7 @@ def test_another_process_of_the_same_user_cannot_read_its_memory(confined, inter
             [*interpreter(True), "-I", "-S", "-c", LOOK, str(pid), str(address)], capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == "[]"
+        refusal("not dumpable: process_vm_readv, ptrace and /proc refuse")
 
 
 def test_the_same_look_finds_the_secret_in_a_process_that_is_not_confined(confined, interpreter) -> None:
@@ -61,6 +70,7 @@ def test_the_same_look_finds_the_secret_in_a_process_that_is_not_confined(confin
     free.process.send_signal(signal.SIGCONT)  # attaching had stopped it
     assert secret in done.stdout
     assert "attached" in done.stdout
+    assert "process_vm_readv" in done.stdout
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -101,12 +111,14 @@ def test_terminating_the_monitor_ends_a_busy_enclave_and_says_by_which_signal(co
     assert gone(pid)
 
 
+@pytest.mark.attack("x32 calls")
 @pytest.mark.parametrize("mode", MODES)
-def test_an_x32_call_kills_and_the_exit_code_says_so(confined, mode: str) -> None:
+def test_an_x32_call_kills_and_the_exit_code_says_so(confined, mode: str, refusal) -> None:
     inmate = confined(mode)
     with pytest.raises(EOFError):
         inmate.ask("x32")
     assert inmate.process.wait(30) == 128 + signal.SIGSYS
+    refusal("system call filter: foreign call table, killed (SIGSYS)")
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -113,6 +113,7 @@ def test_data_sets_are_sealed_along_under_extra(model: Path, tmp_path: Path, ter
 # -- attacks on the bundle -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack("substituted weights")
 def test_a_swapped_payload_is_refused_by_the_enclave_and_by_the_keyless_check(world: Any, make_bundle: Make) -> None:
     other, _ = make_bundle("other", world.keys.signing)
     (world.bundle.path / "payload").write_bytes((other.path / "payload").read_bytes())

@@ -121,6 +121,7 @@ def test_an_enclave_with_a_key_of_another_kem_than_the_contracts_is_not_admitted
         world.trainer(kem="x25519", contract=given["contract"])
 
 
+@pytest.mark.attack("KEM downgrade", mode="inside an enclave")
 def test_an_enclave_refuses_a_grant_for_a_key_of_another_kem_than_its_contracts(world: Any, admit: Make) -> None:
     # As if the provider's node had taken such a key; the enclave knows the contract that it was started for.
     plain, hybrid = admit("mlkem768-x25519", "x25519", kem="x25519"), admit("x25519", "mlkem768-x25519")

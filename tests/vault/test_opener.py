@@ -96,6 +96,7 @@ def test_files_come_in_the_order_of_the_manifest_and_never_before_their_chunk_is
     assert seen == ["f00.txt", "f01.txt", "f01.txt", "f02.txt"]
 
 
+@pytest.mark.attack("chunk truncation")
 @pytest.mark.parametrize("size", [3 * CHUNK, 3 * CHUNK + 100, 100])
 def test_a_payload_cut_at_any_border_is_refused(size: int) -> None:
     one = sealed([size])
@@ -112,6 +113,7 @@ def test_a_payload_that_goes_on_is_refused() -> None:
         refused(one, one.payload + more)
 
 
+@pytest.mark.attack("chunks reordered")
 def test_chunks_in_another_order_are_refused() -> None:
     one = sealed([4 * CHUNK])
     a, b, c, d = one.chunks()
@@ -119,6 +121,7 @@ def test_chunks_in_another_order_are_refused() -> None:
         refused(one, b"".join(order))
 
 
+@pytest.mark.attack("chunk repeated or left out")
 def test_a_chunk_that_is_repeated_or_left_out_is_refused() -> None:
     one = sealed([4 * CHUNK])
     a, b, c, d = one.chunks()

@@ -215,6 +215,7 @@ def test_a_log_that_was_rewound_under_a_running_provider_stops_all_releases(worl
         world.release(world.trainer())
 
 
+@pytest.mark.attack("before the log append")
 def test_a_grant_made_before_its_log_entry_is_of_no_use(world: Any) -> None:
     # The provider's own code cannot skip the log: what it signs names an entry, and the key is wrapped for that entry alone.
     trainer = world.trainer()
@@ -257,6 +258,7 @@ def test_the_log_of_releases_and_refusals_holds_no_key_and_no_text_of_others(wor
 # -- what the enclave refuses --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack("second enclave")
 def test_a_second_enclave_cannot_take_the_first_ones_grant(world: Any) -> None:
     first, second = world.trainer(), world.trainer()
     grant = world.release(first)
@@ -269,6 +271,7 @@ def test_a_second_enclave_cannot_take_the_first_ones_grant(world: Any) -> None:
         world.accept(grant, second, nonce=first.peer.nonce, evidence=first.peer.evidence_digest)
 
 
+@pytest.mark.attack("second run")
 def test_a_second_run_cannot_use_the_first_ones_grant(world: Any) -> None:
     first = world.trainer()
     grant = world.release(first)
@@ -285,6 +288,7 @@ def test_the_grant_of_another_customer_is_refused(world: Any) -> None:
         world.accept(world.release(north), south)
 
 
+@pytest.mark.attack("each field altered by the relay", mode="signature")
 @pytest.mark.parametrize("name", [field.name for field in fields(ReleaseTerms)])
 def test_each_field_that_a_relay_alters_breaks_the_signature(world: Any, name: str) -> None:
     trainer = world.trainer()
@@ -296,6 +300,7 @@ def test_each_field_that_a_relay_alters_breaks_the_signature(world: Any, name: s
         world.accept(forged, trainer)
 
 
+@pytest.mark.attack("each field altered by the relay", mode="encryption")
 @pytest.mark.parametrize("name", [field.name for field in fields(ReleaseTerms)])
 def test_each_field_is_bound_by_the_encryption_itself_and_not_by_the_signature_alone(world: Any, name: str) -> None:
     # As if the provider's signing key were stolen: who cannot wrap anew cannot move a wrapped key to another context.

@@ -1,0 +1,197 @@
+"""The attacks that a reviewer asks for, by name, and a table of what refused each of them when the tests ran.
+
+A test says which attack it is: `@pytest.mark.attack("replayed nonce")`, or, where its parameters are several attacks,
+`@pytest.mark.attack({"mount": "mount"}, param="name")`. What refused it is recorded from what happened: the last refusal that
+was raised (`fedark.errors`), what a probe inside the sandbox got, or what the test tells the fixture `refusal`. At the end
+build/attacks.md has the table. `test_attacks.py` compares the marks with `ATTACKS`: an attack whose test is gone fails the suite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedark.errors import FedarkError, Refused
+
+ATTACKS = {
+    "sandbox": (
+        "TCP socket", "UDP socket", "unix socket", "vsock socket", "netlink socket", "reading passwd", "reading home",
+        "reading another customer's data", "writing outside scratch", "exec", "fork, and with it a fork bomb", "ptrace",
+        "process_vm_readv out of the enclave", "process_vm_readv into the enclave", "kill", "unshare", "mount", "io_uring", "bpf",
+        "keyctl", "shm", "memfd", "raising rlimits", "memory bomb", "full scratch", "inherited descriptors", "clone3",
+        "namespaces by clone", "x32 calls", "mode downgrade", "another filter", "a process of the same user reading memory",
+    ),
+    "evidence": (
+        "wrong nonce", "replayed nonce", "expired nonce", "swapped keys", "algorithm substitution", "algorithm none",
+        "bad length of r and s", "unprotected algorithm", "wrong root", "expired certificate", "revoked certificate",
+        "intermediate with CA:false", "debug mode", "low security version", "wrong role", "duplicate CBOR key", "trailing bytes",
+        "oversized", "nested too deep", "clock skew", "hardware below the contract's terms",
+    ),
+    "release": (
+        "second enclave", "second run", "each field altered by the relay", "before the log append", "chunk truncation",
+        "chunks reordered", "chunk repeated or left out", "substituted weights", "KEM downgrade", "concurrent use of a nonce",
+        "verifier crash and restart",
+    ),
+}  # fmt: skip
+
+_BY = {
+    "EPERM": "system call filter (EPERM)",
+    "ENOSYS": "system call filter (ENOSYS)",
+    "EACCES": "landlock (EACCES)",
+    "ENOENT": "not in the private root (ENOENT)",
+    "EROFS": "read-only root, or no scratch (EROFS)",
+    "PermissionError": "no capability (EPERM)",
+    "ValueError": "hard limit (EINVAL)",
+}
+_WIDTH = 150
+
+Row = tuple[str, str, str]  # attack, mode, refused by
+
+_rows: dict[Row, bool] = {}
+_active: list[_Recorder] = []
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.raised: list[FedarkError] = []
+
+    def text(self) -> str:
+        if self.told:
+            return "; ".join(dict.fromkeys(self.told))
+        refusals = [error for error in self.raised if isinstance(error, Refused)] or self.raised
+        if not refusals:
+            return ""
+        error = refusals[-1]
+        reasons = getattr(error, "reasons", ())
+        head, *rest = error.what.splitlines()
+        said = str(reasons[0] if reasons else f"{head} {rest[0].strip(' -')}" if rest and head.endswith(":") else head)
+        return f"{type(error).__name__}: {said}"
+
+
+def probed(result: object) -> None:
+    """What a probe inside the sandbox got."""
+    if _active and isinstance(result, str) and result in _BY:
+        _active[-1].told.append(_BY[result])
+
+
+@pytest.fixture
+def refusal() -> Callable[[str], None]:
+    """Tells the table what refused an attack that ends in no error; to be called after the test has seen it happen."""
+    return lambda text: _active[-1].told.append(text) if _active else None
+
+
+def names_of(item: pytest.Item) -> list[str]:
+    """The attacks that a test is, with its parameters."""
+    found = []
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    for mark in item.iter_markers("attack"):
+        (what,) = mark.args
+        if isinstance(what, str):
+            found.append(what)
+        elif not mark.kwargs.get("where", {}).items() <= params.items():
+            continue
+        elif params.get(mark.kwargs["param"]) in what:
+            found.append(what[params[mark.kwargs["param"]]])
+    return found
+
+
+def _mode(item: pytest.Item) -> str:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if "inmate" in params:
+        mode, _, user = params["inmate"].partition("-")
+        return f"{mode}, {'ordinary user' if user == 'nobody' else 'own user'}"
+    for mark in item.iter_markers("attack"):
+        if "mode" in mark.kwargs:
+            return str(mark.kwargs["mode"])
+    return params["mode"] if isinstance(params.get("mode"), str) else ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Record what refuses a marked test's attack."""
+    names = names_of(item)
+    if not names:
+        return (yield)
+    recorder, made = _Recorder(), FedarkError.__init__
+
+    def watched(self: FedarkError, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        recorder.raised.append(self)
+
+    _active.append(recorder)
+    FedarkError.__init__ = watched  # type: ignore[method-assign]
+    good = False
+    try:
+        result = yield
+        good = True
+        return result
+    except pytest.skip.Exception:
+        names = []
+        raise
+    finally:
+        FedarkError.__init__ = made  # type: ignore[method-assign]
+        _active.remove(recorder)
+        text = recorder.text()
+        for name in names:
+            row = (name, _mode(item), text if good and text else "NOT REFUSED")
+            _rows[row] = _rows.get(row, True) and good and bool(text)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Write the table and say where it is."""
+    if not _rows:
+        return
+    every = [name for names in ATTACKS.values() for name in names]
+    seen = {name for name, _, _ in _rows}
+    bad = sorted({name for (name, _, _), good in _rows.items() if not good})
+    path = config.rootpath / "build" / "attacks.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(table(), encoding="utf-8")
+    line = f"attacks: {len(seen)} of {len(every)} tried, {len(seen) - len(bad)} refused; table in {path.relative_to(config.rootpath)}"
+    terminalreporter.write_line(f"{line}; NOT REFUSED: {', '.join(bad)}" if bad else line, red=bool(bad))
+
+
+def table() -> str:
+    """The table of what has been tried so far, in Markdown."""
+    lines = ["# Attacks, and what refused them", "", "Written by the tests (`tests/attacks.py`).", ""]
+    for group, names in ATTACKS.items():
+        lines += [f"## {group.capitalize()}", "", "| attack | mode | refused by |", "|---|---|---|"]
+        for name in names:
+            by_mode: dict[str, list[str]] = {}
+            for attack, mode, text in _rows:
+                if attack == name:
+                    by_mode.setdefault(mode, []).append(text)
+            for mode, texts in sorted(by_mode.items()):
+                shown = "; ".join(dict.fromkeys(part for text in texts[:4] for part in text.split("; ")))
+                more = f" (and {len(texts) - 4} more)" if len(texts) > 4 else ""
+                lines.append(f"| {name} | {mode or '-'} | {_plain(shown)}{more} |")
+            if not by_mode:
+                lines.append(f"| {name} | - | not tried in this run |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"\s+", " ", text).replace("|", "\\|")
+    text = re.sub(r"(/[\w.-]+){3,}", "...", text)  # folders of the machine that ran the tests
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
+
+
+def marks(folder: Path) -> dict[str, list[str]]:
+    """Attack -> "file::function" of its marked tests, read from their sources."""
+    import ast
+
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for decorator in getattr(node, "decorator_list", []):
+                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.attack":
+                    what = ast.literal_eval(decorator.args[0])
+                    for name in [what] if isinstance(what, str) else what.values():
+                        found.setdefault(name, []).append(f"{path.relative_to(folder)}::{node.name}")
+    return found
