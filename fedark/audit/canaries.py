@@ -17,42 +17,50 @@ import numpy.typing as npt
 import torch
 
 from fedark.errors import InputError
+from fedark.tuning import per_example
 from fedark.tuning.data import Record
 from fedark.tuning.layout import Flat
-from fedark.tuning.per_example import clip_factors
+from fedark.tuning.per_example import Norms
 from fedark.tuning.task import TaskModel
 
-__all__ = ["Members", "flipped", "quiet_coordinates"]
+__all__ = ["AuditedTask", "Dirac", "dirac", "flipped", "losses", "quiet_coordinates"]
 
 _CHUNK = 512
 
 
-@dataclass(frozen=True)
-class Members:
-    """The training data of an audited customer: its records, and after them its Dirac canaries.
+@dataclass(frozen=True, slots=True, repr=False)
+class Dirac(Record):
+    """A member without text: its gradient lies along one coordinate of the travelling vector."""
 
-    Attributes:
+    coordinate: int = 0
+
+
+def dirac(coordinate: int) -> Dirac:
+    """The Dirac canary of one coordinate."""
+    return Dirac(f"dirac {coordinate}", "", coordinate)
+
+
+class AuditedTask:
+    """A `TaskModel` that takes Dirac canaries for records: everything that the trainer asks of a model in a round.
+
+    Args:
         task: the model, at the adapter of the round.
-        records: the customer's own and the flipped ones that are in.
-        coordinates: of the Dirac canaries that are in, all different.
         loudness: L2 norm of a Dirac canary's gradient before it is clipped.
     """
 
-    task: TaskModel
-    records: Sequence[Record]
-    coordinates: npt.NDArray[np.int64]
-    loudness: float
+    def __init__(self, task: TaskModel, loudness: float) -> None:
+        self._task = task
+        self._loudness = loudness
+        self.terms, self.get_flat, self.stepper = task.terms, task.get_flat, task.stepper
 
-    def __len__(self) -> int:
-        return len(self.records) + len(self.coordinates)
-
-    def gradient_sum(self, indices: npt.NDArray[np.int64], *, clip_norm: float) -> Flat:
-        """The sum of the clipped gradients of these members, float32 [travelling]: `TaskModel.gradient_sum`, and the canaries."""
-        own = len(self.records)
-        total, _ = self.task.gradient_sum([self.records[index] for index in indices if index < own], clip_norm=clip_norm)
-        chosen = self.coordinates[indices[indices >= own] - own]
-        total[chosen] += self.loudness * float(clip_factors(torch.tensor([self.loudness]), clip_norm)[0])
-        return total
+    def gradient_sum(self, records: Sequence[Record], *, clip_norm: float) -> tuple[Flat, Norms]:
+        """`TaskModel.gradient_sum` of the true records, and the clipped canaries; the norms are those of the true ones."""
+        total, norms = self._task.gradient_sum([r for r in records if not isinstance(r, Dirac)], clip_norm=clip_norm)
+        factor = float(per_example.clip_factors(torch.tensor([self._loudness]), clip_norm)[0])
+        for record in records:
+            if isinstance(record, Dirac):
+                total[record.coordinate] += self._loudness * factor
+        return total, norms
 
 
 def flipped(records: Sequence[Record], labels: Sequence[str], generator: np.random.Generator) -> list[Record]:

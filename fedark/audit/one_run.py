@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedark.audit.bound import epsilon_lower_bound
-from fedark.audit.canaries import Members, flipped, losses, quiet_coordinates
+from fedark.audit.canaries import AuditedTask, dirac, flipped, losses, quiet_coordinates
 from fedark.audit.rounds import Release
 from fedark.contract import ServerTerms
 from fedark.errors import InputError
@@ -147,18 +147,19 @@ def audit(
     before = losses(task, wrong)
     coins = {"dirac": generator.integers(0, 2, diracs) == 1, "flipped": generator.integers(0, 2, len(wrong)) == 1}
     inside = [record for record, coin in zip(wrong, coins["flipped"], strict=True) if coin]
-    members = Members(task, [*records, *inside], coordinates[coins["dirac"]], _LOUDNESS * clip_norm)
+    members = [*records, *inside, *map(dirac, coordinates[coins["dirac"]].tolist())]
+    audited = AuditedTask(task, _LOUDNESS * clip_norm)
     optimizer = server_optimizer(server, task.terms.travelling)
     vector, released = task.initial(), np.zeros(task.terms.travelling)
     for number in range(rounds):
         task.set_flat(vector)
-        noisy = release(members)
-        released += noisy
-        vector = optimizer.step(vector, (vector - noisy / expected).astype(np.float32))
+        update = release(audited, members)
+        released += update
+        vector = optimizer.step(vector, (vector + update / expected).astype(np.float32))
         if progress is not None:
             progress(number + 1, rounds)
     task.set_flat(vector)
-    scores = {"dirac": released[coordinates], "flipped": before - losses(task, wrong)}
+    scores = {"dirac": -released[coordinates], "flipped": before - losses(task, wrong)}
     by = tuple(_best(kind, scores[kind], coins[kind], delta) for kind in scores if coins[kind].size)
     measured = max(one.epsilon for one in by)
     reach = max(_bound(one.total, guesses, guesses, delta) for one in by for guesses in _guesses(one.total))

@@ -1,82 +1,101 @@
-"""One round of `example-distributed` as a customer makes it, with the noise of all: what is audited.
+"""What is audited: a customer's round as the trainer enclave computes it, and the sum of it with the other customers' noise.
 
-Poisson sample, clipped gradient sum, rounding to the grid of the masked sum, integer noise: the functions that a trainer enclave
-calls (`fedark.enclave.private`), in its order. The masks are left out, since they cancel in what is unmasked.
+The update comes from `fedark.enclave.private`, from the drawing of records to the noised integers; nothing is written anew here.
+The other customers have no records: they add their shares of the noise, which is all of them that the guarantee counts on. Masks
+are left out, since they cancel in what is unmasked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import cast
 
 import numpy as np
 
-from fedark.audit.canaries import Members
-from fedark.mechanism import on_grid
-from fedark.privacy.mechanisms import Mechanism
-from fedark.privacy.sampling import poisson_sample
-from fedark.secagg import Layout
+from fedark.audit.canaries import AuditedTask
+from fedark.contract import Contract, ModelTerms, PrivacyTerms, ProtectionTerms, now
+from fedark.enclave.private import noised_updates, private_updates
+from fedark.errors import InputError
+from fedark.mechanism import solved
+from fedark.tuning.data import Record
 from fedark.tuning.layout import Flat
-from fedark.tuning.per_example import clip_vector
+from fedark.tuning.task import TaskModel
 
-__all__ = ["GridRound", "Release", "grid_round"]
+__all__ = ["NOISELESS", "Release", "audited_contract", "trainer_round"]
 
-Release = Callable[[Members], Flat]
-"""One round: everything between the members' records and the noisy sum that is unmasked, in the unit of a gradient."""
+Release = Callable[[AuditedTask, Sequence[Record]], Flat]
+"""One round: from all records of a customer to the sum of updates that is unmasked, float32 [travelling]."""
 
-_BITS = 24
-_CUSTOMERS = 8  # whose shares of noise are in the sum; one of them is audited
-_ROOM = 4  # the grid holds sums of so many times the expected number of records, all at their bound and in one direction
-
-
-@dataclass(frozen=True)
-class GridRound:
-    """A `Release` with the mechanism's noise, or with none.
-
-    Attributes:
-        mechanism: the noise and its shares; None releases the sum as it is.
-        layout: of the sum.
-        clip_norm: L2 norm of one record's gradient.
-        rate: of the Poisson sample.
-    """
-
-    mechanism: Mechanism | None
-    layout: Layout
-    clip_norm: float
-    rate: Fraction
-
-    def __call__(self, members: Members) -> Flat:
-        """The noisy sum of one round, float32 [travelling]."""
-        drawn = poisson_sample(len(members), self.rate)
-        total = members.gradient_sum(drawn, clip_norm=self.clip_norm)
-        if self.mechanism is None:
-            return total
-        summed = on_grid(self.layout, self.mechanism, clip_vector(total, self.mechanism.sum_norm)).astype(np.float64)
-        for _ in range(self.mechanism.customers - 1):  # the others bring nothing but their shares of noise
-            summed += on_grid(self.layout, self.mechanism, np.zeros_like(total))
-        return summed.astype(np.float32)
+NOISELESS = 1e-9
+"""A noise multiplier that stands for none: a mechanism without noise does not exist. Rounding still has some grid steps of it."""
 
 
-def grid_round(
-    length: int, *, noise_multiplier: float | None, clip_norm: float, rate: Fraction, rounds: int, delta: float, population: int
-) -> GridRound:
-    """The round of a job of this size; `noise_multiplier` None for one without noise.
+def audited_contract(
+    model: ModelTerms, privacy: PrivacyTerms, *, rounds: int, records: int, protection: ProtectionTerms | None = None
+) -> Contract:
+    """The contract of a job of one model, which nobody signs; it fixes what the trainer computes.
+
+    Args:
+        privacy: with the noise of the claim, or with 0 to have it solved from epsilon.
+        records: of the audited customer; every other one is taken to have as many.
+        protection: the job's; by default eight customers, none of whom drops or colludes.
 
     Raises:
-        InputError: no such mechanism can be.
+        ContractError, InputError: no such mechanism can be.
     """
-    reach = clip_norm * max(float(rate) * population, 1.0) * _ROOM
-    layout = Layout("audit", length, bits=_BITS, clip_norm=reach, value_range=reach)
-    if noise_multiplier is None:
-        return GridRound(None, layout, clip_norm, rate)
-    mechanism = Mechanism.example_distributed(
-        layout,
-        record_norm=clip_norm,
-        noise_multiplier=noise_multiplier,
-        rate=rate,
-        rounds=rounds,
-        delta=delta,
-        customers=_CUSTOMERS,
+    protection = protection or ProtectionTerms(minimum_cohort=8, colluders=0)
+    if privacy.mechanism != "example-distributed":
+        raise InputError(
+            f"An audit looks for single records in noised gradient sums, and {privacy.mechanism!r} releases none.",
+            safe="Nothing was trained.",
+            fix='Name a job with "example-distributed"; clipping, draws and noise of "example-local" are the same functions.',
+        )
+    count = protection.minimum_cohort
+    names = {"provider": "provider", "pool": "aggregator"} | {f"customer-{n + 1}": "customer" for n in range(count)}
+    parties = [
+        {"name": name, "role": role, "signing_key": f"{place:064x}", "hpke_key": f"{place:02432x}"}
+        for place, (name, role) in enumerate(names.items())
+    ]
+    registers = {"runtime": "0" * 96}
+    begun = now()
+    return Contract.build(
+        {
+            "job": "audit",
+            "created": begun.isoformat(),
+            "expires": (begun + timedelta(days=1)).isoformat(),
+            "rounds": rounds,
+            "parties": parties,
+            "models": [model],
+            "attestation": {
+                "platforms": ["simulated"],
+                "simulated_root": "0" * 64,
+                "sandbox": "none",
+                "trainer": registers,
+                "aggregator": registers,
+            },
+            "protection": protection,
+            "privacy": solved(privacy.model_copy(update={"records": records * count}), rounds),
+            "evaluation": {},
+            "deliver_to": ["customer-1"],
+        }
     )
-    return GridRound(mechanism, replace(layout, noise_bound=mechanism.noise_bound), clip_norm, rate)
+
+
+def trainer_round(contract: Contract) -> Release:
+    """The round of `contract`, with the noise of those whose share nobody else knows, and no more."""
+    model = contract.models[0].name
+    honest = contract.protection.minimum_cohort - contract.protection.colluders
+
+    def update(task: AuditedTask, records: Sequence[Record]) -> Flat:
+        # It has what the trainer asks of a model.
+        tasks: Mapping[str, TaskModel] = {model: cast(TaskModel, task)}
+        return noised_updates(contract, private_updates(contract, tasks, records))[model]
+
+    def release(task: AuditedTask, records: Sequence[Record]) -> Flat:
+        total = update(task, records).astype(np.float64)
+        for _ in range(honest - 1):
+            total += update(task, [])
+        return total.astype(np.float32)
+
+    return release

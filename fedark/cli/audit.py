@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -17,17 +17,18 @@ from fedark.errors import InputError
 
 __all__ = ["audit"]
 
-_CLIP_NORM = 1.0
 _STEP = 0.3  # FedAdam's: large, so that whatever can be learned of a canary is
 
 
 def audit(
-    job: Annotated[Path | None, typer.Argument(help="A job file; without one, a small embedded task is audited.")] = None,
+    job: Annotated[
+        Path | None, typer.Argument(help="A job file with a privacy mechanism; without one, a small embedded task.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Which of the job's models; by default the first.")] = "",
-    epsilon: Annotated[float, typer.Option(help="The claim; inf trains without noise.")] = 3.0,
-    delta: Annotated[float, typer.Option(help="Of the claim.")] = 1e-5,
-    rounds: Annotated[int, typer.Option(help="Rounds trained.", min=1)] = 60,
-    rate: Annotated[str, typer.Option(help="Poisson sampling rate, such as 0.1 or 1/16.")] = "0.1",
+    epsilon: Annotated[
+        float | None, typer.Option(help="The claim, if not the job's (3 for the embedded task); inf trains without noise.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds claimed and trained, if not the job's (60).", min=1)] = None,
     canaries: Annotated[int, typer.Option(help="Dirac canaries.", min=0)] = 1000,
     records: Annotated[
         int, typer.Option(help="At most so many of the job's records, and half as many flipped ones.", min=2)
@@ -35,52 +36,54 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a text.")] = False,
 ) -> None:
     """Refute a privacy claim, if one training run can: exit status 1 if it is refuted, 0 if not."""
-    from fedark.audit.embedded import small_records, small_task
+    # Before torch is loaded: threads that wait on a busy machine sleep instead of spinning.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from fedark.audit.embedded import PRIVACY, ROUNDS, small_records, small_task
     from fedark.audit.jobs import job_records, job_task
     from fedark.audit.one_run import audit as one_run
-    from fedark.audit.rounds import grid_round
+    from fedark.audit.rounds import NOISELESS, audited_contract, trainer_round
     from fedark.contract import ServerTerms
     from fedark.job import Job
-    from fedark.privacy.mechanisms import calibrated
     from fedark.tuning.self_check import self_check
 
-    if not epsilon > 0 or not 0 < delta < 1:
-        raise InputError("A claim needs an epsilon above 0 and a delta between 0 and 1.", safe="Nothing was trained.")
     tell = teller(quiet=as_json)
-    sampling = _fraction(rate)
+    privacy, protection = PRIVACY, None
+    changed = epsilon is not None or rounds is not None
     if job is None:
         task, data = small_task(), small_records(600, seed=0)
-        own, spare = data[:300], data[300:]
+        rounds = rounds or ROUNDS
     else:
         read = Job.load(job)
+        privacy, protection = read.privacy, read.protection
         task, data = job_task(read, model), job_records(read)
-        order = np.random.default_rng(0).permutation(len(data))[: records + records // 2]
-        cut = len(order) * 2 // 3
-        own, spare = [data[index] for index in order[:cut]], [data[index] for index in order[cut:]]
+        rounds = rounds or read.rounds
+    claimed = privacy.epsilon if epsilon is None else epsilon
+    if not claimed > 0:
+        raise InputError("A claim is an epsilon above 0.", safe="Nothing was trained.")
+    if not math.isfinite(claimed):
+        privacy = privacy.model_copy(update={"noise_multiplier": NOISELESS})
+    elif changed:
+        privacy = privacy.model_copy(update={"epsilon": claimed, "noise_multiplier": 0.0})
+    order = np.random.default_rng(0).permutation(len(data))[: records + records // 2]
+    shuffled = [data[index] for index in order]
+    cut = len(shuffled) // 2 if job is None else len(shuffled) * 2 // 3
+    own, spare = shuffled[:cut], shuffled[cut:]
     diracs = min(canaries, task.terms.travelling // 2)
     population = len(own) + len(spare) // 2 + diracs // 2
     tell("checking the gradients")
     self_check(task, own)
-    release = grid_round(
-        task.terms.travelling,
-        noise_multiplier=calibrated(epsilon, delta, sampling, rounds) if math.isfinite(epsilon) else None,
-        clip_norm=_CLIP_NORM,
-        rate=sampling,
-        rounds=rounds,
-        delta=delta,
-        population=population,
-    )
+    contract = audited_contract(task.terms, privacy, rounds=rounds, records=population, protection=protection)
     tell(f"training {rounds} rounds on {len(own)} records and the canaries")
     report = one_run(
         task,
         own,
         spare,
-        release,
-        claimed=epsilon,
-        delta=delta,
+        trainer_round(contract),
+        claimed=claimed,
+        delta=privacy.delta,
         rounds=rounds,
-        expected=float(sampling) * population,
-        clip_norm=_CLIP_NORM,
+        expected=privacy.sampling_rate * population,
+        clip_norm=privacy.clip_norm,
         diracs=diracs,
         server=ServerTerms(optimizer="fedadam", learning_rate=_STEP),
         seed=secrets.randbits(64),
@@ -92,13 +95,3 @@ def audit(
             console.print(line, soft_wrap=True)
     if report.refuted:
         raise typer.Exit(1)
-
-
-def _fraction(text: str) -> Fraction:
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(0)
-    if not 0 < value <= 1:
-        raise InputError("--rate is no fraction in (0, 1].", safe="Nothing was trained.", fix="Write it like 0.1 or 1/16.")
-    return value

@@ -61,12 +61,17 @@ class Features:
             self._places |= {ids: known + index for index, ids in enumerate(unknown)}
             self._rows = torch.cat([self._rows, *fresh])
 
+    def rows(self, texts: Sequence[Ids]) -> torch.Tensor | None:
+        """The rows [texts, width], or None where a text is not known."""
+        places = [self._places.get(ids, -1) for ids in texts]
+        return self._rows[torch.tensor(places, dtype=torch.long)] if self._sound and min(places, default=0) >= 0 else None
+
     def logits(self, texts: Sequence[Ids]) -> torch.Tensor | None:
         """The head's answer [texts, labels], or None where a text is not known."""
-        places = [self._places.get(ids, -1) for ids in texts]
-        if not self._sound or min(places) < 0:
+        rows = self.rows(texts)
+        if rows is None:
             return None
-        answer: torch.Tensor = self._head(self._rows[torch.tensor(places)])
+        answer: torch.Tensor = self._head(rows)
         return answer
 
     @torch.no_grad()

@@ -233,6 +233,17 @@ class TaskModel:
         """
         return self._score(self._examples(records))[0]
 
+    def features(self, records: Sequence[Record]) -> torch.Tensor:
+        """What the frozen body puts before a lone head, [records, width].
+
+        Raises:
+            ModelError: more than one linear layer is trained, or the body's answer is not a constant of the text.
+        """
+        rows = self._features.rows([example.ids for example in self._examples(records)]) if self._features is not None else None
+        if rows is None:
+            raise ModelError("This model has no features of its own: it trains more than a linear head.")
+        return rows
+
     @contextmanager
     def uncached(self) -> Iterator[None]:
         """While open, nothing that was kept from earlier batches is used: the whole model is computed."""
