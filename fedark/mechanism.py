@@ -34,7 +34,6 @@ __all__ = [
     "mechanism",
     "noised",
     "noised_layout",
-    "on_grid",
     "privacy_problems",
     "server_scale",
     "solved",
@@ -89,14 +88,9 @@ def noised_layout(contract: Contract, name: str) -> Layout:
 
 def noised(contract: Contract, vector: NDArray[np.float32]) -> NDArray[np.float32]:
     """`vector` [all travelling values] clipped, rounded and noised, as it may leave where nothing is masked."""
-    found = mechanism(contract)
+    found, grid = mechanism(contract), noised_layout(contract, "noised")
     if found is None:
         raise ValueError("the contract has no mechanism")
-    return on_grid(noised_layout(contract, "noised"), found, vector)
-
-
-def on_grid(grid: Layout, found: Mechanism, vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`vector` [grid.length] clipped, rounded to `grid` (which has room for the noise) and noised with one share."""
     words = np.empty(grid.words(1), np.uint64)
     mask(words, grid, 1, Contribution(vector), [], noise=found.noise())
     return RoundSum(grid, ("",), 1, words).total()
