@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_and_inflate_object_from_tree, push_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.run import RunNotRunningException
 from google.protobuf.message import DecodeError
@@ -60,12 +61,14 @@ __all__ = [
     "connect",
     "error_reply",
     "retry_soon",
+    "sending",
     "run_client_task",
     "run_server_task",
 ]
 
 # A message is announced before its objects are uploaded; Flower waits 1 s before it looks again.
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 0.5
+_LOOK_SECONDS, _PULL_SECONDS = 3.0, 30.0
 LOST_ON_THE_WAY = frozenset(
     {int(ErrorCode.MESSAGE_UNAVAILABLE), int(ErrorCode.REPLY_MESSAGE_UNAVAILABLE), int(ErrorCode.NODE_UNAVAILABLE)}
 )
@@ -232,6 +235,7 @@ class Fleet:
                 return_type=Message,
                 initial_backoff=_FIRST_WAIT,
                 backoff_cap=_LONGEST_WAIT,
+                max_time=_PULL_SECONDS,
             )
         except Exception as error:
             raise FederationError(f"A message cannot be fetched ({type(error).__name__}).", safe="It was dropped.") from None
@@ -303,10 +307,37 @@ def _take_back(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, former: 
         client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
 
 
-def error_reply(reason: str, to: Message, *, refused: bool = False) -> Message:
-    """A reply that says what went wrong. `refused`: it was the bundle."""
+def error_reply(reason: str, to: Message, *, refused: bool = False, lost: bool = False) -> Message:
+    """A reply that says what went wrong. `refused`: it was the bundle. `lost`: the message did not come whole; send it again."""
     code = ErrorCode.INVALID_FAB if refused else ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    code = ErrorCode.MESSAGE_UNAVAILABLE if lost else code
     return Message(Error(code=int(code), reason=printable(reason, 600)), reply_to=to)
+
+
+class _Sending:
+    """Whether what the SuperLink has announced is still on its way; the link says so, who knows which nodes are connected."""
+
+    goes_on: Callable[[], bool] = staticmethod(lambda: True)
+
+
+sending = _Sending()
+
+
+def _while_it_comes(pull_objects: Callable[..., Any]) -> Callable[..., Any]:
+    """Flower waits three minutes for the rest of a reply whose sender was killed in the midst of it. This one asks `sending`."""
+
+    def pull(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            began = time.monotonic()
+            try:
+                limits = {"initial_backoff": _FIRST_WAIT, "backoff_cap": _LONGEST_WAIT, "max_time": _LOOK_SECONDS}
+                return pull_objects(*args, **{**kwargs, **limits})
+            except ObjectPullError:
+                ran_out = time.monotonic() - began >= _LOOK_SECONDS
+                if not (ran_out and sending.goes_on()):
+                    raise
+
+    return pull
 
 
 def run_server_task() -> None:
@@ -322,7 +353,7 @@ def run_server_task() -> None:
     runtime.install_from_fab = install_pinned
     retry_soon()
     grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
-    grid.pull_objects = functools.partial(grid.pull_objects, initial_backoff=_FIRST_WAIT, backoff_cap=_LONGEST_WAIT)
+    grid.pull_objects = _while_it_comes(grid.pull_objects)
     flwr_serverapp()
 
 

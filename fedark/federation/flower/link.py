@@ -21,7 +21,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedark.errors import FedarkError, FederationError, printable
-from fedark.federation.flower.adapter import LOST_ON_THE_WAY, NOT_REACHED, RUN_OVER
+from fedark.federation.flower.adapter import LOST_ON_THE_WAY, NOT_REACHED, RUN_OVER, sending
 from fedark.federation.flower.payload import MESSAGE_TYPE, pack, unpack
 from fedark.federation.link import Outcome, Passed, Superseded, Tap, Unavailable, check_size, failure, late, named
 
@@ -138,6 +138,7 @@ class FlowerLink:
                 continue
             waiting[party] = _Waiting(request)
         nodes, looked = self._nodes(), began
+        sending.goes_on = lambda: self._all_connected(waiting)
         for _ in _pauses(began + timeout):
             now = time.monotonic()
             if now - looked >= _LOOK:
@@ -156,6 +157,11 @@ class FlowerLink:
             if not waiting:
                 break
         return outcome | {party: late(party, stage, timeout) for party in waiting}
+
+    def _all_connected(self, waiting: Mapping[str, _Waiting]) -> bool:
+        """Whether every node that has a message is still connected as it was when it got it."""
+        nodes = self._nodes()
+        return all(party in nodes and nodes[party][1] == state.connected for party, state in waiting.items() if state.ids)
 
     def _push(self, due: Mapping[str, _Waiting], nodes: Mapping[str, tuple[int, str]], stage: str, deadline: float) -> None:
         if not due:

@@ -71,7 +71,11 @@ def _answer(fleet: Fleet, incoming: Incoming, socket: str, pinned: set[int]) -> 
             _log.error("%s", error.what)
             return error_reply(f"{error.what} {error.safe}", incoming.message, refused=True)
         pinned.add(run_id)
-    message = fleet.content(incoming)
+    try:
+        message = fleet.content(incoming)
+    except FederationError as error:
+        _log.warning("%s", error.what)
+        return error_reply(error.what, incoming.message, lost=True)
     context = Context(run_id, fleet.node_id, {SOCKET_KEY: socket}, RecordDict(), {})
     try:
         return app(message, context)
