@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedark.enclave.usage import processes_below
 from fedark.federation import daemons
 from fedark.federation.flower.deployment import Deployment
 from fedark.federation.local import Federation
@@ -116,7 +117,7 @@ class Victim:
             ]
             found = [pid for name in each for pid in self.pids(name)]
             nodes = [self._child(name) for name in self._customers]
-            return [*found, *(pid for node in nodes if node for pid in (node, *_below(node)))]
+            return [*found, *(pid for node in nodes if node for pid in (node, *processes_below(node)))]
         customer = self._random.choice(self._customers)
         pid = {
             "SuperLink": lambda: self._child("superlink"),
@@ -143,20 +144,8 @@ class Victim:
 
     def _below_with(self, party: str, words: str, *, last: bool = False) -> int:
         node = self._child(party)
-        found = [pid for pid in _below(node) if words in _command(pid)] if node else []
+        found = [pid for pid in processes_below(node) if words in _command(pid)] if node else []
         return (found[-1] if last else found[0]) if found else 0
-
-
-def _below(pid: int) -> list[int]:
-    """Descendants, parents before children."""
-    found, at = [pid], 0
-    while at < len(found):
-        with suppress(OSError):
-            for task in Path(f"/proc/{found[at]}/task").iterdir():
-                with suppress(OSError):
-                    found += [int(child) for child in (task / "children").read_text().split()]
-        at += 1
-    return found[1:]
 
 
 def _command(pid: int) -> str:

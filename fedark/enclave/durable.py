@@ -136,6 +136,11 @@ class DurableEnclave:
             stored.ParseFromString(self._kept.reply)
             return stored
 
+    def peak_mib(self) -> float:
+        """Most resident memory that the enclave has had since it was last started, MiB; 0 for one without a process of its own."""
+        measure = getattr(self._inner, "peak_mib", None)
+        return float(measure()) if measure is not None else 0.0
+
     def wake(self) -> None:
         """Start the enclave now, if it is not running."""
         with self._one_at_a_time:

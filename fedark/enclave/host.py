@@ -22,6 +22,7 @@ from fedark.attestation.platforms.base import Machine
 from fedark.enclave.channel import MAX_FRAME, Channel, ChannelTimeout, Disconnected
 from fedark.enclave.launcher import Launch, launch
 from fedark.enclave.main import LOCKED
+from fedark.enclave.usage import peak_below_mib
 from fedark.errors import EnclaveFailed, FedarkError, ProtocolError, restore
 from fedark.measurement import Measurement, measure_enclave
 from fedark.sandbox.monitor import TRACED
@@ -157,6 +158,10 @@ class EnclaveProcess:
         Harmless when done twice, and from any thread: a call in progress then raises EnclaveFailed.
         """
         self._end(EnclaveFailed("The enclave was ended by its host.", safe=_SAFE))
+
+    def peak_mib(self) -> float:
+        """Most resident memory that the enclave has had, MiB."""
+        return peak_below_mib(self._launch.process.pid)
 
     def __enter__(self) -> EnclaveProcess:
         return self

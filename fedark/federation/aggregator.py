@@ -24,8 +24,10 @@ from google.protobuf.message import DecodeError
 from fedark.contract import Contract
 from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.session import RunConfig
+from fedark.enclave.usage import peak_mib
 from fedark.errors import FedarkError, LogRefused, ProtocolError, StorageError
 from fedark.federation.node import SEEN_LOGS, EnclaveFactory, fault_of
+from fedark.federation.runs import MEMORY
 from fedark.files import disk_errors, write_atomic
 from fedark.translog.memory import HeadMemory
 from fedark.v1 import node_pb2, stage_pb2
@@ -228,6 +230,8 @@ class AggregatorHost:
             self.report = outcome.report
             write_atomic(folder / _REPORT, outcome.report)
         if self._enclave is not None:
+            memory = {"host": round(peak_mib(), 1), "enclave": round(self._enclave.peak_mib(), 1)}
+            write_atomic(folder / MEMORY, json.dumps({"peak_mib": memory}).encode())
             self._enclave.discard()
             self._enclave = None
         (folder / _COORDINATOR).unlink(missing_ok=True)

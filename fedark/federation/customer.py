@@ -24,6 +24,7 @@ from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import Context, ProtectedUpdate
 from fedark.enclave.session import RunConfig
+from fedark.enclave.usage import peak_mib
 from fedark.errors import (
     ContractError,
     DataError,
@@ -37,6 +38,7 @@ from fedark.errors import (
 from fedark.federation.budget import charge, release, show_head
 from fedark.federation.customer_run import CustomerRun
 from fedark.federation.node import SEEN_LOGS, NodeBase, NodeSettings, find_bundle
+from fedark.federation.runs import MEMORY
 from fedark.files import write_atomic
 from fedark.job import DataSpec
 from fedark.translog.entry import Fact
@@ -487,6 +489,8 @@ class CustomerNode(NodeBase):
             raise ProtocolError("The enclaves are not proven yet.", safe="Nothing was stored.")
         folder = self._store(run.signed, run.aggregator, request)
         write_atomic(folder / "local.json", json.dumps(run.local, indent=2).encode())
+        memory = {"node": round(peak_mib(), 1), "enclave": round(run.enclave.peak_mib(), 1)}
+        write_atomic(folder / MEMORY, json.dumps({"peak_mib": memory}).encode())
         self.settings.on_progress(f"adapter and report are in {folder}")
         self._end(run_id)
         return stage_pb2.DeliverReply(stored=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedark import canonical
 from fedark.contract import Contract
+from fedark.enclave.usage import peak_mib
 from fedark.errors import StorageError
 from fedark.masking import UPDATE, bytes_per_value, masked_policy
 from fedark.mechanism import guarantees
@@ -105,6 +106,7 @@ def report_of(contract: Contract, run_id: str, progress: Progress, seconds: floa
         "passed_over": progress.passed_over,
         "seconds": round(progress.seconds + seconds, 2),
         "stages": progress.stages,
+        "peak_mib": {"coordinator": round(peak_mib(), 1)},
         "models": models,
     }
 

@@ -23,8 +23,10 @@ from fedark.errors import ProtocolError, Refused, StorageError
 from fedark.files import disk_errors, write_atomic
 from fedark.keys import SigningKey, verify_signature
 
-__all__ = ["REPORT", "RunMemory"]
+__all__ = ["MEMORY", "REPORT", "RunMemory"]
 
+MEMORY = "memory.json"
+"""Beside the report: most resident memory that this party's processes had, MiB."""
 REPORT = "report.json"
 """What a run leaves in its folder when it has ended well."""
 _LABEL = "fedark/node-state/1"

@@ -72,6 +72,10 @@ def test_a_job_survives_the_death_of_every_process_at_random_moments(tmp_path: P
     if FULL:
         assert len(done) >= least
 
+    memory = [json.loads(path.read_bytes())["peak_mib"] for path in federation.work.glob("parties/*/runs/*/memory.json")]
+    assert len(memory) == 1 + len(CUSTOMERS)
+    assert all(0 < value < 2000 for peaks in memory for value in peaks.values())
+
     # No round was trained twice, or from another model: the adapter is that of an undisturbed run.
     with simulate(Job.load(path), tmp_path / "undisturbed") as running:
         running.run()
