@@ -371,8 +371,8 @@ settings = {"expect": 1, "report": str(root / "report.json"), "stages": stages}
 plan = Plan(root=root, nodes=(member("north"),), aggregator=member("agg"), coordinator="echo_parties:coordinate", settings=settings)
 with Deployment(plan) as d:
     run_id = d.submit()
-    def look(state):
-        if state.status == "running":
+    def look():
+        if d.server_pid:
             found = {"sessions": sorted(sessions_below(c.pid for c in d.children)), "address": d.address}
             print(json.dumps(found), flush=True)
     d.wait(run_id, timeout=100, on_look=look)
