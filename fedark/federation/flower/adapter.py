@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +26,7 @@ from typing import Any
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -35,14 +36,18 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
-from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_and_inflate_object_from_tree, push_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.retry import RetryInvoker, RetryState, make_simple_http_retry_invoker
 from flwr.supercore.run import RunNotRunningException
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from google.protobuf.message import DecodeError
 
 from fedark.errors import FederationError, Refused, printable
@@ -201,13 +206,23 @@ class Incoming:
 class Fleet:
     """One authenticated node's connection to the SuperLink (made by `connect`)."""
 
-    def __init__(self, callbacks: tuple[Any, ...]) -> None:
+    def __init__(
+        self, callbacks: tuple[Any, ...], trouble: threading.Event | None = None, renew: Callable[[int], None] | None = None
+    ) -> None:
         self.node_id: int = callbacks[0]
+        self._trouble, self._renew = trouble or threading.Event(), renew or (lambda node_id: None)
         self._receive, self._send, self._get_run, self._get_fab, self._pull, self._push, self._confirm = callbacks[1:]
 
     def pull(self) -> Incoming | None:
-        """The next message for this node, without its content."""
+        """The next message for this node, without its content.
+
+        A SuperLink that dies as it answers has marked a message as delivered that never came. Whoever had to ask again therefore
+        connects anew, which tells the sender to send again what has no answer yet.
+        """
+        self._trouble.clear()
         received = self._receive()
+        if self._trouble.is_set():
+            self._renew(self.node_id)
         return Incoming(*received) if received is not None else None
 
     def require_pinned_bundle(self, run_id: int) -> None:
@@ -272,13 +287,15 @@ def connect(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, former: Pat
             the SuperLink for a minute, which refuses a second connection meanwhile: the next process first takes that one back,
             if this file says that it was ours and its process is gone.
     """
-    from flwr.supernode.fleet_http_connection import http_request_response
+    connection: Any = importlib.import_module("flwr.supernode.fleet_http_connection")
 
     retry_soon()
+    trouble = threading.Event()
+    connection.make_simple_http_retry_invoker = functools.partial(_noted, make_simple_http_retry_invoker, trouble)
     if former is not None:
         _take_back(address, ca, key, former)
-    with http_request_response(address, False, str(ca), (key, key.public_key())) as callbacks:
-        fleet = Fleet(callbacks)
+    with connection.http_request_response(address, False, str(ca), (key, key.public_key())) as callbacks:
+        fleet = Fleet(callbacks, trouble, functools.partial(_connect_anew, address, ca, key))
         if former is not None:
             write_private(former, f"{fleet.node_id} {os.getpid()}".encode())
         yield fleet
@@ -286,22 +303,45 @@ def connect(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, former: Pat
         former.unlink(missing_ok=True)
 
 
-def _take_back(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, former: Path) -> None:
-    from flwr.supernode.fleet_http_client import FleetHttpClient
-    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+def _noted(make: Callable[[], RetryInvoker], trouble: threading.Event) -> RetryInvoker:
+    """What `make` makes, which also sets `trouble` whenever a request has to be made again."""
+    invoker = make()
+    before = invoker.on_backoff
 
+    def on_backoff(state: RetryState) -> None:
+        trouble.set()
+        if before is not None:
+            before(state)
+
+    invoker.on_backoff = on_backoff
+    return invoker
+
+
+def _fleet_client(address: str, ca: Path, key: ec.EllipticCurvePrivateKey) -> FleetHttpClient:
+    interceptors = [
+        RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+        NodeAuthHttpInterceptor(key, key.public_key()),
+    ]
+    return FleetHttpClient.from_server_address(address, False, str(ca), interceptors=interceptors)
+
+
+def _connect_anew(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, node_id: int) -> None:
+    """Leave and come back: the time at which the node connected, which the SuperLink tells, is then a new one."""
+    public = public_key_to_bytes(key.public_key())
+    with _fleet_client(address, ca, key) as client, suppress(httpx.HTTPError, DecodeError):
+        client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+        client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL))
+
+
+def _take_back(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, former: Path) -> None:
     try:
         node_id, pid = (int(word) for word in former.read_text().split())
     except (OSError, ValueError):
         return
     if Path(f"/proc/{pid}").exists() and pid != os.getpid():
         return
-    interceptors = [
-        RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-        NodeAuthHttpInterceptor(key, key.public_key()),
-    ]
     with (
-        FleetHttpClient.from_server_address(address, False, str(ca), interceptors=interceptors) as client,
+        _fleet_client(address, ca, key) as client,
         suppress(httpx.HTTPError, DecodeError),  # it was not online any more; or it says so again in a moment
     ):
         client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
@@ -315,9 +355,15 @@ def error_reply(reason: str, to: Message, *, refused: bool = False, lost: bool =
 
 
 class _Sending:
-    """Whether what the SuperLink has announced is still on its way; the link says so, who knows which nodes are connected."""
+    """What the link and the grid below it tell each other.
+
+    Attributes:
+        goes_on: whether what the SuperLink has announced is still on its way; the link knows which nodes are connected.
+        trouble: set when a request of the grid had to be made again: a reply may have been lost with the first one.
+    """
 
     goes_on: Callable[[], bool] = staticmethod(lambda: True)
+    trouble = threading.Event()
 
 
 sending = _Sending()
@@ -353,6 +399,7 @@ def run_server_task() -> None:
     runtime.install_from_fab = install_pinned
     retry_soon()
     grid: Any = importlib.import_module("flwr.superlink.grid.http_grid")
+    grid.make_simple_http_retry_invoker = functools.partial(_noted, make_simple_http_retry_invoker, sending.trouble)
     grid.pull_objects = _while_it_comes(grid.pull_objects)
     flwr_serverapp()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import threading
 from importlib.metadata import entry_points, version
 
+import httpx
 import pytest
 from flwr.common.constant import ErrorCode
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
@@ -105,6 +107,23 @@ def test_a_node_can_take_back_its_own_former_connection() -> None:
     assert callable(FleetHttpClient.DeactivateNode)
     assert [field.name for field in DeactivateNodeRequest.DESCRIPTOR.fields] == ["node_id"]
     assert parameters(NodeAuthHttpInterceptor)[:2] == ["private_key", "public_key"]
+
+
+def test_a_request_that_has_to_be_made_again_is_noticed() -> None:
+    connection = importlib.import_module("flwr.supernode.fleet_http_connection")
+    assert "retry_invoker = make_simple_http_retry_invoker()" in inspect.getsource(connection.http_request_response)
+    trouble = threading.Event()
+    invoker = adapter._noted(connection.make_simple_http_retry_invoker, trouble)
+    invoker.max_tries, answers = 2, iter([httpx.ConnectError("gone"), 7])
+
+    def ask() -> int:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert invoker.invoke(ask) == 7
+    assert trouble.is_set()
 
 
 def test_the_superlink_says_when_a_node_connected() -> None:
