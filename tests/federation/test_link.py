@@ -13,6 +13,7 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from fedark.errors import FederationError
 from fedark.federation import link as link_module
+from fedark.federation.flower.adapter import sending
 from fedark.federation.flower.link import FlowerLink
 from fedark.federation.link import InProcessLink, Link, Passed, Tap
 
@@ -183,3 +184,22 @@ def test_a_message_lives_no_longer_than_its_stage() -> None:
     (message,) = grid.sent
     assert message.metadata.ttl <= 12
     assert message.metadata.group_id == "round"
+
+
+def test_after_trouble_on_the_wire_what_has_no_answer_is_sent_again_and_the_first_answer_counts() -> None:
+    calls: list[bytes] = []
+    never = threading.Event()
+
+    def twice(data: bytes) -> bytes:
+        calls.append(data)
+        if len(calls) == 1:
+            sending.trouble.set()
+            never.wait()  # the first answer does not come
+        return EchoNode("north").handle(data)
+
+    grid = FakeGrid({"north": twice})
+    outcome = FlowerLink(grid, {"north": b"key-north"}).exchange({"north": request(b"x")}, stage="round", timeout=20)
+    never.set()
+    assert payload(outcome["north"]) == b"x"
+    assert len(calls) == 2
+    assert calls[0] == calls[1]

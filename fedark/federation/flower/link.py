@@ -143,9 +143,12 @@ class FlowerLink:
             now = time.monotonic()
             if now - looked >= _LOOK:
                 nodes, looked = self._nodes(nodes), now
-            self._push(
-                {party: state for party, state in waiting.items() if state.due(nodes.get(party))}, nodes, stage, began + timeout
-            )
+            if sending.trouble.is_set():
+                sending.trouble.clear()
+                for state in waiting.values():
+                    state.connected = ""  # its reply may have been lost: ask again
+            due = {party: state for party, state in waiting.items() if state.due(nodes.get(party))}
+            self._push(due, nodes, stage, began + timeout)
             pulled = self._pull_all(waiting)
             for party, state in list(waiting.items()):
                 answer = self._answer(party, state, stage, pulled)
