@@ -104,9 +104,9 @@ class Payload:
         value = canonical.decode(data, max_bytes=MAX_MESSAGE_BYTES)
         try:
             weight = value["weight"]
-            vectors = {str(name): unpack_vector(vector) for name, vector in value["vectors"].items()}
+            vectors = {_text(name): unpack_vector(vector) for name, vector in value["vectors"].items()}
             metrics = {
-                str(model): {str(key): _metric(item) for key, item in items.items()}
+                _text(model): {_text(key): _metric(item) for key, item in items.items()}
                 for model, items in value["metrics"].items()
             }
             masked = value["masked"]
@@ -119,7 +119,15 @@ class Payload:
         return cls(weight, vectors, metrics, masked)
 
 
+def _text(name: Any) -> str:
+    if type(name) is not str:
+        raise ValueError
+    return name
+
+
 def _metric(item: Any) -> Metric:
+    if type(item) is not list:
+        raise ValueError
     correct, total, loss = item
     if type(correct) is not int or type(total) is not int or not 0 <= correct <= total or not isinstance(loss, float):
         raise ValueError
@@ -309,7 +317,7 @@ def open_delivery(
 
 def _vectors(value: Any) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     try:
-        return {str(name): unpack_vector(vector) for name, vector in value.items()}
+        return {_text(name): unpack_vector(vector) for name, vector in value.items()}
     except (AttributeError, ValueError):
         raise ProtocolError("A message's vectors are malformed.") from None
 
