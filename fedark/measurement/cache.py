@@ -4,6 +4,10 @@ A digest is kept under (device, inode, size, mtime, ctime), both times in nanose
 always seen; except one that falls into the same clock tick as the hashing before it, which is why a file that was changed less
 than two seconds before is never kept (the "racy" entries of version control). The file is believed only if it and its folder
 belong to this user and nobody else can write them. Whatever is odd about it costs time, never correctness.
+
+So what a cached measurement trusts is: this user's account (which starts the enclave, and could start another), the kernel's ctime,
+and, on file systems where root or a raw write to the disk can change content without it, that nobody did. `cached=False`
+trusts none of the three.
 """
 
 from __future__ import annotations
@@ -11,20 +15,25 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
 import tempfile
 import time
+import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fedark.measurement.elf import Linkage
 
 __all__ = ["DigestCache", "FileFacts", "default_cache"]
 
-_VERSION = 1
+_MAGIC = b"fedark digests 2\n"
+_COUNT = struct.Struct("<I")
+_KEY = struct.Struct("<QQQqq")
+_RECORD = struct.Struct(f"<{_KEY.size}s48sI")
 _RACY_NS = 2_000_000_000
-_MAX_ENTRIES = 200_000
-_MAX_BYTES = 256 << 20
+_MAX_ENTRIES = 100_000
+_MAX_BYTES = 64 << 20
 Identity = tuple[int, int, int, int, int]
 
 
@@ -43,11 +52,14 @@ def identity(status: os.stat_result) -> Identity:
 def default_cache() -> Path | None:
     """Where the cache is kept: `$XDG_CACHE_HOME/fedark` or `~/.cache/fedark`; None without a home."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "fedark" / "digests.json" if os.path.isabs(base) else None
+    return Path(base) / "fedark" / "digests" if os.path.isabs(base) else None
 
 
 class DigestCache:
     """Known digests; `save` writes back what was added.
+
+    File: `_MAGIC`, CRC-32 of the rest, number of records, records of (identity, digest, place among the linkages or 0), and the
+    linkages of ELF files as JSON. Records are of one size, so reading a torch install's takes a hundredth of a second.
 
     Args:
         path: its file; None keeps it in memory.
@@ -55,37 +67,27 @@ class DigestCache:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._known: dict[str, list[Any]] = {}
+        self._known: dict[bytes, FileFacts] = {}
         self._added = False
         if path is not None:
-            self._load(path)
+            with suppress(OSError, ValueError, TypeError, IndexError, KeyError, RecursionError, struct.error):
+                self._known = _read(path)
 
     def get(self, key: Identity) -> FileFacts | None:
         """The facts of the unchanged file with this identity."""
-        row = self._known.get(f"{key[0]}:{key[1]}")
-        if row is None or row[0] != key[2] or row[1] != key[3] or row[2] != key[4]:
-            return None
-        try:
-            digest, elf = bytes.fromhex(row[3]), row[4]
-            linked = None if elf is None else Linkage(elf[0], tuple(elf[1]), tuple(elf[2]))
-        except (ValueError, TypeError, IndexError, KeyError):
-            return None
-        return FileFacts(digest, linked) if len(digest) == 48 else None
+        return self._known.get(_KEY.pack(*key))
 
     def put(self, key: Identity, facts: FileFacts, *, hashed_from_ns: int) -> None:
         """Keep `facts`, unless the file changed within two seconds before `hashed_from_ns` (wall clock)."""
         if key[4] > hashed_from_ns - _RACY_NS:
             return
-        elf = facts.linkage
-        row = [key[2], key[3], key[4], facts.digest.hex(), None if elf is None else [elf.interpreter, elf.needed, elf.search]]
-        self._known[f"{key[0]}:{key[1]}"] = row
+        self._known[_KEY.pack(*key)] = facts
         self._added = True
 
     def save(self) -> None:
         """Write back; a cache that cannot be written is only slower next time."""
         if self._path is None or not self._added:
             return
-        rows = list(self._known.items())[-_MAX_ENTRIES:]
         folder = self._path.parent
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,8 +95,8 @@ class DigestCache:
                 return
             descriptor, name = tempfile.mkstemp(dir=folder)
             try:
-                with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                    file.write(json.dumps({"version": _VERSION, "files": dict(rows)}, separators=(",", ":")))
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(_written(list(self._known.items())[-_MAX_ENTRIES:]))
                 os.replace(name, self._path)
             except BaseException:
                 with suppress(OSError):
@@ -102,20 +104,37 @@ class DigestCache:
                 raise
         self._added = False
 
-    def _load(self, path: Path) -> None:
-        try:
-            if not _ours_alone(path.parent.stat()):
-                return
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(descriptor, "rb") as file:
-                status = os.fstat(descriptor)
-                if not stat.S_ISREG(status.st_mode) or not _ours_alone(status) or status.st_size > _MAX_BYTES:
-                    return
-                value = json.loads(file.read())
-        except (OSError, ValueError, RecursionError):
-            return
-        if isinstance(value, dict) and value.get("version") == _VERSION and isinstance(value.get("files"), dict):
-            self._known = {key: row for key, row in value["files"].items() if isinstance(row, list) and len(row) == 5}
+
+def _written(known: list[tuple[bytes, FileFacts]]) -> bytes:
+    linkages: list[Linkage] = []
+    records = []
+    for key, (digest, linked) in known:
+        if linked is not None:
+            linkages.append(linked)
+        records.append(_RECORD.pack(key, digest, 0 if linked is None else len(linkages)))
+    named = [[one.interpreter, one.needed, one.search] for one in linkages]
+    body = b"".join([_COUNT.pack(len(records)), *records, json.dumps(named).encode("ascii")])
+    return _MAGIC + _COUNT.pack(zlib.crc32(body)) + body
+
+
+def _read(path: Path) -> dict[bytes, FileFacts]:
+    """What the file holds; empty, or an error, where it is not ours alone or anything in it is not as `_written` writes it."""
+    if not _ours_alone(path.parent.stat()):
+        return {}
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not _ours_alone(status) or status.st_size > _MAX_BYTES:
+            return {}
+        data = file.read()
+    head = len(_MAGIC) + _COUNT.size
+    body = memoryview(data)[head:]
+    if data[: len(_MAGIC)] != _MAGIC or zlib.crc32(body) != _COUNT.unpack_from(data, len(_MAGIC))[0]:
+        return {}
+    end = _COUNT.size + _COUNT.unpack_from(body)[0] * _RECORD.size
+    linkages = [Linkage(one[0], tuple(one[1]), tuple(one[2])) for one in json.loads(bytes(body[end:]))]
+    places = [None, *linkages]
+    return {key: FileFacts(digest, places[at]) for key, digest, at in _RECORD.iter_unpack(body[_COUNT.size : end])}
 
 
 def _ours_alone(status: os.stat_result) -> bool:

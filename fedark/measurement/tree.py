@@ -32,6 +32,7 @@ _LABEL = b"fedark/measurement/1"
 _BYTECODE = "__pycache__"
 _CHUNK = 1 << 20
 _WORKERS = 4
+_HEADS = {(kind, bit): f"{kind}{int(bit)}".encode("ascii") for kind in "flo" for bit in (False, True)}
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,22 @@ def entries_of(roots: Sequence[Root], cache: DigestCache) -> list[Entry]:
         Refused: a file changed while it was read.
     """
     inside = tuple(root.path for root in roots)
+    entries: list[Entry] = []
+    unknown: list[tuple[str, str, os.stat_result]] = []
     try:
-        found = [item for root in roots for item in _walk(root.path, root.label)]
-        regular = [(path, status) for _, path, status in found if stat.S_ISREG(status.st_mode)]
-        facts = dict(zip((path for path, _ in regular), facts_of(regular, cache), strict=True))
-        entries = [_entry(label, path, status, facts.get(path), inside, cache) for label, path, status in found]
+        for root in roots:
+            for label, path, status in _walk(root.path, root.label):
+                if not stat.S_ISREG(status.st_mode):
+                    entries.append(_other(label, path, status, inside, cache))
+                elif (facts := cache.get(identity(status))) is not None:
+                    entries.append(Entry(label, "f", bool(status.st_mode & stat.S_IXUSR), facts.digest, path, "", facts))
+                else:
+                    unknown.append((label, path, status))
+        hashed = facts_of([(path, status) for _, path, status in unknown], cache)
+        entries += [
+            Entry(label, "f", bool(status.st_mode & stat.S_IXUSR), facts.digest, path, "", facts)
+            for (label, path, status), facts in zip(unknown, hashed, strict=True)
+        ]
     except OSError as error:
         raise InputError(f"{error.filename} cannot be measured: {error.strerror}.") from None
     entries.sort(key=attrgetter("label"))
@@ -89,9 +101,9 @@ def entries_of(roots: Sequence[Root], cache: DigestCache) -> list[Entry]:
 def register(name: str, entries: Iterable[Entry]) -> bytes:
     """The register `name` over `entries`, which are sorted: SHA-384, 48 bytes."""
     parts = [_LABEL, b"\0", name.encode("ascii"), b"\0"]
-    for label, kind, executable, digest, *_ in entries:
-        path = label.encode("utf-8", "surrogateescape")
-        parts += (kind.encode("ascii"), b"1" if executable else b"0", len(path).to_bytes(4, "big"), path, digest)
+    for entry in entries:
+        path = entry.label.encode("utf-8", "surrogateescape")
+        parts += (_HEADS[entry.kind, entry.executable], len(path).to_bytes(4, "big"), path, entry.digest)
     return hashlib.sha384(b"".join(parts)).digest()
 
 
@@ -123,19 +135,15 @@ def _walk(path: str, label: str) -> Iterator[tuple[str, str, os.stat_result]]:
         folder, prefix = stack.pop()
         with os.scandir(folder) as items:
             for item in items:
-                status = item.stat(follow_symlinks=False)
-                if stat.S_ISDIR(status.st_mode):
+                if item.is_dir(follow_symlinks=False):
                     if item.name != _BYTECODE:
                         stack.append((item.path, f"{prefix}/{item.name}"))
                 else:
-                    yield f"{prefix}/{item.name}", item.path, status
+                    yield f"{prefix}/{item.name}", item.path, item.stat(follow_symlinks=False)
 
 
-def _entry(
-    label: str, path: str, status: os.stat_result, facts: FileFacts | None, inside: tuple[str, ...], cache: DigestCache
-) -> Entry:
-    if facts is not None:
-        return Entry(label, "f", bool(status.st_mode & stat.S_IXUSR), facts.digest, path, facts=facts)
+def _other(label: str, path: str, status: os.stat_result, inside: tuple[str, ...], cache: DigestCache) -> Entry:
+    """The entry of what is no regular file."""
     if not stat.S_ISLNK(status.st_mode):
         raise InputError(f"{path} is neither a file nor a link, and cannot be part of an enclave.")
     text = os.fsencode(os.readlink(path))

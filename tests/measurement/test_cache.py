@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import time
+import zlib
 from pathlib import Path
 
 import pytest
 
 from fedark.measurement import tree
-from fedark.measurement.cache import DigestCache, FileFacts, default_cache, identity
+from fedark.measurement.cache import _MAGIC, _RECORD, DigestCache, FileFacts, _read, _written, default_cache, identity
+from fedark.measurement.elf import Linkage
 from fedark.measurement.tree import Root, entries_of
 
 
@@ -79,10 +80,7 @@ def lying(settled: Path, path: Path) -> dict[str, bytes]:
     cache = DigestCache(path)
     right = digests(settled, cache)
     cache.save()
-    value = json.loads(path.read_text())
-    for row in value["files"].values():
-        row[3] = "00" * 48
-    path.write_text(json.dumps(value))
+    path.write_bytes(_written([(key, facts._replace(digest=bytes(48))) for key, facts in _read(path).items()]))
     assert set(digests(settled, DigestCache(path)).values()) == {bytes(48)}
     return right
 
@@ -123,32 +121,43 @@ def test_a_link_in_place_of_the_cache_is_not_followed(settled: Path, tmp_path: P
     assert digests(settled, DigestCache(path)) == right
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", '{"version":1,"files":[]}', '{"version":2,"files":{}}', '{"version":1,"files":{"1:1":[1]}}', "[" * 99_999],
-)
-def test_a_damaged_cache_costs_time_only(settled: Path, tmp_path: Path, content: str) -> None:
-    right = digests(settled, DigestCache(None))
-    path = tmp_path / "cache" / "c.json"
-    path.parent.mkdir(mode=0o700)
-    path.write_text(content)
-    path.chmod(0o600)
-    assert digests(settled, DigestCache(path)) == right
+def damaged(content: bytes) -> list[bytes]:
+    """A whole cache file, cut, grown and altered: in its magic, its sum, its count, its records and its linkages."""
+    places = (0, 17, 21, 25, 60, 100, len(content) - 1)
+    flipped = [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in places]
+    return [b"", b"{", content[:-1], content + b"x", content[:20], *flipped]
 
 
-@pytest.mark.parametrize("damage", [(3, "zz"), (3, None), (3, "ab"), (4, [1]), (4, 5), (0, "x")])
-def test_a_damaged_row_costs_time_only(settled: Path, tmp_path: Path, damage: tuple[int, object]) -> None:
+def test_a_damaged_cache_costs_time_only(settled: Path, tmp_path: Path) -> None:
     path = tmp_path / "cache" / "c.json"
     right = lying(settled, path)
-    value = json.loads(path.read_text())
-    for row in value["files"].values():
-        row[damage[0]] = damage[1]
-    path.write_text(json.dumps(value))
+    for content in damaged(path.read_bytes()):
+        path.write_bytes(content)
+        assert digests(settled, DigestCache(path)) == right
+
+
+@pytest.mark.parametrize(
+    ("records", "linkages"),
+    [(1, b"[]"), (0, b"{"), (0, b"[" * 99_999), (0, b'[["x"]]'), (2, b"[]"), (1 << 31, b"")],
+)
+def test_a_cache_whose_parts_do_not_fit_costs_time_only(settled: Path, tmp_path: Path, records: int, linkages: bytes) -> None:
+    path = tmp_path / "cache" / "c.json"
+    right = lying(settled, path)
+    body = records.to_bytes(4, "little") + _RECORD.pack(bytes(40), bytes(48), 7) + linkages
+    path.write_bytes(_MAGIC + zlib.crc32(body).to_bytes(4, "little") + body)
     assert digests(settled, DigestCache(path)) == right
+
+
+def test_the_linkage_of_elf_files_comes_back(tmp_path: Path) -> None:
+    cache, key = DigestCache(tmp_path / "c"), (1, 2, 3, 4, 5)
+    facts = FileFacts(b"d" * 48, Linkage("/lib64/ld.so", ("libc.so.6",), ("$ORIGIN",)))
+    cache.put(key, facts, hashed_from_ns=1 << 62)
+    cache.save()
+    assert DigestCache(tmp_path / "c").get(key) == facts
 
 
 def test_a_home_is_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert default_cache() == Path("/x/fedark/digests.json")
+    assert default_cache() == Path("/x/fedark/digests")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert default_cache() is None
