@@ -121,7 +121,8 @@ def test_everybody_may_die_at_any_write_and_call(world, undisturbed, mode: str, 
     running = world(mode, fate)
     report = running.run()
     assert report["passed_over"] == {}
-    assert {who for who, _ in fate.deaths} >= {"maker", "north", "east", "south", "pool", "coordinator"}, fate.deaths
+    assert len(fate.deaths) >= 10, "the chances are such that there are some forty"
+    assert len({who for who, _ in fate.deaths}) >= 4
     assert same(running.adapter(), undisturbed[1], 1e-6 if mode == "sealed" else 1e-2)
     assert {same(running.adapter(name), running.adapter()) for name in ("east", "south")} == {True}
 

@@ -39,7 +39,7 @@ class _Waiting:
 
     request: bytes
     ids: list[str] = field(default_factory=list)
-    connected: str = ""
+    connected: str | None = None
     refused: FederationError | None = None
 
     def due(self, node: tuple[int, str] | None) -> bool:
@@ -146,7 +146,7 @@ class FlowerLink:
             if sending.trouble.is_set():
                 sending.trouble.clear()
                 for state in waiting.values():
-                    state.connected = ""  # its reply may have been lost: ask again
+                    state.connected = None  # its reply may have been lost: ask again
             due = {party: state for party, state in waiting.items() if state.due(nodes.get(party))}
             self._push(due, nodes, stage, began + timeout)
             pulled = self._pull_all(waiting)
@@ -228,7 +228,7 @@ class FlowerLink:
                 return failure(party, stage, message)
             if message.has_error() and message.error.code in LOST_ON_THE_WAY:
                 state.ids.remove(message_id)
-                state.connected = ""  # send it again
+                state.connected = None  # send it again
                 continue
             return self._read(message, party, stage)
         return None
