@@ -111,11 +111,11 @@ KEPT = {
 NOT_KEPT = {
     # of the run configuration, or made from it
     SessionBase: {"config", "contract", "digest", "message_bytes", "_quote", "_sealer", "_used"},
-    # messages of the open round: brought again by the host
-    AggregatorSession: {"_received"},
-    # weights and records: brought again; the group key comes with the grant
-    TrainerSession: {"_group", "_openings", "_models", "_train", "_test", "_data_closed"},
-    TrainerMasks: {"_contract", "_nonces", "_policy", "_me"},
+    # messages of the open round: brought again by the host; the scale is the contract's
+    AggregatorSession: {"_received", "_scale"},
+    # weights and records: brought again; the group key comes with the grant; the privacy mechanism is the contract's
+    TrainerSession: {"_group", "_openings", "_models", "_train", "_test", "_data_closed", "_private"},
+    TrainerMasks: {"_contract", "_nonces", "_policy", "_me", "_private"},
     # follows from the messages of the open round
     AggregatorMasks: {
         "_contract",
