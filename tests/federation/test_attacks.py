@@ -20,11 +20,12 @@ from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
 from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice, SimulatedRoot
 from fedark.contract import now
 from fedark.enclave.session import create
-from fedark.errors import FedarkError
+from fedark.errors import ContractError, FedarkError
 from fedark.federation.consent import Consent
 from fedark.federation.coordinator import coordinate
 from fedark.federation.node import LOG
 from fedark.federation.party import DEVICE
+from fedark.files import write_atomic
 from fedark.job import Job
 from fedark.measurement import run_config_register
 from fedark.simulation import InProcessEnclave, Simulation, simulate
@@ -143,7 +144,10 @@ def test_a_contract_with_a_strangers_key_is_refused_with_every_problem(running: 
     parties = tuple(aggregator if party.role == "aggregator" else party for party in contract.parties)
     terms = contract.attestation.model_copy(update={"simulated_root": "cd" * 32})
     other = contract.model_copy(update={"parties": parties, "attestation": terms})
-    Consent(running.federation.folder("north")).approve(other)  # a hasty operator: the node still knows better
+    consent = Consent(running.federation.folder("north"))
+    with pytest.raises(ContractError, match="pool has other keys"):
+        consent.approve(other)
+    write_atomic(consent._path(other, "approved"), b"a hasty operator: the node still knows better")
 
     def change(party: str, message: stage_pb2.StageRequest) -> None:
         if message.HasField("enrol") and party == "north":
@@ -270,7 +274,7 @@ def with_impostor(
     node = running.nodes["east"]
     device = SimulatedDevice.load(running.federation.folder("east") / DEVICE)
     registers = node.settings.reference["trainer"]
-    node.settings.__dict__["start_enclave"] = lambda role, config: make(role, config, device, registers)
+    node.settings.__dict__["start_enclave"] = lambda role, config, checkpoint=b"": make(role, config, device, registers)
     said = run_with(running)
     log = read_log(running.federation.folder("maker") / LOG, running.nodes["maker"].settings.keys.signing.public)
     assert not [one for one in log.entries if one.entry.facts["party"] == "east" and one.entry.kind != "refusal"]
@@ -316,7 +320,7 @@ def test_an_enclave_that_repeats_its_first_evidence_gets_nothing(running: Simula
 def test_an_aggregator_that_is_not_what_the_contract_names_gets_no_record(running: Simulation, tmp_path: Path) -> None:
     device = SimulatedDevice.load(running.federation.folder("pool") / DEVICE)
     registers = {**running.nodes["north"].settings.reference["aggregator"], "application": bytes(48)}
-    running.host._start_enclave = lambda role, config: Impostor(role, config, device, registers)
+    running.host._start_enclave = lambda role, config, checkpoint=b"": Impostor(role, config, device, registers)
     said = run_with(running)
     assert "Evidence of the aggregator of pool was refused" in said
     assert "application" in said

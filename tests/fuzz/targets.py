@@ -509,7 +509,6 @@ def _parties(world: Any) -> Made:
             reply = stage_pb2.StageReply.FromString(node.handle(data))
             if reply.fault.what.startswith("The node of") and " failed (" in reply.fault.what:
                 raise RuntimeError(reply.fault.what)
-            node._answers.clear()
 
         return parse
 
