@@ -41,11 +41,12 @@ _LINE = re.compile(r"^(\w+)(?: (\d+)(?:/\d+)?)?: ")
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: what, in which step of the job, and how many seconds until the job's next step."""
+    """One kill: what, in which step of the job, how many seconds until the job's next step, and how many processes died."""
 
     target: str
     during: str
     seconds: float
+    processes: int
 
 
 def step_of(line: str, rounds: int) -> tuple[int, int] | None:
@@ -100,14 +101,14 @@ class Victim:
         """The furthest step so far."""
         return max((step for step, _ in self.steps()), default=(-1, -1))
 
-    def kill(self, target: str) -> str:
-        """Kill it (SIGKILL); returns the line of the step that the job was in, or "" if there was nothing to kill just now."""
+    def kill(self, target: str) -> tuple[str, int]:
+        """Kill it (SIGKILL); returns the line of the step that the job was in, and how many processes there were to kill."""
         pids = self.pids(target)
         steps = self.steps()
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return (steps[-1][1] if steps else "start") if pids else ""
+        return (steps[-1][1] if steps else "start"), len(set(pids))
 
     def pids(self, target: str) -> list[int]:
         """The processes that a target names now; of several alike one, at random."""
@@ -172,14 +173,14 @@ def run_with_kills(
     run_id = deployment.submit()
     following = next(plan, None)
     due = time.monotonic() + (following[1] if following else 0.0)
-    pending: tuple[str, str, float, tuple[int, int]] | None = None
+    pending: tuple[str, str, float, tuple[int, int], int] | None = None
 
     def look() -> None:
         nonlocal following, due, pending
         now = time.monotonic()
         if pending is not None and (victim.furthest() > pending[3] or victim.report is not None):
-            target, during, since, _ = pending
-            done.append(Kill(target, during, now - since))
+            target, during, since, _, count = pending
+            done.append(Kill(target, during, now - since, count))
             say(f"{len(done):3} {target:20} {during:40} {now - since:6.1f} s")
             pending = None
             following = next(plan, None)
@@ -189,9 +190,9 @@ def run_with_kills(
                 following = None
                 return
             before = victim.furthest()
-            during = victim.kill(following[0])
-            if during:
-                pending = following[0], during, now, before
+            during, count = victim.kill(following[0])
+            if count:
+                pending = following[0], during, now, before, count
 
     deployment.wait(run_id, timeout=timeout, on_look=look, pause=0.1)
     look()

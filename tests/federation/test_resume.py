@@ -117,7 +117,7 @@ def test_under_masks_any_enclave_may_die_before_and_after_every_call(world, undi
 @pytest.mark.parametrize("seed", [1, 2])
 def test_everybody_may_die_at_any_write_and_call(world, undisturbed, mode: str, seed: int) -> None:
     print(f"seed {seed}")
-    fate = Fate(seed, enclaves=0.05, hosts=0.2, coordinator=0.05)
+    fate = Fate(seed, enclaves=0.02, hosts=0.2, coordinator=0.05)
     running = world(mode, fate)
     report = running.run()
     assert report["passed_over"] == {}
