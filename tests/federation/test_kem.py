@@ -81,8 +81,8 @@ def test_an_enclave_that_offers_a_key_of_another_kem_is_refused_by_name(
     host = simulation.host if role == "aggregator" else simulation.nodes[party].settings
     start = simulation.host._start_enclave if role == "aggregator" else host.start_enclave
 
-    def impostor(role: str, config: bytes) -> Any:
-        enclave = start(role, config)
+    def impostor(role: str, config: bytes, checkpoint: bytes = b"") -> Any:
+        enclave = start(role, config, checkpoint)
         enclave._session._hpke = HpkeKey(kem=offered)
         return enclave
 
@@ -110,7 +110,7 @@ def test_a_provider_does_not_sign_a_contract_whose_kem_its_release_policy_does_n
     def silent(*, kem: Any, **terms: Any) -> ReleasePolicy:
         return ReleasePolicy(**terms)
 
-    monkeypatch.setattr("fedark.federation.local.ReleasePolicy", silent)
+    monkeypatch.setattr("fedark.federation.offer.ReleasePolicy", silent)
     said = outcome(run(PLAIN))
     assert f"model tiny: the KEM x25519 is not one that the provider allows ({HYBRID})" in said
 

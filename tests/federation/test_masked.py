@@ -332,7 +332,7 @@ def test_without_held_out_records_the_job_runs_and_sums_the_acceptance_set_alone
 def test_an_acceptance_group_that_the_contract_does_not_name_is_refused(
     job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedark.federation.local._groups", lambda job: ("elsewhere",))
+    monkeypatch.setattr("fedark.federation.local.groups_of", lambda job: ("elsewhere",))
     with (
         simulate(Job.load(job_file, MASKED), tmp_path / "work") as running,
         pytest.raises(FedarkError, match="has a group that the contract does not name"),

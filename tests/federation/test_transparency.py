@@ -48,6 +48,7 @@ def again(federation: Federation) -> Iterator[Simulation]:
     """The next run of the same parties, whose processes were restarted."""
     for used in federation.work.glob("parties/*/consent/*.used"):
         used.unlink()  # as if a new contract had been approved for it
+    (federation.folder("pool") / "run").unlink()  # and its job waited at the aggregator's host
     simulation = Simulation(federation)
     try:
         yield simulation
