@@ -21,7 +21,7 @@ def test_the_contract_admits_adapters_of_a_hundred_megabytes() -> None:
 
 
 @pytest.mark.slow
-def test_the_largest_message_of_a_hundred_megabyte_adapter_crosses_in_three_times_its_size() -> None:
+def test_the_largest_message_of_a_hundred_megabyte_adapter_crosses_in_four_times_its_size() -> None:
     """In a child of its own, whose peak memory is this message's alone."""
     ours, theirs = socket.socketpair()
     child = os.fork()
@@ -47,4 +47,4 @@ def test_the_largest_message_of_a_hundred_megabyte_adapter_crosses_in_three_time
         answer = channel.receive(begun + 60).progress
     assert os.waitpid(child, 0)[1] == 0
     assert answer.total == frame.ByteSize()
-    assert answer.done < 3 * frame.ByteSize()
+    assert answer.done < 4 * frame.ByteSize()
