@@ -12,76 +12,32 @@ from datetime import datetime
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
-from fedark.errors import ProtocolError
+from fedark.attestation._x509 import MALFORMED, read_certificate
 
-__all__ = ["chain_problems", "load_certificate", "load_crl", "p384_key", "root_problems", "whole_octets"]
+__all__ = ["chain_problems", "load_certificate", "p384_key", "root_problems"]
 
 _MAX_DER = 4096
 _KNOWN_CRITICAL = {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE}
-# What a strange certificate or CRL can make `cryptography` raise when its parts are first looked at.
-_MALFORMED = (
-    ValueError,
-    TypeError,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-    UnsupportedAlgorithm,
-)
-
-
-def whole_octets(der: bytes, signature: bytes) -> bool:
-    """Whether a certificate's or CRL's signature says that all its bits are used.
-
-    The signature is the last element of both, and the count of unused bits is the byte before it; `cryptography` ignores the
-    count, so without this check it would be free to change.
-    """
-    return der[-len(signature) - 1] == 0
 
 
 def load_certificate(der: bytes) -> x509.Certificate:
-    """Parse one certificate, its extensions too.
+    """Parse one certificate of the simulated platform.
 
     Raises:
         ProtocolError: it is malformed, or larger than 4096 bytes.
     """
-    if len(der) > _MAX_DER:
-        raise ProtocolError(f"A certificate of {len(der)} bytes is over the limit of {_MAX_DER}.")
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.version, certificate.serial_number
-        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.signature_algorithm_oid
-    except _MALFORMED:
-        raise ProtocolError("A certificate is malformed.") from None
-    if not whole_octets(der, certificate.signature):
-        raise ProtocolError("A certificate is malformed.")
-    return certificate
-
-
-def load_crl(der: bytes) -> x509.CertificateRevocationList:
-    """Parse a revocation list.
-
-    Raises:
-        ProtocolError: it is malformed.
-    """
-    try:
-        crl = x509.load_der_x509_crl(der)
-        _ = crl.extensions, crl.issuer, crl.last_update_utc, crl.next_update_utc
-    except _MALFORMED:
-        raise ProtocolError("A certificate revocation list is malformed.") from None
-    if not whole_octets(der, crl.signature):
-        raise ProtocolError("A certificate revocation list is malformed.")
-    return crl
+    return read_certificate(der, limit=_MAX_DER)
 
 
 def p384_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey | None:
     """The certificate's public key if it is on P-384, else None."""
     try:
         key = certificate.public_key()
-    except _MALFORMED:
+    except MALFORMED:
         return None
     return key if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1) else None
 
@@ -221,6 +177,6 @@ def _usage(certificate: x509.Certificate) -> x509.KeyUsage | None:
 def _issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, *_MALFORMED):
+    except (InvalidSignature, *MALFORMED):
         return False
     return True

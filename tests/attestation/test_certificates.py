@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 from cryptography.x509.oid import NameOID
 
-from fedark.attestation.certificates import chain_problems, load_certificate, load_crl
+from fedark.attestation._x509 import read_crl
+from fedark.attestation.certificates import chain_problems, load_certificate
 from fedark.attestation.platforms.simulated import SimulatedDevice, SimulatedRoot, SimulatedVerifier
 from fedark.contract import now
 from fedark.errors import EvidenceRefused, InputError, ProtocolError
@@ -234,7 +235,7 @@ def test_malformed_certificates_and_lists_are_protocol_errors(lab: Any) -> None:
         with pytest.raises(ProtocolError):
             load_certificate(data)
     with pytest.raises(ProtocolError):
-        load_crl(der)
+        read_crl(der)
 
 
 @pytest.mark.attack("revoked certificate", mode="simulated")

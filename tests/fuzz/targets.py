@@ -25,7 +25,11 @@ sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("attestation/
 from vendors import Authority, NitroMaker, SnpMaker, TdxMaker  # noqa: E402
 
 from fedark import canonical  # noqa: E402
-from fedark.attestation import certificates, cose  # noqa: E402
+from fedark.attestation import (  # noqa: E402
+    _x509,
+    certificates,
+    cose,
+)
 from fedark.attestation.appraisal import AppraisalPolicy  # noqa: E402
 from fedark.attestation.binding import KeyBinding  # noqa: E402
 from fedark.attestation.claims import SandboxFacts  # noqa: E402
@@ -34,7 +38,6 @@ from fedark.attestation.evidence import Evidence  # noqa: E402
 from fedark.attestation.gate import Gate  # noqa: E402
 from fedark.attestation.guest import GuestAttester, GuestStatement, GuestVerifier  # noqa: E402
 from fedark.attestation.nonces import NonceBook  # noqa: E402
-from fedark.attestation.platforms import _x509  # noqa: E402
 from fedark.attestation.platforms.sev_snp import certificates_of_table  # noqa: E402
 from fedark.attestation.platforms.simulated import SimulatedRoot, SimulatedVerifier  # noqa: E402
 from fedark.attestation.platforms.tdx_collateral import Collateral  # noqa: E402
@@ -127,7 +130,7 @@ def _evidence() -> Made:
     yield Target("gate", [evidence, canonical.encode({"platform": "simulated"})], admit, "closed")
     for name, data, parse in (
         ("certificate", device.chain[0], certificates.load_certificate),
-        ("revocation list", crl, certificates.load_crl),
+        ("revocation list", crl, _x509.read_crl),
     ):
         yield Target(name, [data], parse, "open", structure=False)
     statement = GuestStatement(b"r" * 64, REGISTERS, FACTS).encode()

@@ -25,8 +25,8 @@ import cbor2
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedark.attestation import _x509
 from fedark.attestation.claims import Claims
-from fedark.attestation.platforms import _x509
 from fedark.attestation.platforms.roots import AWS_NITRO_ROOT_SHA256
 from fedark.errors import EnclaveFailed, EvidenceRefused, printable
 

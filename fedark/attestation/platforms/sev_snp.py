@@ -19,8 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedark.attestation import _x509
 from fedark.attestation.claims import Claims
-from fedark.attestation.platforms import _x509
 from fedark.attestation.platforms._tsm import REPORT_FOLDER, TsmFiles, tsm_report
 from fedark.attestation.platforms.roots import AMD_ARK_SHA256
 from fedark.attestation.platforms.sev_snp_report import REPORT_BYTES, SUBJECT, SnpReport, SnpTcb, parse_report

@@ -24,7 +24,8 @@ from cryptography.x509.oid import NameOID
 
 from fedark import canonical, contract
 from fedark.attestation import cose
-from fedark.attestation.certificates import chain_problems, load_certificate, load_crl, p384_key
+from fedark.attestation._x509 import read_crl
+from fedark.attestation.certificates import chain_problems, load_certificate, p384_key
 from fedark.attestation.claims import Claims, SandboxFacts
 from fedark.attestation.eat import HWMODEL, OEMID_BYTES, UEID_BYTES, SimulatedClaims
 from fedark.errors import EvidenceRefused, InputError, ProtocolError, StorageError
@@ -303,7 +304,7 @@ class SimulatedVerifier:
     def __init__(self, root: bytes, crl: bytes | None) -> None:
         try:
             self._root = load_certificate(root)
-            self._crls = [] if crl is None else [load_crl(crl)]
+            self._crls = [] if crl is None else [read_crl(crl)]
         except ProtocolError as error:
             raise EvidenceRefused(_SUBJECT, [error.what]) from None
         self._oemid = _oemid(root)

@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from fedark.attestation import _x509
 from fedark.attestation.claims import Claims
-from fedark.attestation.platforms import _x509
 from fedark.attestation.platforms._tsm import REPORT_FOLDER, TsmFiles, tsm_report
 from fedark.attestation.platforms.roots import INTEL_SGX_ROOT_PUBLIC_KEY
 from fedark.attestation.platforms.tdx_collateral import PLATFORM_STATUSES, Appraisal, Collateral, root_problems

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedark.attestation.platforms import _x509
+from fedark.attestation import _x509
 from fedark.attestation.platforms.tdx_quote import PckIdentity, QeReport, TdxQuote
 from fedark.errors import EvidenceRefused, printable
 

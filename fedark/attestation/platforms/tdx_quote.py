@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from fedark.attestation.platforms import _x509
+from fedark.attestation import _x509
 from fedark.errors import EvidenceRefused
 
 __all__ = ["SUBJECT", "PckIdentity", "QeReport", "TdxQuote", "exact_quote", "parse_quote", "pck_identity"]

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedark.attestation.platforms import _x509
+from fedark.attestation import _x509
 from fedark.errors import EvidenceRefused
 
 # `FEDARK_FUZZ` sets the number of inputs for each parser; the default keeps the suite short.

@@ -1,4 +1,4 @@
-"""Certificate paths, CRLs and raw signatures as the three hardware platforms need them (RFC 5280, section 6).
+"""X.509 as every platform needs it: certificates and CRLs read strictly; paths and raw signatures of hardware (RFC 5280, section 6).
 
 Stricter than a web verifier, because a vendor's attestation hierarchy is small and known: a path is exactly the certificates
 that were given, in their order; every certificate above the leaf is a CA that may sign certificates; an unknown critical
@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from fedark.attestation.certificates import whole_octets
-from fedark.errors import EvidenceRefused, printable
+from fedark.errors import EvidenceRefused, ProtocolError, printable
 
 __all__ = [
+    "MALFORMED",
     "RevocationList",
     "common_name",
     "date_problems",
@@ -34,6 +34,8 @@ __all__ = [
     "load_certificate",
     "load_pem_chain",
     "path_problems",
+    "read_certificate",
+    "read_crl",
     "self_signature_problems",
     "verifies",
 ]
@@ -42,7 +44,7 @@ _MAX_CERTIFICATE = 8192
 _UNDERSTOOD = {x509.BasicConstraints.oid, x509.KeyUsage.oid}
 _Value = TypeVar("_Value")
 # All that a strange certificate or list can make `cryptography` raise when its parts are looked at.
-_MALFORMED = (
+MALFORMED = (
     ValueError,
     TypeError,
     OverflowError,
@@ -54,48 +56,93 @@ _MALFORMED = (
 )
 
 
-def _parsed(parse: Callable[[], _Value], what: str, subject: str) -> _Value:
-    """`parse()`, where whatever `cryptography` says of malformed input becomes a refusal."""
+def _parsed(parse: Callable[[], _Value], what: str) -> _Value:
+    """`parse()`, where whatever `cryptography` says of malformed input becomes a protocol error."""
     try:
         with warnings.catch_warnings():
             # What `cryptography` only warns about is malformed here, but for AMD's real VCEKs: they have serial number 0.
             warnings.simplefilter("error", UserWarning)
             warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
             return parse()
-    except _MALFORMED:
-        raise EvidenceRefused(subject, [f"{what} is malformed."]) from None
+    except MALFORMED:
+        raise ProtocolError(f"{what} is malformed.") from None
 
 
-def load_certificate(der: bytes, what: str, subject: str) -> x509.Certificate:
-    """The certificate whose DER encoding is exactly `der`.
+def read_certificate(der: bytes, what: str = "A certificate", *, limit: int = _MAX_CERTIFICATE) -> x509.Certificate:
+    """The certificate whose DER encoding is exactly `der`, all that is looked at later looked at once: `cryptography` is lazy.
 
     Raises:
-        EvidenceRefused: it is too large or malformed; `what` names it and `subject` names the evidence.
+        ProtocolError: it is larger than `limit` bytes, or malformed.
     """
-    if len(der) > _MAX_CERTIFICATE:
-        raise EvidenceRefused(subject, [f"{what} has {len(der)} bytes, over the limit of {_MAX_CERTIFICATE}."])
-    certificate = _parsed(lambda: x509.load_der_x509_certificate(der), what, subject)
-    # `cryptography` parses lazily: what is looked at later is looked at here first.
+    if len(der) > limit:
+        raise ProtocolError(f"{what} has {len(der)} bytes, over the limit of {limit}.")
+    certificate = _parsed(lambda: x509.load_der_x509_certificate(der), what)
     _parsed(
         lambda: (
             certificate.extensions,
             certificate.public_key(),
             certificate.subject,
             certificate.issuer,
+            certificate.version,
+            certificate.serial_number,
+            certificate.signature_algorithm_oid,
             certificate.not_valid_before_utc,
             certificate.not_valid_after_utc,
         ),
         what,
-        subject,
     )
-    _whole_octets(der, certificate.signature, what, subject)
-    return certificate
+    return _whole(certificate, der, what)
 
 
-def _whole_octets(der: bytes, signature: bytes, what: str, subject: str) -> None:
-    """Refuse a signature that says that its last bits are unused."""
-    if not whole_octets(der, signature):
-        raise EvidenceRefused(subject, [f"{what} is malformed."])
+def read_crl(der: bytes, what: str = "A certificate revocation list") -> x509.CertificateRevocationList:
+    """The revocation list whose DER encoding is exactly `der`.
+
+    Raises:
+        ProtocolError: it is malformed.
+    """
+    crl = _parsed(lambda: x509.load_der_x509_crl(der), what)
+    _parsed(
+        lambda: (
+            crl.issuer,
+            crl.last_update_utc,
+            crl.next_update_utc,
+            crl.signature_algorithm_oid,
+            [extension.critical for extension in crl.extensions],
+            [entry.serial_number for entry in crl],
+        ),
+        what,
+    )
+    return _whole(crl, der, what)
+
+
+_Signed = TypeVar("_Signed", x509.Certificate, x509.CertificateRevocationList)
+
+
+def _whole(signed: _Signed, der: bytes, what: str) -> _Signed:
+    """Refuse a signature that says that its last bits are unused.
+
+    The signature is the last element of both, and the count of unused bits is the byte before it; `cryptography` ignores the
+    count, so without this check it would be free to change.
+    """
+    if der[-len(signed.signature) - 1] != 0:
+        raise ProtocolError(f"{what} is malformed.")
+    return signed
+
+
+def _refusing(read: Callable[[], _Value], subject: str) -> _Value:
+    try:
+        return read()
+    except ProtocolError as error:
+        raise EvidenceRefused(subject, [error.what]) from None
+
+
+def load_certificate(der: bytes, what: str, subject: str) -> x509.Certificate:
+    """`read_certificate` of a vendor's certificate.
+
+    Raises:
+        EvidenceRefused: it is too large or malformed; `what` names it and `subject` names the evidence.
+    """
+    return _refusing(lambda: read_certificate(der, what), subject)
 
 
 def load_pem_chain(pem: bytes, count: int, what: str, subject: str) -> list[x509.Certificate]:
@@ -106,7 +153,7 @@ def load_pem_chain(pem: bytes, count: int, what: str, subject: str) -> list[x509
     """
     if len(pem) > count * 2 * _MAX_CERTIFICATE:
         raise EvidenceRefused(subject, [f"{what} is too large."])
-    chain = _parsed(lambda: x509.load_pem_x509_certificates(pem), what, subject)
+    chain = _refusing(lambda: _parsed(lambda: x509.load_pem_x509_certificates(pem), what), subject)
     if len(chain) != count:
         raise EvidenceRefused(subject, [f"{what} has {len(chain)} certificates, not {count}."])
     if b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain) != pem:
@@ -231,19 +278,17 @@ class RevocationList:
     """
 
     def __init__(self, der: bytes, what: str, subject: str) -> None:
-        self._crl = _parsed(lambda: x509.load_der_x509_crl(der), what, subject)
-        _whole_octets(der, self._crl.signature, what, subject)
+        self._crl = _refusing(lambda: read_crl(der, what), subject)
         self._what = what
-        self.issuer: x509.Name = _parsed(lambda: self._crl.issuer, what, subject)
-        self._last_update: datetime = _parsed(lambda: self._crl.last_update_utc, what, subject)
-        next_update = _parsed(lambda: self._crl.next_update_utc, what, subject)
-        if next_update is None:
+        self.issuer: x509.Name = self._crl.issuer
+        self._last_update: datetime = self._crl.last_update_utc
+        if self._crl.next_update_utc is None:
             raise EvidenceRefused(subject, [f"{what} has no next update."])
-        self._next_update: datetime = next_update
+        self._next_update: datetime = self._crl.next_update_utc
         # A critical extension (a delta CRL, an indirect or partial one) means that the list is not the whole truth.
-        if _parsed(lambda: any(extension.critical for extension in self._crl.extensions), what, subject):
+        if any(extension.critical for extension in self._crl.extensions):
             raise EvidenceRefused(subject, [f"{what} has an unknown critical extension."])
-        self._serials = frozenset(_parsed(lambda: [entry.serial_number for entry in self._crl], what, subject))
+        self._serials = frozenset(entry.serial_number for entry in self._crl)
 
     def signature_problems(self, issuer: x509.Certificate) -> list[str]:
         """Empty if `issuer` signed this list and may sign lists."""
