@@ -217,12 +217,13 @@ class Fleet:
         """The next message for this node, without its content.
 
         A SuperLink that dies as it answers has marked a message as delivered that never came. Whoever had to ask again therefore
-        connects anew, which tells the sender to send again what has no answer yet.
+        connects anew, which tells the sender to send again what has no answer yet. Trouble counts until that is done: an asking
+        that failed altogether leaves it to the next one.
         """
-        self._trouble.clear()
         received = self._receive()
         if self._trouble.is_set():
             self._renew(self.node_id)
+            self._trouble.clear()
         return Incoming(*received) if received is not None else None
 
     def require_pinned_bundle(self, run_id: int) -> None:
