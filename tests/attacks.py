@@ -138,8 +138,17 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         _active.remove(recorder)
         text = recorder.text()
         for name in names:
-            row = (name, _mode(item), text if good and text else "NOT REFUSED")
-            _rows[row] = _rows.get(row, True) and good and bool(text)
+            row = [name, _mode(item), text if good and text else "NOT REFUSED"]
+            item.user_properties.append(("attack", [row, good and bool(text)]))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Gather what was recorded, from other processes too."""
+    if report.when == "call":
+        for kind, value in report.user_properties:
+            if kind == "attack":
+                row, good = value
+                _rows[tuple(row)] = _rows.get(tuple(row), True) and good
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from attacks import pytest_runtest_call, pytest_terminal_summary, refusal  # noqa: F401
+from attacks import pytest_runtest_call, pytest_runtest_logreport, pytest_terminal_summary, refusal  # noqa: F401
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -20,3 +20,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no real data and vectors beside the checkout ({SHARED.name}/ is missing)")
     return SHARED
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side: a file stays with one worker, and all slow tests with one, so that they do not take each other's time."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "slow" if item.get_closest_marker("slow") else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))

@@ -46,6 +46,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[attacks.Row, bool]]:
 class _Item:
     def __init__(self, *marked: pytest.Mark, **params: object) -> None:
         self._marked = marked
+        self.user_properties: list[tuple[str, object]] = []
         self.callspec = type("Spec", (), {"params": params})()
 
     def iter_markers(self, name: str) -> Iterator[pytest.Mark]:
@@ -63,6 +64,7 @@ def run(item: _Item, act: object) -> None:
     else:
         with pytest.raises(StopIteration):
             hook.send(None)
+    attacks.pytest_runtest_logreport(type("Report", (), {"when": "call", "user_properties": item.user_properties})())
 
 
 def refuse() -> None:
