@@ -9,7 +9,6 @@ Rules kept:
 
 from __future__ import annotations
 
-import os
 import secrets
 import sqlite3
 import threading
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fedark.attestation.binding import NONCE_BYTES
-from fedark.errors import EvidenceRefused, InputError, StorageError
+from fedark.database import open_private, transaction
+from fedark.errors import EvidenceRefused, StorageError
 
 __all__ = ["NONCE_LIFETIME", "NonceBook"]
 
@@ -48,12 +48,13 @@ class NonceBook:
 
     def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
-        if path is not None:
-            _own_file(path)
         with _storage():
-            self._database = sqlite3.connect(
-                ":memory:" if path is None else path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            if path is None:
+                self._database = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            else:
+                self._database = open_private(
+                    path, what="nonce book", safe="No evidence was admitted.", create=True, busy_seconds=_BUSY_SECONDS
+                )
             # A spent nonce must still be spent after a power cut.
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.execute(_SCHEMA)
@@ -124,28 +125,8 @@ class NonceBook:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _storage():
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
-
-
-def _own_file(path: Path) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        try:
-            status = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise StorageError(f"The nonce book {path} cannot be opened: {error.strerror}.") from None
-    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise InputError(f"The nonce book {path} is open to other users.", fix="Own it, and set its mode to 0600.")
+        with self._lock, transaction(self._database, _storage()) as database:
+            yield database
 
 
 @contextmanager

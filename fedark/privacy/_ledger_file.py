@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedark.errors import InputError, Refused, StorageError
+from fedark.database import open_private, transaction
+from fedark.errors import Refused, StorageError
 
-__all__ = ["altered", "ledger_errors", "open_file", "transaction"]
+__all__ = ["altered", "ledger_errors", "open_file"]
 
 _BUSY_SECONDS = 60.0
 _TABLES = (
@@ -41,26 +42,9 @@ def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
         StorageError: it cannot be opened or made.
         Refused: it is no ledger.
     """
-    try:
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-        descriptor = os.open(path, flags, 0o600)
-        try:
-            status = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        raise InputError(f"There is no privacy ledger at {path}.", safe="Nothing was charged.") from None
-    except OSError as error:
-        raise StorageError(f"{path} cannot be opened: {error.strerror}.", safe="Nothing was charged.") from None
-    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise InputError(f"{path} is open to other users.", safe="It was not used.", fix="Own it, and set its mode to 0600.")
     with ledger_errors(path):
-        database = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=_BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
+        database = open_private(
+            path, what="privacy ledger", safe="Nothing was charged.", create=create, busy_seconds=_BUSY_SECONDS
         )
         try:
             database.execute("PRAGMA journal_mode=WAL")
@@ -78,27 +62,13 @@ def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
 
 
 def _make(database: sqlite3.Connection, path: Path) -> None:
-    with transaction(database, path):
+    with transaction(database, ledger_errors(path)):
         if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             return
         for table in _TABLES:
             database.execute(table)
         values = [("format", _FORMAT), ("id", os.urandom(32)), ("secret", os.urandom(32))]
         database.executemany("INSERT INTO meta VALUES (?, ?)", values)
-
-
-@contextmanager
-def transaction(database: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
-    """One write transaction: all of the block is on the disk when it ends well, and nothing of it otherwise."""
-    with ledger_errors(path):
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            yield database
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
-            raise
 
 
 @contextmanager

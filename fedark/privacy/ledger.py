@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from fedark import canonical
+from fedark.database import transaction
 from fedark.errors import BudgetExceeded, InputError, ProtocolError, Refused
-from fedark.privacy._ledger_file import altered, ledger_errors, open_file, transaction
+from fedark.privacy._ledger_file import altered, ledger_errors, open_file
 from fedark.privacy.accounting import Budget, Guarantee, Spend, cost
 
 __all__ = ["LEDGER", "ChargeReceipt", "Head", "Ledger", "record_bytes"]
@@ -185,7 +186,7 @@ class Ledger:
             "spend": spend.to_dict(),
             "budget": [float(budget.epsilon), float(budget.delta)],
         }
-        with transaction(self._database, self._path):
+        with transaction(self._database, ledger_errors(self._path)):
             found = self._database.execute(
                 "SELECT sequence FROM charges WHERE contract = ? AND run = ?", (contract_digest, run_id)
             ).fetchone()
@@ -204,7 +205,7 @@ class Ledger:
         Raises:
             Refused: it has left already, or was never charged: numbers go up from 0, and may skip.
         """
-        with transaction(self._database, self._path):
+        with transaction(self._database, ledger_errors(self._path)):
             body = self._entry(charge)
             last = self._next_release(charge) - 1
             if body["kind"] != "charge" or not last < number < body["releases"]:

@@ -1,21 +1,19 @@
-"""SQLite files of this package: private to their owner, durable against a power cut, and errors told apart.
+"""SQLite files of this package (`fedark.database`): durable against a power cut, and errors told apart.
 
 A full disk is a StorageError; a file that is not what was written is a LogRefused.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedark.errors import InputError, LogRefused, StorageError
+from fedark.database import open_private
+from fedark.errors import LogRefused, StorageError
 
-__all__ = ["database_errors", "open_database", "transaction"]
-
-_BUSY_SECONDS = 30.0
+__all__ = ["database_errors", "open_database"]
 
 
 def open_database(path: Path, schema: str, *, create: bool) -> sqlite3.Connection:
@@ -26,29 +24,8 @@ def open_database(path: Path, schema: str, *, create: bool) -> sqlite3.Connectio
         StorageError: it cannot be opened.
         LogRefused: it is no such database.
     """
-    try:
-        descriptor = os.open(path, (os.O_RDWR | os.O_CREAT if create else os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            status = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        if create:
-            raise StorageError(f"{path} cannot be made: its folder is missing.", safe="Nothing was logged.") from None
-        raise InputError(f"There is no log at {path}.") from None
-    except OSError as error:
-        raise StorageError(f"{path} cannot be opened: {error.strerror}.", safe="Nothing was logged.") from None
-    if create and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
-        raise InputError(f"{path} is open to other users.", safe="It was not used.", fix="Own it, and set its mode to 0600.")
     with database_errors(path):
-        # Never "ro": a reader that comes after a crash has to roll the unfinished transaction back.
-        database = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            timeout=_BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        database = open_private(path, what="log", safe="Nothing was logged.", create=create, own=create)
         try:
             # EXTRA also syncs the folder after the journal is gone: without it a power cut can undo what was committed.
             database.execute("PRAGMA synchronous=EXTRA")
@@ -58,20 +35,6 @@ def open_database(path: Path, schema: str, *, create: bool) -> sqlite3.Connectio
             database.close()
             raise
     return database
-
-
-@contextmanager
-def transaction(database: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
-    """One write transaction: all of the block is on the disk when it ends well, and nothing of it otherwise."""
-    with database_errors(path):
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            yield database
-            database.execute("COMMIT")
-        except BaseException:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
-            raise
 
 
 @contextmanager

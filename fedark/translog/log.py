@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from fedark.database import transaction
 from fedark.errors import InputError, LogForked, LogRefused, printable
 from fedark.keys import SigningKey
-from fedark.translog._database import database_errors, open_database, transaction
+from fedark.translog._database import database_errors, open_database
 from fedark.translog.entry import Entry, Fact, log_name, note_digest
 from fedark.translog.head import TreeHead, log_id, sign_head
 from fedark.translog.merkle import EMPTY_ROOT, Tree, leaf_hash
@@ -208,7 +209,7 @@ class TransparencyLog:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         try:
-            with self._opened() as opened, transaction(opened, self.path) as database:
+            with self._opened() as opened, transaction(opened, database_errors(self.path)) as database:
                 yield database
         except BaseException:
             self._tree.truncate(self._head.size)

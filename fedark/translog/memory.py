@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from fedark.database import transaction
 from fedark.errors import LogForked, LogRefused
 from fedark.files import write_atomic
-from fedark.translog._database import database_errors, open_database, transaction
+from fedark.translog._database import database_errors, open_database
 from fedark.translog.entry import Entry, Fact
 from fedark.translog.head import TreeHead, log_id
 from fedark.translog.merkle import EMPTY_ROOT, verify_consistency, verify_inclusion
@@ -93,7 +94,7 @@ class HeadMemory:
         update = Update.verify(data, public, by=by)
         if (update.party, update.run_id) != (party, run_id):
             raise LogRefused(f"The word of {by}'s log is for another party or run.", safe="Nothing was concluded from it.")
-        with self._lock, transaction(self._database, self.path):
+        with self._lock, transaction(self._database, database_errors(self.path)):
             known = self._last(public, by)
             self._goes_on(update, known, data, by)
             if known is None or update.head.size > known.size:
