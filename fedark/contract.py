@@ -23,7 +23,7 @@ from fedark import canonical
 from fedark.attestation.terms import AttestationTerms
 from fedark.errors import ContractError
 from fedark.keys import public_bytes, verify_signature
-from fedark.terms import Finite, Hex32, Hex48, Name, Terms
+from fedark.terms import Finite, Hex32, Hex48, Name, Terms, explain, to_tuples
 
 __all__ = [
     "CONTRACT_LABEL",
@@ -40,10 +40,7 @@ __all__ = [
     "TensorSpec",
     "Terms",
     "TrainingTerms",
-    "explain",
-    "explain_at",
     "now",
-    "to_tuples",
 ]
 
 CONTRACT_LABEL = "fedark/contract/1"
@@ -410,32 +407,3 @@ class SignedContract:
 def now() -> datetime:
     """The current time, aware, UTC."""
     return datetime.now(UTC)
-
-
-def explain_at(error: ValidationError) -> list[tuple[tuple[int | str, ...], str]]:
-    """Where and what, for each problem that pydantic found."""
-    found: list[tuple[tuple[int | str, ...], str]] = []
-    items = error.errors(include_url=False, include_input=False)
-    for item in items:
-        # A tuple whose items are wrong also counts as too short: one problem, said once, where it is.
-        if item["type"] == "too_short" and any(o["loc"][: len(item["loc"])] == item["loc"] != o["loc"] for o in items):
-            continue
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown key"
-        elif item["type"] == "missing":
-            message = "missing"
-        found.extend((item["loc"], part) for part in message.split("; "))
-    return found
-
-
-def explain(error: ValidationError) -> list[str]:
-    """One readable line for each problem that pydantic found: `rounds: must be >= 1`."""
-    return [f"{'.'.join(map(str, where))}: {what}" if where else what for where, what in explain_at(error)]
-
-
-def to_tuples(value: Any) -> Any:
-    """`value` with every list made a tuple: strict terms hold tuples, TOML and CBOR give lists."""
-    if isinstance(value, dict):
-        return {key: to_tuples(item) for key, item in value.items()}
-    return tuple(to_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -15,21 +15,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from fedark.attestation.terms import HardwareTerms, Registers
-from fedark.contract import (
-    AdapterTerms,
-    ModelTerms,
-    PrivacyTerms,
-    ProtectionTerms,
-    ServerTerms,
-    TrainingTerms,
-    explain_at,
-    to_tuples,
-)
+from fedark.contract import AdapterTerms, ModelTerms, PrivacyTerms, ProtectionTerms, ServerTerms, TrainingTerms
 from fedark.errors import ContractError, InputError
 from fedark.keys import HYBRID, Kem
 from fedark.masking import protection_problems
 from fedark.mechanism import privacy_problems
-from fedark.terms import Finite, Name, Terms
+from fedark.terms import Finite, Name, Terms, explain_at, to_tuples
 from fedark.tuning.data import placeholders
 
 __all__ = ["AttestationSpec", "CustomerSpec", "DataSpec", "Job", "ModelSpec", "SplitSpec"]

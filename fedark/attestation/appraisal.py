@@ -67,9 +67,8 @@ from fedark.attestation.terms import (
     SimulatedTerms,
     TdxTerms,
 )
-from fedark.contract import explain, to_tuples
 from fedark.errors import ContractError, FedarkError, InputError, printable
-from fedark.terms import Hex32, Terms
+from fedark.terms import Hex32, Terms, explain, to_tuples
 
 __all__ = ["AppraisalPolicy", "PlatformTerms", "PolicyFile"]
 

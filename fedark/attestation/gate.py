@@ -28,7 +28,7 @@ from fedark.attestation.claims import Claims
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.nonces import NonceBook
 from fedark.attestation.platforms.base import Verifier
-from fedark.contract import AttestationTerms
+from fedark.attestation.terms import AttestationTerms
 from fedark.errors import EvidenceRefused, ProtocolError, printable
 from fedark.keys import Kem
 

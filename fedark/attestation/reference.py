@@ -16,10 +16,9 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from fedark import canonical
 from fedark.attestation.terms import Policies, Registers
-from fedark.contract import explain, to_tuples
 from fedark.errors import ContractError, ProtocolError, Refused, printable
 from fedark.keys import SigningKey, verify_signature
-from fedark.terms import Terms
+from fedark.terms import Terms, explain, to_tuples
 
 __all__ = ["ReferenceValues", "VerifiedReference", "sign_reference"]
 

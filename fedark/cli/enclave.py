@@ -16,11 +16,12 @@ import typer
 from pydantic import ValidationError
 
 from fedark.attestation.reference import ReferenceValues, VerifiedReference, sign_reference
-from fedark.contract import explain, now, to_tuples
+from fedark.contract import now
 from fedark.errors import InputError, printable
 from fedark.files import write_new
 from fedark.keys import PartyKeys
 from fedark.measurement import differences, measure_enclave, reference_policies
+from fedark.terms import explain, to_tuples
 
 __all__ = ["app"]
 

@@ -14,9 +14,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from fedark.contract import explain, now
+from fedark.contract import now
 from fedark.errors import InputError, printable
 from fedark.keys import HYBRID, PartyKeys
+from fedark.terms import explain
 from fedark.vault.bundle import SealedBundle, open_directory, read_manifest, seal, select
 from fedark.vault.manifest import Manifest, ModelCard, ReleasePolicy, VerifiedManifest
 from fedark.vault.weightkey import KeyStore

@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from pydantic import Field, ValidationError
 
 from fedark import canonical
-from fedark.contract import Party, explain, to_tuples
+from fedark.contract import Party
 from fedark.errors import ContractError, InputError, ProtocolError, Refused
 from fedark.keys import SigningKey, verify_signature
-from fedark.terms import Name, Terms
+from fedark.terms import Name, Terms, explain, to_tuples
 
 __all__ = [
     "CLOCK_SECONDS",

@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from fedark import canonical
-from fedark.contract import EvaluationTerms, ModelTerms, explain, now, to_tuples
+from fedark.contract import EvaluationTerms, ModelTerms, now
 from fedark.errors import ContractError, InputError, ModelError, ProtocolError
 from fedark.federation.party import WEIGHT_KEYS, PartyConfig
 from fedark.files import write_atomic
 from fedark.job import DataSpec, Job, ModelSpec, model_terms
 from fedark.keys import PartyKeys, SigningKey, verify_signature
 from fedark.sandbox.confine import Mode
-from fedark.terms import Name, Terms
+from fedark.terms import Name, Terms, explain, to_tuples
 from fedark.tuning.data import read_records
 from fedark.tuning.layout import adapter_layout
 from fedark.tuning.sources import resolve

@@ -27,7 +27,7 @@ from fedark.attestation.platforms.nitro import NitroAttester
 from fedark.attestation.platforms.sev_snp import SevSnpAttester
 from fedark.attestation.platforms.simulated import SimulatedDevice
 from fedark.attestation.platforms.tdx import TdxAttester
-from fedark.contract import Contract, Party, explain, now, to_tuples
+from fedark.contract import Contract, Party, now
 from fedark.errors import ContractError, InputError
 from fedark.federation.aggregator import AggregatorHost
 from fedark.federation.customer import CustomerData, CustomerNode
@@ -39,7 +39,7 @@ from fedark.job import DataSpec
 from fedark.keys import HYBRID, Kem, PartyKeys
 from fedark.measurement import measure_enclave
 from fedark.privacy.accounting import Budget
-from fedark.terms import Finite, Name, Terms
+from fedark.terms import Finite, Name, Terms, explain, to_tuples
 from fedark.vault.weightkey import KeyStore, WeightKey
 
 __all__ = [

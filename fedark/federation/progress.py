@@ -12,7 +12,7 @@ from typing import Any
 from fedark import canonical
 from fedark.contract import Contract
 from fedark.enclave.usage import peak_mib
-from fedark.errors import StorageError
+from fedark.errors import ProtocolError, StorageError
 from fedark.masking import UPDATE, bytes_per_value, masked_policy
 from fedark.mechanism import guarantees
 
@@ -68,7 +68,7 @@ class Progress:
             if value["version"] != _VERSION:
                 raise ValueError
             return cls(**value["progress"])
-        except Exception:
+        except (ProtocolError, KeyError, TypeError, ValueError):
             raise StorageError(
                 "What is kept of the run's progress is damaged, or of another version of fedark.",
                 safe="The run was not gone on with.",

@@ -29,10 +29,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fedark.contract import Contract, explain, to_tuples
+from fedark.contract import Contract
 from fedark.errors import ContractError, InputError
 from fedark.federation.joining import fingerprint
-from fedark.terms import Finite, Name, Terms
+from fedark.terms import Finite, Name, Terms, explain, to_tuples
 
 __all__ = ["RULES", "Rule", "Rules"]
 

@@ -28,9 +28,8 @@ from pydantic import Field, ValidationError, field_validator
 
 import fedark
 from fedark.attestation.binding import ROLES
-from fedark.contract import explain
 from fedark.errors import ContractError, InputError, printable
-from fedark.terms import Terms
+from fedark.terms import Terms, explain
 
 __all__ = ["MANIFEST", "Manifest", "enclave_dir", "package_dir"]
 

@@ -23,10 +23,10 @@ from pydantic import AfterValidator, Field, ValidationError
 from fedark import canonical
 from fedark.attestation.claims import SANDBOX_MODES, Claims
 from fedark.attestation.terms import HARDWARE
-from fedark.contract import Contract, explain, to_tuples
+from fedark.contract import Contract
 from fedark.errors import Refused, SealBroken, printable
 from fedark.keys import HYBRID, Kem, SigningKey, verify_signature
-from fedark.terms import Name, Terms
+from fedark.terms import Name, Terms, explain, to_tuples
 from fedark.vault.weightkey import BUNDLE_LABEL, COMMITMENT_BYTES
 
 __all__ = [

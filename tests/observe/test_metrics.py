@@ -12,8 +12,8 @@ import pytest
 from fedark.errors import FederationError
 from fedark.federation.host.observed import host_metrics, observe_report
 from fedark.federation.host.store import HostStore
+from fedark.federation.onprem.observed import ObservedNode
 from fedark.observe.metrics import Metrics, MetricsServer
-from fedark.observe.node import ObservedNode
 from fedark.v1 import stage_pb2
 
 LINE = re.compile(r'^[a-z_]+(\{[a-z_]+="[^"\\\n]*(\\.[^"\\\n]*)*"(,[a-z_]+="[^"\\\n]*(\\.[^"\\\n]*)*")*\})? [-+0-9.e]+$')

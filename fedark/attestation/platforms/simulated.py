@@ -13,7 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
-from fedark import canonical, contract
+from fedark import canonical
 from fedark.attestation import cose
 from fedark.attestation._x509 import read_crl
 from fedark.attestation.certificates import chain_problems, load_certificate, p384_key
@@ -258,7 +258,7 @@ class SimulatedAttester:
         sandbox: SandboxFacts,
         svn: int = 1,
         debug: bool = False,
-        clock: Callable[[], datetime] = contract.now,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._device = device
         self._measurements = dict(measurements)

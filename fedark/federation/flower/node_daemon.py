@@ -28,9 +28,9 @@ from fedark.federation.flower.processes import Child, console_script, flower_env
 from fedark.federation.flower.service import NodeServer
 from fedark.federation.keeper import Keeper
 from fedark.federation.onprem.desk import Desk
+from fedark.federation.onprem.observed import ObservedNode
 from fedark.observe import logs
 from fedark.observe.metrics import Metrics, MetricsServer
-from fedark.observe.node import ObservedNode
 
 __all__ = ["Settings", "main"]
 

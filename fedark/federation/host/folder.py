@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from fedark.attestation.platforms.simulated import SimulatedRoot
 from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
-from fedark.contract import Party, explain, now, to_tuples
+from fedark.contract import Party, now
 from fedark.errors import ContractError, InputError
 from fedark.federation.flower.provision import Provisioned, provision
 from fedark.federation.host.store import HostStore
@@ -34,7 +34,7 @@ from fedark.federation.state import open_state, write_state
 from fedark.files import write_atomic
 from fedark.keys import PartyKeys
 from fedark.sandbox.confine import Mode
-from fedark.terms import Name, Terms
+from fedark.terms import Name, Terms, explain, to_tuples
 
 __all__ = ["HostConfig", "HostFolder", "init_host"]
 
