@@ -14,7 +14,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -22,17 +21,16 @@ import tomli_w
 
 from fedark.attestation.platforms.simulated import SimulatedRoot
 from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
-from fedark.contract import Contract, Party, now
+from fedark.contract import Contract, EvaluationTerms, Party, now
 from fedark.errors import ContractError, FedarkError, InputError
 from fedark.federation.consent import Consent
+from fedark.federation.draft import draft
 from fedark.federation.offer import groups_of, model_sources, rows, seal_for_job
-from fedark.federation.party import POLICY, WEIGHT_KEYS, BudgetConfig, DataConfig, PartyConfig, write_party
+from fedark.federation.party import POLICY, WEIGHT_KEYS, BudgetConfig, DataConfig, PartyConfig, reference_values, write_party
 from fedark.files import write_atomic
 from fedark.job import Job
 from fedark.keys import HpkeKey, PartyKeys
-from fedark.masking import masked_policy, protection_warnings
-from fedark.measurement import measure_enclave, reference_policies
-from fedark.mechanism import solved
+from fedark.masking import protection_warnings
 from fedark.tuning.data import Record, dirichlet_split, read_records, split_train_test
 from fedark.vault.weightkey import KeyStore
 
@@ -133,41 +131,18 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
         own_keys = keys[job.provider]
         models.append(seal_for_job(job, spec, folder, bundle, extra=extra, keys=own_keys, store=store, sandbox=sandbox)[1])
     say("measuring the enclaves")
-    measured = {
-        role: {name: value.hex() for name, value in measure_enclave(role).registers.items()} | image
-        for role, image in (("trainer", job.attestation.trainer), ("aggregator", job.attestation.aggregator))
-    }
-    contract = Contract.build(
-        {
-            "job": job.name,
-            "created": begun.isoformat(timespec="seconds"),
-            "expires": (begun + timedelta(days=job.days_valid)).isoformat(timespec="seconds"),
-            "seed": job.seed,
-            "rounds": job.rounds,
-            "parties": roster,
-            "models": models,
-            "attestation": {
-                "platforms": job.attestation.platforms,
-                "simulated_root": root.sha256 if "simulated" in job.attestation.platforms else "",
-                "sandbox": sandbox,
-                "kem": job.attestation.kem,
-                "hardware": job.attestation.hardware,
-                "policies": reference_policies(sandbox),
-                **measured,
-            },
-            "protection": job.protection,
-            "privacy": solved(job.privacy, job.rounds),
-            "evaluation": {
-                "acceptance": "extra/acceptance.jsonl" if job.acceptance else "",
-                "groups": groups_of(job),
-                "own": own,
-            },
-            "deliver_to": job.deliver_to,
-        },
-        str(job.path),
+    contract = draft(
+        job,
+        parties=roster,
+        models=models,
+        evaluation=EvaluationTerms(
+            acceptance="extra/acceptance.jsonl" if job.acceptance else "", groups=groups_of(job), own=own
+        ),
+        sandbox=sandbox,
+        root=root.certificate,
+        registers=reference_values(),
+        begun=begun,
     )
-    if contract.protection.mode == "masked":
-        masked_policy(contract, "")  # the layouts are known only now
     write_atomic(work / "contract.cbor", contract.encode())
     for party in (contract.provider, *contract.customers):
         if job.attestation.hardware.tables():  # what this machine measures of itself says nothing of a guest's image

@@ -5,22 +5,18 @@ Each party compares the contract with what it knows itself; the host can propose
 
 from __future__ import annotations
 
-import hashlib
-from datetime import timedelta
 from pathlib import Path
 
 from fedark.attestation.trust import SIMULATED_ROOT
 from fedark.contract import Contract, now
 from fedark.errors import ContractError, InputError
+from fedark.federation.draft import draft
 from fedark.federation.host.admission import approved_parties
 from fedark.federation.host.folder import HostFolder
 from fedark.federation.host.store import HostStore, JobRecord
 from fedark.federation.offer import Offer, terms_problems
 from fedark.federation.party import PartyConfig, collateral_of, reference_values
 from fedark.job import Job
-from fedark.masking import masked_policy
-from fedark.measurement import reference_policies
-from fedark.mechanism import solved
 
 __all__ = ["find_job", "make_contract", "propose"]
 
@@ -51,42 +47,16 @@ def make_contract(host: HostFolder, job: Job) -> Contract:
         problems += terms_problems(offer, job)
     if problems or offer is None:
         raise ContractError(str(job.path), problems, safe="Nothing was proposed.")
-    begun = now()
-    config = PartyConfig.read(host.party_folder)
-    root = collateral_of(host.party_folder)[SIMULATED_ROOT]
-    images = {"trainer": job.attestation.trainer, "aggregator": job.attestation.aggregator}
-    measured = {
-        role: {name: value.hex() for name, value in registers.items()} | images[role]
-        for role, registers in reference_values().items()
-    }
-    contract = Contract.build(
-        {
-            "job": job.name,
-            "created": begun.isoformat(timespec="seconds"),
-            "expires": (begun + timedelta(days=job.days_valid)).isoformat(timespec="seconds"),
-            "seed": job.seed,
-            "rounds": job.rounds,
-            "parties": [parties[name] for name in (job.provider, job.aggregator, *job.customer_names)],
-            "models": offer.models,
-            "attestation": {
-                "platforms": job.attestation.platforms,
-                "simulated_root": hashlib.sha256(root).hexdigest() if "simulated" in job.attestation.platforms else "",
-                "sandbox": config.sandbox,
-                "kem": job.attestation.kem,
-                "hardware": job.attestation.hardware,
-                "policies": reference_policies(config.sandbox),
-                **measured,
-            },
-            "protection": job.protection,
-            "privacy": solved(job.privacy, job.rounds),
-            "evaluation": offer.evaluation.model_copy(update={"own": job.data.test_fraction > 0}),
-            "deliver_to": job.deliver_to,
-        },
-        str(job.path),
+    return draft(
+        job,
+        parties=[parties[name] for name in (job.provider, job.aggregator, *job.customer_names)],
+        models=offer.models,
+        evaluation=offer.evaluation.model_copy(update={"own": job.data.test_fraction > 0}),
+        sandbox=PartyConfig.read(host.party_folder).sandbox,
+        root=collateral_of(host.party_folder)[SIMULATED_ROOT],
+        registers=reference_values(),
+        begun=now(),
     )
-    if contract.protection.mode == "masked":
-        masked_policy(contract, "")
-    return contract
 
 
 def propose(host: HostFolder, path: Path) -> Contract:
