@@ -6,7 +6,6 @@ the start and reports every problem in one answer, with the line of the file whe
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from pathlib import Path
@@ -16,12 +15,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedark.attestation.terms import HardwareTerms, Registers
 from fedark.contract import AdapterTerms, ModelTerms, PrivacyTerms, ProtectionTerms, ServerTerms, TrainingTerms
-from fedark.errors import ContractError, InputError
+from fedark.errors import ContractError, DataError, InputError
 from fedark.keys import HYBRID, Kem
 from fedark.masking import protection_problems
 from fedark.mechanism import privacy_problems
 from fedark.terms import Finite, Name, Terms, explain_at, to_tuples
-from fedark.tuning.data import placeholders
+from fedark.tuning.data import placeholders, read_labels
 
 __all__ = ["AttestationSpec", "CustomerSpec", "DataSpec", "Job", "ModelSpec", "SplitSpec"]
 
@@ -276,20 +275,16 @@ def model_terms(spec: ModelSpec, *, bundle: str, labels: tuple[str, ...], layout
 
 
 def _labels(path: Path, data: DataSpec) -> tuple[tuple[str, ...], list[str]]:
-    labels: Any = list(data.labels)
     if data.labels_file:
-        file = path.parent / data.labels_file
         try:
-            labels = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            return (), [f"data.labels_file: {file} cannot be read: {error.strerror}"]
-        except ValueError as error:
-            return (), [f"data.labels_file: {file} is not JSON: {error}"]
-    if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
+            return read_labels(path.parent / data.labels_file), []
+        except DataError as error:
+            return (), [f"data.labels_file: {error.what}"]
+    if not all(label.strip() for label in data.labels):
         return (), ["data.labels: must be a list of non-empty texts"]
-    if len(set(labels)) != len(labels):
+    if len(set(data.labels)) != len(data.labels):
         return (), ["data.labels: a label stands twice"]
-    return tuple(labels), []
+    return data.labels, []
 
 
 def _override(value: dict[str, Any], override: str) -> None:
