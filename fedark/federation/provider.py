@@ -6,7 +6,7 @@ wrapped for one attested trainer enclave, for one run; an enclave takes it withi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedark.errors import EvidenceRefused, FedarkError, LogRefused, ProtocolErro
 from fedark.federation.budget import read_head
 from fedark.federation.node import NodeBase, NodeSettings, fault_of, find_bundle
 from fedark.translog.head import TreeHead
+from fedark.translog.log import Logged
 from fedark.translog.update import make_update
 from fedark.v1 import stage_pb2
 from fedark.vault.manifest import VerifiedManifest
@@ -234,15 +235,15 @@ class ProviderNode(NodeBase):
                 receipts.append(self._receipt(run.trainers[name], model, grant, request.receipts[name].by_model[model]))
             except FedarkError as error:
                 self.settings.on_progress(f"no receipt of {name} for {model}: {error.what}")
-        for party in run.signed.contract.customers:
-            self._witness(run.signed.contract, run_id, party, request.receipts[party.name].ledger_head)
         # A receipt carries the index and digest of its log entry: a log that was cut or rewritten shows here.
-        self._log.verify([(receipt.log_index, receipt.log_entry) for receipt in receipts])
+        logged = self._log.verify([(receipt.log_index, receipt.log_entry) for receipt in receipts]).entries
+        for party in run.signed.contract.customers:
+            self._witness(run.signed.contract, run_id, party, request.receipts[party.name].ledger_head, logged)
         self.settings.on_progress(f"{len(receipts)} of {len(run.grants)} receipts hold; adapter and report are in {folder}")
         self._end(run_id)
         return stage_pb2.DeliverReply(stored=True)
 
-    def _witness(self, contract: Contract, run_id: str, party: Party, shown: bytes) -> None:
+    def _witness(self, contract: Contract, run_id: str, party: Party, shown: bytes, logged: Iterable[Logged]) -> None:
         """Log the head of a customer's privacy ledger; one that contradicts an earlier entry is told to the people here."""
         if not shown:
             return
@@ -251,11 +252,15 @@ class ProviderNode(NodeBase):
         except FedarkError as error:
             self.settings.on_progress(f"the ledger head of {party.name} was not logged: {error.what}")
             return
-        for index in range(self._log.head().size):
-            other = self._log.entry(index)
-            same = other.kind == "charge" and all(other.facts[name] == entry.facts[name] for name in ("party", "ledger"))
-            if same and other.facts["run_id"] != run_id and other.facts["sequence"] >= entry.facts["sequence"]:  # type: ignore[operator]
-                self.settings.on_progress(f"the privacy ledger of {party.name} was rolled back: see entry {index} of the log")
+        for one in logged:
+            facts = one.entry.facts
+            if one.entry.kind != "charge" or any(facts[name] != entry.facts[name] for name in ("party", "ledger")):
+                continue
+            if facts["run_id"] == run_id:
+                return  # this node was interrupted after it had logged it
+            if facts["sequence"] >= entry.facts["sequence"]:  # type: ignore[operator]
+                said = f"the privacy ledger of {party.name} was rolled back: see entry {one.index} of the log"
+                self.settings.on_progress(said)
         self._log.append(entry)
 
     def _receipt(self, peer: AttestedPeer, model: str, grant: bytes, data: bytes) -> Receipt:

@@ -86,7 +86,8 @@ def test_the_providers_log_witnesses_every_ledger_and_tells_of_one_that_was_roll
         party, keys = contract.party("north"), running.nodes["north"].settings.keys
         assert party is not None
         old = ChargeReceipt(1, Head(heads["north"]["ledger"], 1, bytes(48)), None, False, 0)  # type: ignore[arg-type]
-        provider._witness(contract, "another", party, show_head(keys.signing, old, "another", contract))
+        shown = show_head(keys.signing, old, "another", contract)
+        provider._witness(contract, "another", party, shown, log.verify().entries)
         assert any("ledger of north was rolled back" in line for line in said)
         other = running.nodes["south"].settings.keys
         for forged in (show_head(other.signing, old, "x", contract), show_head(keys.signing, old, "y", contract), b"junk"):
