@@ -25,6 +25,7 @@ from fedark.contract import Contract, PrivacyTerms, ProtectionTerms, TrainingTer
 from fedark.errors import InputError
 from fedark.privacy.accounting import Guarantee, Spend, View, cost
 from fedark.privacy.mechanisms import Mechanism, calibrated
+from fedark.privacy.sampling import FINEST_RATE
 from fedark.secagg import Contribution, Layout
 from fedark.secagg.vector import RoundSum, mask
 
@@ -166,6 +167,8 @@ def privacy_problems(
     if privacy.mechanism != "example-local" and protection.minimum_cohort <= max(1, protection.colluders):
         found.append("privacy: with as many colluders as the minimum cohort nobody is left to add noise")
     if privacy.mechanism != "customer-level":
+        if Fraction(str(privacy.sampling_rate)).denominator > FINEST_RATE:
+            found.append("privacy.sampling_rate has more digits than can be drawn exactly")
         if privacy.records < 1:
             found.append("privacy.records must say how many training records all customers have, about")
         found += [

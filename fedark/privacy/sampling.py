@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from fedark.errors import InputError
 from fedark.secagg.stream import BLOCK, Keystream
 
-__all__ = ["poisson_sample", "sampler_problems"]
+__all__ = ["FINEST_RATE", "poisson_sample", "sampler_problems"]
 
 _CHUNK = 1 << 18
-_MOST_PARTS = 1 << 32
+FINEST_RATE = 1 << 32
+"""Largest denominator of a rate."""
 _FEWEST_BATCHES = 20
 
 
@@ -35,7 +36,7 @@ def poisson_sample(population: int, rate: Fraction, *, key: bytes | None = None)
     Raises:
         InputError: the rate cannot be sampled exactly.
     """
-    if not 0 < rate <= 1 or rate.denominator > _MOST_PARTS:
+    if not 0 < rate <= 1 or rate.denominator > FINEST_RATE:
         raise InputError(
             "A sampling rate is a fraction in (0, 1] with a denominator of at most 2^32.", fix='Use Fraction("0.1").'
         )

@@ -124,9 +124,11 @@ def test_a_contract_that_claims_less_than_its_noise_gives_is_signed_by_nobody(tm
 def test_a_job_whose_terms_cannot_be_kept_says_so_at_once(tmp_path: Path) -> None:
     path = write_job(tmp_path / "job", minimum=3)
     with pytest.raises(ContractError) as refused:
-        Job.load(path, ('privacy.mechanism="example-distributed"', "protection.colluders=3"))
+        Job.load(
+            path, ('privacy.mechanism="example-distributed"', "protection.colluders=3", "privacy.sampling_rate=0.1234567890123")
+        )
     told = str(refused.value)
-    assert all(word in told for word in ("colluders", "privacy.records", "replay")), told
+    assert all(word in told for word in ("colluders", "privacy.records", "replay", "privacy.sampling_rate")), told
 
 
 @pytest.mark.parametrize("mode", ["sealed", "masked"])
