@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,24 +31,20 @@ from fedark.errors import (
     EnclaveFailed,
     FedarkError,
     FederationError,
-    LogRefused,
     ProtocolError,
-    printable,
 )
 from fedark.federation.budget import charge, release, show_head
 from fedark.federation.customer_run import CustomerRun
 from fedark.federation.node import SEEN_LOGS, NodeBase, NodeSettings, find_bundle
 from fedark.federation.runs import MEMORY
+from fedark.federation.watched_log import WatchedLog, provider_key
 from fedark.files import write_atomic
 from fedark.job import DataSpec
-from fedark.translog.entry import Fact
 from fedark.translog.head import TreeHead
-from fedark.translog.memory import HeadMemory
-from fedark.translog.view import check_views, sign_view
+from fedark.translog.view import sign_view
 from fedark.tuning.data import Record, read_records, split_train_test
 from fedark.v1 import enclave_pb2, stage_pb2
 from fedark.vault.bundle import SealedBundle
-from fedark.vault.release import logged_as
 
 __all__ = ["CustomerData", "CustomerNode"]
 
@@ -81,7 +77,7 @@ class CustomerNode(NodeBase):
     def __init__(self, settings: NodeSettings, data: CustomerData) -> None:
         super().__init__(settings)
         self._data = data
-        self._heads = HeadMemory(settings.state / SEEN_LOGS)
+        self._log_seen = WatchedLog(self.party, settings.state, settings.state / SEEN_LOGS, settings.on_progress)
         self._runs: dict[str, CustomerRun] = {}
         self._shown = 0.0
 
@@ -120,7 +116,7 @@ class CustomerNode(NodeBase):
         run.aggregator = self._readmit(contract, run_id, state["aggregator"], role="aggregator", party=name)
         run.trainer = self._readmit(contract, run_id, state["trainer"], role="trainer", party=self.party)
         if state["log_head"] is not None:
-            run.log_head = TreeHead.verify(state["log_head"], _provider_key(contract), by=provider.name)
+            run.log_head = TreeHead.verify(state["log_head"], provider_key(contract), by=provider.name)
         run.evidence, run.log_agreed, run.loaded = state["evidence"], state["log_agreed"], state["loaded"]
         run.number, run.base, run.local = state["number"], state["base"], state["local"]
 
@@ -180,7 +176,7 @@ class CustomerNode(NodeBase):
                 return stage_pb2.StageReply(deliver=self._deliver(message.run_id, run, message.deliver))
             case "abort":
                 try:
-                    self._take_refusal(message.run_id, run, message.abort)
+                    self._log_seen.take_refusal(message.run_id, run, message.abort)
                 finally:
                     self._end(message.run_id)
                 return stage_pb2.StageReply(abort=stage_pb2.AbortReply())
@@ -277,7 +273,6 @@ class CustomerNode(NodeBase):
         self.settings.on_progress("trainer and aggregator enclaves are proven to be what the contract names")
         evidence = self._evidence(enclave, contract.provider.name, request.provider_nonce)
         run.evidence = hashlib.sha384(evidence).digest()
-        seen = self._heads.last(_provider_key(contract), by=contract.provider.name)
         announced = None
         if contract.protection.mode == "masked":
             call = enclave_pb2.Call(announce=enclave_pb2.Announce(nonces=dict(request.peer_nonces)))
@@ -286,7 +281,7 @@ class CustomerNode(NodeBase):
         return stage_pb2.AttestReply(
             provider_evidence=evidence,
             aggregator_evidence=self._evidence(enclave, name, request.aggregator_nonce),
-            log_head=seen.encoded if seen is not None else b"",
+            log_head=self._log_seen.last(contract),
             announced=announced,
         )
 
@@ -296,7 +291,7 @@ class CustomerNode(NodeBase):
     def _load(self, run_id: str, run: CustomerRun, request: stage_pb2.LoadRequest) -> stage_pb2.LoadReply:
         if run.trainer is None or run.aggregator is None:
             raise ProtocolError("The enclaves are not proven yet.", safe="No record was opened to the trainer.")
-        run.log_head = self._check_log(run_id, run, run.trainer, request.grants)
+        run.log_head = self._log_seen.check_release(run_id, run, run.trainer, request.grants)
         run.loaded = False  # a node that was killed right here does it again
         for attempt in range(1, _LOAD_ATTEMPTS + 1):
             try:
@@ -368,75 +363,6 @@ class CustomerNode(NodeBase):
         run.enclave.call(enclave_pb2.Call(join=enclave_pb2.Join(peers=peers, collateral=dict(self.settings.collateral))))
         self.settings.on_progress(f"keys agreed with {len(peers) - 1} other trainer enclaves, each proven")
 
-    def _check_log(self, run_id: str, run: CustomerRun, trainer: AttestedPeer, grants: stage_pb2.Grants) -> TreeHead:
-        """The head of the provider's log, once what it did for this trainer stands in it, and its past is what it was."""
-        contract, provider = run.contract, _provider_key(run.contract)
-        for terms in contract.models:
-            if terms.name not in grants.by_model:
-                raise FederationError(f"Model {terms.name} came without a key.", safe="No record was opened to the trainer.")
-        name = contract.provider.name
-        witnessed = self._heads.take(grants.log, provider, by=name, party=self.party, run_id=run_id)
-        own: dict[str, Fact] = {
-            "party": self.party,
-            "run_id": run_id,
-            "contract": contract.digest(),
-            "evidence": run.evidence,
-        }
-        witnessed.find("attestation", **own, role="trainer", signing=trainer.signing_public)
-        for terms in contract.models:
-            recipient = hashlib.sha384(trainer.hpke_public).digest()
-            index, entry = witnessed.find(
-                "release", **own, model=terms.name, bundle=bytes.fromhex(terms.bundle), recipient=recipient
-            )
-            if logged_as(grants.by_model[terms.name], provider) != (index, entry.leaf()):
-                raise LogRefused(
-                    f"The key for model {terms.name} was released under another log entry than {name} shows.",
-                    safe="No record was opened to the trainer.",
-                )
-        self.settings.on_progress(f"the log of {name} holds what it did here, and goes on from what was seen before")
-        return witnessed.head
-
-    def _take_refusal(self, run_id: str, run: CustomerRun, request: stage_pb2.AbortRequest) -> None:
-        """Why the provider refused this customer's enclave, and the proof that its log says so, for this node's people.
-
-        Raises:
-            LogForked, LogRefused: the log was forked, or what was shown as the proof is none.
-        """
-        if not request.HasField("refused"):
-            return
-        name, fault = run.contract.provider.name, request.refused
-        told: dict[str, Any] = {"by": name, "what": printable(fault.what, 4000), "logged": None}
-        try:
-            if fault.log:
-                key = _provider_key(run.contract)
-                witnessed = self._heads.take(fault.log, key, by=name, party=self.party, run_id=run_id)
-                facts: dict[str, Fact] = {"party": self.party, "run_id": run_id, "contract": run.contract.digest()}
-                index, entry = witnessed.find("refusal", **facts, evidence=run.evidence)
-                told |= {"logged": index, "entry": entry.encode().hex(), "shown": fault.log.hex()}
-        finally:
-            write_atomic(self.settings.state / "runs" / run_id / "refused.json", json.dumps(told, indent=2).encode())
-            proven = "no proof came that its log says so" if told["logged"] is None else f"entry {told['logged']} of its log"
-            self.settings.on_progress(f"{name} refused this customer's enclave ({proven}): {told['what']}")
-
-    def _agree_on_log(self, run_id: str, run: CustomerRun, views: Mapping[str, bytes]) -> None:
-        """Before the first update leaves: the other customers were shown the same log."""
-        if run.log_head is None:
-            raise ProtocolError("The provider's log was not shown yet.", safe="No update left.")
-        contract = run.contract
-        check_views(
-            views,
-            own=run.log_head,
-            party=self.party,
-            run_id=run_id,
-            contract=contract.digest(),
-            customers={party.name: bytes.fromhex(party.signing_key) for party in contract.customers},
-            minimum=contract.protection.minimum_cohort,
-            owner=_provider_key(contract),
-            by=contract.provider.name,
-            memory=self._heads,
-        )
-        run.log_agreed = True
-
     def _open_data(self, enclave: EnclaveHandle, train: list[Record], test: list[Record]) -> None:
         batches = [(enclave_pb2.Records.TRAIN, batch) for batch in _batches(train)]
         batches += [(enclave_pb2.Records.TEST, batch) for batch in _batches(test)]
@@ -449,7 +375,7 @@ class CustomerNode(NodeBase):
     def _round(self, run_id: str, run: CustomerRun, request: stage_pb2.RoundRequest) -> stage_pb2.RoundReply:
         trainer = self._loaded(run)
         if not run.log_agreed:
-            self._agree_on_log(run_id, run, request.log_views)
+            self._log_seen.agree(run_id, run, request.log_views)
         self.settings.on_progress(f"round {request.round} of {run.contract.rounds}")
         call = enclave_pb2.Round(round=request.round, state=request.state, masked=request.masked)
         reply = run.enclave.call(enclave_pb2.Call(round=call), on_progress=self._show)
@@ -523,10 +449,6 @@ class CustomerNode(NodeBase):
         if run is not None:
             run.enclave.discard()
         self._memory.forget(run_id)
-
-
-def _provider_key(contract: Contract) -> bytes:
-    return bytes.fromhex(contract.provider.signing_key)
 
 
 def _base(state: bytes) -> bytes:
