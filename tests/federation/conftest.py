@@ -21,8 +21,7 @@ _measured = functools.cache(measure_enclave)
 @pytest.fixture
 def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enclaves are measured once for all tests that are not about measuring; it takes most of a small job's time."""
-    for module in ("local", "party"):
-        monkeypatch.setattr(f"fedark.federation.{module}.measure_enclave", _measured)
+    monkeypatch.setattr("fedark.federation.party.measure_enclave", _measured)
 
 
 @pytest.fixture
