@@ -121,8 +121,7 @@ class DurableEnclave:
                 if kind == self._ends:
                     self._forget()
             elif kind in self._journaled:
-                number = len(list((self._folder / JOURNAL).iterdir()))
-                write_atomic(self._folder / JOURNAL / f"{number:06d}", data, mode=0o600)
+                self._note(name, data)
             return reply
 
     def done(self, call: pb.Call) -> pb.Reply | None:
@@ -205,6 +204,12 @@ class DurableEnclave:
             body = b"".join((_MAGIC, call, len(reply).to_bytes(8, "big"), reply, sealed))
             write_atomic(self._folder / STATE, body + hashlib.sha256(body).digest(), mode=0o600)
             self._unwritten = False
+
+    def _note(self, name: bytes, data: bytes) -> None:
+        """Journal a call, once: a sender that was interrupted sends it again, and each entry is one more to replay."""
+        written = [path.name for path in (self._folder / JOURNAL).iterdir()]
+        if not any(entry.endswith(name.hex()) for entry in written):
+            write_atomic(self._folder / JOURNAL / f"{len(written):06d}-{name.hex()}", data, mode=0o600)
 
     def _forget(self) -> None:
         for path in (self._folder / JOURNAL).iterdir():

@@ -33,7 +33,7 @@ from google.protobuf.message import DecodeError
 
 from fedark import canonical
 from fedark.contract import Contract
-from fedark.errors import EnclaveFailed, FedarkError, FederationError, ProtocolError, Refused, printable
+from fedark.errors import EnclaveFailed, FedarkError, FederationError, ProtocolError, Refused, StorageError, printable
 from fedark.federation.hostlink import AggregatorClient, error_of
 from fedark.federation.link import Link, Superseded, Unavailable
 from fedark.federation.node import VERSION
@@ -152,10 +152,9 @@ class Coordinator:
                 contract_signatures=signatures,
                 collateral=self._collateral,
             )
-            try:
-                group_grants[name] = self._host.call(enclave_pb2.Call(admit_peer=admit)).admitted.group_grant
-            except FedarkError as error:
-                self._pass_over(name, "attest", error)
+            admitted = self._on_behalf(name, "attest", enclave_pb2.Call(admit_peer=admit))
+            if admitted is not None:
+                group_grants[name] = admitted.admitted.group_grant
         self._enough()
         self._next(
             "release",
@@ -392,13 +391,21 @@ class Coordinator:
                 replies[name] = reply
         return replies, failed
 
+    def _on_behalf(self, name: str, stage: str, call: enclave_pb2.Call) -> enclave_pb2.Reply | None:
+        """The aggregator enclave's answer to what a customer sent. A refusal costs the customer its place; what its host or the
+        enclave itself suffers does not, and ends the job."""
+        try:
+            return self._host.call(call)
+        except (EnclaveFailed, StorageError):
+            raise
+        except FedarkError as error:
+            self._pass_over(name, stage, error)
+            return None
+
     def _submit(self, number: int, messages: Mapping[str, bytes]) -> None:
         for name, message in messages.items():
             call = enclave_pb2.Call(submit=enclave_pb2.Submit(round=number, party=name, protected=message))
-            try:
-                self._host.call(call)
-            except FedarkError as error:
-                self._pass_over(name, "sum", error)
+            self._on_behalf(name, "sum", call)
         self._enough()
 
     def _open(self, number: int, parties: list[str]) -> bytes:
@@ -434,10 +441,7 @@ class Coordinator:
             answer = reply.endorse.protected_endorsement if stage == "endorse" else reply.unmask.protected_shares
             part = enclave_pb2.Submit.ENDORSEMENT if stage == "endorse" else enclave_pb2.Submit.SHARES
             call = enclave_pb2.Submit(round=number, party=name, protected=answer, part=part)
-            try:
-                self._host.call(enclave_pb2.Call(submit=call))
-            except FedarkError as error:
-                self._pass_over(name, stage, error)
+            self._on_behalf(name, stage, enclave_pb2.Call(submit=call))
 
     def _close(self, number: int) -> enclave_pb2.Closed:
         close = enclave_pb2.Call(close=enclave_pb2.Close(round=number))

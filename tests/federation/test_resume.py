@@ -13,6 +13,7 @@ import pytest
 from mortal import Fate, World
 from small import SECRET_WORDS, write_job
 
+from fedark.errors import EnclaveFailed
 from fedark.federation.local import Federation, prepare
 from fedark.job import Job
 
@@ -125,6 +126,15 @@ def test_everybody_may_die_at_any_write_and_call(world, undisturbed, mode: str, 
     assert len({who for who, _ in fate.deaths}) >= 4
     assert same(running.adapter(), undisturbed[1], 1e-6 if mode == "sealed" else 1e-2)
     assert {same(running.adapter(name), running.adapter()) for name in ("east", "south")} == {True}
+
+
+def test_an_aggregator_enclave_that_keeps_dying_ends_the_job_and_is_no_customers_fault(world) -> None:
+    fate = Fate()
+    fate.planned["pool", "submit", "before"] = 99
+    running = world("sealed", fate)
+    with pytest.raises(EnclaveFailed, match="was killed"):
+        running.run()
+    assert not any("passed over" in line for line in running.said)
 
 
 @pytest.fixture(scope="module")
