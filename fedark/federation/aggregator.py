@@ -27,8 +27,10 @@ from fedark.enclave.session import RunConfig
 from fedark.enclave.usage import peak_mib
 from fedark.errors import FedarkError, LogRefused, ProtocolError, StorageError
 from fedark.federation.node import SEEN_LOGS, EnclaveFactory, fault_of
+from fedark.federation.report import sign_report
 from fedark.federation.runs import MEMORY
 from fedark.files import disk_errors, write_atomic
+from fedark.keys import SigningKey
 from fedark.translog.memory import HeadMemory
 from fedark.v1 import node_pb2, stage_pb2
 
@@ -46,6 +48,7 @@ class AggregatorHost:
         contract: of the job to run.
         state: folder for the report.
         collateral: for the evidence of trainers.
+        signing: the aggregator's own key: signs the report.
         start_enclave: starts the aggregator enclave.
         timeouts: stage -> seconds, where the default is not meant.
     """
@@ -57,6 +60,7 @@ class AggregatorHost:
         contract: Contract,
         state: Path,
         collateral: Mapping[str, bytes],
+        signing: SigningKey,
         start_enclave: EnclaveFactory,
         timeouts: Mapping[str, float] | None = None,
         on_progress: Callable[[str], None] = lambda text: None,
@@ -67,6 +71,7 @@ class AggregatorHost:
         self.failed: stage_pb2.StageFault | None = None
         self._state = state
         self._collateral = dict(collateral)
+        self._signing = signing
         self._start_enclave = start_enclave
         self._timeouts = dict(timeouts or {})
         self._on_progress = on_progress
@@ -154,6 +159,9 @@ class AggregatorHost:
             case "log":
                 self._check_log(message.log.update, "refusal" if message.log.refused else "attestation")
                 return node_pb2.AggregatorReply(stored=node_pb2.OutcomeStored())
+            case "sign":
+                signature = self._sign_report(message)
+                return node_pb2.AggregatorReply(signed=node_pb2.SignedReport(signature=signature))
             case "outcome":
                 self._outcome(message.outcome)
                 return node_pb2.AggregatorReply(stored=node_pb2.OutcomeStored())
@@ -181,6 +189,10 @@ class AggregatorHost:
             kept=kept.read_bytes() if kept.exists() and not finished else b"",
             finished=finished,
         )
+
+    def _sign_report(self, message: node_pb2.AggregatorRequest) -> bytes:
+        self._started(message.run_id)
+        return sign_report(self._signing, message.sign.report, self.contract.digest(), self.run_id)
 
     def _note_evidence(self, evidence: bytes) -> None:
         path = self._folder / _EVIDENCE

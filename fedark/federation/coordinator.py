@@ -281,7 +281,7 @@ class Coordinator:
         self._next("deliver")
 
     def _deliver(self) -> dict[str, Any]:
-        encoded = json.dumps(self._report()).encode()
+        signed = self._host.sign(json.dumps(self._report()).encode())
         receipts = {name: stage_pb2.Receipts.FromString(data) for name, data in self._at.receipts.items()}
         requests = {}
         for name in (self._provider, *self._customers, *self._at.absent):
@@ -289,7 +289,7 @@ class Coordinator:
             if name in self._contract.deliver_to:
                 delivery = self._host.call(enclave_pb2.Call(deliver=enclave_pb2.Deliver(party=name))).delivery.sealed
             given = receipts if name == self._provider else {}
-            requests[name] = self._request(deliver=stage_pb2.DeliverRequest(delivery=delivery, report=encoded, receipts=given))
+            requests[name] = self._request(deliver=stage_pb2.DeliverRequest(delivery=delivery, receipts=given, **signed))
         self._exchange("deliver", requests, minimum=0)
         report = self._report()
         self._host.outcome(report=json.dumps(report, indent=2).encode())

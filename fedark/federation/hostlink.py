@@ -55,6 +55,12 @@ class AggregatorClient:
         shown = node_pb2.ShownLog(update=update, refused=refused)
         self._send(node_pb2.AggregatorRequest(run_id=self._run_id, log=shown))
 
+    def sign(self, report: bytes) -> dict[str, bytes]:
+        """The report with the aggregator's signature, as a DeliverRequest names the two."""
+        sign = node_pb2.SignReport(report=report)
+        signed = self._send(node_pb2.AggregatorRequest(run_id=self._run_id, sign=sign)).signed
+        return {"report": report, "report_signature": signed.signature}
+
     def told(self, text: str) -> None:
         """A line for people."""
         self._send(node_pb2.AggregatorRequest(run_id=self._run_id, progress=node_pb2.Told(text=text)))

@@ -33,6 +33,7 @@ from fedark.enclave.protection import open_delivery
 from fedark.enclave.session import RunConfig
 from fedark.errors import ContractError, EvidenceRefused, FedarkError, ProtocolError, Refused, printable
 from fedark.federation.consent import Consent
+from fedark.federation.report import read_report
 from fedark.federation.runs import REPORT, RunMemory
 from fedark.files import write_atomic
 from fedark.keys import HYBRID, Kem, PartyKeys
@@ -374,6 +375,7 @@ class NodeBase(ABC):
     def _store(self, signed: SignedContract, aggregator: AttestedPeer, request: stage_pb2.DeliverRequest) -> Path:
         """Write the report and, if there is a delivery for this party, one PEFT adapter folder a model."""
         folder = self.settings.state / "runs" / aggregator.run_id
+        report = read_report(request.report, request.report_signature, signed.contract, aggregator.run_id)
         if request.delivery:
             vectors = open_delivery(request.delivery, hpke=self.settings.keys.hpke, party=self.party, aggregator=aggregator)
             for terms in signed.contract.models:
@@ -381,10 +383,6 @@ class NodeBase(ABC):
                 if vector is None or vector.shape != (terms.travelling,):
                     raise ProtocolError(f"The delivered adapter for {terms.name} has not the shape of the contract.")
                 export_peft(terms, vector, folder / f"adapter-{terms.name}", terms.name)
-        try:
-            report = json.loads(request.report)
-        except ValueError:
-            raise ProtocolError("The report is not JSON.", safe="It was not stored.") from None
         write_atomic(folder / REPORT, json.dumps(report, indent=2).encode())
         return folder
 

@@ -239,4 +239,5 @@ def load_aggregator(
 ) -> AggregatorHost:
     """The aggregator's host, with one job to run."""
     PartyConfig.read(folder)
-    return AggregatorHost(contract, folder, collateral_of(folder), start_enclave, on_progress=on_progress)
+    signing = PartyKeys.load(folder / KEYS).signing
+    return AggregatorHost(contract, folder, collateral_of(folder), signing, start_enclave, on_progress=on_progress)

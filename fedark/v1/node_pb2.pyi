@@ -115,7 +115,7 @@ class StopReply(_message.Message):
     def __init__(self) -> None: ...
 
 class AggregatorRequest(_message.Message):
-    __slots__ = ("run_id", "open", "call", "outcome", "progress", "log", "keep", "only_if_done")
+    __slots__ = ("run_id", "open", "call", "outcome", "progress", "log", "keep", "sign", "only_if_done")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     CALL_FIELD_NUMBER: _ClassVar[int]
@@ -123,6 +123,7 @@ class AggregatorRequest(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     LOG_FIELD_NUMBER: _ClassVar[int]
     KEEP_FIELD_NUMBER: _ClassVar[int]
+    SIGN_FIELD_NUMBER: _ClassVar[int]
     ONLY_IF_DONE_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     open: OpenRun
@@ -131,20 +132,23 @@ class AggregatorRequest(_message.Message):
     progress: Told
     log: ShownLog
     keep: Kept
+    sign: SignReport
     only_if_done: bool
-    def __init__(self, run_id: _Optional[str] = ..., open: _Optional[_Union[OpenRun, _Mapping]] = ..., call: _Optional[_Union[_enclave_pb2.Call, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., progress: _Optional[_Union[Told, _Mapping]] = ..., log: _Optional[_Union[ShownLog, _Mapping]] = ..., keep: _Optional[_Union[Kept, _Mapping]] = ..., only_if_done: _Optional[bool] = ...) -> None: ...
+    def __init__(self, run_id: _Optional[str] = ..., open: _Optional[_Union[OpenRun, _Mapping]] = ..., call: _Optional[_Union[_enclave_pb2.Call, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, _Mapping]] = ..., progress: _Optional[_Union[Told, _Mapping]] = ..., log: _Optional[_Union[ShownLog, _Mapping]] = ..., keep: _Optional[_Union[Kept, _Mapping]] = ..., sign: _Optional[_Union[SignReport, _Mapping]] = ..., only_if_done: _Optional[bool] = ...) -> None: ...
 
 class AggregatorReply(_message.Message):
-    __slots__ = ("fault", "opened", "reply", "stored")
+    __slots__ = ("fault", "opened", "reply", "stored", "signed")
     FAULT_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     REPLY_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_FIELD_NUMBER: _ClassVar[int]
     fault: _stage_pb2.StageFault
     opened: OpenedRun
     reply: _enclave_pb2.Reply
     stored: OutcomeStored
-    def __init__(self, fault: _Optional[_Union[_stage_pb2.StageFault, _Mapping]] = ..., opened: _Optional[_Union[OpenedRun, _Mapping]] = ..., reply: _Optional[_Union[_enclave_pb2.Reply, _Mapping]] = ..., stored: _Optional[_Union[OutcomeStored, _Mapping]] = ...) -> None: ...
+    signed: SignedReport
+    def __init__(self, fault: _Optional[_Union[_stage_pb2.StageFault, _Mapping]] = ..., opened: _Optional[_Union[OpenedRun, _Mapping]] = ..., reply: _Optional[_Union[_enclave_pb2.Reply, _Mapping]] = ..., stored: _Optional[_Union[OutcomeStored, _Mapping]] = ..., signed: _Optional[_Union[SignedReport, _Mapping]] = ...) -> None: ...
 
 class OpenRun(_message.Message):
     __slots__ = ()
@@ -207,6 +211,18 @@ class ShownLog(_message.Message):
     update: bytes
     refused: bool
     def __init__(self, update: _Optional[bytes] = ..., refused: _Optional[bool] = ...) -> None: ...
+
+class SignReport(_message.Message):
+    __slots__ = ("report",)
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    report: bytes
+    def __init__(self, report: _Optional[bytes] = ...) -> None: ...
+
+class SignedReport(_message.Message):
+    __slots__ = ("signature",)
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    signature: bytes
+    def __init__(self, signature: _Optional[bytes] = ...) -> None: ...
 
 class Told(_message.Message):
     __slots__ = ("text",)

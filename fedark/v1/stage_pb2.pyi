@@ -345,7 +345,7 @@ class UnmaskReply(_message.Message):
     def __init__(self, protected_shares: _Optional[bytes] = ...) -> None: ...
 
 class DeliverRequest(_message.Message):
-    __slots__ = ("delivery", "report", "receipts")
+    __slots__ = ("delivery", "report", "receipts", "report_signature")
     class ReceiptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -356,10 +356,12 @@ class DeliverRequest(_message.Message):
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     RECEIPTS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     delivery: bytes
     report: bytes
     receipts: _containers.MessageMap[str, Receipts]
-    def __init__(self, delivery: _Optional[bytes] = ..., report: _Optional[bytes] = ..., receipts: _Optional[_Mapping[str, Receipts]] = ...) -> None: ...
+    report_signature: bytes
+    def __init__(self, delivery: _Optional[bytes] = ..., report: _Optional[bytes] = ..., receipts: _Optional[_Mapping[str, Receipts]] = ..., report_signature: _Optional[bytes] = ...) -> None: ...
 
 class Receipts(_message.Message):
     __slots__ = ("by_model", "ledger_head")

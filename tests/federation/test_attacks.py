@@ -20,9 +20,10 @@ from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
 from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice, SimulatedRoot
 from fedark.contract import now
 from fedark.enclave.session import create
-from fedark.errors import ContractError, FedarkError
+from fedark.errors import ContractError, FedarkError, ProtocolError
 from fedark.federation.consent import Consent
 from fedark.federation.coordinator import coordinate
+from fedark.federation.hostlink import AggregatorClient
 from fedark.federation.node import LOG
 from fedark.federation.party import DEVICE
 from fedark.files import write_atomic
@@ -230,6 +231,33 @@ def test_an_adapter_delivered_by_the_relay_is_not_stored(running: Simulation, tm
 
     run_with(running, change)
     assert not adapters(tmp_path / "work")
+
+
+@pytest.mark.parametrize("change", ["altered", "unsigned", "another signature"])
+def test_a_report_that_the_relay_changes_is_stored_by_nobody(running: Simulation, change: str) -> None:
+    def request(party: str, message: stage_pb2.StageRequest) -> None:
+        if message.HasField("deliver") and party == "north":
+            if change == "altered":
+                message.deliver.report = message.deliver.report.replace(b'"correct": ', b'"correct": 1')
+            elif change == "unsigned":
+                message.deliver.report_signature = b""
+            else:
+                message.deliver.report_signature = bytes(64)
+
+    run_with(running, request)
+    assert not list(running.federation.folder("north").glob("runs/*/report.json"))
+    assert not list(running.federation.folder("north").glob("runs/*/adapter-*"))
+    assert list(running.federation.folder("east").glob("runs/*/report.json"))
+
+
+def test_the_aggregators_host_signs_no_report_of_another_run(running: Simulation) -> None:
+    client = AggregatorClient(running.host.handle)
+    client.open()
+    digest = running.federation.contract.digest().hex()
+    client.sign(json.dumps({"contract": digest, "run_id": running.run_id}).encode())
+    for report in ({"contract": digest, "run_id": "another"}, {"contract": "00" * 48, "run_id": running.run_id}, [1], {}):
+        with pytest.raises(ProtocolError):
+            client.sign(json.dumps(report).encode())
 
 
 def test_stages_out_of_order_open_nothing(running: Simulation) -> None:
