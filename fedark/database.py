@@ -13,7 +13,11 @@ from pathlib import Path
 
 from fedark.errors import InputError, StorageError
 
-__all__ = ["open_private", "transaction"]
+__all__ = ["BROKEN", "open_private", "transaction"]
+
+# What Python raises for a file that is no whole database. The second where SQLite complains of a broken name, in whose bytes
+# its own message is no UTF-8.
+BROKEN: tuple[type[Exception], ...] = (sqlite3.Error, UnicodeDecodeError)
 
 
 def open_private(
@@ -31,7 +35,7 @@ def open_private(
     Raises:
         InputError: it is missing, or open to other users.
         StorageError: it cannot be opened or made.
-        sqlite3.Error: as `sqlite3.connect`.
+        BROKEN: as `sqlite3.connect`.
     """
     flags = os.O_RDWR | os.O_CREAT if create else os.O_RDWR if own else os.O_RDONLY
     try:

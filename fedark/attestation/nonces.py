@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedark.attestation.binding import NONCE_BYTES
-from fedark.database import open_private, transaction
+from fedark.database import BROKEN, open_private, transaction
 from fedark.errors import EvidenceRefused, StorageError
 
 __all__ = ["NONCE_LIFETIME", "NonceBook"]
@@ -133,7 +133,7 @@ class NonceBook:
 def _storage() -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except BROKEN as error:
         raise StorageError(
             f"The nonce book failed: {error}.", safe="No evidence was admitted.", fix="See that its disk has room."
         ) from None

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedark.database import open_private, transaction
+from fedark.database import BROKEN, open_private, transaction
 from fedark.errors import Refused, StorageError
 
 __all__ = ["altered", "ledger_errors", "open_file"]
@@ -80,7 +80,7 @@ def ledger_errors(path: Path) -> Iterator[None]:
         if "no such" in str(error):
             raise altered(path, "a table is missing") from None
         raise StorageError(f"{path} failed: {error}.", safe="Nothing was charged or released.", fix="Make room.") from None
-    except sqlite3.Error:
+    except BROKEN:
         raise altered(path, "it is not a whole database any more") from None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedark.database import open_private
+from fedark.database import BROKEN, open_private
 from fedark.errors import LogRefused, StorageError
 
 __all__ = ["database_errors", "open_database"]
@@ -46,7 +46,7 @@ def database_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"{path} failed: {error}.", safe="Nothing was logged, and nothing left on the strength of it.", fix="Make room."
         ) from None
-    except sqlite3.Error:
+    except BROKEN:
         raise LogRefused(
             f"{path} was altered: it is not a whole database any more.",
             safe="Nothing is released or concluded on the strength of it.",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedark.contract import now
+from fedark.database import BROKEN
 from fedark.errors import FederationError, InputError, StorageError
 
 __all__ = ["JOB_ENDS", "HostStore", "JobRecord", "NodeRow"]
@@ -104,14 +105,14 @@ class HostStore:
     def _transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
         try:
             db = sqlite3.connect(self._path, timeout=20, isolation_level=None)
-        except sqlite3.Error as error:
+        except BROKEN as error:
             raise StorageError(f"{self._path} cannot be opened ({error}).") from None
         db.row_factory = sqlite3.Row
         try:
             db.execute(f"BEGIN {kind}")
             yield db
             db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BROKEN as error:
             raise StorageError(f"{self._path} cannot be written ({error}).", safe="Nothing was changed.") from None
         finally:
             db.close()  # rolls back what was not committed
