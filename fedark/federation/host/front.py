@@ -55,6 +55,7 @@ FLEET_ROUTES = frozenset(
 _KEY_HEADER = b"flwr-public-key"
 _PASSED = (b"content-type", b"accept")
 _PIECE = 64 << 10
+_LINGER_SECONDS = 2.0
 _log = logging.getLogger("fedark.federation.host.front")  # also where it runs as __main__
 
 
@@ -134,6 +135,7 @@ class Front:
                     onward = await self._answer(request, peer, onward)
                 except _RefusedError as error:
                     await peer.respond(error.status, close=True)
+                    await peer.linger()
                     break
                 except h11.RemoteProtocolError:
                     await peer.respond(400, close=True)
@@ -269,6 +271,13 @@ class _Peer:
         await self.send(h11.Response(status_code=status, headers=headers))
         await self.send(h11.Data(data=body))
         await self.send(h11.EndOfMessage())
+
+    async def linger(self) -> None:
+        """Read on for a moment the body of a refused request: closing on it would reset the connection, answer and all."""
+        with suppress(OSError, TimeoutError, ssl.SSLError, h11.ProtocolError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                async for _ in self.body():
+                    pass
 
     async def close(self) -> None:
         self._writer.close()

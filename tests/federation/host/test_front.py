@@ -86,6 +86,12 @@ def test_a_key_that_is_not_admitted_reaches_nothing_and_a_revoked_one_nothing_mo
     assert running.request("POST", "/v1/fleet/pull-messages") == 200
 
 
+def test_a_refusal_arrives_although_a_large_body_is_still_on_its_way(running: Running, tmp_path: Path) -> None:
+    stranger = provision_node_key(tmp_path, "stranger")[1]
+    for _ in range(20):
+        assert running.request("POST", "/v1/fleet/push-object", bytes(8 << 20), key=stranger) == 401
+
+
 def _head(running: Running, *lines: str, target: str = "/v1/fleet/pull-messages") -> bytes:
     auth = f"flwr-public-key: {base64.b64encode(running.key).decode()}"
     return "\r\n".join([f"POST {target} HTTP/1.1", "Host: x", auth, *lines, "", ""]).encode("latin-1")
