@@ -30,7 +30,7 @@ from fedark.keys import SigningKey
 from fedark.secagg import Client, Contribution, Directory, Layout, Policy, Server
 from fedark.secagg.cost import Cost
 from fedark.secagg.stream import BLOCK
-from fedark.secagg.vector import remove_masks
+from fedark.secagg.vector import apply_masks
 
 __all__ = ["rows"]
 
@@ -210,7 +210,7 @@ def _keystream() -> Row:
                 context.update_into(zeros, out)
 
     def masking() -> None:
-        remove_masks(target, [(os.urandom(32), True)] * streams, threads=1)
+        apply_masks(target, [(os.urandom(32), True)] * streams, threads=1)
 
     times: dict[Callable[[], None], list[float]] = {cipher: [], masking: []}
     for _ in range(15):

@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
-from fedark.errors import ProtocolError, Refused
+from fedark.errors import InputError, ProtocolError, Refused
 from fedark.keys import SigningKey, verify_signature
 from fedark.secagg import schedule, shamir, wire
 from fedark.secagg.cohort import SALT_BYTES, Cohort, request_limit
@@ -158,7 +158,7 @@ class Client:
         self._round = _Round(number, layout, ctx, model_digest, Cohort(directory, participants), pairs)
         return layout
 
-    def upload(self, contribution: Contribution, noise: Noise | None = None) -> bytearray:
+    def upload(self, contribution: Contribution, noise: Noise | None = None) -> memoryview:
         """The masked vector of this round, with the sealed shares of its recovery secrets.
 
         Raises:
@@ -170,7 +170,6 @@ class Client:
             raise ProtocolError("This client is not a participant of the round.", safe="Nothing was uploaded.")
         if current.uploaded or current.answered is not None:
             raise ProtocolError("This client has uploaded to this round, or helped to close it.", safe="Nothing was uploaded.")
-        contribution.check(current.layout)
         current.uploaded = True
 
         others = current.participants.slots(self._me)
@@ -190,7 +189,11 @@ class Client:
         )
         cohort = len(current.participants)
         message, words = wire.build(header, sealed, current.layout.words(cohort))
-        mask(words, current.layout, cohort, contribution, streams, noise=noise, threads=self._threads)
+        try:
+            mask(words, current.layout, cohort, contribution, streams, noise=noise, threads=self._threads)
+        except InputError:
+            current.uploaded = False  # nothing was made of it
+            raise
         return message
 
     def endorse(self, request: bytes) -> bytes:

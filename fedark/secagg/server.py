@@ -24,7 +24,7 @@ from fedark.errors import ProtocolError, Refused
 from fedark.secagg import schedule, shamir, wire
 from fedark.secagg.cohort import Cohort, reply_limit, upload_limit
 from fedark.secagg.directory import Directory, check_cohort, check_round
-from fedark.secagg.vector import RoundSum, Words, remove_masks
+from fedark.secagg.vector import RoundSum, Words, apply_masks
 
 __all__ = ["Round", "Server"]
 
@@ -252,7 +252,7 @@ class Round:
         return result
 
     def _fold(self, streams: list[tuple[bytes, bool]]) -> None:
-        remove_masks(self._total, streams, self._threads, self._pending)
+        apply_masks(self._total, streams, self._threads, self._pending)
         self._pending = []
 
     def _recover(self, survivors: list[int], gone: list[int]) -> dict[int, list[bytes]]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 __all__ = ["BLOCK", "SPARE", "Keystream"]
 
-BLOCK = 1 << 14
-"""Words of one block: 128 KiB of keystream. Part of the protocol: both sides of a mask cut it alike."""
+BLOCK = 1 << 15
+"""Words of one block: 256 KiB of keystream. Part of the protocol: both sides of a mask cut it alike."""
 SPARE = 2
 """Words that a buffer needs beyond the keystream, for the discarded tag."""
 

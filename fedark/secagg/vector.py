@@ -1,4 +1,6 @@
-"""The vector path: clip, round, pack, mask; and back. One pass over cache-sized blocks, several threads, no temporaries.
+"""The vector path: clip, round, pack, mask; and back. Cache-sized blocks, no temporaries, several threads where that pays.
+
+It pays for keystreams, whose calls are long; numpy's are so short that two threads would mostly wait for the interpreter lock.
 
 A value x becomes an integer: x * weight / max_weight / step, rounded up or down at random so that its expectation is exact,
 clamped to [-M, M]; noise is added, then the offset M + K. `per_word` fields share a 64-bit
@@ -16,11 +18,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +31,11 @@ from fedark.errors import InputError, Refused
 from fedark.secagg.policy import Layout
 from fedark.secagg.stream import BLOCK, SPARE, Keystream
 
-__all__ = ["Contribution", "Noise", "RoundSum", "mask", "remove_masks", "threads_available"]
+__all__ = ["Contribution", "Noise", "RoundSum", "apply_masks", "mask", "threads_available"]
 
+_PIECE = 1 << 14  # values that are rounded at a time
 _NORM_DRAWS = 64
 _STREAMS = 512
-_Result = TypeVar("_Result")
 Words = NDArray[np.uint64]
 Stream = tuple[bytes, bool]
 """A mask: its 32-byte key, and whether it is added (or subtracted)."""
@@ -125,61 +127,45 @@ def mask(
         raise InputError(f"{layout.name} is summed {kind} noise.", safe="Nothing was uploaded.")
     norm, lanes = contribution.check(layout)
     scale = min(1.0, layout.clip_norm / norm if norm > 0 else 1.0) * contribution.weight / layout.max_weight / layout.step
-    ranges = _ranges(out.size, threads)
-
-    def packer(seed: bytes, span: tuple[int, int]) -> _Packer:
-        return _Packer(layout, cohort, contribution.vector, scale, seed, span)
-
+    packer = partial(_Packer, layout, cohort, contribution.vector, scale)
     seed = rounding_seed or os.urandom(32)
     if noise is not None:
-        seed = _bounded_rounding(packer, layout, ranges, seed)
+        seed = _bounded_rounding(packer, layout, seed)
     out[layout.vector_words(cohort) :] = np.array(lanes, np.uint64)
-
-    def work(span: tuple[int, int]) -> None:
-        mine, masks = packer(seed, span), _Masks(streams, span)
-        for at, end in _blocks(span):
-            mine.pack(out, at, end, noise)
-            masks.apply(out[at:end], at)
-
-    _each(work, ranges)
+    packer(seed).pack(out, noise)
+    apply_masks(out, streams, threads)
 
 
-def _bounded_rounding(
-    packer: Callable[[bytes, tuple[int, int]], _Packer], layout: Layout, ranges: list[tuple[int, int]], seed: bytes
-) -> bytes:
+def _bounded_rounding(packer: Callable[[bytes], _Packer], layout: Layout, seed: bytes) -> bytes:
     """The first seed, from `seed` on, whose rounding keeps the norm bound."""
     for _ in range(_NORM_DRAWS):
-        if sum(_each(partial(_square_norm, packer, seed), ranges)) <= layout.integer_norm**2:
+        if packer(seed).square_norm() <= layout.integer_norm**2:
             return seed
         seed = os.urandom(32)
     raise Refused("No rounding of the vector stays within its norm bound.", safe="Nothing was uploaded.")
 
 
-def _square_norm(packer: Callable[[bytes, tuple[int, int]], _Packer], seed: bytes, span: tuple[int, int]) -> float:
-    return packer(seed, span).square_norm()
-
-
-def remove_masks(total: Words, streams: Sequence[Stream], threads: int | None = None, uploads: Sequence[Words] = ()) -> None:
+def apply_masks(total: Words, streams: Sequence[Stream], threads: int | None = None, uploads: Sequence[Words] = ()) -> None:
     """Add masked vectors to their sum and apply `streams` to it, in place: each block is finished while it is in the cache."""
 
     def work(span: tuple[int, int]) -> None:
         for first in range(0, max(len(streams), 1), _STREAMS):
-            masks = _Masks(streams[first : first + _STREAMS], span)
-            for at, end in _blocks(span):
+            masks = _Masks(streams[first : first + _STREAMS], span[1] - span[0])
+            for at, end in _pieces(*span, BLOCK):
                 target = total[at:end]
                 for upload in uploads if first == 0 else ():
                     np.add(target, upload[at:end], out=target)
                 masks.apply(target, at)
 
-    _each(work, _ranges(total.size, threads))
+    _each(work, total.size, threads)
 
 
 class _Masks:
-    """The open keystreams of one range."""
+    """Open keystreams, for one thread, of at most `words` words at a time."""
 
-    def __init__(self, streams: Sequence[Stream], span: tuple[int, int]) -> None:
+    def __init__(self, streams: Sequence[Stream], words: int) -> None:
         self._open = [(Keystream(key), np.add if added else np.subtract) for key, added in streams]
-        self._words = np.empty(min(BLOCK, span[1] - span[0]) + SPARE, np.uint64)
+        self._words = np.empty(min(BLOCK, words) + SPARE, np.uint64)
 
     def apply(self, target: Words, at: int) -> None:
         """Apply every stream to the words `target`, which begin at word `at` of the vector: at a block's edge."""
@@ -188,45 +174,41 @@ class _Masks:
 
 
 class _Packer:
-    """Rounds one client's vector and packs it into a range of words, once from front to back, in buffers of its own."""
+    """Rounds one client's vector and packs it into words, in buffers of its own."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        cohort: int,
-        vector: NDArray[np.float32],
-        scale: float,
-        seed: bytes,
-        span: tuple[int, int],
-    ) -> None:
+    def __init__(self, layout: Layout, cohort: int, vector: NDArray[np.float32], scale: float, seed: bytes) -> None:
         single = layout.bits <= 16
         self._kind: Any = np.float32 if single else np.float64
         self._shift = 9 if single else 12
         self._one: Any = np.uint32(0x3F800000) if single else np.uint64(0x3FF0000000000000)
         self._layout, self._width = layout, layout.width(cohort)
         self._words, self._planes = layout.vector_words(cohort), layout.per_word(cohort)
-        self._vector, self._scale, self._span = vector, self._kind(scale), span
+        self._vector, self._scale = vector, self._kind(scale)
         self._stream = Keystream(seed)
-        size = min(BLOCK, self._words)
+        size = min(_PIECE, self._words)
         self._values, self._whole = np.empty(size, self._kind), np.empty(size, self._kind)
         self._draws = np.empty(size + SPARE, np.uint64)
         self._integers, self._noise = np.empty(size, np.int32), np.empty(size if layout.noise_bound else 0, np.int32)
         self._lifted = np.empty(size, np.uint64)
 
     def square_norm(self) -> float:
-        """Squared L2 norm of the rounded integers of the range."""
+        """Squared L2 norm of the rounded integers."""
         return sum(
             float(np.dot(values, values))
-            for at, end in _blocks(self._span)
+            for at, end in _pieces(0, self._words, _PIECE)
             for values in (rounded.astype(np.float64) - 1 for _, _, rounded in self._rounded(at, end))
         )
 
-    def pack(self, out: Words, at: int, end: int, noise: Noise | None) -> None:
-        """Write the fields of words at..end; words past the vector (the lanes) are left alone."""
+    def pack(self, out: Words, noise: Noise | None) -> None:
+        """Write the fields of all words; those past the vector (the lanes) are left alone."""
+        for begin, end in _pieces(0, self._words, _PIECE):
+            self._pack(out, begin, end, noise)
+
+    def _pack(self, out: Words, begin: int, end: int, noise: Noise | None) -> None:
         layout = self._layout
-        for plane, first, values in self._rounded(at, end):
+        for plane, first, values in self._rounded(begin, end):
             count = values.size
-            integers, target = self._integers[:count], out[at : at + count]
+            integers, target = self._integers[:count], out[begin : begin + count]
             np.copyto(integers, values, casting="unsafe")
             if noise is not None:
                 extra = self._noise[:count]
@@ -249,7 +231,7 @@ class _Packer:
             first = plane * self._words + at
             count = min(plane * self._words + min(end, self._words), self._layout.length) - first
             if count > 0:
-                yield plane, first, self._round((plane << 32) + at // BLOCK, first, count)
+                yield plane, first, self._round((plane << 32) + at // _PIECE, first, count)
 
     def _round(self, block: int, first: int, count: int) -> NDArray[Any]:
         values, whole = self._values[:count], self._whole[:count]
@@ -336,51 +318,49 @@ class RoundSum:
     def _decode(self, factor: float, threads: int | None) -> NDArray[np.float32]:
         layout, words = self.layout, self.layout.vector_words(self.cohort)
         width, planes = layout.width(self.cohort), layout.per_word(self.cohort)
-        result = np.empty(layout.length, np.float32)
-        shift, low = len(self.survivors) * layout.offset, np.uint64((1 << width) - 1)
+        result = np.empty((planes, words), np.float32)
+        shifts, low = np.arange(planes, dtype=np.uint64)[:, None] * np.uint64(width), np.uint64((1 << width) - 1)
         kind: Any = np.float32 if width <= 24 else np.float64
+        offset = kind(len(self.survivors) * layout.offset)
 
         def work(span: tuple[int, int]) -> None:
             size = min(BLOCK, span[1] - span[0])
-            fields, values = np.empty(size, np.uint64), np.empty(size, kind)
-            for at, end in _blocks(span):
-                for plane in range(planes):
-                    first = plane * words + at
-                    count = min(plane * words + end, layout.length) - first
-                    if count > 0:
-                        field, value = fields[:count], values[:count]
-                        np.right_shift(self.words[at : at + count], plane * width, out=field)
-                        np.bitwise_and(field, low, out=field)
-                        np.copyto(value, field, casting="unsafe")
-                        np.subtract(value, kind(shift), out=value)
-                        np.multiply(value, kind(factor), out=result[first : first + count], casting="unsafe")
+            fields, values = np.empty((planes, size), np.uint64), np.empty((planes, size), kind)
+            for at, end in _pieces(*span, BLOCK):
+                field, value = fields[:, : end - at], values[:, : end - at]
+                np.right_shift(self.words[at:end], shifts, out=field)
+                np.bitwise_and(field, low, out=field)
+                np.copyto(value, field, casting="unsafe")
+                np.subtract(value, offset, out=value)
+                np.multiply(value, kind(factor), out=result[:, at:end], casting="unsafe")
 
-        _each(work, _ranges(words, threads))
-        return result
+        _each(work, words, threads)
+        return result.reshape(-1)[: layout.length]
 
 
-def _blocks(span: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    for at in range(span[0], span[1], BLOCK):
-        yield at, min(at + BLOCK, span[1])
+def _pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    for at in range(begin, end, size):
+        yield at, min(at + size, end)
 
 
-def _ranges(words: int, threads: int | None) -> list[tuple[int, int]]:
-    """At most `threads` ranges that begin at block boundaries."""
+def _each(call: Callable[[tuple[int, int]], None], words: int, threads: int | None) -> None:
+    """Call for at most `threads` ranges of `words` that begin at block boundaries: one here, the others in the pool."""
     blocks = -(-words // BLOCK)
     count = max(1, min(threads or threads_available(), blocks))
     edges = [blocks * i // count * BLOCK for i in range(count)] + [words]
-    return list(pairwise(edges))
+    first, *others = pairwise(edges)
+    helpers = [_pool().submit(call, span) for span in others]
+    try:
+        call(first)
+    finally:
+        wait(helpers)
+    for helper in helpers:
+        helper.result()
 
 
-def _each(call: Callable[[tuple[int, int]], _Result], ranges: list[tuple[int, int]]) -> list[_Result]:
-    if len(ranges) == 1:
-        return [call(ranges[0])]
-    return list(_pool(len(ranges)).map(call, ranges))
-
-
-@lru_cache(maxsize=4)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="secagg")
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads_available(), thread_name_prefix="secagg")
 
 
 # A forked child has the pool object but none of its threads.

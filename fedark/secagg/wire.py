@@ -57,15 +57,15 @@ class Frame:
         return self.tail[:body], np.frombuffer(self.tail[body + padding :], np.uint64)
 
 
-def build(header: bytes, body: bytes = b"", words: int = 0) -> tuple[bytearray, NDArray[np.uint64]]:
+def build(header: bytes, body: bytes = b"", words: int = 0) -> tuple[memoryview, NDArray[np.uint64]]:
     """A message with room for `words` words, and a writable view of them: a vector is masked in place, never copied."""
     start = 8 + len(header) + len(body)
     start += -start % 8 if words else 0
-    message = bytearray(start + 8 * words)
-    message[:8] = _MAGIC + len(header).to_bytes(4, "big")
-    message[8 : 8 + len(header)] = header
-    message[8 + len(header) : 8 + len(header) + len(body)] = body
-    return message, np.frombuffer(memoryview(message)[start:], np.uint64)
+    front = _MAGIC + len(header).to_bytes(4, "big") + header + body
+    # By numpy, which asks for huge pages where a message has many megabytes: page faults took a fifth of the time of masking them.
+    message = np.empty(start + 8 * words, np.uint8)
+    message[:start] = np.frombuffer(front.ljust(start, b"\0"), np.uint8)
+    return message.data, message[start:].view(np.uint64)
 
 
 def parse(message: bytes | bytearray | memoryview, limit: int) -> Frame:

@@ -9,7 +9,7 @@ from fedark.errors import ProtocolError, Refused
 from fedark.secagg import Contribution, RoundSum, shamir, wire
 from fedark.secagg import client as client_module
 from fedark.secagg import server as server_module
-from fedark.secagg.vector import remove_masks
+from fedark.secagg.vector import apply_masks
 
 VICTIM = "c0002"
 
@@ -272,17 +272,17 @@ def test_everything_that_one_round_reveals_leaves_another_rounds_vector_masked(l
 
     def capture(total, streams, threads=None, uploads=()):
         captured.extend(streams)
-        remove_masks(total, streams, threads, uploads)
+        apply_masks(total, streams, threads, uploads)
 
     first, _ = session.uploaded(lost=[VICTIM])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_module, "remove_masks", capture)
+        patch.setattr(server_module, "apply_masks", capture)
         session.unmask(first)
     current, messages = session.uploaded()
     frame = wire.parse(messages[VICTIM], 1 << 24)
     _, words = frame.split(current._cohort.sealed_bytes(2), session.layout.words(len(current._cohort)))
     words = words.copy()
-    remove_masks(words, [(key, not added) for key, added in captured[1::2]], 1)
+    apply_masks(words, [(key, not added) for key, added in captured[1::2]], 1)
     learnt = RoundSum(session.layout, (VICTIM,), len(current._cohort), words).integers()
     assert np.abs(learnt).mean() > 10_000, "uniform fields of 19 bits"
 
@@ -309,7 +309,7 @@ def expose(session, current, messages, answers):
     frame = wire.parse(messages[VICTIM], 1 << 24)
     _, words = frame.split(current._cohort.sealed_bytes(2), session.layout.words(len(current._cohort)))
     words = words.copy()
-    remove_masks(words, streams, 1)
+    apply_masks(words, streams, 1)
     return RoundSum(session.layout, (VICTIM,), len(current._cohort), words).total()
 
 
@@ -340,10 +340,10 @@ def late_vector(session):
 
     def capture(total, streams, threads=None, uploads=()):
         captured.extend(streams)
-        remove_masks(total, streams, threads, uploads)
+        apply_masks(total, streams, threads, uploads)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_module, "remove_masks", capture)
+        patch.setattr(server_module, "apply_masks", capture)
         session.unmask(current)
     with pytest.raises(ProtocolError, match="after the survivors were declared"):
         current.receive(messages[VICTIM], VICTIM)
@@ -353,7 +353,7 @@ def late_vector(session):
     # Every pair seed of the victim was recovered from the survivors; each entered their sum with the opposite sign.
     pair = [(key, not added) for key, added in captured[1::2]]
     assert len(pair) == len(session.parties) - 1
-    remove_masks(words, pair, 1)
+    apply_masks(words, pair, 1)
     return RoundSum(session.layout, (VICTIM,), len(current._cohort), words).integers()
 
 

@@ -13,7 +13,7 @@ import pytest
 from fedark.secagg import Contribution, wire
 from fedark.secagg import client as client_module
 from fedark.secagg import server as server_module
-from fedark.secagg.vector import remove_masks
+from fedark.secagg.vector import apply_masks
 
 ROUNDS = 240
 
@@ -26,10 +26,10 @@ def view(session, inputs):
 
     def capture(total, streams, threads=None, uploads=()):
         captured.extend(streams)
-        remove_masks(total, streams, threads, uploads)
+        apply_masks(total, streams, threads, uploads)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_module, "remove_masks", capture)
+        patch.setattr(server_module, "apply_masks", capture)
         session.unmask(current, tamper=lambda party, reply: replies.append(reply) or reply)
     self_masks = captured[::2]
     words = []
@@ -39,7 +39,7 @@ def view(session, inputs):
         words.append(masked.copy())
         if index < 3:
             bare = masked.copy()
-            remove_masks(bare, [self_masks[index]], 1)
+            apply_masks(bare, [self_masks[index]], 1)
             words.append(bare)
     shares = b"".join(wire.parse(reply, 1 << 20).tail.tobytes() for reply in replies)
     sealed = b"".join(wire.parse(messages[p], 1 << 20).tail.tobytes()[:200] for p in session.parties)

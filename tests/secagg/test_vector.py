@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedark.errors import ContractError, InputError, Refused
 from fedark.secagg.policy import Layout, Metric, Policy
 from fedark.secagg.stream import BLOCK, SPARE, Keystream
-from fedark.secagg.vector import Contribution, RoundSum, mask, remove_masks
+from fedark.secagg.vector import Contribution, RoundSum, apply_masks, mask
 
 
 def names(count):
@@ -117,7 +117,7 @@ def test_masking_is_the_same_for_any_number_of_threads(bits):
         mask(words, layout, 9, Contribution(vector, 1, {"m": 3}), streams, threads=threads, rounding_seed=seed)
         results.append(words)
         again = words.copy()
-        remove_masks(again, [(key, not added) for key, added in streams], threads)
+        apply_masks(again, [(key, not added) for key, added in streams], threads)
         assert RoundSum(layout, ("a",), 9, again).metrics == {"m": 3}
         assert np.array_equal(RoundSum(layout, ("a",), 9, again).total(threads), RoundSum(layout, ("a",), 9, again).total(1))
     assert all(np.array_equal(results[0], other) for other in results[1:])
@@ -206,7 +206,7 @@ def test_sums_of_uploads_wrap_modulo_2_to_the_64_for_any_number_of_threads_and_s
     uploads = [rng.integers(0, 1 << 64, 2 * BLOCK + 9, dtype=np.uint64) for _ in range(4)]
     keys = [os.urandom(32) for _ in range(600)]
     total = np.full(2 * BLOCK + 9, (1 << 64) - 1, np.uint64)
-    remove_masks(total, [(key, i % 2 == 0) for i, key in enumerate(keys)], threads, uploads)
-    remove_masks(total, [(key, i % 2 == 1) for i, key in enumerate(keys)], threads)
+    apply_masks(total, [(key, i % 2 == 0) for i, key in enumerate(keys)], threads, uploads)
+    apply_masks(total, [(key, i % 2 == 1) for i, key in enumerate(keys)], threads)
     expected = sum(upload.astype(object) for upload in uploads) - 1
     assert (total.astype(object) == expected % (1 << 64)).all()
