@@ -23,15 +23,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Machine:
-    """A network namespace with its address; `holder`: the process that keeps it."""
+    """A network namespace with its address; `holder`: the process that keeps it; `port`: the bridge's holder, and its port there."""
 
     address: str
     holder: int
+    port: tuple[int, str] = (0, "")
 
     @property
     def enter(self) -> tuple[str, ...]:
         """The command that starts another inside."""
         return ("nsenter", "-t", str(self.holder), "-n")
+
+    def cut(self) -> None:
+        """From now on every packet to and from it is lost, and nobody is told."""
+        self._run(self.port[0], "ip", "link", "set", self.port[1], "nomaster")
+
+    def mend(self) -> None:
+        """Undo `cut`."""
+        self._run(self.port[0], "ip", "link", "set", self.port[1], "master", "br0")
+
+    def slow(self, rate: str) -> None:
+        """What it sends leaves at `rate`, such as "1mbit", and no faster."""
+        self._run(
+            self.holder, "tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "latency", "400ms", "burst", "16kb"
+        )
+
+    @staticmethod
+    def _run(holder: int, *command: str) -> None:
+        subprocess.run(["nsenter", "-t", str(holder), "-n", *command], check=True)
 
     def call(self, function: Callable[[], T]) -> T:
         """Call a function inside: the namespace is a thread's own."""
@@ -48,7 +67,7 @@ class Machine:
 
 def obstacle() -> str:
     """Why there can be no namespaces here, or "": for a test to skip with."""
-    missing = [name for name in ("ip", "unshare", "nsenter") if shutil.which(name) is None]
+    missing = [name for name in ("ip", "tc", "unshare", "nsenter") if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed"
     if os.geteuid() != 0:
@@ -72,15 +91,18 @@ def network(names: tuple[str, ...]) -> Iterator[Mapping[str, Machine]]:
             while Path(f"/proc/{holder.pid}/ns/net").stat().st_ino == own:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
-        machines = {name: Machine(f"{SUBNET}.{number}", holder.pid) for number, (name, holder) in enumerate(holders.items(), 9)}
+        machines = {
+            name: Machine(f"{SUBNET}.{number + 9}", holder.pid, (holders["switch"].pid, f"port{number}"))
+            for number, (name, holder) in enumerate(holders.items())
+        }
 
         def ip(where: str, *arguments: str) -> None:
             subprocess.run([*machines[where].enter, "ip", *arguments], check=True)
 
         ip("switch", "link", "add", "br0", "type", "bridge")
         ip("switch", "link", "set", "br0", "up")
-        for number, name in enumerate(names):
-            port, peer = f"port{number}", str(machines[name].holder)
+        for name in names:
+            port, peer = machines[name].port[1], str(machines[name].holder)
             ip("switch", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", peer)
             ip("switch", "link", "set", port, "master", "br0", "up")
             ip(name, "addr", "add", f"{machines[name].address}/24", "dev", "eth0")
