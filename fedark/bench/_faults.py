@@ -102,13 +102,17 @@ class Victim:
         return max((step for step, _ in self.steps()), default=(-1, -1))
 
     def kill(self, target: str) -> tuple[str, int]:
-        """Kill it (SIGKILL); returns the line of the step that the job was in, and how many processes there were to kill."""
-        pids = self.pids(target)
+        """Kill it, or several joined by " + " (SIGKILL).
+
+        Returns:
+            The line of the step that the job was in, and how many processes there were to kill.
+        """
+        pids = {pid for name in target.split(" + ") for pid in self.pids(name)}
         steps = self.steps()
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        return (steps[-1][1] if steps else "start"), len(set(pids))
+        return (steps[-1][1] if steps else "start"), len(pids)
 
     def pids(self, target: str) -> list[int]:
         """The processes that a target names now; of several alike one, at random."""

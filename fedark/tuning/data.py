@@ -102,7 +102,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         DataError: the file is missing, not such a list, or names a label twice.
     """
     try:
-        labels = json.loads(_read_text(path))
+        labels = json.loads(_read_text(path, longest=None))
     except (ValueError, RecursionError):
         labels = None
     if not isinstance(labels, list) or not labels or not all(isinstance(item, str) and item.strip() for item in labels):
@@ -197,7 +197,7 @@ def placeholders(template: str) -> list[str]:
     return columns
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, longest: int | None = MAX_LINE_CHARACTERS) -> str:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -216,8 +216,8 @@ def _read_text(path: Path) -> str:
         line = data.count(b"\n", 0, start) + 1
         raise DataError(str(path), line, "it is not UTF-8.", fix="Save the file as UTF-8.") from None
     for number, content in enumerate(text.split("\n"), 1):
-        if len(content) > MAX_LINE_CHARACTERS:
-            what = f"it is longer than {MAX_LINE_CHARACTERS} characters."
+        if longest is not None and len(content) > longest:
+            what = f"it is longer than {longest} characters."
             raise DataError(str(path), number, what, fix="Split the record, or check the file's line ends.")
         if "\0" in content:
             raise DataError(str(path), number, "it holds a zero byte.", fix="Check that this is a text file.")

@@ -32,13 +32,20 @@ LONGEST_RECOVERY = 120.0
 
 
 def kills(seed: int, least: int) -> Iterator[tuple[str, float]]:
-    """Every target in a random order, again and again, each up to 1.5 s after the job has recovered from the one before."""
+    """Every target in a random order, again and again, each up to 1.5 s after the job has recovered from the one before.
+
+    In the full form up to four together: a job of few stages ends before 50 kills that each wait for the one before.
+    """
     order, drawn = random.Random(seed), 0
     while drawn < least:
         targets = [name for name in TARGETS if name != "all at once"]
-        for target in [*order.sample(targets, len(targets)), "all at once"]:
-            drawn += 1
-            yield target, order.uniform(0.0, 1.5)
+        left = order.sample(targets, len(targets))
+        while left:
+            together = [left.pop() for _ in range(min(len(left), order.randint(1, 4) if FULL else 1))]
+            drawn += len(together)
+            yield " + ".join(together), order.uniform(0.0, 1.5)
+        drawn += 1
+        yield "all at once", order.uniform(0.0, 1.5)
 
 
 def table(done: list[Kill]) -> str:

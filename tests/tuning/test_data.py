@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -136,6 +137,11 @@ def test_a_record_never_shows_its_content() -> None:
 def test_a_bad_list_of_labels_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(DataError):
         read_labels(write(tmp_path, "labels.json", content))
+
+
+def test_many_labels_may_stand_in_one_line(tmp_path: Path) -> None:
+    labels = tuple(f"label {number}" for number in range(20_000))
+    assert read_labels(write(tmp_path, "labels.json", json.dumps(labels))) == labels
 
 
 def test_the_train_test_split_does_not_depend_on_order_or_on_other_records() -> None:
