@@ -121,8 +121,10 @@ class TrainingTerms(Terms):
     Attributes:
         epochs: passes over the customer's records in one round.
         batch_size: records a step.
-        learning_rate: AdamW's, for the LoRA matrices.
-        head_learning_rate: AdamW's, for the head.
+        optimizer: AdamW (arXiv:1711.05101), or plain gradient descent: with one step of all records a round, which is FedSGD
+            (arXiv:1602.05629), customers do not drift apart however unlike their records are.
+        learning_rate: for the LoRA matrices.
+        head_learning_rate: for the head.
         max_length: tokens; longer prompts are truncated.
         replay: records of the provider's replay set mixed in, as a fraction of the customer's own (0 to 1).
         baseline_epochs: passes of the local-only baseline that never leaves the enclave; 0 trains none.
@@ -130,6 +132,7 @@ class TrainingTerms(Terms):
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[Finite, Field(gt=0)] = 1e-3
     head_learning_rate: Annotated[Finite, Field(gt=0)] = 1e-3
     max_length: Annotated[int, Field(ge=4, le=8192)] = 64

@@ -181,7 +181,7 @@ class TaskModel:
         seed: int,
         progress: Progress | None = None,
     ) -> TrainStats:
-        """Train the adapter, from where it is, with a fresh AdamW (arXiv:1711.05101; no weight decay).
+        """Train the adapter, from where it is, with a fresh optimiser (`TrainingTerms.optimizer`; no weight decay).
 
         Args:
             records: the customer's own, at least one.
@@ -290,7 +290,7 @@ class TaskModel:
         return total.astype(np.float32), norms
 
     def stepper(self) -> Callable[[Flat], None]:
-        """Steps of a fresh AdamW by gradients that come from outside: noised ones of local DP-SGD (arXiv:1607.00133).
+        """Steps of a fresh optimiser by gradients that come from outside: noised ones of local DP-SGD (arXiv:1607.00133).
 
         Returns:
             Takes a mean gradient, float32 [travelling], and moves the adapter. It raises InputError where the adapter leaves
@@ -436,7 +436,8 @@ class TaskModel:
         lora = [t for name, t in self._tensors.items() if ".lora_" in name and t.requires_grad]
         head = [t for name, t in self._tensors.items() if ".lora_" not in name and t.requires_grad]
         groups = [{"params": lora, "lr": terms.learning_rate}, {"params": head, "lr": terms.head_learning_rate}]
-        return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+        used = [group for group in groups if group["params"]]
+        return torch.optim.SGD(used) if terms.optimizer == "sgd" else torch.optim.AdamW(used, weight_decay=0.0)
 
     @torch.no_grad()
     def _initialise(self, base: Base) -> Flat:

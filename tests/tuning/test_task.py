@@ -122,6 +122,25 @@ def effective(task: TaskModel, vector: np.ndarray) -> dict[str, np.ndarray]:
         }
 
 
+@pytest.mark.parametrize("name", ["bert", "minilm"])
+def test_one_full_step_of_sgd_averages_to_the_step_of_all_records_together(zoo: Any, records: Make, name: str) -> None:
+    tiny = zoo[name]
+    training = {"optimizer": "sgd", "batch_size": 4096, "learning_rate": 0.5, "head_learning_rate": 2.0}
+    task = tiny.load(tiny.terms(training=training))
+    data = made_for(tiny, records)
+
+    def moved(part: list[Record]) -> np.ndarray:
+        task.set_flat(task.initial())
+        task.train(part, epochs=1, seed=1)
+        return task.get_flat() - task.initial()
+
+    together = moved(data)
+    parts = (data[:5], data[5:])
+    mean = sum(len(part) / len(data) * moved(part) for part in parts)
+    assert np.abs(together).max() > 1e-3
+    np.testing.assert_allclose(mean, together, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["ffa-lora", "lora"])
 def test_the_mean_of_vectors_is_the_mean_of_models_for_ffa_and_not_for_lora(zoo: Any, records: Make, method: str) -> None:
     task = zoo["llama"].load(zoo["llama"].terms(method=method))
