@@ -6,6 +6,7 @@ It may be killed too. What lasts is in its folder, and the next one goes on from
     run                     which run is under way, of which contract
     runs/ID/enclave/        the enclave (`fedark.enclave.durable`)
     runs/ID/coordinator     where the coordinator is (`fedark.federation.progress`)
+    runs/ID/stages.jsonl    the stages that ended: for the host's metrics, which may lose one
     runs/ID/evidence        digests of all evidence that the enclave gave
     runs/ID/report.json or failed.json    the outcome: the run is over
 """
@@ -34,7 +35,9 @@ from fedark.keys import SigningKey
 from fedark.translog.memory import HeadMemory
 from fedark.v1 import node_pb2, stage_pb2
 
-__all__ = ["AggregatorHost"]
+__all__ = ["STAGES", "AggregatorHost"]
+
+STAGES = "stages.jsonl"
 
 _RUN, _ENCLAVE, _COORDINATOR, _EVIDENCE = "run", "enclave", "coordinator", "evidence"
 _REPORT, _FAILED = "report.json", "failed.json"
@@ -166,7 +169,10 @@ class AggregatorHost:
                 self._outcome(message.outcome)
                 return node_pb2.AggregatorReply(stored=node_pb2.OutcomeStored())
             case "progress":
-                self._on_progress(message.progress.text)
+                if message.progress.HasField("ended"):
+                    self._note_stage(message.progress.ended)
+                else:
+                    self._on_progress(message.progress.text)
                 return node_pb2.AggregatorReply(stored=node_pb2.OutcomeStored())
         raise ProtocolError("A request to the aggregator's host is empty.")
 
@@ -193,6 +199,11 @@ class AggregatorHost:
     def _sign_report(self, message: node_pb2.AggregatorRequest) -> bytes:
         self._started(message.run_id)
         return sign_report(self._signing, message.sign.report, self.contract.digest(), self.run_id)
+
+    def _note_stage(self, ended: node_pb2.StageEnd) -> None:
+        entry = {"stage": ended.stage, "seconds": ended.seconds, "sent": ended.sent, "received": ended.received}
+        with disk_errors(self._folder / STAGES), (self._folder / STAGES).open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def _note_evidence(self, evidence: bytes) -> None:
         path = self._folder / _EVIDENCE

@@ -484,7 +484,9 @@ class Coordinator:
         sent = sum(map(len, requests.values()))
         received = sum(len(answer) for answer in outcome.values() if isinstance(answer, bytes))
         seconds = round(time.monotonic() - began, 2)
-        self._at.stages.append({"stage": stage, "seconds": seconds, "sent": sent, "received": received})
+        entry = {"stage": stage, "seconds": seconds, "sent": sent, "received": received}
+        self._at.stages.append(entry)
+        self._host.ended(entry)
 
     def _report(self) -> dict[str, Any]:
         return report_of(self._contract, self._run_id, self._at, time.monotonic() - self._began)

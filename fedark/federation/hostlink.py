@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from google.protobuf.message import DecodeError
 
 from fedark.errors import FedarkError, ProtocolError, Refused, restore
@@ -64,6 +67,11 @@ class AggregatorClient:
     def told(self, text: str) -> None:
         """A line for people."""
         self._send(node_pb2.AggregatorRequest(run_id=self._run_id, progress=node_pb2.Told(text=text)))
+
+    def ended(self, stage: Mapping[str, Any]) -> None:
+        """A stage that ended: its name, seconds, and bytes sent and received."""
+        told = node_pb2.Told(ended=node_pb2.StageEnd(**stage))
+        self._send(node_pb2.AggregatorRequest(run_id=self._run_id, progress=told))
 
     def outcome(self, *, report: bytes = b"", failed: FedarkError | None = None) -> None:
         """How the job ended."""

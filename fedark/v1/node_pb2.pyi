@@ -225,7 +225,21 @@ class SignedReport(_message.Message):
     def __init__(self, signature: _Optional[bytes] = ...) -> None: ...
 
 class Told(_message.Message):
-    __slots__ = ("text",)
+    __slots__ = ("text", "ended")
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
     text: str
-    def __init__(self, text: _Optional[str] = ...) -> None: ...
+    ended: StageEnd
+    def __init__(self, text: _Optional[str] = ..., ended: _Optional[_Union[StageEnd, _Mapping]] = ...) -> None: ...
+
+class StageEnd(_message.Message):
+    __slots__ = ("stage", "seconds", "sent", "received")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    seconds: float
+    sent: int
+    received: int
+    def __init__(self, stage: _Optional[str] = ..., seconds: _Optional[float] = ..., sent: _Optional[int] = ..., received: _Optional[int] = ...) -> None: ...

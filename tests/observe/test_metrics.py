@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.error
 import urllib.request
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedark.errors import FederationError
-from fedark.federation.host.observed import host_metrics, observe_report
+from fedark.federation.host.observed import StageWatch, host_metrics, observe_passed_over
 from fedark.federation.host.store import HostStore
 from fedark.federation.onprem.observed import ObservedNode
 from fedark.observe.metrics import Metrics, MetricsServer
@@ -72,14 +73,27 @@ def test_what_is_no_stage_is_passed_through_and_counted_as_unknown() -> None:
     assert parsed(metrics.text())['fedark_stage_seconds_count{stage="unknown"}'] == 1
 
 
-def test_a_hosts_report_is_counted_by_stage_from_a_closed_list(tmp_path: Path) -> None:
+def test_stages_are_counted_as_they_end_and_once_by_names_from_a_closed_list(tmp_path: Path) -> None:
     metrics = host_metrics(HostStore(tmp_path / "h.sqlite", create=True), lambda: [])
+    noted = tmp_path / "runs" / "1" / "stages.jsonl"
+    noted.parent.mkdir(parents=True)
+    noted.write_text('{"stage": "round 9/9", "seconds": 9, "sent": 9, "received": 9}\n')
+    watch = StageWatch(metrics, tmp_path / "runs")
     stages = [
         {"stage": "round 1/2", "seconds": 1.5, "sent": 10, "received": 20},
         {"stage": "round 2/2", "seconds": 0.5, "sent": 10, "received": 20},
         {"stage": 'evil"} 1', "seconds": 1, "sent": 1, "received": 1},
     ]
-    observe_report(metrics, {"stages": stages, "passed_over": {"east": "round: dead", "south": "sum: late"}})
+    with noted.open("a") as file:
+        for stage in stages:
+            half = json.dumps(stage)
+            file.write(half[:20])
+            file.flush()
+            watch.look()  # a line that is still being written waits
+            file.write(half[20:] + "\n")
+            file.flush()
+            watch.look()
+    observe_passed_over(metrics, {"passed_over": {"east": "round: dead", "south": "sum: late"}})
     values = parsed(metrics.text())
     assert values['fedark_job_stage_seconds_sum{stage="round"}'] == 2.0
     assert values['fedark_job_stage_bytes_total{direction="in",stage="round"}'] == 40

@@ -1,4 +1,4 @@
-"""A host's metrics: its processes, nodes and jobs, and the stages of the jobs that ended.
+"""A host's metrics: its processes, nodes and jobs, and the stages of the jobs while they run.
 
 fedark_process_up|fedark_process_restarts{process=}   fedark_nodes{status=}   fedark_jobs{status=}
 fedark_job_stage_seconds_sum|_count{stage=}   fedark_job_stage_bytes_total{stage=,direction=}
@@ -7,16 +7,19 @@ fedark_job_rounds_total   fedark_job_passed_over_total{stage=}
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from fedark.federation.aggregator import STAGES
 from fedark.federation.coordinator import DEFAULT_TIMEOUTS
 from fedark.federation.host.store import HostStore
 from fedark.federation.keeper import Keeper
 from fedark.observe.metrics import Metrics
 
-__all__ = ["host_metrics", "observe_report"]
+__all__ = ["StageWatch", "host_metrics", "observe_passed_over"]
 
 
 def host_metrics(store: HostStore, keepers: Callable[[], Iterable[Keeper]]) -> Metrics:
@@ -43,16 +46,41 @@ def host_metrics(store: HostStore, keepers: Callable[[], Iterable[Keeper]]) -> M
     return metrics
 
 
-def observe_report(metrics: Metrics, report: Mapping[str, Any]) -> None:
-    """Count the stages of a job that ended."""
-    for entry in report["stages"]:
-        stage = _known(str(entry["stage"]))
+class StageWatch:
+    """Counts the stages that the aggregator's host notes, as they end.
+
+    Args:
+        runs: the folder of the runs; what stands in it already is of an earlier host process, and not counted.
+    """
+
+    def __init__(self, metrics: Metrics, runs: Path) -> None:
+        self._metrics, self._runs = metrics, runs
+        self._read = {path: path.stat().st_size for path in runs.glob(f"*/{STAGES}")}
+
+    def look(self) -> None:
+        """Count what is new."""
+        for path in self._runs.glob(f"*/{STAGES}"):
+            begin = self._read.get(path, 0)
+            with path.open("rb") as file:
+                file.seek(begin)
+                lines = file.read().rpartition(b"\n")[0]
+            if lines:
+                self._read[path] = begin + len(lines) + 1
+                for line in lines.split(b"\n"):
+                    self._count(json.loads(line))
+
+    def _count(self, entry: Mapping[str, Any]) -> None:
+        stage, metrics = _known(str(entry["stage"])), self._metrics
         metrics.observe("fedark_job_stage_seconds", "Seconds until a stage's last reply.", entry["seconds"], stage=stage)
         for direction, key in (("out", "sent"), ("in", "received")):
             help_text = "Bytes to and from all parties."
             metrics.count("fedark_job_stage_bytes_total", help_text, entry[key], stage=stage, direction=direction)
         if stage == "round":
-            metrics.count("fedark_job_rounds_total", "Rounds of jobs that ended.")
+            metrics.count("fedark_job_rounds_total", "Rounds that ended.")
+
+
+def observe_passed_over(metrics: Metrics, report: Mapping[str, Any]) -> None:
+    """Count the parties that a job went on without."""
     for why in report["passed_over"].values():
         stage = _known(str(why).partition(":")[0])
         metrics.count("fedark_job_passed_over_total", "Parties that a job went on without.", stage=stage)

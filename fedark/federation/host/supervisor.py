@@ -43,7 +43,7 @@ from fedark.federation.flower.provision import renew
 from fedark.federation.host import front
 from fedark.federation.host.admission import approve, ends_soon, request_of
 from fedark.federation.host.folder import HostFolder, host_of, port_of
-from fedark.federation.host.observed import host_metrics, observe_report
+from fedark.federation.host.observed import StageWatch, host_metrics, observe_passed_over
 from fedark.federation.host.store import JobRecord
 from fedark.federation.joining import fingerprint
 from fedark.federation.keeper import Keeper
@@ -99,6 +99,7 @@ class _Host:
         self._renewal_due = self._admission_due = self._must_begin = 0.0
         self._last_trouble = ""
         self._metrics = host_metrics(self._store, self._all_keepers)
+        self._stages = StageWatch(self._metrics, host.party_folder / "runs")
         self._exporter = MetricsServer(self._metrics, host.config.metrics) if host.config.metrics else None
 
     def _keeper(self, name: str, command: list[str], environment: dict[str, str]) -> Keeper:
@@ -114,6 +115,7 @@ class _Host:
         if self._aggregator is not None:
             self._aggregator.look()
         bound_log(self._logs / "serverapp.log")
+        self._stages.look()
         try:
             self._admit()
             self._jobs()
@@ -312,7 +314,9 @@ class _Host:
     def _end(self, job: JobRecord, status: str, reason: str, run: str = "") -> None:
         self._store.set_job(job.digest, status, reason, run=run)  # type: ignore[arg-type]
         if status == "done":
-            observe_report(self._metrics, json.loads((self._host.party_folder / "runs" / run / "report.json").read_bytes()))
+            observe_passed_over(
+                self._metrics, json.loads((self._host.party_folder / "runs" / run / "report.json").read_bytes())
+            )
         self._say(f"job {job.name} is {status}{f': {reason}' if reason else ''}")
 
     def _outcome(self, job: JobRecord) -> tuple[str, str, str] | None:
