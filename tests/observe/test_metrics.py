@@ -93,6 +93,9 @@ def test_stages_are_counted_as_they_end_and_once_by_names_from_a_closed_list(tmp
             file.write(half[20:] + "\n")
             file.flush()
             watch.look()
+    with noted.open("a") as file:
+        file.write('{"stage": "rou{"stage": "round 2/2", "seconds": 1, "sent": 1, "received": 1}\n')
+    watch.look()
     observe_passed_over(metrics, {"passed_over": {"east": "round: dead", "south": "sum: late"}})
     values = parsed(metrics.text())
     assert values['fedark_job_stage_seconds_sum{stage="round"}'] == 2.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ class StageWatch:
             if lines:
                 self._read[path] = begin + len(lines) + 1
                 for line in lines.split(b"\n"):
-                    self._count(json.loads(line))
+                    with suppress(ValueError):  # the host process was killed in the midst of it
+                        self._count(json.loads(line))
 
     def _count(self, entry: Mapping[str, Any]) -> None:
         stage, metrics = _known(str(entry["stage"])), self._metrics
