@@ -18,6 +18,7 @@ import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -202,7 +203,7 @@ class AggregatorHost:
 
     def _note_stage(self, ended: node_pb2.StageEnd) -> None:
         entry = {"stage": ended.stage, "seconds": ended.seconds, "sent": ended.sent, "received": ended.received}
-        with disk_errors(self._folder / STAGES), (self._folder / STAGES).open("a") as file:
+        with suppress(OSError), (self._folder / STAGES).open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def _note_evidence(self, evidence: bytes) -> None:

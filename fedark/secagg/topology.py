@@ -13,6 +13,10 @@ survivor set fall into two parts, of which the server could learn separate sums:
 too many colluding neighbours (binomial tail), larger ones unless a whole set of honest clients has too few honest neighbours
 (union bound over sets). The smallest mean degree that meets 2**-STATISTICAL_BITS is taken. 40 of these bits are margin for a
 colluding client that tries many key announcements in order to choose the session identifier.
+
+The price is paid in rounds, not in secrets: one in which some survivor is left with fewer than `degree_floor` neighbours is refused.
+With 80 to 200 clients that happens to up to 7 % of rounds with a tenth of the clients gone, to 20 to 40 % with a fifth gone, and
+to most with three tenths gone (measured over random sessions); complete graphs, up to 64 clients, know no such case.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class StageWatch:
     def look(self) -> None:
         """Count what is new."""
         for path in self._runs.glob(f"*/{STAGES}"):
-            begin = self._read.get(path, 0)
-            with path.open("rb") as file:
+            begin, lines = self._read.get(path, 0), b""
+            with suppress(OSError), path.open("rb") as file:
                 file.seek(begin)
                 lines = file.read().rpartition(b"\n")[0]
             if lines:
