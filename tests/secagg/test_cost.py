@@ -30,7 +30,8 @@ def test_the_formulas_meet_the_messages(lab, size, colluders, dropped):
     assert session.directory.topology.threshold == cost.threshold
     assert mean(messages) == pytest.approx(cost.vector + cost.shares, rel=0.1)
     assert mean(requests) == pytest.approx(cost.request, rel=0.1)
-    assert mean(replies) == pytest.approx(cost.reply, rel=0.1)
+    # Of a random graph's edges a random number leads to those who dropped: six standard deviations are allowed for.
+    assert mean(replies) == pytest.approx(cost.reply, rel=0.1 if session.directory.topology.complete else 0.25)
 
 
 def test_shares_do_not_grow_with_the_vector():
