@@ -45,7 +45,7 @@ FUZZ ?= 1000000
 fuzz: $(VENV)/.installed
 	$(BIN)/python tests/fuzz/run.py --inputs $(FUZZ)
 
-# Kill everything at random moments, over 10 rounds and at least 50 kills for each protection; and adapters of 100 MB.
+# Kill everything at random moments, over 10 rounds, at least 50 processes for each protection; and adapters of 100 MB.
 chaos: $(VENV)/.installed
 	FEDARK_CHAOS=1 FEDARK_FULL=1 $(BIN)/python -m pytest --timeout 0 -s tests/chaos tests/federation/test_large.py
 

@@ -253,7 +253,10 @@ def _memory(size: int, length: int) -> Row:
 
 
 def _cohort(size: int) -> Iterator[Row]:
-    """A cohort with a tenth of colluders and a tenth of drops: bytes against the formula, and time."""
+    """A cohort with a tenth of colluders and a tenth of drops: bytes against the formula, and time.
+
+    Of several sessions the first whose sparse graph bears these drops; `fedark.secagg.topology` says how many do not.
+    """
     colluders, minimum, dropped = size // 10, -(-7 * size // 10), size // 10
     sessions = (Session(size, _COST_VALUES, colluders=colluders, minimum=minimum) for _ in range(20))
     stays = np.arange(size - dropped)

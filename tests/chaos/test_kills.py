@@ -1,7 +1,7 @@
 """SIGKILL at random moments, to real processes: the job ends right each time, no round counted twice, nothing lost.
 
-The short form kills each kind of process once in a run of a few rounds; `make chaos` runs 10 rounds and at least 50 kills for each
-protection. Seeds are printed, and FEDARK_CHAOS_SEED repeats one.
+The short form kills each kind of process once in a run of a few rounds; `make chaos` runs 10 rounds and kills at least 50
+processes for each protection, several together. Seeds are printed, and FEDARK_CHAOS_SEED repeats one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LONGEST_RECOVERY = 120.0
 def kills(seed: int, least: int) -> Iterator[tuple[str, float]]:
     """Every target in a random order, again and again, each up to 1.5 s after the job has recovered from the one before.
 
-    In the full form up to four together: a job of few stages ends before 50 kills that each wait for the one before.
+    In the full form up to four together: a job of few stages ends before 50 processes have died one after the other.
     """
     order, drawn = random.Random(seed), 0
     while drawn < least:
