@@ -177,6 +177,8 @@ class NodeBase(ABC):
                     safe="The node did nothing.",
                     fix="Bring both to the same release of fedark.",
                 )
+            if len(message.contract_digest) != hashlib.sha384().digest_size:
+                raise ProtocolError("A stage request names no contract.", safe="The node did nothing.")
             run_id = message.run_id
             self._require_standing(message)
             answer = self._memory.answer(run_id, request)

@@ -646,7 +646,7 @@ class _World:
         data = b"".join(bytes(piece) for piece in self.bundle.payload(1 << 20))
         self.receipt = call(trainer, sealed=enclave_pb2.Sealed(model="tiny", data=data, last=True)).receipt.receipt
         SignedContract.verify(self.contract, signatures)
-        fakes = lambda role, config: SimpleNamespace(  # noqa: E731
+        fakes = lambda role, config, checkpoint=b"": SimpleNamespace(  # noqa: E731
             call=lambda call, **options: enclave_pb2.Reply(nonce=enclave_pb2.Nonce(nonce=bytes(32))), close=lambda: None
         )
         self.nodes = {

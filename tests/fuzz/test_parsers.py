@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from engine import Target, fuzz
 from targets import PARSERS, targets
 
+from fedark.v1 import stage_pb2
+
 INPUTS = int(os.environ.get("FEDARK_FUZZ_SLICE", "150"))
 
 
@@ -42,6 +44,16 @@ def test_every_parser_has_a_target_and_accepts_its_samples_where_it_should() -> 
     ):
         for sample in found[name].samples:
             found[name].parse(sample)
+
+
+@pytest.mark.parametrize("role", ["provider", "customer"])
+def test_a_digest_that_no_contract_has_is_refused_before_a_file_is_looked_for(role: str) -> None:
+    """Found by fuzzing: as a file name it was too long, and the node failed instead of refusing."""
+    target = targets()[f"stage request, {role}"]
+    for sample in target.samples:
+        message = stage_pb2.StageRequest.FromString(sample)
+        message.contract_digest = bytes(300)
+        target.parse(message.SerializeToString())
 
 
 @pytest.mark.parametrize(
