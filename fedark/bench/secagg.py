@@ -253,14 +253,9 @@ def _memory(size: int, length: int) -> Row:
 
 
 def _cohort(size: int) -> Iterator[Row]:
-    """A cohort with a tenth of colluders and a tenth of drops: bytes against the formula, and time.
-
-    Of several sessions the first whose sparse graph bears these drops; `fedark.secagg.topology` says how many do not.
-    """
+    """A cohort with a tenth of colluders and a tenth of drops: bytes against the formula, and time."""
     colluders, minimum, dropped = size // 10, -(-7 * size // 10), size // 10
-    sessions = (Session(size, _COST_VALUES, colluders=colluders, minimum=minimum) for _ in range(20))
-    stays = np.arange(size - dropped)
-    session = next(one for one in sessions if not one.directory.topology.sparse_in(stays).size)
+    session = Session(size, _COST_VALUES, colluders=colluders, minimum=minimum)
     timed = session.round(_vector(_COST_VALUES), dropped)
     cost = Cost.of(session.layout, size, minimum, colluders, dropped)
     case = f"n={size}, degree {cost.degree}, committee {cost.committee}, {dropped} dropped"

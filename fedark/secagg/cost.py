@@ -47,7 +47,7 @@ class Cost:
     @classmethod
     def of(cls, layout: Layout, cohort: int, minimum: int, colluders: int, dropped: int = 0) -> Cost:
         """The cost for `cohort` participants of which `dropped` do not upload."""
-        degree = graph_degree(cohort, colluders, minimum)
+        degree = graph_degree(cohort, colluders, minimum).mean
         members = committee_size(cohort, colluders)
         need = threshold(members, colluders if members == cohort else 0)
         alive, vector = cohort - dropped, 8 * layout.words(cohort)

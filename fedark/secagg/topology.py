@@ -7,22 +7,25 @@ a few hundred clients everybody is a member; beyond, a sample whose chance to ho
 hypergeometric tail) is below 2**-STATISTICAL_BITS.
 
 Graph. Small cohorts mask with everybody (Bonawitz et al. 2017). Large ones use a random graph with independent edges, with the
-aim of Bell et al. 2020 but against a server that names the dropped clients after it has seen the graph. A survivor must keep
-`degree_floor` surviving neighbours; `split_bound` then bounds the probability that the honest survivors of any admissible
-survivor set fall into two parts, of which the server could learn separate sums: small parts are impossible unless a client has
-too many colluding neighbours (binomial tail), larger ones unless a whole set of honest clients has too few honest neighbours
-(union bound over sets). The smallest mean degree that meets 2**-STATISTICAL_BITS is taken. 40 of these bits are margin for a
-colluding client that tries many key announcements in order to choose the session identifier.
+aim of Bell et al. 2020 but against a server that names the dropped clients after it has seen the graph. Every survivor must keep
+a floor of surviving neighbours. `split_bound` then bounds the probability that the honest survivors of any admissible survivor
+set fall into two parts, of which the server could learn separate sums. For that, some set A of s honest clients, the smaller
+part, must have all its other honest neighbours among the dropped, and each of its members must have floor - s + 1 neighbours
+that collude: of its surviving neighbours at most s - 1 are in A. The two events ask for different edges, so their probabilities
+multiply, and a union bound over all A gives the sum. 40 of the 2**-STATISTICAL_BITS allowed are margin for a colluding client
+that tries many key announcements in order to choose the session identifier.
 
-The price is paid in rounds, not in secrets: one in which some survivor is left with fewer than `degree_floor` neighbours is refused.
-With 80 to 200 clients that happens to up to 7 % of rounds with a tenth of the clients gone, to 20 to 40 % with a fifth gone, and
-to most with three tenths gone (measured over random sessions); complete graphs, up to 64 clients, know no such case.
+The floor has a price, paid in rounds and not in secrets: a round in which some survivor keeps fewer neighbours is refused.
+`refusal_bound` bounds how often that happens when as many clients drop as the policy admits, and not by malice. The smallest mean
+degree is taken at which some floor keeps both bounds.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +33,22 @@ from numpy.typing import NDArray
 from fedark.secagg.policy import Policy
 from fedark.secagg.stream import Keystream
 
-__all__ = ["STATISTICAL_BITS", "Topology", "committee_bound", "committee_size", "graph_degree", "split_bound", "threshold"]
+__all__ = [
+    "REFUSAL_BITS",
+    "STATISTICAL_BITS",
+    "Degree",
+    "Topology",
+    "committee_bound",
+    "committee_size",
+    "graph_degree",
+    "refusal_bound",
+    "split_bound",
+    "threshold",
+]
 
 STATISTICAL_BITS = 80
+REFUSAL_BITS = 10
+"""At most one round in 2**REFUSAL_BITS is lost to the floor."""
 _COMPLETE = 64
 _COMMITTEE = 1 << 32
 """First block of the seed's stream that the committee is drawn from; the graph's blocks come before."""
@@ -92,36 +108,76 @@ def committee_size(cohort: int, colluders: int) -> int:
     return cohort
 
 
-def split_bound(cohort: int, colluders: int, minimum: int, degree: int) -> float:
-    """log2 of the probability that some admissible survivor set splits the honest survivors, for a mean degree."""
-    honest, dropped, edge = cohort - colluders, cohort - minimum, degree / (cohort - 1)
-    floor = degree // 2
-    sets = []
+def _edge(cohort: int, degree: int) -> int:
+    """Chance of an edge, in 2**-16."""
+    return round(degree / (cohort - 1) * (1 << 16))
+
+
+def _cuts(cohort: int, colluders: int, minimum: int, degree: int) -> list[float]:
+    """For s = 1, 2, ...: log2 of the expected number of sets of s honest clients that the droppable clients can cut off."""
+    honest, dropped, edge = cohort - colluders, cohort - minimum, _edge(cohort, degree) / (1 << 16)
+    found = []
     for size in range(1, honest // 2 + 1):
         reach = 1 - (1 - edge) ** size
         near, outside = min(dropped, honest - 2 * size), honest - size
-        tail = _log2_tail(outside, reach, near) if near < outside * reach else 0.0
-        sets.append(_log2_choose(honest, size) + tail)
-    best = 0.0
-    # A part has more members than the honest surviving neighbours that each of them is sure to keep.
-    for kept in range(1, min(floor, len(sets))):
-        crowded = floor - kept + 1
-        isolated = math.log2(honest) + (_log2_tail(colluders, edge, crowded) if crowded > colluders * edge else 0.0)
-        if isolated > -STATISTICAL_BITS:
-            break
-        best = min(best, _log2_sum([isolated, *sets[kept:]]))
-    return best
+        cut = _log2_tail(outside, reach, near) if near < outside * reach else 0.0
+        found.append(_log2_choose(honest, size) + cut)
+    return found
+
+
+def _split(cuts: list[float], colluders: int, edge: float, floor: int) -> float:
+    terms = []
+    for size, cut in enumerate(cuts, 1):
+        crowded = floor - size + 1
+        terms.append(cut + (size * _log2_tail(colluders, edge, crowded) if crowded > colluders * edge else 0.0))
+    return _log2_sum(terms)
+
+
+def split_bound(cohort: int, colluders: int, minimum: int, degree: int, floor: int) -> float:
+    """log2 of the probability that some admissible survivor set splits the honest survivors.
+
+    Args:
+        degree: mean number of neighbours.
+        floor: surviving neighbours that every survivor must keep.
+    """
+    cuts = _cuts(cohort, colluders, minimum, degree)
+    return _split(cuts, colluders, _edge(cohort, degree) / (1 << 16), floor)
+
+
+def refusal_bound(cohort: int, minimum: int, degree: int, floor: int) -> float:
+    """log2 of the probability that a random survivor set of `minimum` clients leaves one of them fewer than `floor` neighbours."""
+    edge, others = _edge(cohort, degree) / (1 << 16), minimum - 1
+    terms = [
+        _log2_choose(others, kept) + kept * math.log2(edge) + (others - kept) * math.log2(1 - edge)
+        for kept in range(min(floor, minimum))
+    ]
+    return math.log2(minimum) + _log2_sum(terms)
+
+
+class Degree(NamedTuple):
+    """Of a masking graph.
+
+    Attributes:
+        mean: number of neighbours; cohort - 1 where nothing is gained by fewer.
+        floor: surviving neighbours that every survivor must keep; 0 in a complete graph.
+    """
+
+    mean: int
+    floor: int
 
 
 @lru_cache(maxsize=64)
-def graph_degree(cohort: int, colluders: int, minimum: int) -> int:
-    """Mean number of neighbours; cohort - 1 where nothing is gained by fewer."""
-    if cohort <= _COMPLETE:
-        return cohort - 1
-    for degree in range(32, int(0.8 * (cohort - 1)), 4):
-        if split_bound(cohort, colluders, minimum, degree) <= -STATISTICAL_BITS:
-            return degree
-    return cohort - 1
+def graph_degree(cohort: int, colluders: int, minimum: int) -> Degree:
+    """The smallest that keeps both bounds."""
+    if cohort > _COMPLETE:
+        for degree in range(20, int(0.8 * (cohort - 1)), 4):
+            cuts, edge = _cuts(cohort, colluders, minimum, degree), _edge(cohort, degree) / (1 << 16)
+            # The bound falls as the floor rises.
+            floors = range(1, degree)
+            at = bisect_left(floors, True, key=lambda floor: _split(cuts, colluders, edge, floor) <= -STATISTICAL_BITS)
+            if at < len(floors) and refusal_bound(cohort, minimum, degree, floors[at]) <= -REFUSAL_BITS:
+                return Degree(degree, floors[at])
+    return Degree(cohort - 1, 0)
 
 
 class Topology:
@@ -142,12 +198,12 @@ class Topology:
         colluders, minimum = policy.colluders, policy.minimum
         size = committee_size(cohort, colluders)
         degree = graph_degree(cohort, colluders, minimum)
-        self.complete = degree == cohort - 1
-        self.degree_floor = 0 if self.complete else degree // 2
+        self.complete = degree.mean == cohort - 1
+        self.degree_floor = degree.floor
         self.threshold = threshold(size, colluders if size == cohort else 0)
         draws = Keystream(seed).words(cohort, first=_COMMITTEE)
         self.committee = tuple(int(i) for i in np.sort(np.argsort(draws, kind="stable")[:size]))
-        self._adjacency = _random_graph(cohort, degree, seed) if not self.complete else None
+        self._adjacency = _random_graph(cohort, degree.mean, seed) if not self.complete else None
         self._cohort = cohort
         bad = colluders if size == cohort else 2 * self.threshold - size - 1
         dropped = (cohort - minimum) * (size - bad) // (self.threshold - bad)
@@ -180,6 +236,6 @@ class Topology:
 def _random_graph(cohort: int, degree: int, seed: bytes) -> NDArray[np.bool_]:
     draws = Keystream(seed).words(-(-cohort * cohort // 4))
     chance = draws.view(np.uint16)[: cohort * cohort].reshape(cohort, cohort)
-    upper = np.triu(chance < round(degree / (cohort - 1) * (1 << 16)), 1)
+    upper = np.triu(chance < _edge(cohort, degree), 1)
     adjacency: NDArray[np.bool_] = upper | upper.T
     return adjacency

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from fedark.secagg import Layout
@@ -11,10 +10,7 @@ from fedark.secagg.cost import Cost
 
 @pytest.mark.parametrize(("size", "colluders", "dropped"), [(4, 0, 0), (10, 1, 2), (30, 3, 3), (80, 4, 8)])
 def test_the_formulas_meet_the_messages(lab, size, colluders, dropped):
-    stays = np.arange(size - dropped)
-    # Of large cohorts some graphs leave a survivor too few neighbours, and the round is refused: not here.
-    sessions = (lab(size=size, colluders=colluders, length=5000) for _ in range(20))
-    session = next(session for session in sessions if not session.directory.topology.sparse_in(stays).size)
+    session = lab(size=size, colluders=colluders, length=5000)
     current = session.open()
     messages = session.upload(current, session.inputs(), lost=session.parties[size - dropped :])
     requests, replies = {}, {}

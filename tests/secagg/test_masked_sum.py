@@ -94,10 +94,7 @@ def test_a_vector_is_clipped_to_the_norm_before_it_is_summed(lab):
 
 
 def test_a_large_cohort_sums_over_a_sparse_graph_with_an_agreed_survivor_set(lab):
-    sessions = (lab(size=90, length=30, value_range=grid(16), minimum=72, colluders=3) for _ in range(20))
-    stays = np.delete(np.arange(90), slice(5, 80, 20))
-    # Of large cohorts some graphs leave a survivor too few neighbours, and the round is refused: not here.
-    session = next(session for session in sessions if not session.directory.topology.sparse_in(stays).size)
+    session = lab(size=90, length=30, value_range=grid(16), minimum=72, colluders=3)
     topology = session.directory.topology
     assert not topology.complete
     assert topology.agreement

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from itertools import product
+from itertools import chain, combinations, product
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ import pytest
 from fedark.errors import ContractError
 from fedark.secagg import Layout, Policy
 from fedark.secagg.topology import (
+    REFUSAL_BITS,
     STATISTICAL_BITS,
     Topology,
     committee_bound,
     committee_size,
     graph_degree,
+    refusal_bound,
     split_bound,
     threshold,
 )
@@ -57,10 +59,73 @@ def test_a_sampled_committee_and_a_sparse_graph_meet_their_bounds(size, colluder
     assert committee < size
     assert committee_bound(size, colluders, committee) <= -STATISTICAL_BITS
     minimum = 7 * size // 10
-    degree = graph_degree(size, colluders, minimum)
-    assert degree < size - 1
-    assert split_bound(size, colluders, minimum, degree) <= -STATISTICAL_BITS
-    assert split_bound(size, colluders, minimum, degree // 3) > -STATISTICAL_BITS, "control: far fewer neighbours do not do"
+    mean, floor = graph_degree(size, colluders, minimum)
+    assert mean < size - 1
+    assert split_bound(size, colluders, minimum, mean, floor) <= -STATISTICAL_BITS
+    assert refusal_bound(size, minimum, mean, floor) <= -REFUSAL_BITS
+    assert split_bound(size, colluders, minimum, mean, floor - 1) > -STATISTICAL_BITS, (
+        "control: the floor is the lowest that does"
+    )
+
+
+def random_graph(rng, size, chance):
+    """Adjacency of a graph with independent edges: for every client a bit mask of its neighbours."""
+    upper = np.triu(rng.random((size, size)) < chance, 1)
+    return [sum(1 << int(v) for v in np.flatnonzero(row)) for row in upper | upper.T]
+
+
+def splits(graph, colluders, minimum, floor):
+    """Exhaustive: whether any admissible survivor set leaves the honest survivors (those from `colluders` on) in two parts."""
+    size = len(graph)
+    for gone in chain.from_iterable(combinations(range(size), count) for count in range(size - minimum + 1)):
+        alive = (1 << size) - 1 & ~sum(1 << v for v in gone)
+        if any(alive >> v & 1 and (graph[v] & alive).bit_count() < floor for v in range(size)):
+            continue
+        honest = alive >> colluders << colluders
+        reached = frontier = honest & -honest
+        while frontier:
+            near = 0
+            for v in range(size):
+                near |= graph[v] if frontier >> v & 1 else 0
+            frontier = near & honest & ~reached
+            reached |= frontier
+        if reached != honest:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("size", "colluders", "minimum", "degree", "floor"),
+    [(13, 2, 12, 6, 2), (14, 4, 12, 9, 2), (16, 2, 15, 6, 2), (16, 4, 14, 8, 4), (20, 4, 19, 8, 3)],
+)
+def test_the_split_bound_holds_over_every_survivor_set_of_small_graphs(size, colluders, minimum, degree, floor):
+    rng = np.random.default_rng(size)
+    graphs = [random_graph(rng, size, degree / (size - 1)) for _ in range(500)]
+    found = np.mean([splits(graph, colluders, minimum, floor) for graph in graphs])
+    assert 0 < found < 2.0 ** split_bound(size, colluders, minimum, degree, floor) < 0.2
+
+
+def test_the_refusal_bound_is_met_by_random_drops():
+    size, minimum, degree, floor = 80, 56, 40, 18
+    rng = np.random.default_rng(1)
+    rounds, lost = 3000, 0
+    for _ in range(rounds):
+        graph = np.triu(rng.random((size, size)) < degree / (size - 1), 1)
+        graph = (graph | graph.T)[:minimum, :minimum]  # whoever drops: all clients are alike
+        lost += graph.sum(axis=1).min() < floor
+    bound = 2.0 ** refusal_bound(size, minimum, degree, floor)
+    assert 0.3 * bound < lost / rounds < bound + 4 * np.sqrt(bound / rounds)
+
+
+@pytest.mark.parametrize(("size", "colluders"), [(65, 1), (80, 8), (200, 20), (500, 50)])
+def test_random_drops_of_as_many_clients_as_admitted_cost_no_round(size, colluders):
+    minimum = -(-7 * size // 10)
+    rng = np.random.default_rng(size)
+    seeds = (f"{size}/{i}".encode().ljust(32, b".") for i in range(40))
+    topologies = [Topology(policy(size, minimum, colluders), size, seed) for seed in seeds]
+    refused = sum(bool(one.sparse_in(np.sort(rng.permutation(size)[:minimum])).size) for one in topologies)
+    assert not topologies[0].complete
+    assert refused == 0
 
 
 def test_the_committee_bound_is_the_probability_that_sampling_shows():
@@ -89,14 +154,14 @@ def test_graph_and_committee_come_from_the_seed_and_are_symmetric():
         assert np.array_equal(one.neighbours(u), same.neighbours(u))
         assert all(u in one.neighbours(int(v)) for v in one.neighbours(u))
     mean = np.mean([one.neighbours(u).size for u in range(300)])
-    assert abs(mean - graph_degree(300, 15, 210)) < 6
+    assert abs(mean - graph_degree(300, 15, 210).mean) < 6
 
 
 def test_a_client_whose_neighbours_are_all_declared_gone_makes_the_survivor_set_inadmissible():
     """The attack on sparse graphs: drop exactly the victim's neighbours, and its masks are all recovered."""
-    topology = Topology(policy(300, 100, 15), 300, os.urandom(32))
+    topology = Topology(policy(300, 210, 15), 300, os.urandom(32))
     survivors = np.setdiff1d(np.arange(300), topology.neighbours(7))
-    assert survivors.size > 100
+    assert survivors.size > 210
     assert 7 in topology.sparse_in(survivors)
     assert topology.sparse_in(np.arange(300)).size == 0
 
