@@ -26,7 +26,6 @@ as one that colludes, and 2 t > c + g holds for c of them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -177,16 +176,7 @@ class Client:
         streams = [(secrets[0], True)] + [(s, self._me < v) for s, v in zip(secrets[1:], others, strict=True)]
         sealed = self._seal(directory, current, secrets)
         commitments = b"".join(schedule.commitment(current.ctx, self._me, i, secret) for i, secret in enumerate(secrets))
-        header = wire.signed(
-            "upload",
-            {
-                "party": self._party,
-                "ctx": current.ctx,
-                "commitments": commitments,
-                "sealed": hashlib.sha256(sealed).digest(),
-            },
-            self._signing,
-        )
+        header = wire.unsigned("upload", {"party": self._party, "ctx": current.ctx, "commitments": commitments})
         cohort = len(current.participants)
         message, words = wire.build(header, sealed, current.layout.words(cohort))
         try:
@@ -257,17 +247,8 @@ class Client:
                 opened[sender] = shares
         gone = current.participants.without(survivors)
         shares_body = b"".join(opened[u][current.participants.released(u, gone)].tobytes() for u in survivors if u in opened)
-        header = wire.signed(
-            "shares",
-            {
-                "party": self._party,
-                "ctx": current.ctx,
-                "digest": digest,
-                "missing": [u for u in survivors if u not in opened],
-                "body": hashlib.sha256(shares_body).digest(),
-            },
-            self._signing,
-        )
+        missing = [u for u in survivors if u not in opened]
+        header = wire.unsigned("shares", {"party": self._party, "ctx": current.ctx, "digest": digest, "missing": missing})
         current.answer = bytes(wire.build(header, shares_body)[0])
         current.pairs = {}
         current.own_shares = None

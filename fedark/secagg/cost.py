@@ -14,8 +14,8 @@ from fedark.secagg.topology import committee_size, graph_degree, threshold
 
 __all__ = ["Cost"]
 
-_SIGNED, _UNSIGNED = 220, 90
-"""Headers: names, context, digests, signature."""
+_UPLOAD, _REQUEST, _REPLY = 86, 90, 121
+"""Headers: names, context, digests."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Cost:
             committee=members,
             threshold=need,
             vector=vector,
-            shares=_SIGNED + receivers * blob + 32 * (1 + degree),
-            request=_UNSIGNED + (alive - (1 if members == cohort else 0)) * blob,
-            reply=_SIGNED + secrets * SHARE_BYTES,
+            shares=_UPLOAD + receivers * blob + 32 * (1 + degree),
+            request=_REQUEST + (alive - (1 if members == cohort else 0)) * blob,
+            reply=_REPLY + secrets * SHARE_BYTES,
             client_stream=(1 + degree) * vector,
             server_stream=secrets * vector,
         )

@@ -1,7 +1,10 @@
 """The server of the masked protocol: collects, asks the committee, and unmasks one sum. A state machine without I/O.
 
 It is trusted with nothing: whatever it does differently, `Client` refuses. What it checks itself only keeps honest servers
-from wasting a round: signatures and lengths of uploads, one upload a party, late uploads, commitments of recovered secrets.
+from wasting a round: lengths, one upload a party, late uploads, commitments of recovered secrets. Who sent a message is for the
+caller to know: uploads and shares carry no signature of their own, because in a run each comes in a `ProtectedUpdate`
+(`fedark.enclave.protection`), which its enclave has signed as a whole, vector included. What other clients must believe, keys and
+endorsements, is signed here.
 
     open -> receive* -> close -> [endorsement request -> endorse*] -> unmask requests -> accept* -> finish
 
@@ -13,9 +16,9 @@ agreement.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +105,7 @@ class Round:
         )
 
     def receive(self, message: bytes | bytearray | memoryview, sender: str) -> None:
-        """Take one upload from `sender`, as the transport authenticated it. The message must not change afterwards.
+        """Take one upload from `sender`, as the caller has authenticated it. The message must not change afterwards.
 
         Raises:
             ProtocolError, Refused: malformed, late, repeated, from a stranger or another round; the round goes on without it.
@@ -111,8 +114,7 @@ class Round:
         if self._survivors is not None:
             raise ProtocolError(f"The upload of {sender} came after the survivors were declared.", safe=_DROPPED)
         frame = wire.parse(message, upload_limit(directory, self._layout, len(cohort)))
-        shape: dict[str, type | int] = {"ctx": 32, "commitments": bytes, "sealed": 32}
-        values = wire.verified(frame.header, "upload", shape, directory.signers, sender)
+        values = self._sent(frame.header, "upload", {"ctx": 32, "commitments": bytes}, sender)
         index = directory.index[sender]
         if index not in cohort or index in self._uploads:
             raise ProtocolError(f"{sender} is not a participant, or has uploaded already.", safe=_DROPPED)
@@ -121,10 +123,7 @@ class Round:
         if len(values["commitments"]) != 32 * cohort.secrets(index):
             raise ProtocolError(f"The upload of {sender} has a wrong number of commitments.", safe=_DROPPED)
         body, words = frame.split(cohort.sealed_bytes(index), self._layout.words(len(cohort)))
-        sealed = bytes(body)
-        if hashlib.sha256(sealed).digest() != values["sealed"]:
-            raise Refused(f"The sealed shares of {sender} are not those that it signed.", safe=_DROPPED)
-        self._uploads[index] = _Upload(values["commitments"], sealed)
+        self._uploads[index] = _Upload(values["commitments"], bytes(body))
         self._pending.append(words)
         if sum(pending.nbytes for pending in self._pending) > _PENDING_BYTES:
             self._fold([])
@@ -203,15 +202,14 @@ class Round:
         return {names[member]: bytes(wire.build(header, b"".join(parts))[0]) for member, parts in pieces.items()}
 
     def accept(self, message: bytes, sender: str) -> None:
-        """Take one member's shares.
+        """Take one member's shares from `sender`, as the caller has authenticated it.
 
         Raises:
             ProtocolError, Refused: malformed, wrong, for another set, repeated, or not from a member.
         """
         survivors = self._closed()
         frame = wire.parse(message, reply_limit(self._directory))
-        shape: dict[str, type | int] = {"ctx": 32, "digest": 32, "missing": list, "body": 32}
-        values = wire.verified(frame.header, "shares", shape, self._directory.signers, sender)
+        values = self._sent(frame.header, "shares", {"ctx": 32, "digest": 32, "missing": list}, sender)
         member = self._member(sender, values["ctx"], values["digest"])
         if member in self._answers:
             raise ProtocolError(f"{sender} has answered already.", safe=_DROPPED)
@@ -219,8 +217,6 @@ class Round:
         gone = self._gone()
         rows = [(u, len(self._cohort.released(u, gone))) for u in survivors if u not in missing]
         body, _ = frame.split(sum(count for _, count in rows) * shamir.SHARE_BYTES)
-        if hashlib.sha256(body).digest() != values["body"]:
-            raise Refused(f"The shares of {sender} are not those that it signed.", safe=_DROPPED)
         shares = np.frombuffer(body, np.uint8).reshape(-1, shamir.SHARE_BYTES)
         answer, at = _Answer(), 0
         for u, count in rows:
@@ -329,6 +325,12 @@ class Round:
             safe="Nothing was unmasked.",
             fix="Run the round again under a new number, without the party that `faults` names.",
         )
+
+    def _sent(self, header: bytes, kind: str, shape: dict[str, type | int], sender: str) -> dict[str, Any]:
+        values = wire.fields(header, kind, {"party": str, **shape})
+        if values["party"] != sender or sender not in self._directory.index:
+            raise ProtocolError(f"A {kind!r} message is from a stranger.", safe=_DROPPED)
+        return values
 
     def _member(self, sender: str, ctx: bytes, digest: bytes) -> int:
         member = self._directory.index[sender]

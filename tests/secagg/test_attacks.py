@@ -80,11 +80,7 @@ def test_uploads_for_different_models_do_not_open_each_other(lab):
         current.receive(message, VICTIM)
     # A server that takes it all the same cannot unmask it: no member opens the victim's shares, nor the victim theirs.
     current._ctx, honest = (
-        wire.fields(
-            wire.canonical.decode(wire.parse(message, 1 << 20).header)[0],
-            "upload",
-            {"party": str, "ctx": 32, "commitments": bytes, "sealed": 32},
-        )["ctx"],
+        wire.fields(wire.parse(message, 1 << 20).header, "upload", {"party": str, "ctx": 32, "commitments": bytes})["ctx"],
         current._ctx,
     )
     current.receive(message, VICTIM)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedark.errors import FedarkError, ProtocolError, Refused
-from fedark.secagg import Contribution, schedule, shamir, wire
+from fedark.secagg import Contribution, shamir, wire
 from fedark.secagg import client as client_module
 
 # --- shares -----------------------------------------------------------------------------------------------------------------
@@ -18,11 +18,8 @@ def answer_with(session, current, member, blobs):
     """The member's list of senders whose shares it could not open."""
     header = wire.unsigned("unmask", {"ctx": current._ctx, "survivors": list(range(session.size)), "endorsements": []})
     reply = session.clients[session.parties[member]].unmask(bytes(wire.build(header, b"".join(blobs))[0]))
-    return wire.fields(
-        wire.canonical.decode(wire.parse(reply, 1 << 24).header)[0],
-        "shares",
-        {"party": str, "ctx": 32, "digest": 32, "missing": list, "body": 32},
-    )["missing"]
+    shape = {"party": str, "ctx": 32, "digest": 32, "missing": list}
+    return wire.fields(wire.parse(reply, 1 << 24).header, "shares", shape)["missing"]
 
 
 def blobs_for(current, member):
@@ -64,18 +61,15 @@ def test_shares_that_are_cut_or_too_long_are_refused_as_a_whole(lab, change):
         session.clients["c0000"].unmask(bytes(wire.build(header, body)[0]))
 
 
-def lie(session, party, reply, every=True):
-    """A member's reply with wrong shares, properly signed."""
+def lie(reply, every=True):
+    """A member's reply with wrong shares."""
     frame = wire.parse(reply, 1 << 24)
     body = bytearray(frame.tail.tobytes())
     for at in range(0, len(body), shamir.SHARE_BYTES):
         body[at : at + 34] = os.urandom(34)
         if not every:
             break
-    values = wire.canonical.decode(wire.canonical.decode(frame.header)[0])
-    values.pop("kind")
-    values["body"] = schedule.hashlib.sha256(bytes(body)).digest()
-    return bytes(wire.build(wire.signed("shares", values, session.signing[party]), bytes(body))[0])
+    return bytes(wire.build(frame.header, bytes(body))[0])
 
 
 @pytest.mark.parametrize("liars", [["c0000"], ["c0000", "c0003"], ["c0006"], ["c0005", "c0006"]])
@@ -83,7 +77,7 @@ def lie(session, party, reply, every=True):
 def test_members_that_send_wrong_shares_are_left_out_and_named(lab, liars, every):
     session = lab(size=7, minimum=4)
     current, _ = session.uploaded(lost=["c0001"])
-    result = session.unmask(current, tamper=lambda p, r: lie(session, p, r, every) if p in liars else r)
+    result = session.unmask(current, tamper=lambda p, r: lie(r, every) if p in liars else r)
     exact = sum(session.vector(i) for i in range(7) if i != 1)
     assert np.abs(result.total() - exact).max() <= 7 * session.layout.step
     assert set(current.faults) <= set(liars)
@@ -94,7 +88,7 @@ def test_too_many_wrong_shares_reveal_nothing(lab):
     session = lab(size=7, minimum=4)
     current, _ = session.uploaded()
     with pytest.raises(Refused, match=r"cannot be recovered|good shares"):
-        session.unmask(current, tamper=lambda p, r: lie(session, p, r) if p < "c0004" else r)
+        session.unmask(current, tamper=lambda p, r: lie(r) if p < "c0004" else r)
 
 
 def test_shares_from_a_stranger_a_non_member_or_for_another_round_are_dropped_by_the_server(lab):
@@ -105,7 +99,7 @@ def test_shares_from_a_stranger_a_non_member_or_for_another_round_are_dropped_by
     foreign, _ = other.uploaded()
     foreign.close()
     for party, request in foreign.unmask_requests().items():
-        with pytest.raises(Refused, match="does not verify"):
+        with pytest.raises(Refused, match="another round"):
             current.accept(other.clients[party].unmask(request), party)
     with pytest.raises(ProtocolError, match="stranger"):
         current.accept(replies["c0000"], "c0001")
@@ -147,14 +141,31 @@ def test_wrong_length_and_non_packed_vectors_are_refused_by_the_server(lab, dama
     current.receive(message, "c0000")
 
 
-def test_altered_shares_in_an_upload_are_noticed_by_the_server(lab):
+def test_shares_altered_in_an_upload_do_not_open_and_the_others_recover_the_sum(lab):
     session = lab(size=4)
-    current = session.open()
-    message = session.clients["c0000"].upload(Contribution(session.vector(0)))
-    start = 8 + len(wire.parse(message, 1 << 24).header)
-    message[start] ^= 1
-    with pytest.raises(Refused, match="not those that it signed"):
-        current.receive(message, "c0000")
+    current, inputs = session.open(), session.inputs()
+    for party, contribution in inputs.items():
+        message = session.clients[party].upload(contribution)
+        if party == "c0000":
+            message[8 + len(wire.parse(message, 1 << 24).header) + 40] ^= 1
+        current.receive(message, party)
+    result = session.unmask(current)
+    assert np.abs(result.total() - sum(c.vector for c in inputs.values())).max() <= 4 * session.layout.step
+
+
+def test_commitments_altered_in_an_upload_end_the_round_and_name_its_sender(lab):
+    session = lab(size=4)
+    current, inputs = session.open(), session.inputs()
+    for party, contribution in inputs.items():
+        message = session.clients[party].upload(contribution)
+        if party == "c0000":
+            shape = {"party": str, "ctx": 32, "commitments": bytes}
+            commitments = wire.fields(wire.parse(message, 1 << 24).header, "upload", shape)["commitments"]
+            message[bytes(message).index(commitments)] ^= 1
+        current.receive(message, party)
+    with pytest.raises(Refused, match="cannot be recovered"):
+        session.unmask(current)
+    assert current.faults == {"c0000": "shares that do not recover what it committed to"}
 
 
 def test_padding_that_is_not_zero_is_refused(lab):
@@ -276,5 +287,10 @@ def test_any_damage_to_a_servers_message_is_refused_in_words_or_harmless(lab):
         request = current.unmask_requests()["c0000"]
         assert len(attempts(client.endorse, current.endorsement_request())) <= 1
         assert len(attempts(client.unmask, request)) <= 1
-        for reply, take in ((client.unmask(request), current.accept), (bytes(client.hello()), current.receive)):
-            assert not attempts(lambda message, take=take: take(message, "c0000") or True, reply)
+        assert not attempts(lambda message, take=current.receive: take(message, "c0000") or True, bytes(client.hello()))
+        reply = client.unmask(request)
+        attempts(lambda message, take=current.accept: take(message, "c0000"), reply)
+        for party in session.parties[1:]:
+            current.accept(session.clients[party].unmask(current.unmask_requests()[party]), party)
+        exact = sum(session.vector(i) for i in range(3))
+        assert np.abs(current.finish().total() - exact).max() <= 3 * session.layout.step
