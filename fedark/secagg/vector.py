@@ -319,16 +319,19 @@ class RoundSum:
         layout, words = self.layout, self.layout.vector_words(self.cohort)
         width, planes = layout.width(self.cohort), layout.per_word(self.cohort)
         result = np.empty((planes, words), np.float32)
-        shifts, low = np.arange(planes, dtype=np.uint64)[:, None] * np.uint64(width), np.uint64((1 << width) - 1)
+        shifts = np.arange(planes, dtype=np.uint64)[:, None] * np.uint64(width)
+        # Processors convert 32-bit integers by the vector, wider ones one by one.
+        whole: Any = np.int32 if width < 32 else np.int64
         kind: Any = np.float32 if width <= 24 else np.float64
-        offset = kind(len(self.survivors) * layout.offset)
+        low, offset = whole((1 << width) - 1), kind(len(self.survivors) * layout.offset)
 
         def work(span: tuple[int, int]) -> None:
             size = min(BLOCK, span[1] - span[0])
-            fields, values = np.empty((planes, size), np.uint64), np.empty((planes, size), kind)
+            shifted, fields, values = (np.empty((planes, size), form) for form in (np.uint64, whole, kind))
             for at, end in _pieces(*span, BLOCK):
-                field, value = fields[:, : end - at], values[:, : end - at]
-                np.right_shift(self.words[at:end], shifts, out=field)
+                wide, field, value = shifted[:, : end - at], fields[:, : end - at], values[:, : end - at]
+                np.right_shift(self.words[at:end], shifts, out=wide)
+                np.copyto(field, wide, casting="unsafe")
                 np.bitwise_and(field, low, out=field)
                 np.copyto(value, field, casting="unsafe")
                 np.subtract(value, offset, out=value)
