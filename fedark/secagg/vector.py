@@ -1,6 +1,7 @@
 """The vector path: clip, round, pack, mask; and back. Cache-sized blocks, no temporaries, several threads where that pays.
 
 It pays for keystreams, whose calls are long; numpy's are so short that two threads would mostly wait for the interpreter lock.
+So one thread rounds and packs, and what it has packed is masked by the others, in the end by all of them.
 
 A value x becomes an integer: x * weight / max_weight / step, rounded up or down at random so that its expectation is exact,
 clamped to [-M, M]; noise is added, then the offset M + K. `per_word` fields share a 64-bit
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,7 +35,7 @@ from fedark.secagg.stream import BLOCK, SPARE, Keystream
 
 __all__ = ["Contribution", "Noise", "RoundSum", "apply_masks", "mask", "threads_available"]
 
-_PIECE = 1 << 14  # values that are rounded at a time
+_PIECE_BYTES = 1 << 18  # of values that are rounded at a time
 _NORM_DRAWS = 64
 _STREAMS = 512
 Words = NDArray[np.uint64]
@@ -132,8 +134,28 @@ def mask(
     if noise is not None:
         seed = _bounded_rounding(packer, layout, seed)
     out[layout.vector_words(cohort) :] = np.array(lanes, np.uint64)
-    packer(seed).pack(out, noise)
-    apply_masks(out, streams, threads)
+    packed: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
+    count = _threads(threads, out.size)
+
+    def work() -> None:
+        masks = _Masks(streams, out.size)
+        while (span := packed.get()) is not None:
+            for at, end in _pieces(*span, BLOCK):
+                masks.apply(out[at:end], at)
+
+    def lead() -> None:
+        try:
+            begin = 0
+            for end in packer(seed).pack(out, noise):
+                packed.put((begin, end))
+                begin = end
+            packed.put((begin, out.size))
+        finally:
+            for _ in range(count):
+                packed.put(None)
+        work()
+
+    _together(lead, [work] * (count - 1))
 
 
 def _bounded_rounding(packer: Callable[[bytes], _Packer], layout: Layout, seed: bytes) -> bytes:
@@ -185,24 +207,31 @@ class _Packer:
         self._words, self._planes = layout.vector_words(cohort), layout.per_word(cohort)
         self._vector, self._scale = vector, self._kind(scale)
         self._stream = Keystream(seed)
-        size = min(_PIECE, self._words)
-        self._values, self._whole = np.empty(size, self._kind), np.empty(size, self._kind)
-        self._draws = np.empty(size + SPARE, np.uint64)
-        self._integers, self._noise = np.empty(size, np.int32), np.empty(size if layout.noise_bound else 0, np.int32)
-        self._lifted = np.empty(size, np.uint64)
+        item = np.dtype(self._kind).itemsize
+        self._piece = _PIECE_BYTES // item
+        size = min(self._piece, self._words)
+        # The buffers of one step lie where those of an earlier one are not needed any more: together they fill the cache.
+        self._whole = np.empty(size, self._kind)
+        self._integers = self._whole.view(np.int32)
+        half = -(-size * item // 8)
+        scratch = np.empty(2 * half + SPARE, np.uint64)
+        self._values, self._draws, self._lifted = scratch[:half].view(self._kind)[:size], scratch[half:], scratch[:size]
+        self._noise = np.empty(size if layout.noise_bound else 0, np.int32)
 
     def square_norm(self) -> float:
         """Squared L2 norm of the rounded integers."""
         return sum(
             float(np.dot(values, values))
-            for at, end in _pieces(0, self._words, _PIECE)
+            for at, end in _pieces(0, self._words, self._piece)
             for values in (rounded.astype(np.float64) - 1 for _, _, rounded in self._rounded(at, end))
         )
 
-    def pack(self, out: Words, noise: Noise | None) -> None:
-        """Write the fields of all words; those past the vector (the lanes) are left alone."""
-        for begin, end in _pieces(0, self._words, _PIECE):
+    def pack(self, out: Words, noise: Noise | None) -> Iterator[int]:
+        """Write the fields of all words but the lanes, piece by piece; yields where each but the last ends: a block's edge."""
+        for begin, end in _pieces(0, self._words, self._piece):
             self._pack(out, begin, end, noise)
+            if end < self._words:
+                yield end
 
     def _pack(self, out: Words, begin: int, end: int, noise: Noise | None) -> None:
         layout = self._layout
@@ -231,7 +260,7 @@ class _Packer:
             first = plane * self._words + at
             count = min(plane * self._words + min(end, self._words), self._layout.length) - first
             if count > 0:
-                yield plane, first, self._round((plane << 32) + at // _PIECE, first, count)
+                yield plane, first, self._round((plane << 32) + at // self._piece, first, count)
 
     def _round(self, block: int, first: int, count: int) -> NDArray[Any]:
         values, whole = self._values[:count], self._whole[:count]
@@ -348,13 +377,21 @@ def _pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _each(call: Callable[[tuple[int, int]], None], words: int, threads: int | None) -> None:
     """Call for at most `threads` ranges of `words` that begin at block boundaries: one here, the others in the pool."""
-    blocks = -(-words // BLOCK)
-    count = max(1, min(threads or threads_available(), blocks))
+    blocks, count = -(-words // BLOCK), _threads(threads, words)
     edges = [blocks * i // count * BLOCK for i in range(count)] + [words]
-    first, *others = pairwise(edges)
-    helpers = [_pool().submit(call, span) for span in others]
+    first, *others = (partial(call, span) for span in pairwise(edges))
+    _together(first, others)
+
+
+def _threads(threads: int | None, words: int) -> int:
+    return max(1, min(threads or threads_available(), -(-words // BLOCK)))
+
+
+def _together(first: Callable[[], None], others: Sequence[Callable[[], None]]) -> None:
+    """Call `first` here and `others` in the pool. All have ended when this returns or raises."""
+    helpers = [_pool().submit(other) for other in others]
     try:
-        call(first)
+        first()
     finally:
         wait(helpers)
     for helper in helpers:
