@@ -204,7 +204,7 @@ class Client:
             raise Refused("Another survivor set of this round was signed already.", safe=_KEPT)
         current.endorsed = digest
         header = wire.signed("survivors", {"party": self._party, "ctx": current.ctx, "digest": digest}, self._signing)
-        return bytes(wire.build(header)[0])
+        return wire.message(header)
 
     def unmask(self, request: bytes) -> bytes:
         """This member's shares for one survivor set.
@@ -249,7 +249,7 @@ class Client:
         shares_body = b"".join(opened[u][current.participants.released(u, gone)].tobytes() for u in survivors if u in opened)
         missing = [u for u in survivors if u not in opened]
         header = wire.unsigned("shares", {"party": self._party, "ctx": current.ctx, "digest": digest, "missing": missing})
-        current.answer = bytes(wire.build(header, shares_body)[0])
+        current.answer = wire.message(header, shares_body)
         current.pairs = {}
         current.own_shares = None
         return current.answer

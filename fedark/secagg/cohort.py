@@ -68,8 +68,10 @@ class Cohort:
         """Positions, among the secrets of survivor `index`, of those that members release: b, and s for each one gone."""
         if self._topology.complete:
             return [0] + [1 + int(self._rank[v]) - (v > index) for v in gone]
-        lost = set(gone)
-        return [0] + [1 + at for at, v in enumerate(self.slots(index)) if v in lost]
+        near, lost = self._topology.neighbours(index), np.zeros_like(self._present)
+        lost[gone] = True
+        positions: list[int] = (1 + np.flatnonzero(lost[near[self._present[near]]])).tolist()
+        return [0, *positions]
 
 
 def upload_limit(directory: Directory, layout: Layout, cohort: int) -> int:

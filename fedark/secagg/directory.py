@@ -50,9 +50,7 @@ class AttestedIdentity(Protocol):
 
 def announce(policy: Policy, party: str, key: bytes, nonce: bytes, signing: SigningKey) -> bytes:
     """The signed announcement of a session key."""
-    return bytes(
-        wire.build(wire.signed(_KIND, {"party": party, "policy": policy.digest, "key": key, "nonce": nonce}, signing))[0]
-    )
+    return wire.message(wire.signed(_KIND, {"party": party, "policy": policy.digest, "key": key, "nonce": nonce}, signing))
 
 
 class Directory:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -100,9 +101,7 @@ class Round:
         self._answers: dict[int, _Answer] = {}
         self._finished = False
         self.faults: dict[str, str] = {}
-        self.request = bytes(
-            wire.build(wire.unsigned("round", {"round": number, "layout": layout, "participants": members}))[0]
-        )
+        self.request = wire.message(wire.unsigned("round", {"round": number, "layout": layout, "participants": members}))
 
     def receive(self, message: bytes | bytearray | memoryview, sender: str) -> None:
         """Take one upload from `sender`, as the caller has authenticated it. The message must not change afterwards.
@@ -125,7 +124,7 @@ class Round:
         body, words = frame.split(cohort.sealed_bytes(index), self._layout.words(len(cohort)))
         self._uploads[index] = _Upload(values["commitments"], bytes(body))
         self._pending.append(words)
-        if sum(pending.nbytes for pending in self._pending) > _PENDING_BYTES:
+        if len(self._pending) * words.nbytes > _PENDING_BYTES:
             self._fold([])
 
     def close(self) -> tuple[str, ...]:
@@ -166,7 +165,7 @@ class Round:
     def endorsement_request(self) -> bytes:
         """For every member: sign these survivors."""
         values = {"ctx": self._ctx, "survivors": self._closed()}
-        return bytes(wire.build(wire.unsigned("survivors", values))[0])
+        return wire.message(wire.unsigned("survivors", values))
 
     def endorse(self, message: bytes, sender: str) -> None:
         """Take one member's signature.
@@ -192,14 +191,14 @@ class Round:
             raise ProtocolError("Too few members have signed the survivors.", safe="Nothing was revealed.")
         endorsements = [[member, signature] for member, signature in sorted(self._endorsements.items())]
         header = wire.unsigned("unmask", {"ctx": self._ctx, "survivors": survivors, "endorsements": endorsements})
-        pieces: dict[int, list[bytes]] = {member: [] for member in committee}
+        pieces: dict[int, list[memoryview]] = {member: [] for member in committee}
         for sender in survivors:
-            sealed, size = self._uploads[sender].sealed, self._cohort.blob_bytes(sender)
+            sealed, size = memoryview(self._uploads[sender].sealed), self._cohort.blob_bytes(sender)
             receivers = (member for member in committee if member != sender)
             for at, member in enumerate(receivers):
                 pieces[member].append(sealed[at * size : (at + 1) * size])
         names = self._directory.parties
-        return {names[member]: bytes(wire.build(header, b"".join(parts))[0]) for member, parts in pieces.items()}
+        return {names[member]: wire.message(header, *parts) for member, parts in pieces.items()}
 
     def accept(self, message: bytes, sender: str) -> None:
         """Take one member's shares from `sender`, as the caller has authenticated it.
@@ -214,8 +213,7 @@ class Round:
         if member in self._answers:
             raise ProtocolError(f"{sender} has answered already.", safe=_DROPPED)
         missing = set(wire.indices(values["missing"], len(self._directory.parties)))
-        gone = self._gone()
-        rows = [(u, len(self._cohort.released(u, gone))) for u in survivors if u not in missing]
+        rows = [(u, len(self._released[u])) for u in survivors if u not in missing]
         body, _ = frame.split(sum(count for _, count in rows) * shamir.SHARE_BYTES)
         shares = np.frombuffer(body, np.uint8).reshape(-1, shamir.SHARE_BYTES)
         answer, at = _Answer(), 0
@@ -236,11 +234,10 @@ class Round:
             raise ProtocolError("The round is finished, or too few members have answered.", safe="Nothing was unmasked.")
         self._finished = True
         streams: list[tuple[bytes, bool]] = []
-        gone = self._gone()
-        for u, secrets in self._recover(survivors, gone).items():
+        for u, secrets in self._recover(survivors).items():
             streams.append((secrets[0], False))
-            slots = self._cohort.slots(u) if gone else []
-            for slot, secret in zip(self._cohort.released(u, gone)[1:], secrets[1:], strict=True):
+            slots = self._cohort.slots(u) if secrets[1:] else []
+            for slot, secret in zip(self._released[u][1:], secrets[1:], strict=True):
                 streams.append((secret, u > slots[slot - 1]))
         self._fold(streams)
         result = RoundSum(self._layout, self._directory.names(survivors), len(self._cohort), self._total)
@@ -251,7 +248,7 @@ class Round:
         apply_masks(self._total, streams, self._threads, self._pending)
         self._pending = []
 
-    def _recover(self, survivors: list[int], gone: list[int]) -> dict[int, list[bytes]]:
+    def _recover(self, survivors: list[int]) -> dict[int, list[bytes]]:
         """Every survivor's released secrets, checked against its commitments."""
         need = self._directory.topology.threshold
         bad: set[int] = set()
@@ -269,16 +266,14 @@ class Round:
                 groups.setdefault(tuple(able[:need]), []).append(u)
             failed = []
             for members, owners in groups.items():
-                found, wrong = self._combine(members, owners, gone)
+                found, wrong = self._combine(members, owners)
                 recovered |= found
                 failed += wrong
             if failed:
-                bad |= self._blame(failed[0], bad, gone)
+                bad |= self._blame(failed[0], bad)
         return recovered
 
-    def _combine(
-        self, members: tuple[int, ...], owners: list[int], gone: list[int]
-    ) -> tuple[dict[int, list[bytes]], list[int]]:
+    def _combine(self, members: tuple[int, ...], owners: list[int]) -> tuple[dict[int, list[bytes]], list[int]]:
         """The secrets of `owners` that agree with their commitments, and the owners whose do not."""
         stacked = np.stack([np.concatenate([self._answers[m].rows[u] for u in owners]) for m in members])
         committee = self._directory.topology.committee
@@ -288,7 +283,7 @@ class Round:
         wrong = []
         at = 0
         for u in owners:
-            positions = self._cohort.released(u, gone)
+            positions = self._released[u]
             mine = secrets[at : at + len(positions)]
             at += len(positions)
             commitments = self._uploads[u].commitments
@@ -302,12 +297,12 @@ class Round:
                 wrong.append(u)
         return found, wrong
 
-    def _blame(self, owner: int, bad: set[int], gone: list[int]) -> set[int]:
+    def _blame(self, owner: int, bad: set[int]) -> set[int]:
         """The members whose shares of `owner` are wrong: those off the polynomial that meets the commitments."""
         need, committee = self._directory.topology.threshold, self._directory.topology.committee
         able = [m for m, answer in self._answers.items() if owner in answer.rows and m not in bad]
         for subset in itertools.islice(_subsets(able, need), _SUBSETS):
-            found, _ = self._combine(subset, [owner], gone)
+            found, _ = self._combine(subset, [owner])
             if owner in found:
                 points = [committee.index(m) + 1 for m in subset]
                 shares = np.stack([self._answers[m].rows[owner] for m in subset])
@@ -340,8 +335,12 @@ class Round:
             raise Refused(f"The message of {sender} is for another round or another survivor set.", safe=_DROPPED)
         return member
 
-    def _gone(self) -> list[int]:
-        return self._cohort.without(self._closed())
+    @cached_property
+    def _released(self) -> dict[int, list[int]]:
+        """For every survivor the positions of the secrets that members release."""
+        survivors = self._closed()
+        gone = self._cohort.without(survivors)
+        return {u: self._cohort.released(u, gone) for u in survivors}
 
     def _closed(self) -> list[int]:
         if self._survivors is None or not self._digest:

@@ -21,7 +21,7 @@ from fedark import canonical
 from fedark.errors import ProtocolError
 from fedark.keys import SigningKey, verify_signature
 
-__all__ = ["Frame", "build", "fields", "indices", "label", "parse", "signature_of", "signed", "unsigned", "verified"]
+__all__ = ["Frame", "build", "fields", "indices", "label", "message", "parse", "signature_of", "signed", "unsigned", "verified"]
 
 _MAGIC = b"FSA1"
 _MAX_HEADER = 1 << 20
@@ -57,24 +57,28 @@ class Frame:
         return self.tail[:body], np.frombuffer(self.tail[body + padding :], np.uint64)
 
 
-def build(header: bytes, body: bytes = b"", words: int = 0) -> tuple[memoryview, NDArray[np.uint64]]:
+def message(header: bytes, *body: bytes | memoryview) -> bytes:
+    """A message without words."""
+    return b"".join((_MAGIC, len(header).to_bytes(4, "big"), header, *body))
+
+
+def build(header: bytes, body: bytes, words: int) -> tuple[memoryview, NDArray[np.uint64]]:
     """A message with room for `words` words, and a writable view of them: a vector is masked in place, never copied."""
-    start = 8 + len(header) + len(body)
-    start += -start % 8 if words else 0
-    front = _MAGIC + len(header).to_bytes(4, "big") + header + body
+    front = message(header, body)
+    start = len(front) + -len(front) % 8
     # By numpy, which asks for huge pages where a message has many megabytes: page faults took a fifth of the time of masking them.
-    message = np.empty(start + 8 * words, np.uint8)
-    message[:start] = np.frombuffer(front.ljust(start, b"\0"), np.uint8)
-    return message.data, message[start:].view(np.uint64)
+    whole = np.empty(start + 8 * words, np.uint8)
+    whole[:start] = np.frombuffer(front.ljust(start, b"\0"), np.uint8)
+    return whole.data, whole[start:].view(np.uint64)
 
 
-def parse(message: bytes | bytearray | memoryview, limit: int) -> Frame:
+def parse(data: bytes | bytearray | memoryview, limit: int) -> Frame:
     """Take a message of at most `limit` bytes apart.
 
     Raises:
         ProtocolError: it is longer, or not a message of this protocol.
     """
-    view = memoryview(message)
+    view = memoryview(data)
     if not 8 <= len(view) <= limit:
         raise ProtocolError(f"A message of {len(view)} bytes is not within 8..{limit}.", safe=_DROPPED)
     size = int.from_bytes(view[4:8], "big")

@@ -96,7 +96,7 @@ def header(request: bytes, kind: str) -> dict[str, Any]:
 
 
 def rebuilt(kind: str, values: dict[str, Any], body: bytes = b"") -> bytes:
-    return bytes(wire.build(wire.unsigned(kind, values), body)[0])
+    return wire.message(wire.unsigned(kind, values), body)
 
 
 # -- who the fellows are --------------------------------------------------------------------------------------------------

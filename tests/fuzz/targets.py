@@ -416,7 +416,7 @@ def _secagg() -> Made:
 
     def resigned(data: bytes) -> Any:
         signature = lab.signing[first].sign(wire.label("hello"), data)
-        return joined_first(bytes(wire.build(canonical.encode([data, signature]))[0]))
+        return joined_first(wire.message(canonical.encode([data, signature])))
 
     yield Target("secagg hello, signed", [inner], resigned, "open")
     current = lab.open()

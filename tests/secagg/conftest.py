@@ -136,7 +136,7 @@ class Lab:
     ) -> bytes:
         """What a server that declares `survivors`, true or not, asks a member."""
         header = wire.unsigned(kind, {"ctx": current._ctx, "survivors": survivors, **more})
-        return bytes(wire.build(header, body)[0])
+        return wire.message(header, body)
 
     def unmask_request(self, current: Round, member: int, survivors: list[int], endorsements: Iterable[list] = ()) -> bytes:
         """The same for an unmask request to `member`; the sealed shares are the uploads' own."""

@@ -42,7 +42,7 @@ def test_a_round_beyond_the_policy_is_refused(lab):
     session = lab(size=4)
     values = {"round": 10_001, "layout": "m/update", "participants": [0, 1, 2, 3]}
     with pytest.raises(ProtocolError, match="not in 1"):
-        session.clients["c0000"].begin(bytes(wire.build(wire.unsigned("round", values))[0]), bytes(48))
+        session.clients["c0000"].begin(wire.message(wire.unsigned("round", values)), bytes(48))
 
 
 @pytest.mark.parametrize(
@@ -52,14 +52,14 @@ def test_a_cohort_of_one_of_strangers_or_of_duplicates_is_refused(lab, participa
     session = lab(size=4)
     header = wire.unsigned("round", {"round": 1, "layout": "m/update", "participants": participants})
     with pytest.raises((ProtocolError, Refused)):
-        session.clients["c0000"].begin(bytes(wire.build(header)[0]), bytes(48))
+        session.clients["c0000"].begin(wire.message(header), bytes(48))
 
 
 def test_a_layout_that_the_contract_does_not_know_is_refused(lab):
     session = lab(size=4)
     header = wire.unsigned("round", {"round": 1, "layout": "m/gradients", "participants": [0, 1, 2, 3]})
     with pytest.raises(ProtocolError, match="does not know"):
-        session.clients["c0000"].begin(bytes(wire.build(header)[0]), bytes(48))
+        session.clients["c0000"].begin(wire.message(header), bytes(48))
 
 
 def test_the_same_vector_is_uploaded_once_a_round(lab):
@@ -210,7 +210,7 @@ def test_survivor_sets_that_are_too_small_forged_or_malformed_are_refused(lab, s
     header = wire.unsigned("unmask", {"ctx": uploaded_round._ctx, "survivors": survivors, "endorsements": []})
     for body in (b"", bytes(4 * uploaded_round._cohort.blob_bytes(0))):
         with pytest.raises((ProtocolError, Refused)):
-            session.clients["c0000"].unmask(bytes(wire.build(header, body)[0]))
+            session.clients["c0000"].unmask(wire.message(header, body))
 
 
 def test_a_survivor_that_is_not_a_participant_is_refused(lab):
@@ -219,7 +219,7 @@ def test_a_survivor_that_is_not_a_participant_is_refused(lab):
     session.upload(current, session.inputs(session.parties[:4]))
     header = wire.unsigned("unmask", {"ctx": current._ctx, "survivors": [0, 1, 2, 4], "endorsements": []})
     with pytest.raises(Refused, match="not a participant"):
-        session.clients["c0000"].unmask(bytes(wire.build(header)[0]))
+        session.clients["c0000"].unmask(wire.message(header))
 
 
 def test_a_client_refuses_survivors_that_name_it_before_it_uploaded(lab):
@@ -227,7 +227,7 @@ def test_a_client_refuses_survivors_that_name_it_before_it_uploaded(lab):
     current = session.open()
     header = wire.unsigned("unmask", {"ctx": current._ctx, "survivors": [0, 1, 2, 3], "endorsements": []})
     with pytest.raises(Refused, match="has uploaded nothing"):
-        session.clients["c0000"].unmask(bytes(wire.build(header)[0]))
+        session.clients["c0000"].unmask(wire.message(header))
 
 
 def test_a_member_that_answered_without_uploading_uploads_no_more(lab):

@@ -17,7 +17,7 @@ from fedark.secagg import client as client_module
 def answer_with(session, current, member, blobs):
     """The member's list of senders whose shares it could not open."""
     header = wire.unsigned("unmask", {"ctx": current._ctx, "survivors": list(range(session.size)), "endorsements": []})
-    reply = session.clients[session.parties[member]].unmask(bytes(wire.build(header, b"".join(blobs))[0]))
+    reply = session.clients[session.parties[member]].unmask(wire.message(header, b"".join(blobs)))
     shape = {"party": str, "ctx": 32, "digest": 32, "missing": list}
     return wire.fields(wire.parse(reply, 1 << 24).header, "shares", shape)["missing"]
 
@@ -58,7 +58,7 @@ def test_shares_that_are_cut_or_too_long_are_refused_as_a_whole(lab, change):
     body = body[:change] if change < 0 else body + b"\0"
     header = wire.unsigned("unmask", {"ctx": current._ctx, "survivors": [0, 1, 2, 3], "endorsements": []})
     with pytest.raises(ProtocolError, match="bytes after its header"):
-        session.clients["c0000"].unmask(bytes(wire.build(header, body)[0]))
+        session.clients["c0000"].unmask(wire.message(header, body))
 
 
 def lie(reply, every=True):
@@ -69,7 +69,7 @@ def lie(reply, every=True):
         body[at : at + 34] = os.urandom(34)
         if not every:
             break
-    return bytes(wire.build(frame.header, bytes(body))[0])
+    return wire.message(frame.header, bytes(body))
 
 
 @pytest.mark.parametrize("liars", [["c0000"], ["c0000", "c0003"], ["c0006"], ["c0005", "c0006"]])
