@@ -9,11 +9,12 @@
     cost        bytes and operations by formula
 
 Threat model. The server is malicious: it sees, drops, delays, replays and alters every message, and works with up to
-`Policy.colluders` clients. Clients are attested enclaves on a signed roster. Against that the protocol keeps privacy: whatever
-the server does, what it learns about honest clients is one sum for each (layout, model), over all honest survivors of a set of
-at least the minimum cohort (less what `Topology` bounds where no agreement is asked for). It does not keep availability or
-correctness: a server that lies, or a client that uploads rubbish, can spoil a sum. What the sum itself tells is a matter of
-differential privacy; so is the difference between the sums for two models that the server makes almost equal.
+`Policy.colluders` clients, the same ones all along. Clients are attested enclaves on a signed roster. Against that the
+protocol keeps privacy: whatever the server does, what it learns about honest clients is one sum for each (layout, model), over
+all honest survivors of a set of at least the minimum cohort (less what `Topology` bounds where no agreement is asked for). It
+does not keep availability or correctness: a server that lies, or a client that uploads rubbish, can spoil a sum. What the sum
+itself tells is a matter of differential privacy; so is the difference between the sums for two models that the server makes
+almost equal.
 
 The argument in short, for 2 t > c + g (each step is a test in tests/secagg):
 (a) A mask of an honest pair is known to the two clients alone: its X25519 keys are signed by attested enclaves. (directory)

@@ -12,12 +12,14 @@ a floor of surviving neighbours. `split_bound` then bounds the probability that 
 set fall into two parts, of which the server could learn separate sums. For that, some set A of s honest clients, the smaller
 part, must have all its other honest neighbours among the dropped, and each of its members must have floor - s + 1 neighbours
 that collude: of its surviving neighbours at most s - 1 are in A. The two events ask for different edges, so their probabilities
-multiply, and a union bound over all A gives the sum. 40 of the 2**-STATISTICAL_BITS allowed are margin for a colluding client
-that tries many key announcements in order to choose the session identifier.
+multiply, and a union bound over all A gives the sum. It holds for all survivor sets of all rounds at once, however the server
+chooses them, and for colluders that were chosen before the session identifier (static corruption, as in Flamingo): whoever can
+make clients collude after the graph is known can cut one out. 40 of the 80 bits are margin for trying many session identifiers: by a
+colluding client's key announcements, or by the server's choice of whom it lets into the session.
 
 The floor has a price, paid in rounds and not in secrets: a round in which some survivor keeps fewer neighbours is refused.
-`refusal_bound` bounds how often that happens when as many clients drop as the policy admits, and not by malice. The smallest mean
-degree is taken at which some floor keeps both bounds.
+`refusal_bound` bounds how often that happens when as many clients drop as the policy admits, and not by malice; over random graphs,
+that is, of which a session has one. The smallest mean degree is taken at which some floor keeps both bounds.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ __all__ = [
 
 STATISTICAL_BITS = 80
 REFUSAL_BITS = 10
-"""At most one round in 2**REFUSAL_BITS is lost to the floor."""
+"""At most one round in 2**REFUSAL_BITS is lost to the floor, over random sessions."""
 _COMPLETE = 64
 _COMMITTEE = 1 << 32
 """First block of the seed's stream that the committee is drawn from; the graph's blocks come before."""

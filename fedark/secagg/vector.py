@@ -16,14 +16,15 @@ exceeds `Layout.integer_norm`: the mechanism's sensitivity then holds exactly.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
-from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -134,28 +135,38 @@ def mask(
     if noise is not None:
         seed = _bounded_rounding(packer, layout, seed)
     out[layout.vector_words(cohort) :] = np.array(lanes, np.uint64)
-    packed: SimpleQueue[tuple[int, int] | None] = SimpleQueue()
-    count = _threads(threads, out.size)
+    _pack_and_mask(packer(seed), out, noise, streams, _threads(threads, out.size))
+
+
+def _pack_and_mask(packer: _Packer, out: Words, noise: Noise | None, streams: Sequence[Stream], threads: int) -> None:
+    """One thread packs; what it has packed is masked by helpers, in the end by all. A helper waits for nobody: it ends when there is
+    nothing to mask, and another is called with the next piece.
+    """
+    packed: deque[tuple[int, int]] = deque()
+    helpers: list[Future[None]] = []
 
     def work() -> None:
         masks = _Masks(streams, out.size)
-        while (span := packed.get()) is not None:
-            for at, end in _pieces(*span, BLOCK):
-                masks.apply(out[at:end], at)
+        with contextlib.suppress(IndexError):
+            while True:
+                for at, end in _pieces(*packed.popleft(), BLOCK):
+                    masks.apply(out[at:end], at)
 
-    def lead() -> None:
-        try:
-            begin = 0
-            for end in packer(seed).pack(out, noise):
-                packed.put((begin, end))
-                begin = end
-            packed.put((begin, out.size))
-        finally:
-            for _ in range(count):
-                packed.put(None)
+    try:
+        begin = 0
+        for end in packer.pack(out, noise):
+            packed.append((begin, end))
+            begin = end
+            if sum(not helper.done() for helper in helpers) < threads - 1:
+                helpers.append(_pool().submit(work))
+        packed.append((begin, out.size))
         work()
-
-    _together(lead, [work] * (count - 1))
+    finally:
+        packed.clear()
+        begun = [helper for helper in helpers if not helper.cancel()]
+        wait(begun)
+    for helper in begun:
+        helper.result()
 
 
 def _bounded_rounding(packer: Callable[[bytes], _Packer], layout: Layout, seed: bytes) -> bytes:
@@ -379,23 +390,18 @@ def _each(call: Callable[[tuple[int, int]], None], words: int, threads: int | No
     """Call for at most `threads` ranges of `words` that begin at block boundaries: one here, the others in the pool."""
     blocks, count = -(-words // BLOCK), _threads(threads, words)
     edges = [blocks * i // count * BLOCK for i in range(count)] + [words]
-    first, *others = (partial(call, span) for span in pairwise(edges))
-    _together(first, others)
-
-
-def _threads(threads: int | None, words: int) -> int:
-    return max(1, min(threads or threads_available(), -(-words // BLOCK)))
-
-
-def _together(first: Callable[[], None], others: Sequence[Callable[[], None]]) -> None:
-    """Call `first` here and `others` in the pool. All have ended when this returns or raises."""
-    helpers = [_pool().submit(other) for other in others]
+    first, *others = pairwise(edges)
+    helpers = [_pool().submit(call, span) for span in others]
     try:
-        first()
+        call(first)
     finally:
         wait(helpers)
     for helper in helpers:
         helper.result()
+
+
+def _threads(threads: int | None, words: int) -> int:
+    return max(1, min(threads or threads_available(), -(-words // BLOCK)))
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedark.errors import ContractError, InputError, Refused
+from fedark.secagg import vector as vector_module
 from fedark.secagg.policy import Layout, Metric, Policy
 from fedark.secagg.stream import BLOCK, SPARE, Keystream
 from fedark.secagg.vector import Contribution, RoundSum, apply_masks, mask
@@ -210,3 +213,29 @@ def test_sums_of_uploads_wrap_modulo_2_to_the_64_for_any_number_of_threads_and_s
     apply_masks(total, [(key, i % 2 == 1) for i, key in enumerate(keys)], threads)
     expected = sum(upload.astype(object) for upload in uploads) - 1
     assert (total.astype(object) == expected % (1 << 64)).all()
+
+
+def test_a_helper_that_cannot_be_started_costs_this_vector_and_no_later_one(monkeypatch):
+    """Found in review: a thread of the shared pool waited for ever for pieces that nobody would bring."""
+    layout = Layout("x", 5 * BLOCK)
+    vector, streams, seed = np.ones(layout.length, np.float32), [(bytes(32), True)], bytes(32)
+    alone, shared = (np.empty(layout.words(1), np.uint64) for _ in range(2))
+    mask(alone, layout, 1, Contribution(vector), streams, threads=1, rounding_seed=seed)
+    monkeypatch.setattr(vector_module, "threads_available", lambda: 3)
+    vector_module._pool.cache_clear()
+    start, calls = threading.Thread.start, iter([True, False])
+
+    def fail_at_second(thread):
+        if not next(calls, True):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail_at_second)
+        with contextlib.suppress(RuntimeError):
+            mask(shared, layout, 1, Contribution(vector), streams, threads=3, rounding_seed=seed)
+    for _ in range(5):
+        mask(shared, layout, 1, Contribution(vector), streams, threads=3, rounding_seed=seed)
+        assert np.array_equal(alone, shared)
+    vector_module._pool().shutdown(wait=True)  # ends, since no thread waits
+    vector_module._pool.cache_clear()
