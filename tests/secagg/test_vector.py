@@ -217,7 +217,7 @@ def test_sums_of_uploads_wrap_modulo_2_to_the_64_for_any_number_of_threads_and_s
 
 def test_a_helper_that_cannot_be_started_costs_this_vector_and_no_later_one(monkeypatch):
     """Found in review: a thread of the shared pool waited for ever for pieces that nobody would bring."""
-    layout = Layout("x", 5 * BLOCK)
+    layout = Layout("x", 20 * BLOCK)
     vector, streams, seed = np.ones(layout.length, np.float32), [(bytes(32), True)], bytes(32)
     alone, shared = (np.empty(layout.words(1), np.uint64) for _ in range(2))
     mask(alone, layout, 1, Contribution(vector), streams, threads=1, rounding_seed=seed)
