@@ -382,6 +382,71 @@ def test_a_server_that_drops_messages_selectively_gets_a_sum_or_nothing(lab):
                     session.run(session.inputs(), lost=out, silent=quiet)
 
 
+# --- neighbours -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sparse(lab):
+    """A session whose clients mask with some of the others only, each with a floor of neighbours that it must keep."""
+    session = lab(size=90, length=8, minimum=63, colluders=3)
+    assert not session.directory.topology.complete
+    return session
+
+
+def without_some(session, victim, neighbours):
+    """Members after the server dropped as many clients as leave the victim one neighbour too few: its own, or only others."""
+    topology = session.directory.topology
+    near = topology.neighbours(victim).tolist()
+    far = [i for i in range(session.size) if i != victim and i not in near]
+    count = len(near) - topology.degree_floor + 1
+    dropped = near[:count] if neighbours else far[:count]
+    members = [i for i in range(session.size) if i not in dropped]
+    assert len(members) >= session.policy.minimum, "the size of the set is no reason to refuse it"
+    return members
+
+
+def least_connected(session):
+    """The committee member that a server can isolate most easily."""
+    topology = session.directory.topology
+    return min(topology.committee, key=lambda member: len(topology.neighbours(member)))
+
+
+def rich_set(session, victim):
+    """Of the same size, and everybody in it keeps enough neighbours."""
+    members = without_some(session, victim, neighbours=False)
+    assert not session.directory.topology.sparse_in(np.array(members)).size
+    return members
+
+
+def test_a_cohort_that_strips_the_victim_of_its_neighbours_is_refused(sparse):
+    victim = least_connected(sparse)
+    client = sparse.clients[sparse.parties[victim]]
+
+    def proposed(number, members):
+        return wire.message(wire.unsigned("round", {"round": number, "layout": "m/update", "participants": members}))
+
+    with pytest.raises(Refused, match="too few masking neighbours"):
+        client.begin(proposed(1, without_some(sparse, victim, neighbours=True)), bytes(48))
+    client.begin(proposed(1, rich_set(sparse, victim)), bytes(48))
+
+
+@pytest.mark.parametrize("asked", ["the victim", "another member"])
+def test_survivors_that_leave_the_victim_too_few_neighbours_are_neither_signed_nor_unmasked(sparse, asked):
+    sparse.start()
+    current = sparse.open()
+    sparse.upload(current, sparse.inputs())
+    topology = sparse.directory.topology
+    victim = least_connected(sparse)
+    alone, rich = without_some(sparse, victim, neighbours=True), rich_set(sparse, victim)
+    member = victim if asked == "the victim" else next(m for m in topology.committee if m != victim and m in alone)
+    client = sparse.clients[sparse.parties[member]]
+    with pytest.raises(Refused, match="too few masking neighbours"):
+        client.endorse(sparse.survivors_request(current, alone))
+    with pytest.raises(Refused, match="too few masking neighbours"):
+        client.unmask(sparse.unmask_request(current, member, alone))
+    client.endorse(sparse.survivors_request(current, rich))
+
+
 # --- agreement --------------------------------------------------------------------------------------------------------------
 
 
