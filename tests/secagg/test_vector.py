@@ -28,28 +28,21 @@ def names(count):
     cohort=st.integers(3, 2048),
     noise=st.one_of(st.just(0), st.integers(1, 1 << 29)),
     sign=st.sampled_from([-1, 1]),
+    toward=st.sampled_from([-1, 1]),
 )
-def test_the_extremes_of_any_cohort_and_width_do_not_overflow(bits, cohort, noise, sign):
+def test_the_extremes_of_any_cohort_and_width_do_not_overflow(bits, cohort, noise, sign, toward):
+    """A value at +-M with noise at +-K, the same or the other way, from the whole cohort."""
+    # The clip is far off, so that every value may be extreme within the norm bound of a noised layout too.
     layout = Layout("x", 7, bits, 1e9, 1.0, 3, (Metric("m", 1e6),), noise)
     assert not layout.problems(cohort)
     extreme = Contribution(np.full(7, sign * 1e8, np.float32), 3, {"m": sign * 1e6})
-
-    def loudest(start, out):
-        out[:] = sign * noise
-
     words = np.empty(layout.words(cohort), np.uint64)
-    layout_free = Layout("x", 7, bits, 1e12, 1.0, 3, (Metric("m", 1e6),), 0) if not noise else None
-    if layout_free:
-        mask(words, layout_free, cohort, extreme, [], threads=1)
-    else:
-        # The norm bound of a noised layout admits one extreme value at a time: the others are set by the loudest noise.
-        extreme = Contribution(np.zeros(7, np.float32), 3, {"m": sign * 1e6})
-        mask(words, layout, cohort, extreme, [], noise=loudest, threads=1)
-    total = (words.astype(object) * cohort) % (1 << 64)
+    loudest = (lambda start, out: out.fill(toward * noise)) if noise else None
+    mask(words, layout, cohort, extreme, [], noise=loudest, threads=1)
     exact = words.astype(object) * cohort
-    assert (total == exact).all(), "a word wrapped around"
-    result = RoundSum(layout, names(cohort), cohort, total.astype(np.uint64))
-    assert (result.integers() == cohort * sign * (noise or layout.magnitude)).all()
+    assert max(exact) < 1 << 64, "a word wrapped around"
+    result = RoundSum(layout, names(cohort), cohort, exact.astype(np.uint64))
+    assert (result.integers() == cohort * (sign * layout.magnitude + toward * noise)).all()
     assert result.weight == 3 * cohort
     assert result.metrics == {"m": cohort * sign * 1e6}
 
