@@ -57,6 +57,23 @@ def test_it_refuses(what: str, data: bytes) -> None:
         canonical.decode(data)
 
 
+@pytest.mark.parametrize("cap", [0, 1, 2, canonical.MAX_DEPTH])
+@pytest.mark.parametrize("kind", ["list", "map"])
+def test_an_item_at_the_cap_of_depth_is_accepted_and_a_deeper_one_refused_for_its_depth(kind: str, cap: int) -> None:
+    def nested(levels: int) -> object:
+        value: object = 1
+        for _ in range(levels):
+            value = [value] if kind == "list" else {"a": value}
+        return value
+
+    assert canonical.decode(cbor2.dumps(nested(cap)), max_depth=cap) == nested(cap)
+    for more in (1, 2, 50):
+        with pytest.raises(ProtocolError) as caught:
+            canonical.decode(cbor2.dumps(nested(cap + more)), max_depth=cap)
+        assert any(word in str(caught.value.__context__) for word in ("nests too deeply", "nesting depth"))
+        assert canonical.decode(cbor2.dumps(nested(cap + more)), max_depth=cap + more) == nested(cap + more)
+
+
 def test_it_refuses_more_bytes_than_allowed() -> None:
     with pytest.raises(ProtocolError, match="over the limit"):
         canonical.decode(canonical.encode(b"x" * 100), max_bytes=50)

@@ -126,10 +126,32 @@ def test_an_oversized_token_is_refused_before_it_is_parsed(lab: Any, token: byte
     assert "over the limit" in refused(lab, token + b"\0" * cose.MAX_TOKEN_BYTES)
 
 
+def nested(levels: int) -> Any:
+    value: Any = b"x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 @pytest.mark.attack("nested too deep")
-def test_a_token_that_nests_too_deeply_is_refused(lab: Any, token: bytes) -> None:
-    assert refused(lab, b"\xd2" + b"\x81" * 10_000)
-    assert refused(lab, rebuilt(token, protected={1: -35, 33: [[[[b"x"]]]]}))
+@pytest.mark.parametrize("levels", [2, 3, 10, 100])
+def test_a_token_that_nests_too_deeply_is_refused_for_its_depth(lab: Any, token: bytes, levels: int) -> None:
+    """Each is canonical to its end: without the cap it would be refused for what it says, as the control at the cap is."""
+    deep = b"\x81" * levels + cbor2.dumps(b"x")
+    protected, *rest = (cbor2.dumps(part) for part in parts(token))
+    in_header = cbor2.dumps(b"\xa2\x01" + cbor2.dumps(-35) + b"\x18\x21" + deep)
+    for place in (b"".join((in_header, *rest)), b"".join((protected, deep, *rest[1:]))):
+        assert "A CBOR item is malformed" in refused(lab, b"\xd2\x84" + place)
+    assert "x5chain is an array of fewer than two" in refused(lab, rebuilt(token, protected={1: -35, 33: nested(1)}))
+    assert "unprotected headers" in refused(lab, rebuilt(token, unprotected=nested(1)))
+
+
+@pytest.mark.parametrize(
+    ("levels", "reason"), [(3, "not exactly those"), (4, "A CBOR item is malformed"), (5, "A CBOR item is malformed")]
+)
+def test_claims_that_nest_too_deeply_are_refused_for_their_depth(lab: Any, token: bytes, levels: int, reason: str) -> None:
+    claims = {**cbor2.loads(parts(token)[2]), "deep": nested(levels)}
+    assert reason in refused(lab, lab.device.sign(canonical.encode(claims)))
 
 
 def test_an_indefinite_length_is_refused(lab: Any, token: bytes) -> None:
