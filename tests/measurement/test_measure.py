@@ -231,14 +231,17 @@ def test_poisoned_bytecode_in_a_measured_folder_is_not_executed(copy: Path, aggr
 
 
 @pytest.mark.slow
-def test_measuring_a_torch_install_again_takes_under_half_a_second() -> None:
+def test_measuring_a_torch_install_again_takes_a_quarter_of_the_time_that_reading_it_takes() -> None:
+    """Both by the clock on the wall, as files are hashed in threads, and in turns; docs/benchmarks.md has the time itself."""
+
+    def seconds(cached: bool) -> float:
+        start = time.perf_counter()
+        measure_enclave("trainer", cached=cached)
+        return time.perf_counter() - start
+
     measure_enclave("trainer")
-    times = []
-    for _ in range(5):
-        start = time.thread_time()
-        measure_enclave("trainer")
-        times.append(time.thread_time() - start)
-    assert min(times) < 0.5
+    times = [(seconds(True), seconds(True), seconds(False)) for _ in range(2)]
+    assert min(min(again) for *again, _ in times) < min(whole for *_, whole in times) / 4
 
 
 def test_run_config_register_is_the_sha384_of_the_bytes() -> None:
