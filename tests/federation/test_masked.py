@@ -176,6 +176,21 @@ def test_nothing_of_one_customer_crosses_in_clear_and_no_share_can_be_read(job_f
     assert b"FSA1" in b"".join(m.data for m in passed if m.stage == "attest"), "the control: announcements can be read"
 
 
+@pytest.mark.parametrize("agreement", [False, True])
+def test_a_masked_round_takes_two_stages_and_one_more_where_survivors_are_agreed(
+    job_file: Path, tmp_path: Path, agreement: bool
+) -> None:
+    passed: list[Passed] = []
+    terms = (*MASKED, f"protection.agreement={str(agreement).lower()}", "job.rounds=2")
+    with simulate(Job.load(job_file, terms), tmp_path / "work", tap=passed.append) as running:
+        assert running.run()["passed_over"] == {}
+    for party in FOUR:
+        asked = [message.stage for message in passed if message.party == party and message.direction == "request"]
+        stages = asked[asked.index("round") :]
+        one = ["round", "endorse", "unmask"] if agreement else ["round", "unmask"]
+        assert stages[: 2 * len(one)] == one * 2, party
+
+
 def test_the_aggregator_enclave_sees_no_weight_no_figure_and_no_update(
     job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
