@@ -149,13 +149,14 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 @pytest.mark.attack("hardware below the contract's terms", mode="in a whole job")
 @pytest.mark.parametrize("case", CASES)
-def test_gets_neither_key_nor_record(case: str, world: World, run: Any) -> None:
+def test_gets_neither_key_nor_record(case: str, world: World, run: Any, refusal: Any) -> None:
     party, bent, reason = CASES[case]
     federation = world.prepare()
     world.quoted[party] = bent
     said = run(federation)
     assert f"Evidence of the {'aggregator' if party == 'pool' else 'trainer'} of {party} was refused" in said
     assert reason in said
+    refusal(f"EvidenceRefused: {reason}")
 
 
 def test_a_revoked_amd_certificate_refuses_the_trainer_and_so_does_a_list_that_is_kept_back(world: World, run: Any) -> None:

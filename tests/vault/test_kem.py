@@ -122,13 +122,15 @@ def test_an_enclave_with_a_key_of_another_kem_than_the_contracts_is_not_admitted
 
 
 @pytest.mark.attack("KEM downgrade", mode="inside an enclave")
-def test_an_enclave_refuses_a_grant_for_a_key_of_another_kem_than_its_contracts(world: Any, admit: Make) -> None:
+def test_an_enclave_refuses_a_grant_for_a_key_of_another_kem_than_its_contracts(world: Any, admit: Make, refusal: Any) -> None:
     # As if the provider's node had taken such a key; the enclave knows the contract that it was started for.
     plain, hybrid = admit("mlkem768-x25519", "x25519", kem="x25519"), admit("x25519", "mlkem768-x25519")
     trainer = world.trainer(kem="x25519", contract=plain["contract"])
     grant = world.release(trainer, **plain)
-    with pytest.raises(ReleaseRefused, match="key is of the KEM x25519, the contract names mlkem768-x25519"):
+    reason = "key is of the KEM x25519, the contract names mlkem768-x25519"
+    with pytest.raises(ReleaseRefused, match=reason):
         accept(world, grant, trainer, plain, contract=hybrid["contract"].contract)
+    refusal(f"ReleaseRefused: {reason}")
 
 
 def test_a_contract_whose_parties_hold_keys_of_another_kem_is_refused(world: Any) -> None:
