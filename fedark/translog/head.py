@@ -115,25 +115,28 @@ class _Body:
     signature: bytes
 
 
+def _malformed() -> LogRefused:
+    return LogRefused("A tree head is malformed.", safe="Nothing was concluded from it.")
+
+
 def _signed_body(data: bytes) -> _Body:
-    malformed = LogRefused("A tree head is malformed.", safe="Nothing was concluded from it.")
     try:
         outer: Any = canonical.decode(data, max_bytes=MAX_HEAD_BYTES, max_depth=1)
         if type(outer) is not dict or outer.keys() != {"body", "signature"}:
-            raise malformed
+            raise _malformed()
         if type(outer["body"]) is not bytes or type(outer["signature"]) is not bytes:
-            raise malformed
+            raise _malformed()
         body: Any = canonical.decode(outer["body"], max_bytes=MAX_HEAD_BYTES, max_depth=1)
     except ProtocolError:
-        raise malformed from None
+        raise _malformed() from None
     if type(body) is not dict or body.keys() != {"log", "size", "root", "time"}:
-        raise malformed
+        raise _malformed()
     if [type(body[name]) for name in ("log", "size", "root", "time")] != [bytes, int, bytes, int]:
-        raise malformed
+        raise _malformed()
     if len(body["log"]) != 32 or len(body["root"]) != 32:
-        raise malformed
+        raise _malformed()
     if not (0 <= body["size"] < _SIZE_LIMIT and 0 <= body["time"] < _TIME_LIMIT):
-        raise malformed
+        raise _malformed()
     return _Body(**body, raw=outer["body"], signature=outer["signature"])
 
 
