@@ -20,6 +20,8 @@ from types import FrameType
 from typing import Any, Literal
 
 import cbor2
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 from fedark.errors import FedarkError
 
@@ -74,6 +76,7 @@ class Target:
         kind: see the module's docstring.
         structure: samples are CBOR, and are bent as such too.
         words: byte strings that mean something in its language.
+        message: samples are of this protocol buffer, and are bent field by field too.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Target:
     kind: Literal["closed", "exact", "open"]
     structure: bool = True
     words: Sequence[bytes] = ()
+    message: type[Message] | None = None
     expected: tuple[type[Exception], ...] = (FedarkError,)
 
 
@@ -154,6 +158,10 @@ def bent(target: Target, count: int, seed: int) -> Iterator[bytes]:
             yield rng.randbytes(rng.choice((0, 1, 2, 8, 64, 300)))
         elif trees and kind < 0.5:
             yield _encoded(_changed(rng, rng.choice(trees), 0), rng)
+        elif target.message is not None and kind < 0.7:
+            message = target.message.FromString(rng.choice(target.samples))
+            _bend(rng, message)
+            yield message.SerializeToString(deterministic=True)
         else:
             yield _edited(rng, rng.choice(target.samples), target)
 
@@ -203,6 +211,56 @@ def _changed(rng: random.Random, tree: Any, depth: int) -> Any:
         if isinstance(inner, dict | list):
             return cbor2.dumps(_changed(rng, inner, depth + 1), canonical=True)
     return _leaf(rng, tree)
+
+
+def _bend(rng: random.Random, message: Message) -> None:
+    """Change one place in `message`, or in a message in it."""
+    fields = message.ListFields()
+    if not fields or rng.random() < 0.02:
+        return
+    # Most of what is sent is in the last fields; the first name the run.
+    field, value = fields[-1] if rng.random() < 0.7 else rng.choice(fields)
+    if rng.random() < 0.05:
+        message.ClearField(field.name)
+    elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+        key = rng.choice(sorted(value))
+        if rng.random() < 0.15:
+            del value[key]
+        elif field.message_type.fields_by_name["value"].message_type is not None:
+            _bend(rng, value[key])
+        else:
+            value[key] = _scalar(rng, field.message_type.fields_by_name["value"], value[key])
+    elif field.is_repeated:
+        at = rng.randrange(len(value))
+        if rng.random() < 0.2:
+            value.extend(value[: rng.randrange(20)])
+        elif field.message_type is not None:
+            _bend(rng, value[at])
+        else:
+            value[at] = _scalar(rng, field, value[at])
+    elif field.message_type is not None:
+        _bend(rng, value)
+    else:
+        setattr(message, field.name, _scalar(rng, field, value))
+
+
+def _scalar(rng: random.Random, field: FieldDescriptor, value: Any) -> Any:
+    """Another value of the field's own type."""
+    if isinstance(value, bytes):
+        tree = _loaded(value) if rng.random() < 0.5 else None
+        if isinstance(tree, dict | list):
+            return cbor2.dumps(_changed(rng, tree, 0), canonical=True)
+        return _edited(rng, value, Target("", [value], bytes, "open"))
+    if field.type == FieldDescriptor.TYPE_ENUM:
+        return rng.randrange(4)
+    changed = _leaf(rng, value)
+    if isinstance(value, str):
+        return changed if isinstance(changed, str) else "x"
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        return float(changed) if isinstance(changed, int | float) else 0.0
+    return changed % (1 << 32) if isinstance(changed, int) else 0
 
 
 def _leaf(rng: random.Random, value: Any) -> Any:
