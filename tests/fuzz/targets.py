@@ -6,15 +6,20 @@ the right key, so that the parser is reached. `PARSERS` names what must have a t
 
 from __future__ import annotations
 
+import copy
 import functools
+import hashlib
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from engine import Target
@@ -55,6 +60,7 @@ from fedark.enclave.protection import (  # noqa: E402
 )
 from fedark.enclave.session import RunConfig, create  # noqa: E402
 from fedark.errors import FedarkError  # noqa: E402
+from fedark.federation.aggregator import STAGES  # noqa: E402
 from fedark.job import Job  # noqa: E402
 from fedark.keys import HYBRID, HpkeKey, SigningKey  # noqa: E402
 from fedark.secagg import wire  # noqa: E402
@@ -65,7 +71,7 @@ from fedark.translog.memory import HeadMemory  # noqa: E402
 from fedark.translog.merkle import verify_consistency, verify_inclusion  # noqa: E402
 from fedark.translog.update import Update, make_update  # noqa: E402
 from fedark.translog.view import check_views, sign_view  # noqa: E402
-from fedark.v1 import broker_pb2, enclave_pb2, stage_pb2  # noqa: E402
+from fedark.v1 import broker_pb2, enclave_pb2, node_pb2, stage_pb2  # noqa: E402
 from fedark.vault.manifest import Manifest  # noqa: E402
 from fedark.vault.opener import Collector, Opener  # noqa: E402
 from fedark.vault.release import Receipt, accept  # noqa: E402
@@ -83,7 +89,7 @@ PARSERS = (
     "log view", "log view, signed", "head file", "contract", "run configuration", "channel frame",
     "protected update", "update payload", "group grant", "global state", "delivery",
     "secagg hello", "secagg hello, signed", "secagg round", "secagg upload", "secagg endorsement", "secagg unmask request",
-    "secagg shares", "broker challenge", "broker release", "stage request, provider", "stage request, customer",
+    "secagg survivors", "secagg shares", "broker challenge", "broker release", "stage request, provider", "stage request, customer",
     "aggregator request", "enclave call, trainer", "enclave call, aggregator", "job file",
 )  # fmt: skip
 
@@ -459,21 +465,39 @@ def _secagg() -> Made:
     for party in second.committee:
         second.endorse(endorsements[party], party)
     requests = second.unmask_requests()
+    before = {party: copy.copy(lab.clients[party]._round) for party in second.committee}
     answers = {party: bytes(lab.clients[party].unmask(requests[party])) for party in second.committee}
     one = second.committee[0]
-    yield Target(
-        "secagg unmask request",
-        [bytes(requests[one])],
-        lambda data: lab.clients[one].unmask(data),
-        "open",  # asked the same again it answers the same; what it may not do is answer for another set (tests/secagg)
-        structure=False,
-    )
+
+    def unmask(data: bytes) -> None:
+        with _unanswered(lab.clients[one], before[one]) as client:
+            client.unmask(data)
+
+    def endorse(data: bytes) -> None:
+        with _unanswered(lab.clients[one], before[one]) as client:
+            client._round.endorsed = None
+            client.endorse(data)
+
+    unmask(bytes(requests[one]))
+    survivors = wire.parse(asked, 1 << 20).header
+    endorse(wire.message(survivors))
+    # What they may not do is answer for two sets (tests/secagg).
+    yield Target("secagg unmask request", [bytes(requests[one])], unmask, "open", structure=False)
+    yield Target("secagg survivors", [survivors], lambda data: endorse(wire.message(data)), "open")
 
     def accept(data: bytes) -> None:
         second._answers.clear()
         second.accept(data, one)
 
     yield Target("secagg shares", [answers[one]], accept, "open", structure=False)
+
+
+@contextmanager
+def _unanswered(client: Any, before: Any) -> Iterator[Any]:
+    """A committee's member as it was before it answered."""
+    client._round = copy.copy(before)
+    client._releases.done.clear()
+    yield client
 
 
 def _with_first(lab: Any, hellos: dict[str, bytes], first: str, directory: Any, data: bytes) -> Any:
@@ -527,26 +551,7 @@ def _parties(world: Any) -> Made:
     for name in ("provider", "customer"):
         yield Target(f"stage request, {name}", requests, answered(world.nodes[name]), "open", structure=False)
 
-    from fedark.v1 import node_pb2
-
-    host = world.host
-    asked = [
-        node_pb2.AggregatorRequest(run_id="x", **body).SerializeToString()
-        for body in (
-            {"log": node_pb2.ShownLog(update=bytes(40))},
-            {"call": enclave_pb2.Call(challenge=enclave_pb2.Challenge(peer="north"))},
-            {"progress": node_pb2.Told(text="x")},
-        )
-    ]
-
-    def hosted(data: bytes) -> None:
-        if not data or b"\x1a" in data[:4] or b'"' in data[:40]:  # an outcome ends the job: not what is tested
-            return
-        reply = node_pb2.AggregatorReply.FromString(host.handle(data))
-        if " failed (" in reply.fault.what:
-            raise RuntimeError(reply.fault.what)
-
-    yield Target("aggregator request", asked, hosted, "open", structure=False)
+    yield _aggregator_request(world)
     for role, party in (("trainer", "north"), ("aggregator", "pool")):
         session = create(
             RunConfig(role=role, party=party, contract=contract, run_id="run-3").encode(),
@@ -598,6 +603,66 @@ def _parties(world: Any) -> Made:
         b"[[models]]\n",
     )
     yield Target("job file", [text], load, "open", structure=False, words=words)
+
+
+def _aggregator_request(world: Any) -> Target:
+    """The host has its run open, an enclave that says the same to all, and a provider's log that names that enclave."""
+    host, contract = world.host, world.contract
+    opened = node_pb2.AggregatorReply.FromString(
+        host.handle(node_pb2.AggregatorRequest(open=node_pb2.OpenRun()).SerializeToString())
+    )
+    run_id, evidence = opened.opened.run_id, hashlib.sha384(b"evidence").digest()
+    host._note_evidence(b"evidence")
+    key = world.provider_keys.signing
+    log = TransparencyLog(world.job_path.parent / "host-log.sqlite", key)
+    facts: dict[str, Any] = {
+        "party": "pool", "run_id": run_id, "contract": contract.digest(), "role": "aggregator", "platform": "simulated",
+        "evidence": evidence, "measurements": bytes(48), "signing": bytes(32),
+    }  # fmt: skip
+    log.append(Entry("attestation", int(NOW.timestamp()), facts))
+    update = make_update(log, key, party="pool", run_id=run_id, head=log.head(), since=None, indexes=[0])
+    report = json.dumps({"contract": contract.digest().hex(), "run_id": run_id}).encode()
+    bodies: tuple[dict[str, Any], ...] = (
+        {"open": node_pb2.OpenRun()},
+        {"log": node_pb2.ShownLog(update=update)},
+        {"call": enclave_pb2.Call(challenge=enclave_pb2.Challenge(peer="north"))},
+        {"call": enclave_pb2.Call(submit=enclave_pb2.Submit(round=0, party="north", protected=bytes(90)))},
+        {"call": enclave_pb2.Call(close=enclave_pb2.Close(round=0)), "only_if_done": True},
+        {"keep": node_pb2.Kept(state=bytes(40))},
+        {"sign": node_pb2.SignReport(report=report)},
+        {"progress": node_pb2.Told(text="x")},
+        {"progress": node_pb2.Told(ended=node_pb2.StageEnd(stage="load", seconds=1.5, sent=1, received=2))},
+    )
+    samples = [node_pb2.AggregatorRequest(run_id=run_id, **body).SerializeToString() for body in bodies]
+
+    def answered(data: bytes) -> Any:
+        with _no_sync():
+            reply = node_pb2.AggregatorReply.FromString(host.handle(data))
+        if " failed (" in reply.fault.what:
+            raise RuntimeError(reply.fault.what)
+        return reply
+
+    for sample in samples:
+        assert not answered(sample).HasField("fault")
+
+    def parse(data: bytes) -> None:
+        try:
+            if node_pb2.AggregatorRequest.FromString(data).HasField("outcome"):  # it ends the job: not what is tested
+                return
+        except DecodeError:
+            pass
+        answered(data)
+        host._enclave._forget()
+        (host._folder / STAGES).unlink(missing_ok=True)
+
+    return Target("aggregator request", samples, parse, "open", structure=False, message=node_pb2.AggregatorRequest)
+
+
+@contextmanager
+def _no_sync() -> Iterator[None]:
+    """What is written need not outlive this process: without waiting for the disk, more is tried."""
+    with mock.patch("os.fsync", return_value=None):
+        yield
 
 
 class _World:
