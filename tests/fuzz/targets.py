@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from unittest import mock
 import numpy as np
 from engine import Target
 from google.protobuf.message import DecodeError
+from recorded import Recorded
 
 sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("attestation/platforms", "federation", "secagg")]
 
@@ -58,7 +60,7 @@ from fedark.enclave.protection import (  # noqa: E402
     protect,
     seal_delivery,
 )
-from fedark.enclave.session import RunConfig, create  # noqa: E402
+from fedark.enclave.session import RunConfig  # noqa: E402
 from fedark.errors import FedarkError  # noqa: E402
 from fedark.federation.aggregator import STAGES  # noqa: E402
 from fedark.job import Job  # noqa: E402
@@ -525,62 +527,22 @@ def _parties(world: Any) -> Made:
     yield Target("broker challenge", [challenge], ask, "open", structure=False, expected=expected)
     # The evidence was spent: not one key may leave.
     yield Target("broker release", [claim, claim[:-1]], release, "closed", structure=False, expected=expected)
-    digest = contract.digest()
-    bodies = {
-        "enrol": stage_pb2.EnrolRequest(contract=encoded),
-        "attest": stage_pb2.AttestRequest(provider_nonce=bytes(32), aggregator_evidence={"node": world.evidence}),
-        "release": stage_pb2.ReleaseRequest(trainer_evidence={"north": world.evidence}, aggregator_evidence=world.evidence),
-        "load": stage_pb2.LoadRequest(group_grant=bytes(90)),
-        "round": stage_pb2.RoundRequest(round=1, state=bytes(90)),
-        "deliver": stage_pb2.DeliverRequest(report=b"{}"),
-        "abort": stage_pb2.AbortRequest(reason="x", refused=stage_pb2.StageFault(code="Refused", what="x", log=bytes(30))),
-    }
-    requests = [
-        stage_pb2.StageRequest(version=1, run_id="run-2", contract_digest=digest, **{name: body}).SerializeToString()
-        for name, body in bodies.items()
-    ]
-
-    def answered(node: Any) -> Callable[[bytes], None]:
-        def parse(data: bytes) -> None:
-            reply = stage_pb2.StageReply.FromString(node.handle(data))
-            if reply.fault.what.startswith("The node of") and " failed (" in reply.fault.what:
-                raise RuntimeError(reply.fault.what)
-
-        return parse
-
-    for name in ("provider", "customer"):
-        yield Target(f"stage request, {name}", requests, answered(world.nodes[name]), "open", structure=False)
-
+    for name, party in (("provider", "maker"), ("customer", "east")):
+        yield _stage_request(world, name, party)
     yield _aggregator_request(world)
     for role, party in (("trainer", "north"), ("aggregator", "pool")):
-        session = create(
-            RunConfig(role=role, party=party, contract=contract, run_id="run-3").encode(),
-            lambda report, nonce: ("simulated", b"x"),
+        enclave = world.recorded.enclaves[party]
+
+        def handle(data: bytes, enclave: Any = enclave) -> None:
+            with world.recorded.clock():
+                enclave.handle(data)
+
+        calls = [data for kind, data in enclave.calls.items()]
+        for data in calls:
+            handle(data)
+        yield Target(
+            f"enclave call, {role}", calls, handle, "open", structure=False, expected=expected, message=enclave_pb2.Call
         )
-        calls = [
-            enclave_pb2.Call(**body).SerializeToString()
-            for body in (
-                {"challenge": enclave_pb2.Challenge(peer="pool" if role == "trainer" else "north")},
-                {"attest": enclave_pb2.Attest(peer="maker", nonce=bytes(32))},
-                {
-                    "admit_peer": enclave_pb2.AdmitPeer(
-                        peer="pool", evidence=world.evidence, contract_signatures=about.contract_signatures,
-                        collateral={"simulated.root": bytes(40), "tdx.collateral": b"{}"},
-                    )
-                },
-                {"grant": enclave_pb2.Grant(model="tiny", manifest=world.bundle.manifest.encode(), grant=world.grant)},
-                {"records": enclave_pb2.Records(records=[enclave_pb2.Record(prompt="a", answer="b")], last=True)},
-                {"submit": enclave_pb2.Submit(round=0, party="north", protected=bytes(90))},
-                {"round": enclave_pb2.Round(round=1, state=bytes(90))},
-                {"close": enclave_pb2.Close(round=0)},
-                {"deliver": enclave_pb2.Deliver(party="north")},
-            )
-        ]  # fmt: skip
-
-        def handle(data: bytes, session: Any = session) -> None:
-            session.handle(enclave_pb2.Call.FromString(data), lambda progress: None)
-
-        yield Target(f"enclave call, {role}", calls, handle, "open", structure=False, expected=expected)
     text = world.job_path.read_bytes()
     path = world.job_path.parent / "fuzzed.toml"
 
@@ -603,6 +565,34 @@ def _parties(world: Any) -> Made:
         b"[[models]]\n",
     )
     yield Target("job file", [text], load, "open", structure=False, words=words)
+
+
+def _stage_request(world: Any, name: str, party: str) -> Target:
+    """Each stage of a whole run, brought to a node that stands where that stage finds it."""
+    recorded = world.recorded
+    handle, requests = recorded.node(party), dict(recorded.requests[party])
+    abort = stage_pb2.AbortRequest(reason="x", refused=stage_pb2.StageFault(code="Refused", what="x"))
+    extra: dict[str, dict[str, Any]] = {"abort": {"abort": abort}}
+    if name == "customer":
+        # Only a contract with masks answers these two; the enclave's side has targets of its own.
+        extra["endorse"] = {"endorse": stage_pb2.EndorseRequest(round=1, request=bytes(90))}
+        extra["unmask"] = {"unmask": stage_pb2.UnmaskRequest(round=1, request=bytes(90))}
+    for stage, body in extra.items():
+        requests[stage] = stage_pb2.StageRequest(
+            version=1, run_id=recorded.run_id, contract_digest=world.contract.digest(), **body
+        ).SerializeToString()
+    for stage, request in requests.items():
+        reply = handle(request)
+        assert stage in ("endorse", "unmask") or reply.WhichOneof("body") == stage, (stage, reply.fault.what)
+
+    def parse(data: bytes) -> None:
+        reply = handle(data)
+        if reply.fault.what.startswith("The node of") and " failed (" in reply.fault.what:
+            raise RuntimeError(reply.fault.what)
+
+    return Target(
+        f"stage request, {name}", list(requests.values()), parse, "open", structure=False, message=stage_pb2.StageRequest
+    )
 
 
 def _aggregator_request(world: Any) -> Target:
@@ -675,7 +665,7 @@ class _World:
         from fedark.broker.keys import load_broker
         from fedark.contract import CONTRACT_LABEL, SignedContract, now
         from fedark.federation.local import prepare
-        from fedark.federation.party import KEYS, WEIGHT_KEYS, load_aggregator, load_node, reference_values
+        from fedark.federation.party import KEYS, WEIGHT_KEYS, load_aggregator, reference_values
         from fedark.keys import PartyKeys
         from fedark.simulation import in_process_enclaves
         from fedark.vault.bundle import SealedBundle
@@ -723,11 +713,9 @@ class _World:
         fakes = lambda role, config, checkpoint=b"": SimpleNamespace(  # noqa: E731
             call=lambda call, **options: enclave_pb2.Reply(nonce=enclave_pb2.Nonce(nonce=bytes(32))), close=lambda: None
         )
-        self.nodes = {
-            "provider": load_node(federation.folder("maker"), None, reference=reference),
-            "customer": load_node(federation.folder("east"), fakes, reference=reference),
-        }
-        self.host = load_aggregator(federation.folder("pool"), self.contract, fakes)
+        untouched = shutil.copytree(federation.folder("pool"), federation.folder("pool").with_name("pool-waiting"))
+        self.recorded = Recorded(federation, reference)
+        self.host = load_aggregator(untouched, self.contract, fakes)
 
 
 @functools.cache

@@ -1,0 +1,253 @@
+"""One honest run of a small job: what every node and enclave was asked, and what each of them was when it was asked.
+
+From that a node or an enclave is put back for every bent input, so that one stands as deep in its run as the input needs. Clocks are
+those of the run, so that nothing expires however long the fuzzer goes on, and nothing waits for the disk.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from unittest import mock
+
+from fedark import canonical
+from fedark.contract import now
+from fedark.federation.link import Passed
+from fedark.federation.local import Federation
+from fedark.federation.party import load_node
+from fedark.federation.runs import RunMemory
+from fedark.simulation import Simulation, in_process_enclaves
+from fedark.v1 import enclave_pb2, stage_pb2
+
+_CLOCKS = tuple(
+    f"fedark.{name}.now"
+    for name in (
+        *("federation.node", "federation.customer", "federation.provider", "federation.consent"),
+        *("enclave.session", "enclave.trainer"),
+    )
+)
+_REBUILT_AFTER = 300
+
+
+class Recorded:
+    """The run.
+
+    Attributes:
+        requests: party -> stage -> StageRequest.
+        replies: stage -> party -> StageReply.
+        enclaves: party -> what its enclave was asked.
+        at: when it ended.
+    """
+
+    def __init__(self, federation: Federation, reference: Any) -> None:
+        self.requests: dict[str, dict[str, bytes]] = {}
+        self.replies: dict[str, dict[str, bytes]] = {}
+        self.enclaves: dict[str, Enclave] = {}
+        self._federation, self._reference = federation, reference
+        self._runs: dict[str, Any] = {}
+        simulation = Simulation(federation, tap=self._see)
+        self._nodes = simulation.nodes
+        for name, node in simulation.nodes.items():
+            if name != federation.contract.provider.name:
+                node.settings = replace(node.settings, start_enclave=self._starter(name))  # type: ignore[attr-defined]
+        pool = federation.contract.aggregator.name
+        simulation.host._start_enclave = self._starter(pool)
+        simulation.run()
+        self.run_id = simulation.run_id
+        self.at = now()
+
+    def _see(self, passed: Passed) -> None:
+        if passed.direction == "reply":
+            self.replies.setdefault(passed.stage, {})[passed.party] = passed.data
+            return
+        self.requests.setdefault(passed.party, {}).setdefault(passed.stage, passed.data)
+        if passed.stage == "deliver":  # which ends it
+            node: Any = self._nodes[passed.party]
+            self._runs[passed.party] = next(iter(node._runs.values()))
+
+    def _starter(self, party: str) -> Any:
+        start = in_process_enclaves(self._federation.folder(party), self._reference)
+
+        def started(role: str, config: bytes, checkpoint: bytes = b"") -> Any:
+            self.enclaves[party] = Enclave(start(role, config, checkpoint))
+            return self.enclaves[party]
+
+        return started
+
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        """Everything here happens at the end of the run."""
+        with ExitStack() as stack:
+            for name in _CLOCKS:
+                stack.enter_context(mock.patch(name, return_value=self.at))
+            stack.enter_context(mock.patch("os.fsync", return_value=None))
+            yield
+
+    def node(self, party: str) -> Callable[[bytes], stage_pb2.StageReply]:
+        """Answers each request as the node of `party` did in the midst of the run; of what it is asked it remembers nothing."""
+        folder = self._federation.folder(party)
+        pristine, work = folder.with_name(f"{party}-recorded"), folder.with_name(f"{party}-again")
+        shutil.copytree(folder, pristine)
+        shutil.rmtree(pristine / "runs")
+        for used in pristine.rglob("*.used"):
+            used.unlink()
+        run, before = self._runs[party], self._nodes[party]
+        enclave = _Replaying(self.enclaves[party]) if party in self.enclaves else None
+        node: Any = None
+        tried = 0
+
+        def rebuild() -> None:
+            nonlocal node
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.copytree(pristine, work)
+            node = load_node(work, lambda role, config, checkpoint=b"": enclave, reference=self._reference)
+            node._memory = _Memory(work, node.settings.keys.signing)
+
+        def handle(data: bytes) -> stage_pb2.StageReply:
+            nonlocal tried
+            if tried % _REBUILT_AFTER == 0:
+                rebuild()
+            tried += 1
+            node._admissions, node._proofs = dict(before._admissions), dict(before._proofs)
+            again = copy.copy(run)
+            if enclave is not None:
+                again.enclave, again.log_agreed, again.local = enclave, False, {}
+                again.number, again.base = 0, b""
+            else:
+                again.trainers, again.grants = dict(run.trainers), dict(run.grants)
+            # A run is enrolled once.
+            node._runs = {} if _stage(data) == "enrol" else {self.run_id: again}
+            for used in work.glob("*/*.used"):
+                used.unlink()
+            with self.clock():
+                return stage_pb2.StageReply.FromString(node.handle(data))
+
+        return handle
+
+
+def _stage(data: bytes) -> str | None:
+    try:
+        return stage_pb2.StageRequest.FromString(data).WhichOneof("body")
+    except Exception:
+        return None
+
+
+class _Memory(RunMemory):
+    """Checks names as the real one does, and keeps nothing."""
+
+    def open_runs(self) -> list[str]:
+        return []
+
+    def save(self, run_id: str, state: dict[str, Any]) -> None:
+        self.folder(run_id)
+        canonical.encode(state)
+
+    def load(self, run_id: str) -> None:
+        self.folder(run_id)
+
+    def answer(self, run_id: str, request: bytes) -> None:
+        self.folder(run_id)
+
+    def keep(self, run_id: str, request: bytes, reply: bytes) -> None:
+        self.folder(run_id)
+
+    def begin(self, run_id: str, request: bytes) -> bool:
+        """So that the nonce of the run counts once more, for the same evidence."""
+        return True
+
+    def forget(self, run_id: str) -> None:
+        self.folder(run_id)
+
+
+class Enclave:
+    """An enclave of the run.
+
+    Attributes:
+        calls: kind -> the first call of that kind.
+        replies: kind -> its reply.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.session = inner._session
+        self.calls: dict[str, bytes] = {}
+        self.replies: dict[str, enclave_pb2.Reply] = {}
+        self._before: dict[str, _Snapshot] = {}
+        self._inner = inner
+
+    def call(self, call: enclave_pb2.Call, **options: Any) -> enclave_pb2.Reply:
+        """See `EnclaveHandle`."""
+        kind = str(call.WhichOneof("body"))
+        before = _Snapshot(self.session)
+        reply: enclave_pb2.Reply = self._inner.call(call, **options)
+        if kind not in self.calls:
+            self.calls[kind], self.replies[kind], self._before[kind] = call.SerializeToString(), reply, before
+            if kind == "begin":  # asked again it does not measure again
+                self._before[kind] = _Snapshot(self.session)
+        return reply
+
+    def close(self) -> None:
+        """The session is kept."""
+
+    def handle(self, data: bytes) -> enclave_pb2.Reply:
+        """The answer to a call, of the session as it was before the first call of that kind."""
+        call = enclave_pb2.Call.FromString(data)
+        kind = str(call.WhichOneof("body"))
+        before = self._before.get(kind) or self._before["attest"]
+        if kind == "sealed" and "grant" in self.calls:  # an opener takes its bytes once
+            self._before["grant"].restore(self.session)
+            self.session.handle(enclave_pb2.Call.FromString(self.calls["grant"]), lambda progress: None)
+        else:
+            before.restore(self.session)
+        reply: enclave_pb2.Reply = self.session.handle(call, lambda progress: None)
+        return reply
+
+
+class _Snapshot:
+    """What a session is; the objects in its lists and maps are not copied."""
+
+    def __init__(self, session: Any) -> None:
+        self._values = {name: _copied(value) for name, value in vars(session).items()}
+        later = (datetime.now(UTC) + timedelta(days=1)).timestamp()
+        self._nonces = [[nonce, purpose, later, spent] for nonce, purpose, _, spent in session._nonces.rows()]
+
+    def restore(self, session: Any) -> None:
+        vars(session).clear()
+        vars(session).update({name: _copied(value) for name, value in self._values.items()})
+        session._nonces.restore(self._nonces)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict | list | set):
+        return copy.copy(value)
+    return value.copy() if type(value).__name__ == "HASH" else value
+
+
+class _Replaying:
+    """The trainer enclave beside a node: attests afresh, and gives to all else the answer of the run."""
+
+    def __init__(self, enclave: Enclave) -> None:
+        self._enclave = enclave
+
+    def call(self, call: enclave_pb2.Call, **options: Any) -> enclave_pb2.Reply:
+        """See `EnclaveHandle`."""
+        kind = str(call.WhichOneof("body"))
+        if kind == "attest":
+            return self._enclave.handle(call.SerializeToString())
+        return self._enclave.replies.get(kind, enclave_pb2.Reply())
+
+    def peak_mib(self) -> float:
+        """None that counts."""
+        return 0.0
+
+    def wake(self) -> None:
+        """It is awake."""
+
+    def close(self) -> None:
+        """It stays."""
+
+    discard = close
