@@ -7,16 +7,22 @@ those of the run, so that nothing expires however long the fuzzer goes on, and n
 from __future__ import annotations
 
 import copy
+import functools
+import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from unittest import mock
 
 from fedark import canonical
 from fedark.contract import now
+from fedark.enclave import session as session_module
+from fedark.enclave import trainer
+from fedark.federation import consent, customer, provider
+from fedark.federation import node as node_module
 from fedark.federation.link import Passed
 from fedark.federation.local import Federation
 from fedark.federation.party import load_node
@@ -24,14 +30,18 @@ from fedark.federation.runs import RunMemory
 from fedark.simulation import Simulation, in_process_enclaves
 from fedark.v1 import enclave_pb2, stage_pb2
 
-_CLOCKS = tuple(
-    f"fedark.{name}.now"
-    for name in (
-        *("federation.node", "federation.customer", "federation.provider", "federation.consent"),
-        *("enclave.session", "enclave.trainer"),
-    )
-)
+_CLOCKS = (node_module, customer, provider, consent, session_module, trainer)
 _REBUILT_AFTER = 300
+
+
+class _Careless(sqlite3.Connection):
+    """Does not wait for the disk."""
+
+    def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
+        return super().execute("PRAGMA synchronous=OFF" if sql.startswith("PRAGMA synchronous") else sql, *rest)
+
+
+_connect = functools.partial(sqlite3.connect, factory=_Careless)
 
 
 class Recorded:
@@ -82,11 +92,16 @@ class Recorded:
     @contextmanager
     def clock(self) -> Iterator[None]:
         """Everything here happens at the end of the run."""
-        with ExitStack() as stack:
-            for name in _CLOCKS:
-                stack.enter_context(mock.patch(name, return_value=self.at))
-            stack.enter_context(mock.patch("os.fsync", return_value=None))
+        changed: list[tuple[Any, str, Any]] = [(module, "now", lambda: self.at) for module in _CLOCKS]
+        changed += [(os, "fsync", lambda descriptor: None), (sqlite3, "connect", _connect)]
+        before = [(place, name, getattr(place, name)) for place, name, _ in changed]
+        try:
+            for place, name, value in changed:
+                setattr(place, name, value)
             yield
+        finally:
+            for place, name, value in before:
+                setattr(place, name, value)
 
     def node(self, party: str) -> Callable[[bytes], stage_pb2.StageReply]:
         """Answers each request as the node of `party` did in the midst of the run; of what it is asked it remembers nothing."""
@@ -105,7 +120,8 @@ class Recorded:
             nonlocal node
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(pristine, work)
-            node = load_node(work, lambda role, config, checkpoint=b"": enclave, reference=self._reference)
+            with self.clock():
+                node = load_node(work, lambda role, config, checkpoint=b"": enclave, reference=self._reference)
             node._memory = _Memory(work, node.settings.keys.signing)
 
         def handle(data: bytes) -> stage_pb2.StageReply:
