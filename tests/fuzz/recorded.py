@@ -17,18 +17,23 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from fedark import canonical
 from fedark.contract import now
 from fedark.enclave import session as session_module
 from fedark.enclave import trainer
 from fedark.federation import consent, customer, provider
 from fedark.federation import node as node_module
-from fedark.federation.link import Passed
+from fedark.federation.coordinator import Coordinator
+from fedark.federation.hostlink import AggregatorClient
+from fedark.federation.link import Passed, named
 from fedark.federation.local import Federation
 from fedark.federation.party import load_node
+from fedark.federation.progress import Progress
 from fedark.federation.runs import RunMemory
 from fedark.simulation import Simulation, in_process_enclaves
-from fedark.v1 import enclave_pb2, stage_pb2
+from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
 
 _CLOCKS = (node_module, customer, provider, consent, session_module, trainer)
 _REBUILT_AFTER = 300
@@ -102,6 +107,60 @@ class Recorded:
         finally:
             for place, name, value in before:
                 setattr(place, name, value)
+
+    def coordinated(self) -> Callable[[bytes], bool]:
+        """Gives each reply to a coordinator in the stage that it answers; whether that stage was gone through."""
+        contract, run = self._federation.contract, self
+
+        class Link:
+            reply = b""
+
+            def exchange(self, requests: Any, *, stage: str, timeout: float) -> dict[str, bytes]:
+                return {name: self.answer(name, stage) for name in requests if name in run.replies.get(stage, {})}
+
+            def broadcast(self, request: bytes, *, expect: int, stage: str, timeout: float) -> dict[str, Any]:
+                given = {name: self.answer(name, stage) for name in run.replies[stage]}
+                return {name: named(name, reply) for name, reply in given.items()}
+
+            def answer(self, name: str, stage: str) -> bytes:
+                return self.reply if (name, stage) == self.bent else run.replies[stage][name]
+
+            bent = ("", "")
+
+        def host(data: bytes) -> bytes:
+            request, answer = node_pb2.AggregatorRequest.FromString(data), node_pb2.AggregatorReply
+            match request.WhichOneof("body"):
+                case "open":
+                    return bytes(answer(opened=node_pb2.OpenedRun(run_id=run.run_id, contract=encoded)).SerializeToString())
+                case "call":
+                    reply = run.enclaves[contract.aggregator.name].replies[str(request.call.WhichOneof("body"))]
+                    return bytes(answer(reply=reply).SerializeToString())
+                case "sign":
+                    return bytes(answer(signed=node_pb2.SignedReport(signature=bytes(64))).SerializeToString())
+            return bytes(answer(stored=node_pb2.OutcomeStored()).SerializeToString())
+
+        encoded, link = contract.encode(), Link()
+        coordinator = Coordinator(link, AggregatorClient(host))  # type: ignore[arg-type]
+        begun: dict[str, bytes] = {}
+        while coordinator._at.phase != "deliver":
+            begun.setdefault(coordinator._at.phase, coordinator._at.encode())
+            getattr(coordinator, f"_{coordinator._at.phase}")()
+        begun["deliver"] = coordinator._at.encode()
+
+        def handle(data: bytes) -> bool:
+            try:
+                reply = stage_pb2.StageReply.FromString(data)
+                stage, party = str(reply.WhichOneof("body")), reply.party
+            except DecodeError:
+                stage, party = "attest", "east"
+            stage = stage if stage in begun else "attest"
+            party = party if party in run.replies[stage] else "maker" if stage == "release" else "east"
+            link.reply, link.bent = data, (party, stage)
+            coordinator._at = Progress.decode(begun[stage])
+            getattr(coordinator, f"_{stage}")()
+            return not coordinator._at.passed_over
+
+        return handle
 
     def node(self, party: str) -> Callable[[bytes], stage_pb2.StageReply]:
         """Answers each request as the node of `party` did in the midst of the run; of what it is asked it remembers nothing."""

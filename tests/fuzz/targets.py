@@ -51,6 +51,7 @@ from fedark.attestation.platforms.tdx_collateral import Collateral  # noqa: E402
 from fedark.attestation.reference import REFERENCE_LABEL, ReferenceValues, VerifiedReference, sign_reference  # noqa: E402
 from fedark.contract import Contract  # noqa: E402
 from fedark.enclave.channel import Channel, Disconnected  # noqa: E402
+from fedark.enclave.checkpoint import Sealer  # noqa: E402
 from fedark.enclave.protection import (  # noqa: E402
     Context,
     GroupKey,
@@ -63,8 +64,11 @@ from fedark.enclave.protection import (  # noqa: E402
 from fedark.enclave.session import RunConfig  # noqa: E402
 from fedark.errors import FedarkError  # noqa: E402
 from fedark.federation.aggregator import STAGES  # noqa: E402
+from fedark.federation.budget import read_head, show_head  # noqa: E402
+from fedark.federation.report import read_report, sign_report  # noqa: E402
 from fedark.job import Job  # noqa: E402
 from fedark.keys import HYBRID, HpkeKey, SigningKey  # noqa: E402
+from fedark.privacy.ledger import Head  # noqa: E402
 from fedark.secagg import wire  # noqa: E402
 from fedark.translog.entry import Entry  # noqa: E402
 from fedark.translog.head import HEAD_LABEL, TreeHead  # noqa: E402
@@ -73,6 +77,7 @@ from fedark.translog.memory import HeadMemory  # noqa: E402
 from fedark.translog.merkle import verify_consistency, verify_inclusion  # noqa: E402
 from fedark.translog.update import Update, make_update  # noqa: E402
 from fedark.translog.view import check_views, sign_view  # noqa: E402
+from fedark.tuning.weights import tensors  # noqa: E402
 from fedark.v1 import broker_pb2, enclave_pb2, node_pb2, stage_pb2  # noqa: E402
 from fedark.vault.manifest import Manifest  # noqa: E402
 from fedark.vault.opener import Collector, Opener  # noqa: E402
@@ -93,6 +98,7 @@ PARSERS = (
     "secagg hello", "secagg hello, signed", "secagg round", "secagg upload", "secagg endorsement", "secagg unmask request",
     "secagg survivors", "secagg shares", "broker challenge", "broker release", "stage request, provider", "stage request, customer",
     "aggregator request", "enclave call, trainer", "enclave call, aggregator", "job file",
+    "checkpoint", "ledger head", "ledger head, signed", "report", "report, signed", "stage reply", "safetensors",
 )  # fmt: skip
 
 Made = Iterator[Target]
@@ -543,6 +549,7 @@ def _parties(world: Any) -> Made:
         yield Target(
             f"enclave call, {role}", calls, handle, "open", structure=False, expected=expected, message=enclave_pb2.Call
         )
+    yield from _sent_by_others(world)
     text = world.job_path.read_bytes()
     path = world.job_path.parent / "fuzzed.toml"
 
@@ -565,6 +572,70 @@ def _parties(world: Any) -> Made:
         b"[[models]]\n",
     )
     yield Target("job file", [text], load, "open", structure=False, words=words)
+
+
+def _sent_by_others(world: Any) -> Made:
+    """What hosts bring to enclaves, nodes to the coordinator, customers to the provider, and the aggregator to all."""
+    contract, recorded = world.contract, world.recorded
+    sealer = Sealer(lambda: bytes(32))
+    sealed = sealer.seal(recorded.enclaves["north"].session._whole_state())
+    yield Target("checkpoint", [sealed], sealer.open, "closed", structure=False)
+
+    customer = contract.customers[0]
+    key = SigningKey()
+    own = customer.model_copy(update={"signing_key": key.public.hex()})
+    head = Head(b"l" * 32, 7, b"h" * 48)
+    shown = show_head(key, SimpleNamespace(head=head), "run-1", contract)
+
+    def witnessed(data: bytes) -> Entry:
+        return read_head(data, contract, "run-1", own, now=NOW)
+
+    witnessed(shown)
+    yield Target("ledger head", [shown], witnessed, "closed")
+    body = canonical.decode(shown)[0]
+    label = "fedark/ledger-head/1"
+    yield Target("ledger head, signed", [body], lambda data: witnessed(canonical.encode([data, key.sign(label, data)])), "open")
+
+    signed_by = SimpleNamespace(aggregator=SimpleNamespace(name="pool", signing_key=key.public.hex()), digest=contract.digest)
+    text = stage_pb2.StageRequest.FromString(recorded.requests["east"]["deliver"]).deliver.report
+    signature = sign_report(key, text, contract.digest(), recorded.run_id)
+    words = (b'{"', b"null", b"1e999", b"[[[[", b"\\u0000", b"NaN", b"-1")
+
+    def read(data: bytes) -> None:
+        read_report(data[64:], data[:64], signed_by, recorded.run_id)
+
+    def sign(data: bytes) -> None:
+        read_report(data, sign_report(key, data, contract.digest(), recorded.run_id), signed_by, recorded.run_id)
+
+    read(signature + text)
+    yield Target("report", [signature + text], read, "closed", structure=False)
+    yield Target("report, signed", [text], sign, "open", structure=False, words=words)
+
+    replies = [stage["east"] for stage in recorded.replies.values() if "east" in stage]
+    replies += [stage["maker"] for stage in recorded.replies.values() if "maker" in stage]
+    coordinated = recorded.coordinated()
+    for reply in replies:
+        assert coordinated(reply)
+    yield Target("stage reply", replies, coordinated, "open", structure=False, message=stage_pb2.StageReply)
+
+    base = world.job_path.parent / "base"
+    weights = (base / "model.safetensors").read_bytes()
+    length = 8 + int.from_bytes(weights[:8], "little")
+    small = _safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, 8)
+    rest = len(weights) - length
+    yield Target(
+        "safetensors",
+        [small, _safetensors(json.loads(weights[8:length]), rest)],
+        lambda data: tensors({"model.safetensors": data}),
+        "open",
+        structure=False,
+        words=(b'"shape":[-1]', b'"F64"', b"1e999", b"[[[[", b"null", b'"__metadata__":1', b"18446744073709551616"),
+    )
+
+
+def _safetensors(header: dict[str, Any], size: int) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(size)
 
 
 def _stage_request(world: Any, name: str, party: str) -> Target:
