@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from fedark.errors import ModelError
 from fedark.tuning.weights import Files
@@ -45,7 +45,7 @@ class TextEncoder:
                 "The tokenizer has no token for padding.", safe="Nothing was loaded.", fix="Add a pad_token to it."
             )
         self.pad_id = pad
-        first = self._tokenizer.encode("a", add_special_tokens=False).tokens[:1]
+        first = self._encoded(["a"], special=False)[0].tokens[:1]
         # Sentencepiece-like tokenizers mark a word's start themselves; others need the blank that stands before it.
         self._gap = "" if first and first[0].startswith("\u2581") else " "
 
@@ -57,7 +57,7 @@ class TextEncoder:
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole texts with special tokens, at most `max_length` each; over-long ones lose their end."""
         self._tokenizer.enable_truncation(self._max_length)
-        encodings = self._tokenizer.encode_batch_fast(list(texts))
+        encodings = self._encoded(texts)
         self._tokenizer.no_truncation()
         return [encoding.ids or [self.pad_id] for encoding in encodings]
 
@@ -67,8 +67,7 @@ class TextEncoder:
         Each leaves `reserved` of the `max_length` tokens free for its answer; an over-long prompt loses its start, because
         what is asked tends to stand at the end.
         """
-        special = self._tokenizer.encode_batch_fast(list(prompts))
-        plain = self._tokenizer.encode_batch_fast(list(prompts), add_special_tokens=False)
+        special, plain = self._encoded(prompts), self._encoded(prompts, special=False)
         result = []
         for full, bare, taken in zip(special, plain, reserved, strict=True):
             opening = full.ids[:1] if full.ids[:1] != bare.ids[:1] else []
@@ -78,9 +77,20 @@ class TextEncoder:
 
     def answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Ids of answers as they follow a prompt, with the end token; cut where no room for a prompt would be left."""
-        encodings = self._tokenizer.encode_batch_fast([self._gap + answer for answer in answers], add_special_tokens=False)
+        encodings = self._encoded([self._gap + answer for answer in answers], special=False)
         end = [] if self.eos_id is None else [self.eos_id]
         return [(encoding.ids + end)[: self._max_length - 2] for encoding in encodings]
+
+    def _encoded(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
+        try:
+            return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
+        except BaseException as error:
+            # The library raises bare Exception, and where its Rust code panics something that is none, with a text in it.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise ModelError(
+                "The tokenizer fails on a text.", safe="Nothing was trained on it.", fix="Save the tokenizer again."
+            ) from None
 
     def _special(self, settings: dict[str, Any], name: str) -> int | None:
         token = settings.get(name)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models, processors
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from fedark.errors import ModelError
@@ -79,3 +80,18 @@ def test_a_tokenizer_without_any_token_for_padding_is_refused(zoo: Any) -> None:
             {"tokenizer.json": zoo["llama"].files()["tokenizer.json"], "tokenizer_config.json": json.dumps({}).encode()},
             max_length=8,
         )
+
+
+@pytest.mark.parametrize("part", ["model", "post_processor"])
+def test_a_tokenizer_that_fails_on_a_text_is_refused(part: str) -> None:
+    """Found by fuzzing: the library raises bare Exception for the one, and panics, which is no Exception, for the other."""
+    tokenizer = Tokenizer(models.WordLevel({"[CLS]": 0, "a": 1, "open": 2}, unk_token="[CLS]"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 0)])
+    text = json.loads(tokenizer.to_str())
+    if part == "model":
+        text["model"]["unk_token"] = "nowhere"
+    else:
+        text["post_processor"]["special_tokens"] = {}
+    encoder = TextEncoder({"tokenizer.json": json.dumps(text).encode()}, max_length=8, pad_id=0)
+    with pytest.raises(ModelError, match="fails on a text"):
+        encoder.texts(["shed"])
