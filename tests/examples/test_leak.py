@@ -47,8 +47,8 @@ def test_an_unprotected_update_names_its_record(attacks: Any) -> None:
 def test_a_protected_one_names_nothing(attacks: Any) -> None:
     protected = [one for one in attacks[0] if one.protection.startswith("epsilon")]
     assert {one.protection for one in protected} == {"epsilon 3"}
-    # Three batches of at most four records: one hit is chance.
-    assert np.mean([one.recovered for one in protected]) <= 0.1
+    # Three batches each, of one and of about four records: one hit is chance, of all records of either size.
+    assert np.mean([one.recovered for one in protected]) <= 0.25
 
 
 def test_the_picture_is_well_formed_and_holds_the_sentences(leak: ModuleType, attacks: Any) -> None:
