@@ -207,10 +207,10 @@ class Fleet:
     """One authenticated node's connection to the SuperLink (made by `connect`)."""
 
     def __init__(
-        self, callbacks: tuple[Any, ...], trouble: threading.Event | None = None, renew: Callable[[int], None] | None = None
+        self, callbacks: tuple[Any, ...], trouble: threading.Event | None = None, renew: Callable[[int], bool] | None = None
     ) -> None:
         self.node_id: int = callbacks[0]
-        self._trouble, self._renew = trouble or threading.Event(), renew or (lambda node_id: None)
+        self._trouble, self._renew = trouble or threading.Event(), renew or (lambda node_id: True)
         self._receive, self._send, self._get_run, self._get_fab, self._pull, self._push, self._confirm = callbacks[1:]
 
     def pull(self) -> Incoming | None:
@@ -218,13 +218,18 @@ class Fleet:
 
         A SuperLink that dies as it answers has marked a message as delivered that never came. Whoever had to ask again therefore
         connects anew, which tells the sender to send again what has no answer yet. Trouble counts until that is done: an asking
-        that failed altogether leaves it to the next one.
+        or a connecting that failed leaves it to the next one, which then connects before it asks.
         """
+        self._end_trouble()
         received = self._receive()
-        if self._trouble.is_set():
-            self._renew(self.node_id)
-            self._trouble.clear()
+        self._end_trouble()
         return Incoming(*received) if received is not None else None
+
+    def _end_trouble(self) -> None:
+        if self._trouble.is_set():
+            self._trouble.clear()  # first: another thread's new trouble must count
+            if not self._renew(self.node_id):
+                self._trouble.set()
 
     def require_pinned_bundle(self, run_id: int) -> None:
         """Fetch the bundle of a run and compare it with the pinned one.
@@ -326,12 +331,22 @@ def _fleet_client(address: str, ca: Path, key: ec.EllipticCurvePrivateKey) -> Fl
     return FleetHttpClient.from_server_address(address, False, str(ca), interceptors=interceptors)
 
 
-def _connect_anew(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, node_id: int) -> None:
-    """Leave and come back: the time at which the node connected, which the SuperLink tells, is then a new one."""
+def _connect_anew(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, node_id: int) -> bool:
+    """Leave and come back: the time at which the node connected, which the SuperLink tells, is then a new one.
+
+    Returns:
+        Whether the SuperLink was reached for both. It may not be, while the trouble lasts.
+    """
     public = public_key_to_bytes(key.public_key())
-    with _fleet_client(address, ca, key) as client, suppress(httpx.HTTPError, DecodeError):
-        client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
-        client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL))
+    with _fleet_client(address, ca, key) as client:
+        try:
+            with suppress(httpx.HTTPStatusError):  # it was not online any more
+                client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+            with suppress(httpx.HTTPStatusError):  # it is online
+                client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL))
+        except (httpx.HTTPError, DecodeError):
+            return False
+    return True
 
 
 def _take_back(address: str, ca: Path, key: ec.EllipticCurvePrivateKey, former: Path) -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points, version
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import ErrorCode
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.proto.node_pb2 import NodeInfo
@@ -147,3 +148,29 @@ def test_a_superlink_that_is_not_there_is_a_clear_error(tmp_path) -> None:
         pytest.raises(FederationError, match=r"127\.0\.0\.1:1 cannot be reached"),
     ):
         control.nodes()
+
+
+def test_trouble_counts_until_the_node_has_connected_anew() -> None:
+    """A message that was lost with the connection is sent again only then: one that failed to connect must try once more."""
+    trouble, events = threading.Event(), []
+    comes_back = iter([False, False, True])
+
+    def renew(node_id: int) -> bool:
+        events.append("renew")
+        return next(comes_back)
+
+    def receive() -> None:
+        events.append("receive")
+        if len(events) == 1:
+            trouble.set()
+
+    fleet = adapter.Fleet((7, receive, *[None] * 6), trouble, renew)
+    for _ in range(3):
+        assert fleet.pull() is None
+    assert events == ["receive", "renew", "renew", "receive", "renew", "receive"]
+    assert not trouble.is_set()
+
+
+def test_a_node_that_cannot_reach_the_superlink_has_not_connected_anew(tmp_path) -> None:
+    ca = provision(tmp_path / "keys").ca
+    assert adapter._connect_anew("127.0.0.1:1", ca, ec.generate_private_key(ec.SECP384R1()), 7) is False
