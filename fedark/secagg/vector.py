@@ -16,7 +16,6 @@ exceeds `Layout.integer_norm`: the mechanism's sensitivity then holds exactly.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections import deque
@@ -147,10 +146,13 @@ def _pack_and_mask(packer: _Packer, out: Words, noise: Noise | None, streams: Se
 
     def work() -> None:
         masks = _Masks(streams, out.size)
-        with contextlib.suppress(IndexError):
-            while True:
-                for at, end in _pieces(*packed.popleft(), BLOCK):
-                    masks.apply(out[at:end], at)
+        while True:
+            try:
+                span = packed.popleft()
+            except IndexError:
+                return  # no error of masking is taken for this: what could not be masked is not sent
+            for at, end in _pieces(*span, BLOCK):
+                masks.apply(out[at:end], at)
 
     try:
         begin = 0

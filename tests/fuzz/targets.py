@@ -543,7 +543,7 @@ def _parties(world: Any) -> Made:
             with world.recorded.clock():
                 enclave.handle(data)
 
-        calls = [data for kind, data in enclave.calls.items()]
+        calls = list(enclave.calls.values())
         for data in calls:
             handle(data)
         yield Target(

@@ -232,3 +232,21 @@ def test_a_helper_that_cannot_be_started_costs_this_vector_and_no_later_one(monk
         assert np.array_equal(alone, shared)
     vector_module._pool().shutdown(wait=True)  # ends, since no thread waits
     vector_module._pool.cache_clear()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_piece_that_cannot_be_masked_is_an_error_and_never_passed_over(monkeypatch, threads):
+    def broken(self, target, at):
+        raise IndexError("of masking itself")
+
+    monkeypatch.setattr(vector_module._Masks, "apply", broken)
+    layout = Layout("x", 20 * BLOCK)
+    with pytest.raises(IndexError, match="masking itself"):
+        mask(
+            np.empty(layout.words(1), np.uint64),
+            layout,
+            1,
+            Contribution(np.ones(layout.length, np.float32)),
+            [],
+            threads=threads,
+        )
