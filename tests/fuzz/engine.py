@@ -213,13 +213,13 @@ def _changed(rng: random.Random, tree: Any, depth: int) -> Any:
     return _leaf(rng, tree)
 
 
-def _bend(rng: random.Random, message: Message) -> None:
+def _bend(rng: random.Random, message: Message, *, outer: bool = True) -> None:
     """Change one place in `message`, or in a message in it."""
     fields = message.ListFields()
     if not fields or rng.random() < 0.02:
         return
-    # Most of what is sent is in the last fields; the first name the run.
-    field, value = fields[-1] if rng.random() < 0.7 else rng.choice(fields)
+    # Most of what is sent is in the last field of the outer message; the first name the run.
+    field, value = fields[-1] if outer and rng.random() < 0.7 else rng.choice(fields)
     if rng.random() < 0.05:
         message.ClearField(field.name)
     elif field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -227,7 +227,7 @@ def _bend(rng: random.Random, message: Message) -> None:
         if rng.random() < 0.15:
             del value[key]
         elif field.message_type.fields_by_name["value"].message_type is not None:
-            _bend(rng, value[key])
+            _bend(rng, value[key], outer=False)
         else:
             value[key] = _scalar(rng, field.message_type.fields_by_name["value"], value[key])
     elif field.is_repeated:
@@ -235,11 +235,11 @@ def _bend(rng: random.Random, message: Message) -> None:
         if rng.random() < 0.2:
             value.extend(value[: rng.randrange(20)])
         elif field.message_type is not None:
-            _bend(rng, value[at])
+            _bend(rng, value[at], outer=False)
         else:
             value[at] = _scalar(rng, field, value[at])
     elif field.message_type is not None:
-        _bend(rng, value)
+        _bend(rng, value, outer=False)
     else:
         setattr(message, field.name, _scalar(rng, field, value))
 

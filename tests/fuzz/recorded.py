@@ -20,7 +20,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from fedark import canonical
-from fedark.contract import now
+from fedark.contract import Contract, now
 from fedark.enclave import session as session_module
 from fedark.enclave import trainer
 from fedark.federation import consent, customer, provider
@@ -36,7 +36,7 @@ from fedark.simulation import Simulation, in_process_enclaves
 from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
 
 _CLOCKS = (node_module, customer, provider, consent, session_module, trainer)
-_REBUILT_AFTER = 300
+_REBUILT_AFTER = 100  # its log grows
 
 
 class _Careless(sqlite3.Connection):
@@ -47,6 +47,18 @@ class _Careless(sqlite3.Connection):
 
 
 _connect = functools.partial(sqlite3.connect, factory=_Careless)
+
+
+def _encoded_once() -> Callable[[Contract], bytes]:
+    """`Contract.encode`, which a node calls several times a request, with the same result."""
+    encode, known = Contract.encode, dict[int, tuple[Contract, bytes]]()
+
+    def encoded(contract: Contract) -> bytes:
+        if id(contract) not in known:
+            known[id(contract)] = contract, encode(contract)  # the contract is kept, so that no other gets its id
+        return known[id(contract)][1]
+
+    return encoded
 
 
 class Recorded:
@@ -98,7 +110,11 @@ class Recorded:
     def clock(self) -> Iterator[None]:
         """Everything here happens at the end of the run."""
         changed: list[tuple[Any, str, Any]] = [(module, "now", lambda: self.at) for module in _CLOCKS]
-        changed += [(os, "fsync", lambda descriptor: None), (sqlite3, "connect", _connect)]
+        changed += [
+            (os, "fsync", lambda descriptor: None),
+            (sqlite3, "connect", _connect),
+            (Contract, "encode", _encoded_once()),
+        ]
         before = [(place, name, getattr(place, name)) for place, name, _ in changed]
         try:
             for place, name, value in changed:
