@@ -209,6 +209,7 @@ class AggregatorMasks:
         self._policy = masked_policy(contract, run_id)
         self._directory: Directory | None = None
         self._server: Server | None = None
+        self._mean: Vector | None = None
         self._round: Round | None = None
         self._closed = False
         self._waiting: set[str] = set()
@@ -334,9 +335,9 @@ class AggregatorMasks:
         return current.finish()
 
     def split(self, total: RoundSum) -> dict[str, Vector]:
-        """Weighted mean of the updates: model name -> what travels."""
-        mean, at = total.mean(), 0
-        found = {}
+        """Weighted mean of the updates: model name -> what travels. The next round's overwrites it."""
+        mean, at = total.mean(buffer=self._mean), 0
+        self._mean, found = mean, {}
         for terms in self._contract.models:
             found[terms.name] = mean[at : at + terms.travelling]
             at += terms.travelling

@@ -28,13 +28,14 @@ from fedark.errors import ProtocolError, Refused
 from fedark.secagg import schedule, shamir, wire
 from fedark.secagg.cohort import Cohort, reply_limit, upload_limit
 from fedark.secagg.directory import Directory, check_cohort, check_round
-from fedark.secagg.vector import RoundSum, Words, apply_masks
+from fedark.secagg.vector import MaskedSum, RoundSum, Stream, Words, apply_masks
 
 __all__ = ["Round", "Server"]
 
 _DROPPED = "The message was dropped; the round goes on without it."
 _SUBSETS = 200
 _PENDING_BYTES = 1 << 28
+_MOST_STREAMS = 512
 Shares = NDArray[np.uint8]
 
 
@@ -92,7 +93,6 @@ class Round:
         self._directory, self._layout, self._threads = directory, directory.policy.by_name[layout], threads
         self._cohort = Cohort(directory, members)
         self._ctx = schedule.context(directory.sid, number, layout, model_digest, members)
-        self._total = np.zeros(self._layout.words(len(members)), np.uint64)
         self._pending: list[Words] = []
         self._uploads: dict[int, _Upload] = {}
         self._survivors: list[int] | None = None
@@ -233,20 +233,24 @@ class Round:
         if self._finished or not self.enough_answers:
             raise ProtocolError("The round is finished, or too few members have answered.", safe="Nothing was unmasked.")
         self._finished = True
-        streams: list[tuple[bytes, bool]] = []
+        streams: list[Stream] = []
         for u, secrets in self._recover(survivors).items():
             streams.append((secrets[0], False))
             slots = self._cohort.slots(u) if secrets[1:] else []
             for slot, secret in zip(self._released[u][1:], secrets[1:], strict=True):
                 streams.append((secret, u > slots[slot - 1]))
-        self._fold(streams)
-        result = RoundSum(self._layout, self._directory.names(survivors), len(self._cohort), self._total)
+        if len(streams) > _MOST_STREAMS:  # opened in batches
+            self._fold(streams)
+            streams = []
+        packed, self._pending = MaskedSum(self._pending, streams), []
+        result = RoundSum(self._layout, self._directory.names(survivors), len(self._cohort), packed)
         result.check()
         return result
 
-    def _fold(self, streams: list[tuple[bytes, bool]]) -> None:
-        apply_masks(self._total, streams, self._threads, self._pending)
-        self._pending = []
+    def _fold(self, streams: list[Stream]) -> None:
+        total = np.zeros(self._layout.words(len(self._cohort)), np.uint64)
+        apply_masks(total, streams, self._threads, self._pending)
+        self._pending = [total]
 
     def _recover(self, survivors: list[int]) -> dict[int, list[bytes]]:
         """Every survivor's released secrets, checked against its commitments."""

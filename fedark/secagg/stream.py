@@ -1,42 +1,87 @@
 """Mask streams: AES-256 in counter mode, by `cryptography`, over zeros, read as little-endian 64-bit words.
 
-The counter mode is that of AES-GCM (NIST SP 800-38D, section 6.5): what `AESGCM` makes of zeros is the keystream itself. Its
-vectorised code runs a fifth faster than plain CTR here (measured), and the tag that comes with it is thrown away. Block i of a
-key is the keystream of the 96-bit nonce i: any block is reached directly, so ranges of one vector run in parallel threads (the
-cipher and the additions release the interpreter lock) and give the same masks.
+Block i of a key is the keystream of the 96-bit nonce i, counted from 2: the counter mode inside AES-GCM (NIST SP 800-38D, section
+6.5). So `AESGCM` over zeros makes it, and so does plain CTR from that counter. Which of the two is faster depends on the processor,
+by a third or by twice (both measured), so a process times them once; the bits are the same. GCM's tag is thrown away.
 
-Buffers belong to the caller and are sized to stay in the processor's second-level cache.
+Any block is reached directly, so ranges of one vector run in parallel threads (the cipher and the additions release the
+interpreter lock) and give the same masks. Buffers belong to the caller and are sized to stay in the processor's second-level cache.
 """
 
 from __future__ import annotations
 
+import threading
+import time
+from functools import cache
+from typing import Protocol
+
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "SPARE", "Keystream"]
+__all__ = ["BLOCK", "LONGEST", "SPARE", "Keystream", "block_of", "nonce_of"]
 
 BLOCK = 1 << 15
-"""Words of one block: 256 KiB of keystream. Part of the protocol: both sides of a mask cut it alike."""
+"""Words of a block: 256 KiB of keystream."""
+LONGEST = 1 << 17
+"""Words of the longest block."""
 SPARE = 2
 """Words that a buffer needs beyond the keystream, for the discarded tag."""
 
-_ZEROS = memoryview(bytes(8 * BLOCK))
+_ZEROS = memoryview(bytes(8 * LONGEST))
+_FIRST = (2).to_bytes(4, "big")
+_TAG = 8 * SPARE
+_TRIALS = 5
 
 
-class Keystream:
-    """The stream of one 32-byte key, which is used for nothing else."""
+class _Counter(Protocol):
+    """A way to the stream of one key."""
+
+    def __init__(self, key: bytes) -> None: ...
+
+    def fill(self, nonce: bytes, buffer: memoryview) -> None:
+        """Write the nonce's stream to all of `buffer` but its last 16 bytes, which may be overwritten."""
+
+
+class _Gcm:
+    """By AES-GCM, which keeps no state between calls."""
 
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
 
-    def block(self, index: int, buffer: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-        """The first `count` words (at most BLOCK) of block `index`, written to the front of `buffer`; a view of them.
+    def fill(self, nonce: bytes, buffer: memoryview) -> None:
+        self._cipher.encrypt_into(nonce, _ZEROS[: len(buffer) - _TAG], None, buffer)
 
-        `buffer` is contiguous and has at least count + SPARE words; its rest is overwritten.
+
+class _Ctr:
+    """By plain CTR, whose counter is state: one call at a time."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher, self._lock = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor(), threading.Lock()
+
+    def fill(self, nonce: bytes, buffer: memoryview) -> None:
+        with self._lock:
+            self._cipher.reset_nonce(nonce + _FIRST)
+            self._cipher.update_into(_ZEROS[: len(buffer) - _TAG], buffer[:-_TAG])
+
+
+class Keystream:
+    """The stream of one 32-byte key, which is used for nothing else. Any thread may ask for any block.
+
+    Attributes:
+        fill: writes the stream of a nonce (`nonce_of`) to all of a byte buffer but its last 8 * SPARE bytes.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self.fill = _fastest()(key).fill
+
+    def block(self, index: int, buffer: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
+        """The first `count` words (at most LONGEST) of block `index`, written to the front of `buffer`; a view of them.
+
+        `buffer` is contiguous and has at least count + SPARE words; its rest may be overwritten.
         """
-        view = buffer[: count + SPARE].view(np.uint8).data
-        self._cipher.encrypt_into(index.to_bytes(12, "big"), _ZEROS[: 8 * count], None, view)
+        self.fill(nonce_of(index), buffer[: count + SPARE].view(np.uint8).data)
         return buffer[:count]
 
     def words(self, count: int, first: int = 0) -> NDArray[np.uint64]:
@@ -45,3 +90,29 @@ class Keystream:
         for at in range(0, count, BLOCK):
             self.block(first + at // BLOCK, result[at:], min(BLOCK, count - at))
         return result[:count]
+
+
+def nonce_of(index: int) -> bytes:
+    """The nonce of block `index`."""
+    return index.to_bytes(12, "big")
+
+
+def block_of(words: int) -> int:
+    """Words of a block of the masks of a vector of `words` words. Part of the protocol: both sides of a mask cut it alike.
+
+    Threads take turns with the interpreter lock at every call: longer blocks mean fewer turns, as long as all threads get several
+    and their buffers weigh little beside the vector.
+    """
+    return min(LONGEST, max(BLOCK, 1 << (words // 16).bit_length() >> 1))
+
+
+@cache
+def _fastest() -> type[_Counter]:
+    """Whichever filled a block faster, at its best of a few alternate tries: a millisecond, once."""
+    buffer, took = memoryview(bytearray(8 * (BLOCK + SPARE))), dict[type[_Counter], float]()
+    for _ in range(_TRIALS):
+        for way in (_Gcm, _Ctr):
+            counter, start = way(bytes(32)), time.perf_counter()
+            counter.fill(bytes(12), buffer)
+            took[way] = min(took.get(way, float("inf")), time.perf_counter() - start)
+    return min(took, key=lambda way: took[way])

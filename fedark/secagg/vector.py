@@ -3,8 +3,9 @@
 It pays for keystreams, whose calls are long; numpy's are so short that two threads would mostly wait for the interpreter lock.
 So one thread rounds and packs, and what it has packed is masked by the others, in the end by all of them.
 
-A value x becomes an integer: x * weight / max_weight / step, rounded up or down at random so that its expectation is exact,
-clamped to [-M, M]; noise is added, then the offset M + K. `per_word` fields share a 64-bit
+A value x becomes an integer: x * weight / max_weight / step, clamped to [-M, M], is rounded up or down at random by an unbiased draw:
+x is taken to 16 binary places (32 above 16 bits), toward zero, as many random bits are added, and the places are cut off. So the
+expectation is x to 2**-16 of a step (2**-32). Noise is added, then the offset M + K. `per_word` fields share a 64-bit
 word, planar: word j of W holds the values j, W + j, 2 W + j ... . Masks are uniform modulo 2**64 and added to whole words, so a
 masked word is uniform, and a sum of words is the sum of its fields (no carries: `policy.Layout`). The last words are lanes of
 their own: the weight and the metrics.
@@ -22,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -31,11 +32,11 @@ from numpy.typing import NDArray
 
 from fedark.errors import InputError, Refused
 from fedark.secagg.policy import Layout
-from fedark.secagg.stream import BLOCK, SPARE, Keystream
+from fedark.secagg.stream import BLOCK, SPARE, Keystream, block_of, nonce_of
 
-__all__ = ["Contribution", "Noise", "RoundSum", "apply_masks", "mask", "threads_available"]
+__all__ = ["Contribution", "MaskedSum", "Noise", "RoundSum", "apply_masks", "mask", "threads_available"]
 
-_PIECE_BYTES = 1 << 18  # of values that are rounded at a time
+_PIECE_BYTES = 1 << 18  # of values that are rounded at a time, at least
 _NORM_DRAWS = 64
 _STREAMS = 512
 Words = NDArray[np.uint64]
@@ -134,12 +135,14 @@ def mask(
     if noise is not None:
         seed = _bounded_rounding(packer, layout, seed)
     out[layout.vector_words(cohort) :] = np.array(lanes, np.uint64)
-    _pack_and_mask(packer(seed), out, noise, streams, _threads(threads, out.size))
+    _pack_and_mask(partial(packer, seed), out, noise, streams, threads or threads_available())
 
 
-def _pack_and_mask(packer: _Packer, out: Words, noise: Noise | None, streams: Sequence[Stream], threads: int) -> None:
+def _pack_and_mask(
+    packer: Callable[[], _Packer], out: Words, noise: Noise | None, streams: Sequence[Stream], threads: int
+) -> None:
     """One thread packs; what it has packed is masked by helpers, in the end by all. A helper waits for nobody: it ends when there is
-    nothing to mask, and another is called with the next piece.
+    nothing to mask, and another is called with the next piece. The packer's buffers are gone before this thread takes some to mask.
     """
     packed: deque[tuple[int, int]] = deque()
     helpers: list[Future[None]] = []
@@ -151,12 +154,12 @@ def _pack_and_mask(packer: _Packer, out: Words, noise: Noise | None, streams: Se
                 span = packed.popleft()
             except IndexError:
                 return  # no error of masking is taken for this: what could not be masked is not sent
-            for at, end in _pieces(*span, BLOCK):
+            for at, end in _pieces(*span, masks.block):
                 masks.apply(out[at:end], at)
 
     try:
         begin = 0
-        for end in packer.pack(out, noise):
+        for end in packer().pack(out, noise):
             packed.append((begin, end))
             begin = end
             if sum(not helper.done() for helper in helpers) < threads - 1:
@@ -185,50 +188,61 @@ def apply_masks(total: Words, streams: Sequence[Stream], threads: int | None = N
 
     def work(span: tuple[int, int]) -> None:
         for first in range(0, max(len(streams), 1), _STREAMS):
-            masks = _Masks(streams[first : first + _STREAMS], span[1] - span[0])
-            for at, end in _pieces(*span, BLOCK):
+            masks = _Masks(streams[first : first + _STREAMS], total.size)
+            for at, end in _pieces(*span, masks.block):
                 target = total[at:end]
                 for upload in uploads if first == 0 else ():
                     np.add(target, upload[at:end], out=target)
                 masks.apply(target, at)
 
-    _each(work, total.size, threads)
+    _each(work, total.size, threads, block_of(total.size))
 
 
 class _Masks:
-    """Open keystreams, for one thread, of at most `words` words at a time."""
+    """Open keystreams, for one thread, of a vector of `words` words.
+
+    Attributes:
+        block: words of a block.
+    """
 
     def __init__(self, streams: Sequence[Stream], words: int) -> None:
-        self._open = [(Keystream(key), np.add if added else np.subtract) for key, added in streams]
-        self._words = np.empty(min(BLOCK, words) + SPARE, np.uint64)
+        self._open = [(Keystream(key).fill, np.add if added else np.subtract) for key, added in streams]
+        self.block = block_of(words)
+        self._words = np.empty(min(self.block, words) + SPARE, np.uint64)
 
     def apply(self, target: Words, at: int) -> None:
         """Apply every stream to the words `target`, which begin at word `at` of the vector: at a block's edge."""
-        for stream, operation in self._open:
-            operation(target, stream.block(at // BLOCK, self._words, target.size), out=target)
+        words, nonce = self._words[: target.size], nonce_of(at // self.block)
+        buffer = self._words[: target.size + SPARE].view(np.uint8).data
+        for fill, operation in self._open:
+            fill(nonce, buffer)
+            operation(target, words, out=target)
 
 
 class _Packer:
     """Rounds one client's vector and packs it into words, in buffers of its own."""
 
     def __init__(self, layout: Layout, cohort: int, vector: NDArray[np.float32], scale: float, seed: bytes) -> None:
-        single = layout.bits <= 16
-        self._kind: Any = np.float32 if single else np.float64
-        self._shift = 9 if single else 12
-        self._one: Any = np.uint32(0x3F800000) if single else np.uint64(0x3FF0000000000000)
+        single = layout.bits <= 16 and scale < 2.0**100  # beyond, single precision could overflow
+        self._float: Any = np.float32 if single else np.float64
+        self._whole: Any = np.int32 if single else np.int64
+        self._draw: Any = np.uint16 if single else np.uint32
+        self._places = 16 if single else 32
         self._layout, self._width = layout, layout.width(cohort)
         self._words, self._planes = layout.vector_words(cohort), layout.per_word(cohort)
-        self._vector, self._scale = vector, self._kind(scale)
+        # A clamped value with the largest draw is the largest integer of its type, or below it.
+        self._limit = self._float(layout.magnitude << self._places)
+        self._vector, self._scale = vector, self._float(min(scale * (1 << self._places), float(np.finfo(self._float).max)))
+        self._offset = np.uint64(sum(layout.offset << plane * self._width for plane in range(self._planes)))
         self._stream = Keystream(seed)
-        item = np.dtype(self._kind).itemsize
-        self._piece = _PIECE_BYTES // item
+        item = np.dtype(self._float).itemsize
+        self._piece = max(_PIECE_BYTES // item, block_of(layout.words(cohort)))
         size = min(self._piece, self._words)
         # The buffers of one step lie where those of an earlier one are not needed any more: together they fill the cache.
-        self._whole = np.empty(size, self._kind)
-        self._integers = self._whole.view(np.int32)
-        half = -(-size * item // 8)
-        scratch = np.empty(2 * half + SPARE, np.uint64)
-        self._values, self._draws, self._lifted = scratch[:half].view(self._kind)[:size], scratch[half:], scratch[:size]
+        self._integers = np.empty(size, self._whole)
+        values = -(-size * item // 8)
+        scratch = np.empty(max(size, values + -(-size * item // 16) + SPARE), np.uint64)
+        self._values, self._draws, self._lifted = scratch[:values].view(self._float)[:size], scratch[values:], scratch[:size]
         self._noise = np.empty(size if layout.noise_bound else 0, np.int32)
 
     def square_norm(self) -> float:
@@ -236,7 +250,7 @@ class _Packer:
         return sum(
             float(np.dot(values, values))
             for at, end in _pieces(0, self._words, self._piece)
-            for values in (rounded.astype(np.float64) - 1 for _, _, rounded in self._rounded(at, end))
+            for values in (rounded.astype(np.float64) for _, _, rounded in self._rounded(at, end))
         )
 
     def pack(self, out: Words, noise: Noise | None) -> Iterator[int]:
@@ -248,27 +262,26 @@ class _Packer:
 
     def _pack(self, out: Words, begin: int, end: int, noise: Noise | None) -> None:
         layout = self._layout
-        for plane, first, values in self._rounded(begin, end):
-            count = values.size
-            integers, target = self._integers[:count], out[begin : begin + count]
-            np.copyto(integers, values, casting="unsafe")
+        for plane, first, integers in self._rounded(begin, end):
+            count = integers.size
+            target = out[begin : begin + count]
             if noise is not None:
                 extra = self._noise[:count]
                 noise(first, extra)
                 if extra.min() < -layout.noise_bound or extra.max() > layout.noise_bound:
                     raise Refused("The noise exceeds its bound.", safe="Nothing was uploaded.")
                 np.add(integers, extra, out=integers)
-            np.add(integers, layout.offset - 1, out=integers)
+            # Signed fields are added to words that hold every field's offset: modulo 2**64 the borrows cancel.
+            lifted = self._lifted[:count]
+            np.copyto(lifted.view(np.int64), integers)
             if plane == 0:
-                np.copyto(target, integers.view(np.uint32))
+                np.add(lifted, self._offset, out=target)
             else:
-                lifted = self._lifted[:count]
-                np.copyto(lifted, integers.view(np.uint32))
                 np.left_shift(lifted, plane * self._width, out=lifted)
-                np.bitwise_or(target, lifted, out=target)
+                np.add(target, lifted, out=target)
 
     def _rounded(self, at: int, end: int) -> Iterator[tuple[int, int, NDArray[Any]]]:
-        """For each plane: its number, the position of the first value, and 1 + the values rounded to [-M, M]."""
+        """For each plane: its number, the position of the first value, and the values rounded to [-M, M]."""
         for plane in range(self._planes):
             first = plane * self._words + at
             count = min(plane * self._words + min(end, self._words), self._layout.length) - first
@@ -276,22 +289,48 @@ class _Packer:
                 yield plane, first, self._round((plane << 32) + at // self._piece, first, count)
 
     def _round(self, block: int, first: int, count: int) -> NDArray[Any]:
-        values, whole = self._values[:count], self._whole[:count]
-        kind, limit = self._kind, self._kind(self._layout.magnitude)
-        narrow = kind is np.float32
-        words = self._stream.block(block, self._draws, -(-count // 2) if narrow else count)
-        draws = words.view(np.uint32 if narrow else np.uint64)[:count]
-        np.right_shift(draws, self._shift, out=draws)
-        np.bitwise_or(draws, self._one, out=draws)  # the bits of a float, uniform in [1, 2)
-        np.multiply(self._vector[first : first + count], self._scale, out=values, dtype=kind)
-        # Split off the fraction first: value + draw would lose the draw's low bits, and with them the exact expectation.
-        np.floor(values, out=whole)
-        np.subtract(values, whole, out=values)
-        np.add(values, draws.view(kind), out=values)
-        np.floor(values, out=values)  # 1 or 2
-        np.add(values, whole, out=values)
-        values.clip(1 - limit, 1 + limit, out=values)
-        return values
+        values, integers = self._values[:count], self._integers[:count]
+        words = self._stream.block(block, self._draws, -(-count * self._places // 64))
+        np.multiply(self._vector[first : first + count], self._scale, out=values, dtype=self._float)
+        values.clip(-self._limit, self._limit, out=values)
+        np.copyto(integers, values, casting="unsafe")
+        np.add(integers, words.view(self._draw)[:count], out=integers)
+        np.right_shift(integers, self._places, out=integers)
+        return integers
+
+
+class MaskedSum:
+    """Uploads and the masks of their sum, not added up yet: a reader needs one block at a time, and no sum is written down.
+
+    Args:
+        uploads: [words] each, at least one; they must not change.
+        streams: all that is to be applied to the sum of `uploads`.
+    """
+
+    def __init__(self, uploads: Sequence[Words], streams: Sequence[Stream]) -> None:
+        self._uploads, self._streams, self._size = uploads, streams, uploads[0].size
+
+    def words(self, threads: int | None = None) -> Words:
+        """The whole sum."""
+        total = np.zeros(self._size, np.uint64)
+        apply_masks(total, self._streams, threads, self._uploads)
+        return total
+
+    def reader(self) -> Callable[[int, int], Words]:
+        """For one thread: gives the words from a block's edge to another, or to the end, to write on until the next call."""
+        masks, buffer = _Masks(self._streams, self._size), np.empty(min(block_of(self._size), self._size), np.uint64)
+
+        def read(at: int, end: int) -> Words:
+            target = buffer[: end - at]
+            first = self._uploads[0][at:end]
+            for upload in self._uploads[1:]:
+                first = np.add(first, upload[at:end], out=target)
+            if first is not target:
+                np.copyto(target, first)
+            masks.apply(target, at)
+            return target
+
+        return read
 
 
 @dataclass(frozen=True)
@@ -302,13 +341,34 @@ class RoundSum:
         layout: what was summed.
         survivors: the parties in the sum, sorted.
         cohort: number of participants that the field width was made for.
-        words: the unmasked sum, packed.
+        packed: the sum; it is opened where it is read.
     """
 
     layout: Layout
     survivors: tuple[str, ...]
     cohort: int
-    words: Words
+    packed: Words | MaskedSum
+
+    @cached_property
+    def words(self) -> Words:
+        """The unmasked sum, packed."""
+        return self.packed.words() if isinstance(self.packed, MaskedSum) else self.packed
+
+    @cached_property
+    def _lanes(self) -> list[int]:
+        """The sums of weights and metrics."""
+        size, first = self.layout.words(self.cohort), self.layout.vector_words(self.cohort)
+        read, block, found = self._reader(), block_of(size), list[int]()
+        for at, end in _pieces(first // block * block, size, block):
+            found += read(at, end)[max(first - at, 0) :].tolist()
+        return found
+
+    def _reader(self) -> Callable[[int, int], Words]:
+        """See `MaskedSum.reader`."""
+        if isinstance(self.packed, MaskedSum):
+            return self.packed.reader()
+        words = self.packed
+        return lambda at, end: words[at:end].copy()
 
     def check(self) -> None:
         """Refuse a sum that no honest clients can have: masks that do not cancel leave uniform lanes.
@@ -316,8 +376,7 @@ class RoundSum:
         Raises:
             Refused: a client uploaded rubbish, or clients and server disagree on the round.
         """
-        layout, count = self.layout, len(self.survivors)
-        lanes = self.words[layout.vector_words(self.cohort) :].tolist()
+        layout, count, lanes = self.layout, len(self.survivors), self._lanes
         limits = [2 * metric.bound for metric in layout.metrics]
         if not count <= lanes[0] <= count * layout.max_weight or any(
             lane > count * limit for lane, limit in zip(lanes[1:], limits, strict=True)
@@ -329,24 +388,31 @@ class RoundSum:
     @property
     def weight(self) -> int:
         """Sum of the weights."""
-        return int(self.words[self.layout.vector_words(self.cohort)])
+        return self._lanes[0]
 
     @property
     def metrics(self) -> dict[str, float]:
         """Sums of the metrics."""
-        at, count = self.layout.vector_words(self.cohort) + 1, len(self.survivors)
+        count = len(self.survivors)
         return {
-            metric.name: (int(self.words[at + lane]) - count * metric.bound) * metric.resolution
-            for lane, metric in enumerate(self.layout.metrics)
+            metric.name: (lane - count * metric.bound) * metric.resolution
+            for lane, metric in zip(self._lanes[1:], self.layout.metrics, strict=True)
         }
 
     def total(self, threads: int | None = None) -> NDArray[np.float32]:
         """Sum of weight / max_weight * vector (clipped, rounded, noised): float32, [layout.length]."""
         return self._decode(self.layout.step, threads)
 
-    def mean(self, threads: int | None = None) -> NDArray[np.float32]:
-        """Weighted mean of the vectors: float32, [layout.length]."""
-        return self._decode(self.layout.step * self.layout.max_weight / self.weight, threads)
+    def mean(self, threads: int | None = None, buffer: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Weighted mean of the vectors: float32, [layout.length].
+
+        Args:
+            buffer: the result of an earlier round of this layout, which is overwritten: new memory costs a tenth of the time.
+
+        Raises:
+            InputError: the buffer is none of this layout.
+        """
+        return self._decode(self.layout.step * self.layout.max_weight / self.weight, threads, buffer)
 
     def integers(self) -> NDArray[np.int64]:
         """The exact sum in grid steps: int64, [layout.length]."""
@@ -357,30 +423,34 @@ class RoundSum:
         result: NDArray[np.int64] = fields - len(self.survivors) * self.layout.offset
         return result
 
-    def _decode(self, factor: float, threads: int | None) -> NDArray[np.float32]:
+    def _decode(self, factor: float, threads: int | None, buffer: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         layout, words = self.layout, self.layout.vector_words(self.cohort)
-        width, planes = layout.width(self.cohort), layout.per_word(self.cohort)
-        result = np.empty((planes, words), np.float32)
-        shifts = np.arange(planes, dtype=np.uint64)[:, None] * np.uint64(width)
+        width, planes, block = layout.width(self.cohort), layout.per_word(self.cohort), block_of(layout.words(self.cohort))
+        result = np.empty(layout.length, np.float32) if buffer is None else buffer
+        if result.shape != (layout.length,) or result.dtype != np.float32:
+            raise InputError(
+                f"The buffer for {layout.name} is not {layout.length} float32 values.", safe="Nothing was unmasked."
+            )
         # Processors convert 32-bit integers by the vector, wider ones one by one.
         whole: Any = np.int32 if width < 32 else np.int64
         kind: Any = np.float32 if width <= 24 else np.float64
-        low, offset = whole((1 << width) - 1), kind(len(self.survivors) * layout.offset)
+        low, offset = whole((1 << width) - 1), whole(len(self.survivors) * layout.offset)
 
         def work(span: tuple[int, int]) -> None:
-            size = min(BLOCK, span[1] - span[0])
-            shifted, fields, values = (np.empty((planes, size), form) for form in (np.uint64, whole, kind))
-            for at, end in _pieces(*span, BLOCK):
-                wide, field, value = shifted[:, : end - at], fields[:, : end - at], values[:, : end - at]
-                np.right_shift(self.words[at:end], shifts, out=wide)
-                np.copyto(field, wide, casting="unsafe")
-                np.bitwise_and(field, low, out=field)
-                np.copyto(value, field, casting="unsafe")
-                np.subtract(value, offset, out=value)
-                np.multiply(value, kind(factor), out=result[:, at:end], casting="unsafe")
+            read, fields = self._reader(), np.empty(min(block, span[1] - span[0]), whole)
+            for at, end in _pieces(*span, block):
+                shifted, integers = read(at, end), fields[: end - at]
+                for plane in range(planes):
+                    if plane:
+                        np.right_shift(shifted, width, out=shifted)
+                    np.copyto(integers, shifted, casting="unsafe")
+                    np.bitwise_and(integers, low, out=integers)
+                    np.subtract(integers, offset, out=integers)
+                    target = result[plane * words + at : plane * words + end]  # the last plane may end before
+                    np.multiply(integers[: target.size], kind(factor), out=target, dtype=kind, casting="unsafe")
 
-        _each(work, words, threads)
-        return result.reshape(-1)[: layout.length]
+        _each(work, words, threads, block)
+        return result
 
 
 def _pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
@@ -388,10 +458,11 @@ def _pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
         yield at, min(at + size, end)
 
 
-def _each(call: Callable[[tuple[int, int]], None], words: int, threads: int | None) -> None:
+def _each(call: Callable[[tuple[int, int]], None], words: int, threads: int | None, block: int) -> None:
     """Call for at most `threads` ranges of `words` that begin at block boundaries: one here, the others in the pool."""
-    blocks, count = -(-words // BLOCK), _threads(threads, words)
-    edges = [blocks * i // count * BLOCK for i in range(count)] + [words]
+    blocks = -(-words // block)
+    count = max(1, min(threads or threads_available(), blocks))
+    edges = [blocks * i // count * block for i in range(count)] + [words]
     first, *others = pairwise(edges)
     helpers = [_pool().submit(call, span) for span in others]
     try:
@@ -400,10 +471,6 @@ def _each(call: Callable[[tuple[int, int]], None], words: int, threads: int | No
         wait(helpers)
     for helper in helpers:
         helper.result()
-
-
-def _threads(threads: int | None, words: int) -> int:
-    return max(1, min(threads or threads_available(), -(-words // BLOCK)))
 
 
 @lru_cache(maxsize=1)

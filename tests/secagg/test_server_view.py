@@ -27,7 +27,7 @@ def view(session, inputs):
     current = session.open(model=os.urandom(48))
     messages = session.upload(current, inputs, lost=[session.parties[3]])
     current.close()
-    replies, captured = [], []
+    replies = []
     for party in current.committee:
         replies.append(session.clients[party].endorse(current.endorsement_request()))
         current.endorse(replies[-1], party)
@@ -35,14 +35,8 @@ def view(session, inputs):
         replies.append(session.clients[party].unmask(request))
         current.accept(replies[-1], party)
 
-    def capture(total, streams, threads=None, uploads=()):
-        captured.extend(streams)
-        apply_masks(total, streams, threads, uploads)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_module, "apply_masks", capture)
-        result = current.finish()
-    bare = []
+    result = current.finish()
+    captured, bare = result.packed._streams, []
     for index, party in enumerate(session.parties[:3]):
         frame = wire.parse(messages[party], 1 << 20)
         _, masked = frame.split(current._cohort.sealed_bytes(index), session.layout.words(len(session.parties)))

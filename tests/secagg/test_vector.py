@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedark.errors import ContractError, InputError, Refused
+from fedark.secagg import stream as stream_module
 from fedark.secagg import vector as vector_module
 from fedark.secagg.policy import Layout, Metric, Policy
-from fedark.secagg.stream import BLOCK, SPARE, Keystream
-from fedark.secagg.vector import Contribution, RoundSum, apply_masks, mask
+from fedark.secagg.stream import BLOCK, LONGEST, SPARE, Keystream
+from fedark.secagg.vector import Contribution, MaskedSum, RoundSum, apply_masks, mask
 
 
 def names(count):
@@ -128,6 +131,75 @@ def test_a_stream_is_the_same_however_it_is_cut():
             part = Keystream(key).block(index, buffer, count)
             assert np.array_equal(part, whole[index * BLOCK : index * BLOCK + count])
     assert np.unique(whole).size == whole.size, "no block repeats another"
+
+
+@pytest.mark.parametrize("words", [1, 5, 1000, BLOCK, LONGEST])
+@pytest.mark.parametrize("index", [0, 7, (1 << 64) * 3 + 5])
+def test_both_ways_to_a_stream_give_the_same_bits(words, index):
+    key, nonce, got = os.urandom(32), stream_module.nonce_of(index), []
+    for way in (stream_module._Gcm, stream_module._Ctr):
+        buffer = bytearray(8 * (words + SPARE))
+        way(key).fill(nonce, memoryview(buffer))
+        got.append(bytes(buffer[: 8 * words]))
+    assert (
+        got[0] == got[1] == Cipher(algorithms.AES256(key), modes.CTR(nonce + b"\0\0\0\2")).encryptor().update(bytes(8 * words))
+    )
+
+
+@pytest.mark.parametrize("way", ["_Gcm", "_Ctr"])
+def test_threads_that_share_a_stream_get_the_blocks_that_they_ask_for(way, monkeypatch):
+    monkeypatch.setattr(stream_module, "_fastest", lambda: getattr(stream_module, way))
+    stream, key = Keystream(bytes(32)), bytes(32)
+    expected = {index: Keystream(key).block(index, np.empty(2000 + SPARE, np.uint64), 2000).copy() for index in range(8)}
+
+    def ask(index):
+        buffer = np.empty(2000 + SPARE, np.uint64)
+        return all(np.array_equal(stream.block(index, buffer, 2000), expected[index]) for _ in range(200))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(8)))
+
+
+def test_longer_vectors_are_cut_into_longer_blocks_and_never_into_few():
+    sizes = [stream_module.block_of(words) for words in (0, 1, 300_000, 1 << 20, (1 << 21) - 1, 1 << 21, 1 << 32)]
+    assert sizes == [BLOCK, BLOCK, BLOCK, 2 * BLOCK, 2 * BLOCK, LONGEST, LONGEST]
+
+
+@pytest.mark.parametrize("length", [10, 3 * BLOCK, 5 * LONGEST + 3])
+def test_a_sum_that_is_opened_block_by_block_is_the_sum_that_is_written_down(length):
+    layout = Layout("x", length, metrics=(Metric("m", 100, 1),), max_weight=9)
+    rng = np.random.default_rng(length)
+    keys = [os.urandom(32) for _ in range(3)]
+    uploads = []
+    for i, key in enumerate(keys):
+        uploads.append(np.empty(layout.words(3), np.uint64))
+        vector = rng.normal(0, 0.01, length).astype(np.float32)
+        mask(uploads[-1], layout, 3, Contribution(vector, i + 1, {"m": i}), [(key, True)])
+    opened = RoundSum(layout, ("a", "b", "c"), 3, MaskedSum(uploads, [(key, False) for key in keys]))
+    opened.check()
+    assert opened.weight == 6
+    assert opened.metrics == {"m": 3}
+    mean = opened.mean()
+    whole = RoundSum(layout, ("a", "b", "c"), 3, opened.words)
+    assert (whole.weight, whole.metrics) == (6, {"m": 3})
+    assert np.array_equal(mean, whole.mean(1))
+    assert np.array_equal(mean, whole.mean()), "what is decoded is left as it was"
+    buffer = np.empty(length, np.float32)
+    assert opened.mean(buffer=buffer) is buffer
+    assert np.array_equal(buffer, mean)
+    for wrong in (np.empty(length + 1, np.float32), np.empty(length, np.float64)):
+        with pytest.raises(InputError, match="buffer"):
+            opened.mean(buffer=wrong)
+
+
+@pytest.mark.parametrize("bits", [16, 20])
+def test_the_largest_values_of_any_scale_stay_within_their_fields(bits):
+    layout = Layout("x", 6, bits, 1e30, 1e-30)
+    vector = np.array([3e29, -3e29, 0, 1e-30, -1e-30, 1e-45], np.float32)
+    words = np.empty(layout.words(3), np.uint64)
+    mask(words, layout, 3, Contribution(vector), [])
+    limit = layout.magnitude
+    assert RoundSum(layout, ("a",), 3, words).integers()[:5].tolist() == [limit, -limit, 0, limit, -limit]
 
 
 def test_two_rounding_planes_never_share_draws():
