@@ -45,9 +45,9 @@ class Cost:
     server_stream: int
 
     @classmethod
-    def of(cls, layout: Layout, cohort: int, minimum: int, colluders: int, dropped: int = 0) -> Cost:
-        """The cost for `cohort` participants of which `dropped` do not upload."""
-        degree = graph_degree(cohort, colluders, minimum).mean
+    def of(cls, layout: Layout, cohort: int, minimum: int, colluders: int, dropped: int = 0, agreement: bool = False) -> Cost:
+        """The cost for `cohort` participants of which `dropped` do not upload; `agreement` as in the policy."""
+        degree = graph_degree(cohort, colluders, minimum, agreement).mean
         members = committee_size(cohort, colluders)
         need = threshold(members, colluders if members == cohort else 0)
         alive, vector = cohort - dropped, 8 * layout.words(cohort)

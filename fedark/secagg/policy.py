@@ -199,4 +199,4 @@ class Policy:
     @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the canonical form, 32 bytes."""
-        return hashlib.sha256(canonical.encode(["fedark/secagg/1/policy", asdict(self)])).digest()
+        return hashlib.sha256(canonical.encode(["fedark/secagg/2/policy", asdict(self)])).digest()

@@ -6,9 +6,17 @@ no party's self-mask seed and pairwise seeds "without that party" are both recov
 a few hundred clients everybody is a member; beyond, a sample whose chance to hold more than 2 t - c - 1 colluders (a
 hypergeometric tail) is below 2**-STATISTICAL_BITS.
 
-Graph. Small cohorts mask with everybody (Bonawitz et al. 2017). Large ones use a random graph with independent edges, with the
-aim of Bell et al. 2020 but against a server that names the dropped clients after it has seen the graph. Every survivor must keep
-a floor of surviving neighbours. `split_bound` then bounds the probability that the honest survivors of any admissible survivor
+Graph. What a server can learn is the sums over connected parts of the honest survivors (Bell et al. 2020). Two kinds of graph:
+
+Ring. Clients stand in a circle, in the order of the directory, and each masks with its nearest k. No k - 1 clients can be taken
+away so that the others fall apart (Harary, "The maximum connectivity of a graph", 1962). A server that works with g clients can
+take away those and the d that it makes the committee treat as dropped: k = g + d + 1, and k = n - 1, everybody, where that is no
+fewer. With agreement d is n - minimum; without it more, since each member may be shown another set: `most_dropped`. It holds for
+every survivor set and every choice of colluders, at whatever time.
+
+Random. In large cohorts that admit many drops fewer neighbours do: independent edges, with the aim of Bell et al. but against a
+server that names the dropped clients after it has seen the graph. Every survivor must keep a floor of surviving neighbours.
+`split_bound` then bounds the probability that the honest survivors of any admissible survivor
 set fall into two parts, of which the server could learn separate sums. For that, some set A of s honest clients, the smaller
 part, must have all its other honest neighbours among the dropped, and each of its members must have floor - s + 1 neighbours
 that collude: of its surviving neighbours at most s - 1 are in A. The two events ask for different edges, so their probabilities
@@ -43,6 +51,8 @@ __all__ = [
     "committee_bound",
     "committee_size",
     "graph_degree",
+    "most_dropped",
+    "must_agree",
     "refusal_bound",
     "split_bound",
     "threshold",
@@ -51,7 +61,8 @@ __all__ = [
 STATISTICAL_BITS = 80
 REFUSAL_BITS = 10
 """At most one round in 2**REFUSAL_BITS is lost to the floor, over random sessions."""
-_COMPLETE = 64
+_SMALL = 64
+"""Larger cohorts always agree on the survivors."""
 _COMMITTEE = 1 << 32
 """First block of the seed's stream that the committee is drawn from; the graph's blocks come before."""
 _LOG2E = 1 / math.log(2)
@@ -156,12 +167,33 @@ def refusal_bound(cohort: int, minimum: int, degree: int, floor: int) -> float:
     return math.log2(minimum) + _log2_sum(terms)
 
 
+def most_dropped(cohort: int, colluders: int, minimum: int, agreement: bool) -> int:
+    """How many clients a server can at most have treated as dropped in one round.
+
+    Without agreement a sum may cover fewer than `minimum`: each honest member names at most cohort - minimum dropped clients, and
+    threshold - colluders of them are needed to treat a client as dropped.
+    """
+    if agreement:
+        return cohort - minimum
+    size = committee_size(cohort, colluders)
+    need = threshold(size, colluders if size == cohort else 0)
+    bad = colluders if size == cohort else 2 * need - size - 1
+    return (cohort - minimum) * (size - bad) // (need - bad)
+
+
+def must_agree(cohort: int, colluders: int, minimum: int) -> bool:
+    """Whether members release nothing before a quorum has signed one survivor set: in large cohorts, and where a sum could else
+    cover fewer than two honest clients.
+    """
+    return cohort > _SMALL or cohort - most_dropped(cohort, colluders, minimum, False) - colluders < 2
+
+
 class Degree(NamedTuple):
     """Of a masking graph.
 
     Attributes:
         mean: number of neighbours; cohort - 1 where nothing is gained by fewer.
-        floor: surviving neighbours that every survivor must keep; 0 in a complete graph.
+        floor: surviving neighbours that every survivor must keep; 0 in a ring, which needs none, and in a complete graph.
     """
 
     mean: int
@@ -169,17 +201,20 @@ class Degree(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def graph_degree(cohort: int, colluders: int, minimum: int) -> Degree:
-    """The smallest that keeps both bounds."""
-    if cohort > _COMPLETE:
-        for degree in range(20, int(0.8 * (cohort - 1)), 4):
+def graph_degree(cohort: int, colluders: int, minimum: int, agreement: bool = False) -> Degree:
+    """The smallest: of a ring, or of a random graph that keeps both bounds."""
+    agreement = agreement or must_agree(cohort, colluders, minimum)
+    degree = colluders + most_dropped(cohort, colluders, minimum, agreement) + 1
+    ring = min(degree + degree * cohort % 2, cohort - 1)  # an odd number of clients have no odd number of neighbours each
+    if cohort > _SMALL:
+        for degree in range(20, ring, 4):
             cuts, edge = _cuts(cohort, colluders, minimum, degree), _edge(cohort, degree) / (1 << 16)
             # The bound falls as the floor rises.
             floors = range(1, degree)
             at = bisect_left(floors, True, key=lambda floor: _split(cuts, colluders, edge, floor) <= -STATISTICAL_BITS)
             if at < len(floors) and refusal_bound(cohort, minimum, degree, floors[at]) <= -REFUSAL_BITS:
                 return Degree(degree, floors[at])
-    return Degree(cohort - 1, 0)
+    return Degree(ring, 0)
 
 
 class Topology:
@@ -188,7 +223,7 @@ class Topology:
     Attributes:
         committee: indices of the members, ascending.
         threshold: t.
-        complete: everybody masks with everybody.
+        complete: everybody masks with everybody: a ring without a gap.
         degree_floor: surviving neighbours that every survivor must keep.
         agreement: members release nothing before t of them have signed one survivor set.
     """
@@ -199,19 +234,17 @@ class Topology:
         """
         colluders, minimum = policy.colluders, policy.minimum
         size = committee_size(cohort, colluders)
-        degree = graph_degree(cohort, colluders, minimum)
-        self.complete = degree.mean == cohort - 1
-        self.degree_floor = degree.floor
         self.threshold = threshold(size, colluders if size == cohort else 0)
         draws = Keystream(seed).words(cohort, first=_COMMITTEE)
         self.committee = tuple(int(i) for i in np.sort(np.argsort(draws, kind="stable")[:size]))
-        self._adjacency = _random_graph(cohort, degree.mean, seed) if not self.complete else None
         self._cohort = cohort
-        bad = colluders if size == cohort else 2 * self.threshold - size - 1
-        dropped = (cohort - minimum) * (size - bad) // (self.threshold - bad)
-        # Without agreement one sum may cover fewer than `minimum`: each honest member names at most cohort - minimum dropped
-        # clients, and threshold - bad of them are needed to treat a client as dropped.
-        self.agreement = policy.agreement or not self.complete or cohort - dropped - colluders < 2
+        self.agreement = policy.agreement or must_agree(cohort, colluders, minimum)
+        degree = graph_degree(cohort, colluders, minimum, self.agreement)
+        self.complete = degree.mean == cohort - 1
+        self.degree_floor = degree.floor
+        self._adjacency = None
+        if not self.complete:
+            self._adjacency = _random_graph(cohort, degree.mean, seed) if degree.floor else _ring(cohort, degree.mean)
 
     def neighbours(self, index: int) -> NDArray[np.intp]:
         """Indices of the clients that `index` masks with, ascending."""
@@ -233,6 +266,14 @@ class Topology:
         kept = self._adjacency[np.ix_(members, members)].sum(axis=1)
         sparse: NDArray[np.intp] = members[kept < self.degree_floor]
         return sparse
+
+
+def _ring(cohort: int, degree: int) -> NDArray[np.bool_]:
+    """Everybody with the `degree` nearest in a circle; an odd one, of an even number of clients, with the one opposite too."""
+    apart = np.abs(np.subtract.outer(np.arange(cohort), np.arange(cohort)))
+    apart = np.minimum(apart, cohort - apart)
+    adjacency: NDArray[np.bool_] = (apart > 0) & ((apart <= degree // 2) | (2 * apart == cohort if degree % 2 else False))
+    return adjacency
 
 
 def _random_graph(cohort: int, degree: int, seed: bytes) -> NDArray[np.bool_]:

@@ -93,10 +93,12 @@ def test_a_vector_is_clipped_to_the_norm_before_it_is_summed(lab):
     assert np.linalg.norm(session.run(inputs).mean()) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_a_large_cohort_sums_over_a_sparse_graph_with_an_agreed_survivor_set(lab):
-    session = lab(size=90, length=30, value_range=grid(16), minimum=72, colluders=3)
+@pytest.mark.parametrize(("minimum", "ring"), [(72, True), (60, False)])
+def test_a_large_cohort_sums_over_a_sparse_graph_with_an_agreed_survivor_set(lab, minimum, ring):
+    session = lab(size=90 if ring else 120, length=30, value_range=grid(16), minimum=minimum, colluders=3)
     topology = session.directory.topology
     assert not topology.complete
+    assert (topology.degree_floor == 0) == ring
     assert topology.agreement
     values = {p: on_grid(session, i) for i, p in enumerate(session.parties)}
     lost = session.parties[5:80:20]

@@ -8,6 +8,7 @@ from itertools import chain, combinations, product
 import numpy as np
 import pytest
 
+import fedark.secagg.topology as topology_module
 from fedark.errors import ContractError
 from fedark.secagg import Layout, Policy
 from fedark.secagg.topology import (
@@ -17,6 +18,8 @@ from fedark.secagg.topology import (
     committee_bound,
     committee_size,
     graph_degree,
+    most_dropped,
+    must_agree,
     refusal_bound,
     split_bound,
     threshold,
@@ -142,6 +145,116 @@ def test_small_cohorts_mask_with_everybody_and_everybody_unmasks():
     assert topology.complete
     assert topology.committee == tuple(range(10))
     assert topology.neighbours(3).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def ring(size, degree):
+    """For every client a bit mask of its neighbours."""
+    return [sum(1 << int(v) for v in np.flatnonzero(row)) for row in topology_module._ring(size, degree)]
+
+
+def reached_from(graph, start, within):
+    """The clients that can be reached from `start` over clients of the bit mask `within`."""
+    found = frontier = start
+    while frontier:
+        near = 0
+        for v in range(len(graph)):
+            near |= graph[v] if frontier >> v & 1 else 0
+        frontier = near & within & ~found
+        found |= frontier
+    return found
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 6, 7, 8, 9, 10, 11])
+def test_a_ring_falls_apart_for_no_fewer_clients_than_each_has_neighbours(size):
+    for degree in range(2, size):
+        if degree * size % 2:
+            continue
+        graph = ring(size, degree)
+        assert all(row.bit_count() == degree for row in graph)
+        assert all(
+            (graph[v] >> u & 1) == (graph[u] >> v & 1) and not graph[u] >> u & 1 for u in range(size) for v in range(size)
+        )
+        for gone in combinations(range(size), degree - 1):
+            left = (1 << size) - 1 & ~sum(1 << v for v in gone)
+            assert reached_from(graph, left & -left, left) == left
+        alone = (1 << size) - 1 & ~graph[0]
+        assert degree == size - 1 or reached_from(graph, 1, alone) != alone, (
+            "control: its neighbours gone, a client stands alone"
+        )
+
+
+def learnt(graph, need, colluders, answers):
+    """The smallest sums that a server learns, as sets of honest clients (the first), if honest member i released for answers[i].
+
+    A set's sum is known when all its self-masks are, and the pair masks of every edge that leaves it to an honest client.
+    """
+    honest = len(answers)
+    known = {u for u in range(honest) if sum(u in a for a in answers) + colluders >= need}
+    tied = [0] * honest  # by edges whose masks are not recovered: what is learnt goes together
+    for u, v in combinations(range(honest), 2):
+        told = max(sum(one in a and other not in a for a in answers) for one, other in ((u, v), (v, u)))
+        if graph[u] >> v & 1 and told + colluders < need:
+            tied[u] |= 1 << v
+            tied[v] |= 1 << u
+    sums = []
+    for u in known:
+        # Everything that must be in a sum with u: it ends where it meets somebody whose self-mask is not known.
+        found = reached_from(tied, 1 << u, (1 << honest) - 1)
+        if all(v in known for v in range(honest) if found >> v & 1):
+            sums.append(found)
+    return {one for one in sums if not any(other != one and other & one == other for other in sums)}
+
+
+@pytest.mark.parametrize(
+    ("size", "minimum", "colluders"),
+    [(5, 4, 0), (6, 5, 0), (6, 5, 1), (7, 6, 0), (7, 6, 1), (8, 7, 1), (9, 8, 1), (9, 7, 0), (10, 8, 0)],
+)
+def test_whatever_survivors_a_server_shows_to_whom_a_ring_gives_away_one_sum(size, minimum, colluders):
+    """Without agreement, each honest member answers for a set of its own."""
+    rng = np.random.default_rng(size)
+    need, degree = threshold(size, colluders), graph_degree(size, colluders, minimum).mean
+    assert degree < size - 1
+    assert not must_agree(size, colluders, minimum)
+    everybody = frozenset(range(size))
+    sets = [everybody - set(gone) for count in range(size - minimum + 1) for gone in combinations(range(size), count)]
+    honest = size - colluders
+    if exhaustive := len(sets) ** honest <= 20_000:
+        choices = product(sets, repeat=honest)
+    else:  # few different sets: with many, nothing finds a quorum
+        choices = ([sets[i] for i in rng.choice(rng.permutation(len(sets))[:3], honest)] for _ in range(1000))
+    # Colluders, the last, stand anywhere in the ring.
+    graphs = []
+    for order in (rng.permutation(size) for _ in range(20)):
+        whole = topology_module._ring(size, degree)[np.ix_(order, order)]
+        graphs.append([sum(1 << int(v) for v in np.flatnonzero(row)) for row in whole])
+    fewest = size
+    for number, answers in enumerate(choices):
+        sums = learnt(graphs[number % 20], need, colluders, answers)
+        assert len(sums) <= 1
+        fewest = min([fewest, *(one.bit_count() for one in sums)])
+    assert fewest < size, "control: something is learnt"
+    assert not exhaustive or fewest <= minimum
+    assert honest - most_dropped(size, colluders, minimum, False) <= fewest <= honest
+
+
+def test_control_a_ring_of_too_few_neighbours_gives_away_a_part():
+    everybody = frozenset(range(6))
+    answers = [everybody - {1, 5}] * 6
+    assert learnt(ring(6, 2), threshold(6, 0), 0, answers) == {0b000001, 0b011100}
+    assert learnt(ring(6, 4), threshold(6, 0), 0, answers) == {0b011101}
+
+
+@pytest.mark.parametrize("size", [4, 10, 33, 50, 64, 65, 100, 200])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3])
+def test_a_ring_has_more_neighbours_than_clients_can_be_taken_away(size, share):
+    colluders, minimum = int(share * size), max(3, -(-7 * size // 10))
+    for agreement in (False, True):
+        degree, floor = graph_degree(size, colluders, minimum, agreement)
+        agreed = agreement or must_agree(size, colluders, minimum)
+        if not floor:
+            assert degree >= min(size - 1, colluders + most_dropped(size, colluders, minimum, agreed) + 1)
+            assert degree * size % 2 == 0
+        assert most_dropped(size, colluders, minimum, False) >= most_dropped(size, colluders, minimum, True) == size - minimum
 
 
 def test_graph_and_committee_come_from_the_seed_and_are_symmetric():
