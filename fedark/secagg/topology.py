@@ -10,9 +10,10 @@ Graph. What a server can learn is the sums over connected parts of the honest su
 
 Ring. Clients stand in a circle, in the order of the directory, and each masks with its nearest k. No k - 1 clients can be taken
 away so that the others fall apart (Harary, "The maximum connectivity of a graph", 1962). A server that works with g clients can
-take away those and the d that it makes the committee treat as dropped: k = g + d + 1, and k = n - 1, everybody, where that is no
-fewer. With agreement d is n - minimum; without it more, since each member may be shown another set: `most_dropped`. It holds for
-every survivor set and every choice of colluders, at whatever time.
+take away those and the d that it makes the committee treat as dropped: k = g + d + 1, at least 2, and k = n - 1, everybody, where
+that is no fewer. With agreement d is n - minimum; without it more, since each member may be shown another set: `most_dropped`. It
+holds for every survivor set and every choice of colluders, at whatever time; agreement by a sampled committee stands those that were
+chosen before.
 
 Random. In large cohorts that admit many drops fewer neighbours do: independent edges, with the aim of Bell et al. but against a
 server that names the dropped clients after it has seen the graph. Every survivor must keep a floor of surviving neighbours.
@@ -204,10 +205,11 @@ class Degree(NamedTuple):
 def graph_degree(cohort: int, colluders: int, minimum: int, agreement: bool = False) -> Degree:
     """The smallest: of a ring, or of a random graph that keeps both bounds."""
     agreement = agreement or must_agree(cohort, colluders, minimum)
-    degree = colluders + most_dropped(cohort, colluders, minimum, agreement) + 1
+    # One neighbour each makes pairs, of which nobody needs to be taken away.
+    degree = max(2, colluders + most_dropped(cohort, colluders, minimum, agreement) + 1)
     ring = min(degree + degree * cohort % 2, cohort - 1)  # an odd number of clients have no odd number of neighbours each
     if cohort > _SMALL:
-        for degree in range(20, ring, 4):
+        for degree in range(20, min(ring, int(0.8 * (cohort - 1))), 4):
             cuts, edge = _cuts(cohort, colluders, minimum, degree), _edge(cohort, degree) / (1 << 16)
             # The bound falls as the floor rises.
             floors = range(1, degree)

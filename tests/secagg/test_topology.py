@@ -244,6 +244,20 @@ def test_control_a_ring_of_too_few_neighbours_gives_away_a_part():
     assert learnt(ring(6, 4), threshold(6, 0), 0, answers) == {0b011101}
 
 
+def test_every_small_cohort_stays_connected_whoever_is_taken_away():
+    """Found in review: with nobody to take away each had one neighbour, and every pair gave away its sum."""
+    for size in range(3, 10):
+        for minimum in range(3, size + 1):
+            for colluders in range(minimum - 1):
+                for agreement in (False, True):
+                    agreed = agreement or must_agree(size, colluders, minimum)
+                    taken = colluders + most_dropped(size, colluders, minimum, agreed)
+                    graph = ring(size, graph_degree(size, colluders, minimum, agreement).mean)
+                    for gone in combinations(range(size), min(taken, size - 2)):
+                        left = (1 << size) - 1 & ~sum(1 << v for v in gone)
+                        assert reached_from(graph, left & -left, left) == left, (size, minimum, colluders, agreement)
+
+
 @pytest.mark.parametrize("size", [4, 10, 33, 50, 64, 65, 100, 200])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3])
 def test_a_ring_has_more_neighbours_than_clients_can_be_taken_away(size, share):
@@ -252,6 +266,7 @@ def test_a_ring_has_more_neighbours_than_clients_can_be_taken_away(size, share):
         degree, floor = graph_degree(size, colluders, minimum, agreement)
         agreed = agreement or must_agree(size, colluders, minimum)
         if not floor:
+            assert degree >= 2
             assert degree >= min(size - 1, colluders + most_dropped(size, colluders, minimum, agreed) + 1)
             assert degree * size % 2 == 0
         assert most_dropped(size, colluders, minimum, False) >= most_dropped(size, colluders, minimum, True) == size - minimum
