@@ -20,6 +20,8 @@ __all__ = ["MAX_BYTES", "MAX_DEPTH", "decode", "digest", "encode"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
+_PLAIN = frozenset({type(None), bool, str, bytes})
+_KEYS = frozenset({str, int, bytes})
 
 
 def encode(value: Any) -> bytes:
@@ -57,21 +59,23 @@ def digest(value: Any) -> bytes:
 
 
 def _check(value: Any, depth: int, where: str) -> None:
-    if depth < 0:
-        raise TypeError(f"{where} nests too deeply")
-    if value is None or type(value) in (bool, int, float, str, bytes):
-        if type(value) is int and not -(1 << 64) <= value < (1 << 64):
-            raise TypeError(f"{where} is an integer out of range")
-        if type(value) is float and not math.isfinite(value):
-            raise TypeError(f"{where} is not a finite number")
-        return
-    if type(value) in (list, tuple):
-        for item in value:
-            _check(item, depth - 1, where)
-    elif type(value) is dict:
-        for key, item in value.items():
-            if type(key) not in (str, int, bytes):
+    kind = type(value)
+    if kind is dict:
+        for key in value:
+            if type(key) not in _KEYS:
                 raise TypeError(f"{where} has a map key of type {type(key).__name__}")
+    elif kind is not list and kind is not tuple:
+        if kind is int:
+            if not -(1 << 64) <= value < (1 << 64):
+                raise TypeError(f"{where} is an integer out of range")
+        elif kind is float:
+            if not math.isfinite(value):
+                raise TypeError(f"{where} is not a finite number")
+        elif kind not in _PLAIN:
+            raise TypeError(f"{where} has a value of type {kind.__name__}")
+        return
+    if value and depth < 1:
+        raise TypeError(f"{where} nests too deeply")
+    for item in value.values() if kind is dict else value:
+        if type(item) not in _PLAIN:  # most are: no call for them
             _check(item, depth - 1, where)
-    else:
-        raise TypeError(f"{where} has a value of type {type(value).__name__}")

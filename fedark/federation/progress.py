@@ -6,7 +6,7 @@ again. Nothing in it is secret: it is what crosses the coordinator anyway.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedark import canonical
@@ -54,7 +54,7 @@ class Progress:
     seconds: float = 0.0
 
     def encode(self) -> bytes:
-        return canonical.encode({"version": _VERSION, "progress": asdict(self)})
+        return canonical.encode({"version": _VERSION, "progress": vars(self)})
 
     @classmethod
     def decode(cls, data: bytes) -> Progress:

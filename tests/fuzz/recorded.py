@@ -54,6 +54,8 @@ def _encoded_once() -> Callable[[Contract], bytes]:
     encode, known = Contract.encode, dict[int, tuple[Contract, bytes]]()
 
     def encoded(contract: Contract) -> bytes:
+        if len(known) > _REBUILT_AFTER:
+            known.clear()
         if id(contract) not in known:
             known[id(contract)] = contract, encode(contract)  # the contract is kept, so that no other gets its id
         return known[id(contract)][1]
@@ -75,7 +77,7 @@ class Recorded:
         self.requests: dict[str, dict[str, bytes]] = {}
         self.replies: dict[str, dict[str, bytes]] = {}
         self.enclaves: dict[str, Enclave] = {}
-        self._federation, self._reference = federation, reference
+        self._federation, self._reference, self._encoded = federation, reference, _encoded_once()
         self._runs: dict[str, Any] = {}
         simulation = Simulation(federation, tap=self._see)
         self._nodes = simulation.nodes
@@ -113,7 +115,7 @@ class Recorded:
         changed += [
             (os, "fsync", lambda descriptor: None),
             (sqlite3, "connect", _connect),
-            (Contract, "encode", _encoded_once()),
+            (Contract, "encode", self._encoded),
         ]
         before = [(place, name, getattr(place, name)) for place, name, _ in changed]
         try:
