@@ -199,7 +199,7 @@ class ProtectionTerms(Terms):
             before it is rounded, so a bound far above the largest data set costs precision.
         colluders: masked: how many customers may work with a lying aggregator and still learn no more than the others' sum.
         agreement: masked: members of the committee sign one survivor set before they unmask, a third trip a round; by default
-            in cohorts under 16.
+            in cohorts under 16, and always where they share the noise of a privacy mechanism.
     """
 
     mode: Literal["sealed", "masked"] = "sealed"

@@ -38,7 +38,7 @@ __all__ = [
 
 UPDATE, EVALUATED = "update", "evaluated"
 AGREEMENT_BELOW = 16
-"""Smaller cohorts agree on their survivors unless the contract says otherwise."""
+"""Smaller cohorts agree on their survivors unless the contract says otherwise; all do who share the noise of a privacy mechanism."""
 
 Counts = tuple[int, int, float]
 """Correct answers, answers, and the sum of their losses (nats)."""
@@ -94,6 +94,9 @@ def masked_policy(contract: Contract, run_id: str) -> Policy:
     update = noised_layout(contract, UPDATE) if private else _update(protection, contract.privacy, length)
     layouts = [update, Layout(EVALUATED, 0, metrics=_metrics(contract))]
     customers = [party.name for party in contract.customers]
+    # A sum of fewer than the minimum would have fewer shares of noise than are counted on.
+    if private:
+        protection = protection.model_copy(update={"agreement": True})
     return _policy(protection, customers, layouts, contract.digest(), run_id, contract.rounds + 1)
 
 

@@ -166,6 +166,10 @@ def privacy_problems(
     found = []
     if privacy.mechanism != "example-local" and protection.minimum_cohort <= max(1, protection.colluders):
         found.append("privacy: with as many colluders as the minimum cohort nobody is left to add noise")
+    if privacy.mechanism != "example-local" and protection.mode == "masked" and protection.agreement is False:
+        found.append(
+            "privacy: without agreement a lying aggregator could get a sum with fewer shares of noise than are counted"
+        )
     if privacy.mechanism != "customer-level":
         if Fraction(str(privacy.sampling_rate)).denominator > FINEST_RATE:
             found.append("privacy.sampling_rate has more digits than can be drawn exactly")

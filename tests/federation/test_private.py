@@ -15,6 +15,7 @@ from fedark.enclave.aggregator import AggregatorSession
 from fedark.errors import ContractError
 from fedark.federation.local import prepare
 from fedark.job import Job
+from fedark.masking import masked_policy
 from fedark.mechanism import claim_problems, mechanism, noised_layout
 from fedark.privacy import mechanisms
 from fedark.privacy.noise import GridNoise, check_variance
@@ -129,6 +130,29 @@ def test_a_job_whose_terms_cannot_be_kept_says_so_at_once(tmp_path: Path) -> Non
         )
     told = str(refused.value)
     assert all(word in told for word in ("colluders", "privacy.records", "replay", "privacy.sampling_rate")), told
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "shared"), [("example-distributed", True), ("customer-level", True), ("example-local", False)]
+)
+def test_customers_who_share_noise_agree_on_whose_is_in_the_sum(mechanism: str, shared: bool, tmp_path: Path) -> None:
+    """Found in review: without agreement a sum may cover fewer than the minimum cohort, and so fewer shares of noise."""
+    masked = 'protection.mode="masked"'
+    if shared:
+        with pytest.raises(ContractError, match="fewer shares of noise"):
+            _job(tmp_path / "without", mechanism, masked, "protection.agreement=false")
+    contract = prepare(_job(tmp_path / "job", mechanism, masked), tmp_path / "work", sandbox="none").contract
+    large = contract.model_copy(
+        update={
+            "parties": tuple(
+                party.model_copy(update={"name": f"{party.name}{i}" if i else party.name})
+                for party in contract.parties
+                for i in range(20 if party.role == "customer" else 1)
+            )
+        }
+    )
+    assert len(large.customers) >= 16
+    assert masked_policy(large, "run").agreement == shared
 
 
 @pytest.mark.parametrize("mode", ["sealed", "masked"])
