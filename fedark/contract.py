@@ -15,9 +15,9 @@ from __future__ import annotations
 import hashlib
 import math
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedark import canonical
 from fedark.attestation.terms import AttestationTerms
@@ -60,6 +60,9 @@ class Party(Terms):
     hpke_key: HexHpke
 
 
+Method = Literal["ffa-lora", "lora", "head"]
+
+
 class AdapterTerms(Terms):
     """The adapter that is trained (LoRA, arXiv:2106.09685; FFA-LoRA, arXiv:2403.12313).
 
@@ -77,7 +80,7 @@ class AdapterTerms(Terms):
         seed: of every A matrix; the same for the whole cohort.
     """
 
-    method: Literal["ffa-lora", "lora", "head"] = "ffa-lora"
+    method: Method = "ffa-lora"
     rank: Annotated[int, Field(ge=1, le=512)] = 8
     alpha: Annotated[Finite, Field(gt=0)] = 16.0
     targets: tuple[str, ...] = ("query", "value")
@@ -86,6 +89,17 @@ class AdapterTerms(Terms):
     head_scale: Annotated[Finite, Field(gt=0)] = 30.0
     head_bias: bool = True
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _known_elsewhere(cls, value: Any) -> Any:
+        """Say of a method from the literature why it is not here."""
+        from fedark.secagg.exactness import METHODS
+
+        built = get_args(Method)
+        if isinstance(value, str) and value not in built and value in METHODS:
+            raise ValueError(f"fedark does not train {value!r}, only {', '.join(built)}. {METHODS[value].reason}")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -107,6 +107,15 @@ def test_overrides_are_checked_like_the_file(tmp_path: Path) -> None:
         Job.load(path, ("rounds",))
 
 
+@pytest.mark.parametrize(("method", "why"), [("flora", "2409.05976"), ("fedex-lora", "2410.09432"), ("fed-sb", "2502.15436")])
+def test_a_method_that_is_not_built_is_refused_with_what_is_known_of_it(tmp_path: Path, method: str, why: str) -> None:
+    said = problems(tmp_path, GOOD, f'models.0.adapter.method="{method}"')
+    assert f"does not train '{method}', only ffa-lora, lora, head." in said
+    assert why in said
+    for junk in ('"other"', "[1]", "7"):
+        assert "models.0.adapter.method" in problems(tmp_path, GOOD, f"models.0.adapter.method={junk}")
+
+
 def test_a_contract_lists_every_problem_of_its_parts() -> None:
     with pytest.raises(ContractError) as caught:
         Contract.build({"job": "X Y", "rounds": 0, "zap": 1})
