@@ -285,3 +285,38 @@ def test_a_key_on_another_curve_cannot_sign() -> None:
 def test_parse_is_total_on_empty_input() -> None:
     with pytest.raises(ProtocolError):
         cose.parse(b"")
+
+
+# Of Wycheproof (C2SP, Apache-2.0), testvectors_v1/ecdsa_secp384r1_sha384_p1363_test.json, first group: key and cases 1 to 53.
+WYCHEPROOF_KEY = (
+    "042da57dda1089276a543f9ffdac0bff0d976cad71eb7280e7d9bfd9fee4bdb2f20f47ff888274389772d98cc5752138aa"
+    "4b6d054d69dcf3e25ec49df870715e34883b1836197d76f8ad962e78f6571bbc7407b0d6091f9e4d88f014274406174f"
+)
+WYCHEPROOF_MESSAGE = b"123400"
+WYCHEPROOF_R = 0x12B30ABEF6B5476FE6B612AE557C0425661E26B44B1BFE19DAF2CA28E3113083BA8E4AE4CC45A0320ABD3394F1C548D7
+WYCHEPROOF_S = 0xE7BF25603E2D07076FF30B7A2ABEC473DA8B11C572B35FC631991D5DE62DDCA7525AABA89325DFD04FECC47BFF426F82
+N = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
+P = 2**384 - 2**128 - 2**96 + 2**32 - 1
+
+
+def wycheproof(r: int, s: int, size: int = 48) -> bool:
+    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), bytes.fromhex(WYCHEPROOF_KEY))
+    return cose.es384_valid(key, WYCHEPROOF_MESSAGE, r.to_bytes(size, "big") + s.to_bytes(size, "big"))
+
+
+def test_wycheproofs_signature_is_valid_with_either_sign_of_s() -> None:
+    assert wycheproof(WYCHEPROOF_R, WYCHEPROOF_S)
+    assert wycheproof(WYCHEPROOF_R, N - WYCHEPROOF_S)
+
+
+@pytest.mark.parametrize("r", [0, 1, N, N - 1, N + 1, P, P + 1, N - WYCHEPROOF_R])
+@pytest.mark.parametrize("s", [0, 1, N, N - 1, N + 1, P, P + 1, WYCHEPROOF_S])
+def test_wycheproofs_special_values_of_r_and_s_are_no_signature(r: int, s: int) -> None:
+    assert not wycheproof(r, s)
+
+
+@pytest.mark.parametrize(("added", "size"), [(N, 49), (256 * N, 50), (1 << 384, 49), (1 << 448, 57)])
+def test_wycheproofs_values_beyond_the_order_are_no_signature(added: int, size: int) -> None:
+    assert not wycheproof(WYCHEPROOF_R + added, WYCHEPROOF_S, size)
+    assert not wycheproof(WYCHEPROOF_R, WYCHEPROOF_S + added, size)
+    assert not wycheproof(WYCHEPROOF_R, WYCHEPROOF_S, size), "the right values, with leading zeros"
