@@ -179,11 +179,11 @@ def parse(data: bytes, kind: type[FileT], source: str) -> FileT:
     if len(data) > MAX_FILE:
         raise InputError(f"{source} has {len(data)} bytes, over the limit of {MAX_FILE}.")
     try:
-        value = json.loads(data)
-    except ValueError:
+        value = to_tuples(json.loads(data))
+    except (ValueError, RecursionError):
         raise InputError(f"{source} is not JSON.") from None
     try:
-        return kind.model_validate(to_tuples(value))
+        return kind.model_validate(value)
     except ValidationError as error:
         raise ContractError(source, explain(error)) from None
 

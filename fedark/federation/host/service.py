@@ -153,7 +153,7 @@ class HostService:
         try:
             value = json.loads(body)
             answer, reason = value["answer"], printable(str(value.get("reason", "")))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError("An answer is malformed.") from None
         if answer not in ANSWERS:
             raise InputError("An answer is none that exists.")

@@ -7,8 +7,9 @@ reached is a FederationError, which callers try again later.
 from __future__ import annotations
 
 import json
+import math
 import ssl
-from typing import Any
+from typing import TypeVar
 
 import httpx
 
@@ -22,6 +23,7 @@ __all__ = ["HostClient"]
 
 _PREFIX = "/v1/fedark/"
 _MAX_ANSWER = 8 << 20
+_Kind = TypeVar("_Kind", dict, list)  # type: ignore[type-arg]
 
 
 class HostClient:
@@ -44,8 +46,10 @@ class HostClient:
 
     def hello(self) -> float:
         """Seconds by which the host's clock is ahead of this one's, within the time of the call."""
-        value = json.loads(self._call("GET", "hello"))
-        return float(value["time"]) - now().timestamp()
+        told = _parsed(self._call("GET", "hello"), dict).get("time")
+        if type(told) is not float or not math.isfinite(told):
+            raise _malformed()
+        return told - now().timestamp()
 
     @property
     def certificate(self) -> bytes:
@@ -63,7 +67,7 @@ class HostClient:
             Refused: it was revoked, or the host does not know it.
         """
         data = self._call("GET", "bundle")
-        status = json.loads(data).get("status")
+        status = _parsed(data, dict).get("status")
         if status == "revoked":
             raise Refused(f"The host has revoked {self._name}.", fix="Ask its operator.")
         return None if status == "pending" else data
@@ -74,10 +78,10 @@ class HostClient:
 
     def jobs(self) -> list[dict[str, str]]:
         """The jobs that this node is a party of, oldest first: digest, name, status, reason."""
-        value = json.loads(self._call("GET", "jobs"))
+        value = _parsed(self._call("GET", "jobs"), list)
         keys = ("digest", "name", "status", "reason")
-        if not isinstance(value, list) or not all(isinstance(job, dict) for job in value):
-            raise ProtocolError("The host's list of jobs is malformed.")
+        if not all(isinstance(job, dict) for job in value):
+            raise _malformed()
         return [{key: printable(str(job.get(key, ""))) for key in keys} for job in value]
 
     def contract(self, digest: str) -> bytes:
@@ -90,7 +94,8 @@ class HostClient:
 
     def held(self, digest: str) -> dict[str, int] | None:
         """How much of a bundle the host has, or None for nothing."""
-        return self._json_or_none("GET", f"catalogue/{digest}")
+        data = self._call_or_none("GET", f"catalogue/{digest}")
+        return _held(data) if data is not None else None
 
     def manifest(self, digest: str) -> bytes | None:
         """The manifest of a bundle that the host has whole."""
@@ -102,15 +107,11 @@ class HostClient:
 
     def put_manifest(self, digest: str, data: bytes) -> dict[str, int]:
         """Begin, or go on with, the upload of a bundle; returns what the host has."""
-        return dict(json.loads(self._call("PUT", f"catalogue/{digest}/manifest", data)))
+        return _held(self._call("PUT", f"catalogue/{digest}/manifest", data))
 
     def put_piece(self, digest: str, offset: int, data: bytes) -> dict[str, int]:
         """Upload a piece; returns what the host has now."""
-        return dict(json.loads(self._call("PUT", f"catalogue/{digest}/payload/{offset}", data)))
-
-    def _json_or_none(self, method: str, path: str) -> dict[str, int] | None:
-        data = self._call_or_none(method, path)
-        return dict(json.loads(data)) if data is not None else None
+        return _held(self._call("PUT", f"catalogue/{digest}/payload/{offset}", data))
 
     def _call(self, method: str, path: str, body: bytes = b"") -> bytes:
         data = self._call_or_none(method, path, body)
@@ -157,11 +158,36 @@ def _distrust(error: BaseException | None) -> str | None:
     return None
 
 
+def _parsed(data: bytes, kind: type[_Kind]) -> _Kind:
+    """JSON of this type."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind):
+        raise _malformed()
+    return value
+
+
+def _held(data: bytes) -> dict[str, int]:
+    value = _parsed(data, dict)
+    size, total = value.get("size"), value.get("total")
+    if type(size) is not int or type(total) is not int or not 0 <= size <= total:
+        raise _malformed()
+    return {"size": size, "total": total, "whole": value.get("whole") is True}
+
+
+def _malformed() -> ProtocolError:
+    return ProtocolError(
+        "The host's answer is malformed.", safe="It was dropped.", fix="Are host and node of the same release?"
+    )
+
+
 def _refusal(status: int, data: bytes) -> Exception:
     try:
-        value: dict[str, Any] = json.loads(data)
+        value = _parsed(data, dict)
         what, safe, fix = (printable(str(value.get(key, "")), 600) for key in ("what", "safe", "fix"))
-    except (ValueError, AttributeError):
+    except ProtocolError:
         what, safe, fix = f"The host answered with status {status}.", "", ""
     kind = {400: InputError, 401: Refused, 426: InputError}.get(status, FederationError)
     return kind(what, safe=safe, fix=fix)

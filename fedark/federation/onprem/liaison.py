@@ -183,5 +183,7 @@ class Liaison:
         held = host.put_manifest(digest, data)
         with (bundle.path / "payload").open("rb") as file:
             while held["size"] < held["total"]:
-                file.seek(held["size"])
-                held = host.put_piece(digest, held["size"], file.read(MAX_PIECE))
+                before = file.seek(held["size"])
+                held = host.put_piece(digest, before, file.read(MAX_PIECE))
+                if held["size"] <= before:
+                    raise ProtocolError("The host takes no more of a bundle.", safe="What it has is kept.")

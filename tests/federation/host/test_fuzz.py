@@ -12,13 +12,14 @@ from direct import admitted, make_host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedark.errors import FedarkError
+from fedark.errors import FedarkError, ProtocolError
 from fedark.federation.host.admission import file_request
 from fedark.federation.host.folder import HostFolder
 from fedark.federation.host.service import PREFIX, HostService
 from fedark.federation.joining import Bundle, JoinRequest, parse, request_headers
 from fedark.federation.offer import Offer
 from fedark.federation.onprem.folder import NodeFolder
+from fedark.federation.onprem.hostclient import HostClient, _refusal
 
 # `FEDARK_FUZZ` sets the number of inputs; the default keeps the suite short.
 FUZZ = settings(
@@ -118,6 +119,52 @@ def test_arbitrary_headers_authenticate_nobody(world: Any, headers: dict[str, st
 def test_arbitrary_offers_and_bundles_are_refused(read: Callable[[bytes], object], data: bytes) -> None:
     with pytest.raises(FedarkError):
         read(data)
+
+
+DEEP = b"[" * 100_000
+
+
+def test_what_nests_without_end_is_refused_like_anything_else(world: Any) -> None:
+    host, _, north = world
+    for deep in (DEEP, b"[" * 600 + b"]" * 600, b'{"party": ' + b'{"x": ' * 500 + b"1" + b"}" * 501):
+        with pytest.raises(FedarkError):
+            file_request(host, deep)
+    headers = request_headers(north.transport_key(), "north", "PUT", f"{PREFIX}jobs/{'0' * 96}/answer", DEEP)
+    assert HostService(host).handle("PUT", f"{PREFIX}jobs/{'0' * 96}/answer", headers, DEEP).status in (400, 401, 404)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"\xff",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"x"',
+        b"[1]",
+        b'{"time": "x"}',
+        b'{"time": NaN}',
+        b'{"size": 1}',
+        DEEP,
+        b'{"size": -1, "total": 2}',
+        b'{"size": 3, "total": 2}',
+        b'{"size": 1.0, "total": 2}',
+    ],
+)
+def test_an_answer_of_the_host_that_makes_no_sense_is_an_error_of_ours(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = object.__new__(HostClient)
+    monkeypatch.setattr(client, "_call_or_none", lambda *_: said, raising=False)
+    for read in (client.hello, lambda: client.held("0" * 96), lambda: client.put_piece("0" * 96, 0, b"x")):
+        with pytest.raises(ProtocolError, match="malformed"):
+            read()
+    if said not in (b"[]",):
+        with pytest.raises(ProtocolError, match="malformed"):
+            client.jobs()
+    if said in (b"", b"\xff", DEEP):
+        with pytest.raises(ProtocolError, match="malformed"):
+            client.bundle()
+    assert "status 400" in str(_refusal(400, said)) or said.startswith(b"{")
 
 
 def test_the_fuzzed_world_is_one_in_which_the_right_bytes_do_pass(world: Any) -> None:
