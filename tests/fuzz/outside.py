@@ -1,0 +1,199 @@
+"""Targets outside a run: what nodes and their host tell each other to join, what a key broker answers, and a provider's tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from engine import Target
+from google.protobuf.message import DecodeError
+
+from fedark import canonical
+from fedark.broker.client import BrokerClient
+from fedark.contract import Contract, SignedContract
+from fedark.errors import FedarkError
+from fedark.federation.joining import Bundle, Invitation, JoinRequest, parse, request_headers
+from fedark.federation.offer import OFFER_LABEL, Offer
+from fedark.federation.onprem.hostclient import HostClient, _refusal
+from fedark.federation.party import KEYS
+from fedark.keys import PartyKeys
+from fedark.translog.memory import HeadMemory
+from fedark.tuning.tokens import TextEncoder
+from fedark.v1 import enclave_pb2, stage_pb2
+
+Made = Iterator[Target]
+_JSON = (b'{"', b'"}', b"null", b"1e999", b"[" * 400, b"[" * 5000, b"\\u0000", b"NaN", b"-1", b'"version":2', b"[{}]", b"true")
+
+
+def outside(world: Any, folder: Path) -> Made:
+    """All of them."""
+    yield from _joining(folder / "host", world.contract)
+    yield _broker_reply(world, folder)
+    yield from _tokenizer()
+
+
+def _same(read: Callable[[bytes], Any], sample: bytes) -> Target:
+    """White space and the order of fields are free; nothing else is accepted than what was signed."""
+    original = read(sample)
+
+    def parsed(data: bytes) -> None:
+        if read(data) != original:
+            raise AssertionError("something else was accepted")
+
+    return Target("", [sample], parsed, "open", structure=False, words=_JSON)
+
+
+def _joining(folder: Path, contract: Contract) -> Made:
+    from direct import admitted, make_host, make_node
+
+    from fedark.federation.host.admission import invite
+    from fedark.federation.host.service import PREFIX, HostService
+    from fedark.federation.joining import dump
+
+    host = make_host(folder / "host")
+    maker, north = (admitted(host, folder / name, name, role) for name, role in (("maker", "provider"), ("north", "customer")))
+    waiting = make_node(host, folder / "east", "east", "customer")
+    invitation = dump(invite(host, "west", "customer"))
+    yield Target("invitation", [invitation], lambda data: parse(data, Invitation, "it"), "open", structure=False, words=_JSON)
+
+    def request(data: bytes) -> JoinRequest:
+        found = parse(data, JoinRequest, "it")
+        found.verify()
+        return found
+
+    def bundle(data: bytes) -> Bundle:
+        found = parse(data, Bundle, "it")
+        found.verify(north.bundle.aggregator)
+        return found
+
+    for name, read, path in (
+        ("join request", request, waiting.path / "request.json"),
+        ("join bundle", bundle, north.path / "host.json"),
+    ):
+        found = _same(read, path.read_bytes())
+        yield Target(name, found.samples, found.parse, "open", structure=False, words=_JSON)
+
+    signing = PartyKeys.load(maker.path / KEYS).signing
+    offer = Offer(
+        job="dispatch", provider="maker", created="today", models=contract.models, evaluation=contract.evaluation
+    )  # fmt: skip
+    signed = offer.sign(signing)
+
+    def offered(data: bytes) -> Offer:
+        return Offer.verify(data, signing.public, by="maker")
+
+    yield Target("offer", [signed], offered, "closed")
+    body = canonical.decode(signed)[0]
+    yield Target(
+        "offer, signed", [body], lambda data: offered(canonical.encode([data, signing.sign(OFFER_LABEL, data)])), "open"
+    )
+
+    service, calls = HostService(host), []
+    digest = hashlib.sha384(b"x").hexdigest()
+    for method, path, body in (
+        ("GET", "jobs", b""), ("GET", "bundle", b""), ("PUT", "offers", signed), ("GET", f"jobs/{digest}", b""),
+        ("PUT", f"jobs/{digest}/answer", b'{"answer": "ready", "reason": "x"}'), ("GET", f"catalogue/{digest}", b""),
+        ("PUT", f"catalogue/{digest}/manifest", b"manifest"), ("PUT", f"catalogue/{digest}/payload/0", b"piece"),
+        ("GET", f"catalogue/{digest}/payload/0", b""), ("POST", "join", (waiting.path / "request.json").read_bytes()),
+    ):  # fmt: skip
+        calls.append(canonical.encode([method, path, body, True]))
+    transport = maker.transport_key()
+
+    def call(data: bytes) -> None:
+        made = canonical.decode(data)
+        if not (isinstance(made, list) and len(made) == 4 and [type(part) for part in made] == [str, str, bytes, bool]):
+            return
+        method, path, body, signed = made
+        headers = {"fedark-version": "1"}
+        if signed:
+            headers = request_headers(transport, "maker", method, PREFIX + path, body)
+        with mock.patch("os.fsync", return_value=None):
+            answer = service.handle(method, PREFIX + path, headers, body)
+        if answer.status == 500:
+            raise RuntimeError("the host failed")
+
+    yield Target("host call", calls, call, "open", words=_JSON)
+
+    client = HostClient.__new__(HostClient)
+    client._name = "north"
+    answers = [b'{"size": 1, "total": 2, "whole": false}', b'[{"digest": "x", "name": "y", "status": "z", "reason": ""}]']
+    for path in ("hello", "jobs", "bundle", f"jobs/{digest}"):
+        headers = request_headers(transport, "maker", "GET", PREFIX + path, b"") | {"fedark-version": "1"}
+        answers.append(service.handle("GET", PREFIX + path, headers, b"").body)
+    reads: tuple[Callable[[], Any], ...] = (
+        client.hello, client.bundle, client.jobs, lambda: client.held(digest), lambda: client.put_piece(digest, 0, b"x"),
+    )  # fmt: skip
+
+    def told(data: bytes) -> None:
+        with mock.patch.object(client, "_call_or_none", return_value=data):
+            for read in reads:
+                with contextlib.suppress(FedarkError):
+                    read()
+        str(_refusal(400, data))
+
+    yield Target("host answer", answers, told, "open", structure=False, words=_JSON)
+
+
+def _broker_reply(world: Any, folder: Path) -> Target:
+    """Whatever is accepted, the enclave gets what the provider gave: the log names each key."""
+    grants = world.grants
+    signed = SignedContract.verify(world.contract, dict(world.about().contract_signatures))
+    enclave = SimpleNamespace(
+        call=lambda call, timeout: enclave_pb2.Reply(evidence=enclave_pb2.Evidence(evidence=world.evidence))
+    )
+    numbers = itertools.count()
+
+    def obtained(data: bytes) -> None:
+        client = BrokerClient.__new__(BrokerClient)
+        client._timeout = 1.0
+        client.challenge = lambda request: SimpleNamespace(nonce=bytes(32))  # type: ignore[method-assign]
+        client.release = lambda request: stage_pb2.Grants.FromString(data)  # type: ignore[method-assign]
+        with world.recorded.clock():
+            heads = HeadMemory(folder / f"broker-heads-{next(numbers) // 50}.sqlite")
+            got = client.obtain(enclave, signed, run_id="run-1", party="north", heads=heads)  # type: ignore[arg-type]
+        if got.by_model != grants.by_model:
+            raise AssertionError("another grant was accepted")
+
+    sample = grants.SerializeToString(deterministic=True)
+    obtained(sample)
+    expected = (FedarkError, DecodeError)
+    return Target("broker reply", [sample], obtained, "open", structure=False, message=stage_pb2.Grants, expected=expected)
+
+
+def _tokenizer() -> Made:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "open", "close", "##d", "the", "line"))}
+    made = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    made.add_special_tokens(["[PAD]"])
+    pairs = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "</s>": 3}, [("a", "b")], unk_token="</s>"))
+    pairs.pre_tokenizer = pre_tokenizers.ByteLevel()
+    pairs.add_special_tokens(["</s>"])
+    samples = [one.to_str().encode() for one in (made, pairs)]
+    settings = b'{"pad_token": {"content": "[PAD]", "lstrip": false}, "eos_token": "[SEP]", "do_lower_case": true}'
+
+    def encode(data: bytes, **more: bytes) -> None:
+        files = {"tokenizer.json": data, **more}
+        encoder = TextEncoder(files, max_length=16, pad_id=0)
+        encoder.texts(["open the line", "", "ab \u202e\U0001f600"])
+        encoder.prompts(["open the line"], [4])
+        encoder.answers(["close"])
+
+    for sample in samples:
+        encode(sample)
+    yield Target("tokenizer", samples, encode, "open", structure=False, words=_JSON)
+    vocabulary = "\n".join(words).encode()
+
+    def settle(data: bytes) -> None:
+        TextEncoder({"vocab.txt": vocabulary, "tokenizer_config.json": data}, max_length=16)
+
+    settle(settings)
+    yield Target("tokenizer settings", [settings], settle, "open", structure=False, words=_JSON)
