@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 from engine import Target
 from google.protobuf.message import DecodeError
@@ -118,16 +116,17 @@ def _sent_by_others(world: Any) -> Made:
     label = "fedark/ledger-head/1"
     yield Target("ledger head, signed", [body], lambda data: witnessed(canonical.encode([data, key.sign(label, data)])), "open")
 
-    signed_by = SimpleNamespace(aggregator=SimpleNamespace(name="pool", signing_key=key.public.hex()), digest=contract.digest)
+    digest = contract.digest()
+    signed_by = SimpleNamespace(aggregator=SimpleNamespace(name="pool", signing_key=key.public.hex()), digest=lambda: digest)
     text = stage_pb2.StageRequest.FromString(recorded.requests["east"]["deliver"]).deliver.report
-    signature = sign_report(key, text, contract.digest(), recorded.run_id)
+    signature = sign_report(key, text, digest, recorded.run_id)
     words = (b'{"', b"null", b"1e999", b"[[[[", b"\\u0000", b"NaN", b"-1")
 
     def read(data: bytes) -> None:
         read_report(data[64:], data[:64], signed_by, recorded.run_id)
 
     def sign(data: bytes) -> None:
-        read_report(data, sign_report(key, data, contract.digest(), recorded.run_id), signed_by, recorded.run_id)
+        read_report(data, sign_report(key, data, digest, recorded.run_id), signed_by, recorded.run_id)
 
     read(signature + text)
     yield Target("report", [signature + text], read, "closed", structure=False)
@@ -224,7 +223,7 @@ def _aggregator_request(world: Any) -> Target:
     samples = [node_pb2.AggregatorRequest(run_id=run_id, **body).SerializeToString() for body in bodies]
 
     def answered(data: bytes) -> Any:
-        with _no_sync():
+        with world.recorded.clock():
             reply = node_pb2.AggregatorReply.FromString(host.handle(data))
         if " failed (" in reply.fault.what:
             raise RuntimeError(reply.fault.what)
@@ -244,10 +243,3 @@ def _aggregator_request(world: Any) -> Target:
         (host._folder / STAGES).unlink(missing_ok=True)
 
     return Target("aggregator request", samples, parse, "open", structure=False, message=node_pb2.AggregatorRequest)
-
-
-@contextmanager
-def _no_sync() -> Iterator[None]:
-    """What is written need not outlive this process: without waiting for the disk, more is tried."""
-    with mock.patch("os.fsync", return_value=None):
-        yield

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 from engine import Target
 from google.protobuf.message import DecodeError
@@ -33,7 +32,7 @@ _JSON = (b'{"', b'"}', b"null", b"1e999", b"[" * 400, b"[" * 5000, b"\\u0000", b
 
 def outside(world: Any, folder: Path) -> Made:
     """All of them."""
-    yield from _joining(folder / "host", world.contract)
+    yield from _joining(folder / "host", world.contract, world.recorded.clock)
     yield _broker_reply(world, folder)
     yield from _tokenizer()
 
@@ -49,7 +48,7 @@ def _same(read: Callable[[bytes], Any], sample: bytes) -> Target:
     return Target("", [sample], parsed, "open", structure=False, words=_JSON)
 
 
-def _joining(folder: Path, contract: Contract) -> Made:
+def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made:
     from direct import admitted, make_host, make_node
 
     from fedark.federation.host.admission import invite
@@ -113,7 +112,7 @@ def _joining(folder: Path, contract: Contract) -> Made:
         headers = {"fedark-version": "1"}
         if signed:
             headers = request_headers(transport, "maker", method, PREFIX + path, body)
-        with mock.patch("os.fsync", return_value=None):
+        with clock():
             answer = service.handle(method, PREFIX + path, headers, body)
         if answer.status == 500:
             raise RuntimeError("the host failed")
@@ -131,10 +130,10 @@ def _joining(folder: Path, contract: Contract) -> Made:
     )  # fmt: skip
 
     def told(data: bytes) -> None:
-        with mock.patch.object(client, "_call_or_none", return_value=data):
-            for read in reads:
-                with contextlib.suppress(FedarkError):
-                    read()
+        client._call_or_none = lambda *_: data  # type: ignore[method-assign]
+        for read in reads:
+            with contextlib.suppress(FedarkError):
+                read()
         str(_refusal(400, data))
 
     yield Target("host answer", answers, told, "open", structure=False, words=_JSON)
@@ -148,14 +147,17 @@ def _broker_reply(world: Any, folder: Path) -> Target:
         call=lambda call, timeout: enclave_pb2.Reply(evidence=enclave_pb2.Evidence(evidence=world.evidence))
     )
     numbers = itertools.count()
+    heads: HeadMemory | None = None
 
     def obtained(data: bytes) -> None:
         client = BrokerClient.__new__(BrokerClient)
         client._timeout = 1.0
         client.challenge = lambda request: SimpleNamespace(nonce=bytes(32))  # type: ignore[method-assign]
         client.release = lambda request: stage_pb2.Grants.FromString(data)  # type: ignore[method-assign]
+        nonlocal heads
         with world.recorded.clock():
-            heads = HeadMemory(folder / f"broker-heads-{next(numbers) // 50}.sqlite")
+            if (number := next(numbers)) % 100 == 0:
+                heads = HeadMemory(folder / f"broker-heads-{number}.sqlite")
             got = client.obtain(enclave, signed, run_id="run-1", party="north", heads=heads)  # type: ignore[arg-type]
         if got.by_model != grants.by_model:
             raise AssertionError("another grant was accepted")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ def main() -> int:
     counts = json.loads(state.read_text()) if state.exists() and not given.fresh else {}
     ends, found = time.monotonic() + given.seconds, targets()
     (BUILD / "fuzz").mkdir(parents=True, exist_ok=True)
+    logging.disable(logging.WARNING)  # a host says of every call why it refused it
     # In turn, the least tried first, so that a slice of time is spread over all.
     while time.monotonic() < ends:
         open_ = [name for name in given.names or PARSERS if counts.get(name, {}).get("inputs", 0) < given.inputs]
