@@ -64,6 +64,8 @@ def _check(value: Any, depth: int, where: str) -> None:
         for key in value:
             if type(key) not in _KEYS:
                 raise TypeError(f"{where} has a map key of type {type(key).__name__}")
+            if type(key) is int and not -(1 << 64) <= key < (1 << 64):
+                raise TypeError(f"{where} has a map key out of range")
     elif kind is not list and kind is not tuple:
         if kind is int:
             if not -(1 << 64) <= value < (1 << 64):

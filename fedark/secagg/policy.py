@@ -127,8 +127,8 @@ class Layout:
             found.append(f"{where}: length is not in 0..2^32")
         if not 2 <= self.bits <= 24:
             found.append(f"{where}: bits is not in 2..24")
-        if not (math.isfinite(self.clip_norm) and math.isfinite(self.value_range) and 0 < self.value_range <= self.clip_norm):
-            found.append(f"{where}: 0 < value_range <= clip_norm does not hold")
+        if not (math.isfinite(self.clip_norm) and 2.0**-100 <= self.value_range <= self.clip_norm):
+            found.append(f"{where}: 2^-100 <= value_range <= clip_norm does not hold")
         if not 0 <= self.noise_bound <= _MAX_NOISE:
             found.append(f"{where}: noise_bound is not in 0..2^29")
         if not 1 <= self.max_weight < _MAX_SUM // cohort:

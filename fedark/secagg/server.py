@@ -93,6 +93,7 @@ class Round:
         self._directory, self._layout, self._threads = directory, directory.policy.by_name[layout], threads
         self._cohort = Cohort(directory, members)
         self._ctx = schedule.context(directory.sid, number, layout, model_digest, members)
+        self._total: Words | None = None
         self._pending: list[Words] = []
         self._uploads: dict[int, _Upload] = {}
         self._survivors: list[int] | None = None
@@ -104,7 +105,7 @@ class Round:
         self.request = wire.message(wire.unsigned("round", {"round": number, "layout": layout, "participants": members}))
 
     def receive(self, message: bytes | bytearray | memoryview, sender: str) -> None:
-        """Take one upload from `sender`, as the caller has authenticated it. The message must not change afterwards.
+        """Take one upload from `sender`, as the caller has authenticated it. The message must not change until the sum is read.
 
         Raises:
             ProtocolError, Refused: malformed, late, repeated, from a stranger or another round; the round goes on without it.
@@ -242,15 +243,16 @@ class Round:
         if len(streams) > _MOST_STREAMS:  # opened in batches
             self._fold(streams)
             streams = []
-        packed, self._pending = MaskedSum(self._pending, streams), []
+        packed, self._pending = MaskedSum([*([] if self._total is None else [self._total]), *self._pending], streams), []
         result = RoundSum(self._layout, self._directory.names(survivors), len(self._cohort), packed)
         result.check()
         return result
 
     def _fold(self, streams: list[Stream]) -> None:
-        total = np.zeros(self._layout.words(len(self._cohort)), np.uint64)
-        apply_masks(total, streams, self._threads, self._pending)
-        self._pending = [total]
+        if self._total is None:
+            self._total = np.zeros(self._layout.words(len(self._cohort)), np.uint64)
+        apply_masks(self._total, streams, self._threads, self._pending)
+        self._pending = []
 
     def _recover(self, survivors: list[int]) -> dict[int, list[bytes]]:
         """Every survivor's released secrets, checked against its commitments."""

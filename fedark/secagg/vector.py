@@ -3,15 +3,15 @@
 It pays for keystreams, whose calls are long; numpy's are so short that two threads would mostly wait for the interpreter lock.
 So one thread rounds and packs, and what it has packed is masked by the others, in the end by all of them.
 
-A value x becomes an integer: x * weight / max_weight / step, clamped to [-M, M], is rounded up or down at random by an unbiased draw:
-x is taken to 16 binary places (32 above 16 bits), toward zero, as many random bits are added, and the places are cut off. So the
-expectation is x to 2**-16 of a step (2**-32). Noise is added, then the offset M + K. `per_word` fields share a 64-bit
-word, planar: word j of W holds the values j, W + j, 2 W + j ... . Masks are uniform modulo 2**64 and added to whole words, so a
-masked word is uniform, and a sum of words is the sum of its fields (no carries: `policy.Layout`). The last words are lanes of
-their own: the weight and the metrics.
+A value x becomes an integer: y = x * weight / max_weight / step, in single precision up to 16 bits and in double above, is clamped
+to [-M, M] and rounded up or down at random: y is taken to 16 binary places (32 in double), toward zero, as many random bits are
+added, and the places are cut off. So the expectation is y to 2**-16 of a step (2**-32). Noise is added, then the offset M + K.
+`per_word` fields share a 64-bit word, planar: word j of W holds the values j, W + j, 2 W + j ... . Masks are uniform modulo 2**64
+and added to whole words, so a masked word is uniform, and a sum of words is the sum of its fields (no carries: `policy.Layout`).
+The last words are lanes of their own: the weight and the metrics.
 
 Rounding draws from AES-256-CTR, one stream for each plane, addressed by position: the result depends on the seed only, not on
-blocks or threads. Where noise is added, a first pass computes the norm of the rounded integers and draws a new seed while it
+threads. Where noise is added, a first pass computes the norm of the rounded integers and draws a new seed while it
 exceeds `Layout.integer_norm`: the mechanism's sensitivity then holds exactly.
 """
 
@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -300,7 +300,7 @@ class _Packer:
 
 
 class MaskedSum:
-    """Uploads and the masks of their sum, not added up yet: a reader needs one block at a time, and no sum is written down.
+    """Uploads and the masks of their sum, not added up yet: a reader needs one block at a time. It is neither copied nor stored.
 
     Args:
         uploads: [words] each, at least one; they must not change.
@@ -309,6 +309,9 @@ class MaskedSum:
 
     def __init__(self, uploads: Sequence[Words], streams: Sequence[Stream]) -> None:
         self._uploads, self._streams, self._size = uploads, streams, uploads[0].size
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a MaskedSum holds keys of masks: it is neither copied nor stored")
 
     def words(self, threads: int | None = None) -> Words:
         """The whole sum."""
@@ -335,7 +338,7 @@ class MaskedSum:
 
 @dataclass(frozen=True)
 class RoundSum:
-    """The sum of the survivors' contributions: all that a server learns.
+    """The sum of the survivors' contributions.
 
     Attributes:
         layout: what was summed.

@@ -288,7 +288,7 @@ def test_every_problem_of_masks_is_found_when_the_job_file_is_read(tmp_path: Pat
     text = str(caught.value)
     assert "protection: the minimum cohort 2 is not in 3..3" in text
     assert "protection: a sum must cover at least two clients that do not collude" in text
-    assert "protection: layout 'update': 0 < value_range <= clip_norm does not hold" in text
+    assert "protection: layout 'update': 2^-100 <= value_range <= clip_norm does not hold" in text
 
 
 def test_a_job_of_two_customers_cannot_be_masked(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedark.errors import InputError, ProtocolError, Refused
 from fedark.secagg import Contribution, Metric
+from fedark.secagg import server as server_module
 
 EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -104,6 +105,17 @@ def test_a_large_cohort_sums_over_a_sparse_graph_with_an_agreed_survivor_set(lab
     lost = session.parties[5:80:20]
     result = session.run({p: Contribution(v[0]) for p, v in values.items()}, lost=lost, silent=session.parties[3::30])
     assert (result.integers() == sum(values[p][1] for p in session.parties if p not in lost)).all()
+
+
+@pytest.mark.parametrize("pending", [0, 4000, 1 << 28])
+@pytest.mark.parametrize("streams", [0, 512])
+def test_uploads_are_summed_in_any_number_of_batches(lab, monkeypatch, pending, streams):
+    monkeypatch.setattr(server_module, "_PENDING_BYTES", pending)
+    monkeypatch.setattr(server_module, "_MOST_STREAMS", streams)
+    session = lab(size=7, minimum=4, length=300, value_range=grid(16))
+    values = {p: on_grid(session, i) for i, p in enumerate(session.parties)}
+    result = session.run({p: Contribution(v[0]) for p, v in values.items()}, lost=session.parties[2:4])
+    assert (result.integers() == sum(values[p][1] for p in session.parties if p not in session.parties[2:4])).all()
 
 
 @pytest.mark.slow

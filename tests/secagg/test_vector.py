@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -190,6 +192,49 @@ def test_a_sum_that_is_opened_block_by_block_is_the_sum_that_is_written_down(len
     for wrong in (np.empty(length + 1, np.float32), np.empty(length, np.float64)):
         with pytest.raises(InputError, match="buffer"):
             opened.mean(buffer=wrong)
+
+
+@pytest.fixture
+def short_blocks(monkeypatch):
+    """Blocks of 8 words, of 16 in vectors of 100 words and more: everything that a long vector has, in a short one."""
+    monkeypatch.setattr(vector_module, "block_of", lambda words: 8 if words < 100 else 16)
+    monkeypatch.setattr(vector_module, "_PIECE_BYTES", 16)
+
+
+@pytest.mark.parametrize("bits", [5, 16, 20])
+@pytest.mark.parametrize("lanes", [0, 1, 19])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_vector_of_many_blocks_is_summed_like_a_short_one(short_blocks, bits, lanes, threads):
+    rng = np.random.default_rng(bits)
+    for words in (1, 7, 8, 9, 80, 99, 100, 101, 160):
+        layout = Layout("x", 1, bits, 1e6, 1.0, metrics=tuple(Metric(f"m{i}", 100, 1) for i in range(lanes)))
+        length = max(1, words - 1 - lanes) * layout.per_word(3) - int(rng.integers(0, 2))
+        layout = replace(layout, length=length)
+        keys, uploads, exact = [os.urandom(32) for _ in range(3)], [], np.zeros(length)
+        for key in keys:
+            grid = rng.integers(-layout.magnitude, layout.magnitude + 1, length)
+            exact += grid
+            uploads.append(np.empty(layout.words(3), np.uint64))
+            vector = (grid * layout.step).astype(np.float32)
+            metrics = {f"m{i}": float(i) for i in range(lanes)}
+            mask(uploads[-1], layout, 3, Contribution(vector, metrics=metrics), [(key, True)], threads=threads)
+        opened = RoundSum(layout, ("a", "b", "c"), 3, MaskedSum(uploads, [(key, False) for key in keys]))
+        opened.check()
+        assert opened.metrics == {f"m{i}": 3.0 * i for i in range(lanes)}
+        # A value may lie a little below its grid point and be rounded down.
+        assert np.abs(opened.total(threads) / layout.step - exact).max() < 3.01
+        assert np.array_equal(opened.total(threads), RoundSum(layout, ("a", "b", "c"), 3, opened.words).total(1))
+        blocks = range(0, layout.words(3), vector_module.block_of(layout.words(3)))
+        zeros = np.zeros(layout.words(3), np.uint64)
+        apply_masks(zeros, [(keys[0], True)], threads)
+        alone = [Keystream(keys[0]).block(i, np.empty(18, np.uint64), 16)[:16].copy() for i, _ in enumerate(blocks)]
+        width = vector_module.block_of(layout.words(3))
+        assert np.array_equal(zeros, np.concatenate([block[:width] for block in alone])[: zeros.size])
+
+
+def test_a_masked_sum_is_not_copied(short_blocks):
+    with pytest.raises(TypeError, match="neither copied nor stored"):
+        pickle.dumps(RoundSum(Layout("x", 1), ("a",), 3, MaskedSum([np.zeros(2, np.uint64)], [(bytes(32), True)])))
 
 
 @pytest.mark.parametrize("bits", [16, 20])

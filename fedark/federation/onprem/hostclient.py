@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import ssl
 from typing import TypeVar
 
@@ -23,6 +24,8 @@ __all__ = ["HostClient"]
 
 _PREFIX = "/v1/fedark/"
 _MAX_ANSWER = 8 << 20
+_MAX_BUNDLE = 1 << 50
+_DIGEST = re.compile("[0-9a-f]{96}")
 _Kind = TypeVar("_Kind", dict, list)  # type: ignore[type-arg]
 
 
@@ -80,7 +83,7 @@ class HostClient:
         """The jobs that this node is a party of, oldest first: digest, name, status, reason."""
         value = _parsed(self._call("GET", "jobs"), list)
         keys = ("digest", "name", "status", "reason")
-        if not all(isinstance(job, dict) for job in value):
+        if not all(isinstance(job, dict) and _DIGEST.fullmatch(str(job.get("digest"))) for job in value):
             raise _malformed()
         return [{key: printable(str(job.get(key, ""))) for key in keys} for job in value]
 
@@ -172,7 +175,7 @@ def _parsed(data: bytes, kind: type[_Kind]) -> _Kind:
 def _held(data: bytes) -> dict[str, int]:
     value = _parsed(data, dict)
     size, total = value.get("size"), value.get("total")
-    if type(size) is not int or type(total) is not int or not 0 <= size <= total:
+    if type(size) is not int or type(total) is not int or not 0 <= size <= total <= _MAX_BUNDLE:
         raise _malformed()
     return {"size": size, "total": total, "whole": value.get("whole") is True}
 

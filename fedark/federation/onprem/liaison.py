@@ -181,9 +181,11 @@ class Liaison:
             raise InputError(f"The bundle {digest[:16]}... is gone from the catalogue.")
         bundle = SealedBundle.load(path, manifest.provider)
         held = host.put_manifest(digest, data)
+        if held["total"] != bundle.manifest.payload_size:
+            raise ProtocolError("The host awaits another size of a bundle than its manifest names.", safe="No piece was sent.")
         with (bundle.path / "payload").open("rb") as file:
             while held["size"] < held["total"]:
                 before = file.seek(held["size"])
                 held = host.put_piece(digest, before, file.read(MAX_PIECE))
-                if held["size"] <= before:
+                if held["size"] <= before or held["total"] != bundle.manifest.payload_size:
                     raise ProtocolError("The host takes no more of a bundle.", safe="What it has is kept.")

@@ -150,6 +150,7 @@ def test_what_nests_without_end_is_refused_like_anything_else(world: Any) -> Non
         b'{"size": -1, "total": 2}',
         b'{"size": 3, "total": 2}',
         b'{"size": 1.0, "total": 2}',
+        b'{"size": 1, "total": 1180591620717411303424}',
     ],
 )
 def test_an_answer_of_the_host_that_makes_no_sense_is_an_error_of_ours(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +165,11 @@ def test_an_answer_of_the_host_that_makes_no_sense_is_an_error_of_ours(said: byt
     if said in (b"", b"\xff", DEEP):
         with pytest.raises(ProtocolError, match="malformed"):
             client.bundle()
+    for digest in ("", "\n", "./" + "0" * 94, "0" * 95, "A" * 96, 7, None):
+        jobs = json.dumps([{"digest": digest, "name": "x", "status": "proposed"}]).encode()
+        monkeypatch.setattr(client, "_call_or_none", lambda *_, jobs=jobs: jobs, raising=False)
+        with pytest.raises(ProtocolError, match="malformed"):
+            client.jobs()
     assert "status 400" in str(_refusal(400, said)) or said.startswith(b"{")
 
 
