@@ -85,12 +85,14 @@ class Session:
         self.mean: NDArray[np.float32] | None = None
 
     def round(self, vector: NDArray[np.float32], dropped: int) -> Timed:
-        """One round in which the last `dropped` clients do not upload; the first client and the server are timed."""
+        """One round in which `dropped` clients, evenly spread, do not upload; the first client and the server are timed."""
         self.number += 1
         watch, client_time, server_time = time.perf_counter, 0.0, 0.0
         model = self.number.to_bytes(48, "big")
         lengths: dict[str, list[int]] = {"upload": [], "request": [], "reply": []}
-        alive = self.parties[: len(self.parties) - dropped]
+        apart = len(self.parties) // max(dropped, 1)
+        gone = set(self.parties[apart - 1 :: apart][:dropped])
+        alive = [party for party in self.parties if party not in gone]
         first = self.parties[0]
         start = watch()
         current = self.server.open(self.number, "bench", self.parties, model)
