@@ -116,8 +116,9 @@ NOT_KEPT = {
     # weights and records: brought again; the group key comes with the grant; the privacy mechanism is the contract's
     TrainerSession: {"_group", "_openings", "_models", "_train", "_test", "_data_closed", "_private"},
     TrainerMasks: {"_contract", "_nonces", "_policy", "_me", "_private"},
-    # follows from the messages of the open round
+    # follows from the messages of the open round; the mean is memory to write on
     AggregatorMasks: {
+        "_mean",
         "_contract",
         "_policy",
         "_directory",
