@@ -2,6 +2,7 @@
 
 Time of a client: all its stages of one round, summed. Time of the server: all its stages, summed, down to the mean vector.
 Fedark agrees keys once a session, Flower in every round; the first round, with fedark's session set-up, has a row of its own.
+Fedark's server writes a mean over that of the round before, as the aggregator does; Flower's makes new arrays.
 Neither side authenticates a message here: in a run that is the envelope's work.
 Rounds of the two sides alternate; figures are medians. Fedark's vector path uses every core, Flower's numpy one.
 
