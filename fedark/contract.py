@@ -94,11 +94,12 @@ class AdapterTerms(Terms):
     @classmethod
     def _known_elsewhere(cls, value: Any) -> Any:
         """Say of a method from the literature why it is not here."""
-        from fedark.secagg.exactness import METHODS
-
         built = get_args(Method)
-        if isinstance(value, str) and value not in built and value in METHODS:
-            raise ValueError(f"fedark does not train {value!r}, only {', '.join(built)}. {METHODS[value].reason}")
+        if isinstance(value, str) and value not in built:
+            from fedark.secagg.exactness import METHODS  # for the text alone
+
+            if value in METHODS:
+                raise ValueError(f"fedark does not train {value!r}, only {', '.join(built)}. {METHODS[value].reason}")
         return value
 
     @model_validator(mode="before")

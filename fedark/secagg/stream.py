@@ -2,10 +2,10 @@
 
 Block i of a key is the keystream of the 96-bit nonce i, counted from 2: the counter mode inside AES-GCM (NIST SP 800-38D, section
 6.5). So `AESGCM` over zeros makes it, and so does plain CTR from that counter. Which of the two is faster depends on the processor,
-by a third or by twice (both measured), so a process times them once; the bits are the same. GCM's tag is thrown away.
+by a fifth or by nearly twice (both measured), so a process times them once; the bits are the same. GCM's tag is thrown away.
 
 Any block is reached directly, so ranges of one vector run in parallel threads (the cipher and the additions release the
-interpreter lock) and give the same masks. Buffers belong to the caller and are sized to stay in the processor's second-level cache.
+interpreter lock) and give the same masks. Buffers belong to the caller.
 """
 
 from __future__ import annotations

@@ -171,15 +171,12 @@ def refusal_bound(cohort: int, minimum: int, degree: int, floor: int) -> float:
 def most_dropped(cohort: int, colluders: int, minimum: int, agreement: bool) -> int:
     """How many clients a server can at most have treated as dropped in one round.
 
-    Without agreement a sum may cover fewer than `minimum`: each honest member names at most cohort - minimum dropped clients, and
-    threshold - colluders of them are needed to treat a client as dropped.
+    Without agreement, which only cohorts do without where everybody is a member, a sum may cover fewer than `minimum`: each honest
+    member names at most cohort - minimum dropped clients, and threshold - colluders of them are needed to treat one as dropped.
     """
     if agreement:
         return cohort - minimum
-    size = committee_size(cohort, colluders)
-    need = threshold(size, colluders if size == cohort else 0)
-    bad = colluders if size == cohort else 2 * need - size - 1
-    return (cohort - minimum) * (size - bad) // (need - bad)
+    return (cohort - minimum) * (cohort - colluders) // (threshold(cohort, colluders) - colluders)
 
 
 def must_agree(cohort: int, colluders: int, minimum: int) -> bool:

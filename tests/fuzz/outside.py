@@ -37,7 +37,7 @@ def outside(world: Any, folder: Path) -> Made:
     yield from _tokenizer()
 
 
-def _same(read: Callable[[bytes], Any], sample: bytes) -> Target:
+def _same(name: str, read: Callable[[bytes], Any], sample: bytes) -> Target:
     """White space and the order of fields are free; nothing else is accepted than what was signed."""
     original = read(sample)
 
@@ -45,7 +45,7 @@ def _same(read: Callable[[bytes], Any], sample: bytes) -> Target:
         if read(data) != original:
             raise AssertionError("something else was accepted")
 
-    return Target("", [sample], parsed, "open", structure=False, words=_JSON)
+    return Target(name, [sample], parsed, "open", structure=False, words=_JSON)
 
 
 def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made:
@@ -71,12 +71,8 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
         found.verify(north.bundle.aggregator)
         return found
 
-    for name, read, path in (
-        ("join request", request, waiting.path / "request.json"),
-        ("join bundle", bundle, north.path / "host.json"),
-    ):
-        found = _same(read, path.read_bytes())
-        yield Target(name, found.samples, found.parse, "open", structure=False, words=_JSON)
+    yield _same("join request", request, (waiting.path / "request.json").read_bytes())
+    yield _same("join bundle", bundle, (north.path / "host.json").read_bytes())
 
     signing = PartyKeys.load(maker.path / KEYS).signing
     offer = Offer(
@@ -121,7 +117,8 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
 
     client = HostClient.__new__(HostClient)
     client._name = "north"
-    answers = [b'{"size": 1, "total": 2, "whole": false}', b'[{"digest": "x", "name": "y", "status": "z", "reason": ""}]']
+    jobs = f'[{{"digest": "{digest}", "name": "y", "status": "z", "reason": ""}}]'.encode()
+    answers = [b'{"size": 1, "total": 2, "whole": false}', jobs]
     for path in ("hello", "jobs", "bundle", f"jobs/{digest}"):
         headers = request_headers(transport, "maker", "GET", PREFIX + path, b"") | {"fedark-version": "1"}
         answers.append(service.handle("GET", PREFIX + path, headers, b"").body)
@@ -136,6 +133,8 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
                 read()
         str(_refusal(400, data))
 
+    told(jobs)
+    assert client.jobs()[0]["digest"] == digest
     yield Target("host answer", answers, told, "open", structure=False, words=_JSON)
 
 
@@ -182,9 +181,8 @@ def _tokenizer() -> Made:
     samples = [one.to_str().encode() for one in (made, pairs)]
     settings = b'{"pad_token": {"content": "[PAD]", "lstrip": false}, "eos_token": "[SEP]", "do_lower_case": true}'
 
-    def encode(data: bytes, **more: bytes) -> None:
-        files = {"tokenizer.json": data, **more}
-        encoder = TextEncoder(files, max_length=16, pad_id=0)
+    def encode(data: bytes) -> None:
+        encoder = TextEncoder({"tokenizer.json": data}, max_length=16, pad_id=0)
         encoder.texts(["open the line", "", "ab \u202e\U0001f600"])
         encoder.prompts(["open the line"], [4])
         encoder.answers(["close"])
