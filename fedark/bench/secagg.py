@@ -31,7 +31,7 @@ from fedark.bench.secagg_flower import FlowerSession, Timed, available
 from fedark.keys import SigningKey
 from fedark.secagg import Client, Contribution, Directory, Layout, Policy, Server
 from fedark.secagg.cost import Cost
-from fedark.secagg.stream import BLOCK
+from fedark.secagg.stream import BLOCK, aligned
 from fedark.secagg.vector import apply_masks
 
 __all__ = ["rows"]
@@ -206,7 +206,8 @@ def _faster(case: str, ours: float | None, peer: float | None, goal: float | Non
 def _keystream() -> Row:
     """Masking on one thread against the plain AES-256-CTR cipher alone on one thread, alternating."""
     words, streams = 40 * BLOCK, 9
-    target, zeros, out = np.zeros(words, np.uint64), bytes(8 * BLOCK), bytearray(8 * BLOCK)
+    zeros, out, target = bytes(8 * BLOCK), bytearray(8 * BLOCK), aligned(8 * words).view(np.uint64)  # as `wire.build` makes it
+    target.fill(0)
 
     def cipher() -> None:
         for _ in range(streams):

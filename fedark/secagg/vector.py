@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from fedark.errors import InputError, Refused
 from fedark.secagg.policy import Layout
-from fedark.secagg.stream import BLOCK, SPARE, Keystream, block_of, nonce_of
+from fedark.secagg.stream import BLOCK, SPARE, Keystream, aligned, block_of, nonce_of
 
 __all__ = ["Contribution", "MaskedSum", "Noise", "RoundSum", "apply_masks", "mask", "threads_available"]
 
@@ -206,17 +206,24 @@ class _Masks:
     """
 
     def __init__(self, streams: Sequence[Stream], words: int) -> None:
-        self._open = [(Keystream(key).fill, np.add if added else np.subtract) for key, added in streams]
+        self._open = [(Keystream(key), np.add if added else np.subtract) for key, added in streams]
         self.block = block_of(words)
-        self._words = np.empty(min(self.block, words) + SPARE, np.uint64)
+        self._buffer = aligned(8 * (min(self.block, words) + SPARE)).view(np.uint64)
+        self._bind(min(self.block, words))
+
+    def _bind(self, size: int) -> None:
+        """Make the steps for targets of `size` words: all but the last of a vector are of one size."""
+        self._words = self._buffer[:size]
+        self._steps = [(stream.writer(self._buffer[: size + SPARE]), operation) for stream, operation in self._open]
 
     def apply(self, target: Words, at: int) -> None:
         """Apply every stream to the words `target`, which begin at word `at` of the vector: at a block's edge."""
-        words, nonce = self._words[: target.size], nonce_of(at // self.block)
-        buffer = self._words[: target.size + SPARE].view(np.uint8).data
-        for fill, operation in self._open:
-            fill(nonce, buffer)
-            operation(target, words, out=target)
+        if target.size != self._words.size:
+            self._bind(target.size)
+        nonce, words = nonce_of(at // self.block), self._words
+        for write, operation in self._steps:
+            write(nonce)
+            operation(target, words, target)
 
 
 class _Packer:
@@ -241,7 +248,7 @@ class _Packer:
         # The buffers of one step lie where those of an earlier one are not needed any more: together they fill the cache.
         self._integers = np.empty(size, self._whole)
         values = -(-size * item // 8)
-        scratch = np.empty(max(size, values + -(-size * item // 16) + SPARE), np.uint64)
+        scratch = aligned(8 * max(size, values + -(-size * item // 16) + SPARE)).view(np.uint64)
         self._values, self._draws, self._lifted = scratch[:values].view(self._float)[:size], scratch[values:], scratch[:size]
         self._noise = np.empty(size if layout.noise_bound else 0, np.int32)
 
@@ -321,7 +328,7 @@ class MaskedSum:
 
     def reader(self) -> Callable[[int, int], Words]:
         """For one thread: gives the words from a block's edge to another, or to the end, to write on until the next call."""
-        masks, buffer = _Masks(self._streams, self._size), np.empty(min(block_of(self._size), self._size), np.uint64)
+        masks, buffer = _Masks(self._streams, self._size), aligned(8 * min(block_of(self._size), self._size)).view(np.uint64)
 
         def read(at: int, end: int) -> Words:
             target = buffer[: end - at]
