@@ -56,19 +56,9 @@ def parties(world: Any) -> Made:
     for name, party in (("provider", "maker"), ("customer", "east")):
         yield _stage_request(world, name, party)
     yield _aggregator_request(world)
-    for role, party in (("trainer", "north"), ("aggregator", "pool")):
-        enclave = world.recorded.enclaves[party]
-
-        def handle(data: bytes, enclave: Any = enclave) -> None:
-            with world.recorded.clock():
-                enclave.handle(data)
-
-        calls = list(enclave.calls.values())
-        for data in calls:
-            handle(data)
-        yield Target(
-            f"enclave call, {role}", calls, handle, "open", structure=False, expected=expected, message=enclave_pb2.Call
-        )
+    for masks, recorded in (("", world.recorded), (", masked", world.recorded_masked)):
+        for role, party in (("trainer", "north"), ("aggregator", "pool")):
+            yield _enclave_call(f"enclave call, {role}{masks}", recorded, party)
     yield from _sent_by_others(world)
     text = world.job_path.read_bytes()
     path = world.job_path.parent / "fuzzed.toml"
@@ -157,6 +147,21 @@ def _sent_by_others(world: Any) -> Made:
 def _safetensors(header: dict[str, Any], size: int) -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + bytes(size)
+
+
+def _enclave_call(name: str, recorded: Any, party: str) -> Target:
+    """Each call of a whole run, made of an enclave that stands where that call finds it."""
+    enclave = recorded.enclaves[party]
+
+    def handle(data: bytes) -> None:
+        with recorded.clock():
+            enclave.handle(data)
+
+    calls = list(enclave.calls.values())
+    for data in calls:
+        handle(data)
+    expected = (FedarkError, DecodeError)
+    return Target(name, calls, handle, "open", structure=False, expected=expected, message=enclave_pb2.Call)
 
 
 def _stage_request(world: Any, name: str, party: str) -> Target:

@@ -23,6 +23,7 @@ from fedark import canonical
 from fedark.contract import Contract, now
 from fedark.enclave import session as session_module
 from fedark.enclave import trainer
+from fedark.enclave.masking import AggregatorMasks, TrainerMasks
 from fedark.federation import consent, customer, provider
 from fedark.federation import node as node_module
 from fedark.federation.coordinator import Coordinator
@@ -32,10 +33,13 @@ from fedark.federation.local import Federation
 from fedark.federation.party import load_node
 from fedark.federation.progress import Progress
 from fedark.federation.runs import RunMemory
+from fedark.secagg import Client, Server
+from fedark.secagg.schedule import Chain
 from fedark.simulation import Simulation, in_process_enclaves
 from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
 
 _CLOCKS = (node_module, customer, provider, consent, session_module, trainer)
+_CHANGING = {kind.__module__ for kind in (TrainerMasks, Client, Server, Chain)}
 _REBUILT_AFTER = 100  # its log grows
 
 
@@ -274,7 +278,7 @@ class Enclave:
 
     def call(self, call: enclave_pb2.Call, **options: Any) -> enclave_pb2.Reply:
         """See `EnclaveHandle`."""
-        kind = str(call.WhichOneof("body"))
+        kind = self._kind(call)
         before = _Snapshot(self.session)
         reply: enclave_pb2.Reply = self._inner.call(call, **options)
         if kind not in self.calls:
@@ -286,10 +290,16 @@ class Enclave:
     def close(self) -> None:
         """The session is kept."""
 
+    def _kind(self, call: enclave_pb2.Call) -> str:
+        kind = str(call.WhichOneof("body"))
+        # Loading has no masks: the first call of a masked round is another one.
+        masked = getattr(self.session, "_masks", None) is not None and kind in ("submit", "close") and getattr(call, kind).round
+        return f"{kind}, masked" if masked else kind
+
     def handle(self, data: bytes) -> enclave_pb2.Reply:
         """The answer to a call, of the session as it was before the first call of that kind."""
         call = enclave_pb2.Call.FromString(data)
-        kind = str(call.WhichOneof("body"))
+        kind = self._kind(call)
         before = self._before.get(kind) or self._before["attest"]
         if kind == "sealed" and "grant" in self.calls:  # an opener takes its bytes once
             self._before["grant"].restore(self.session)
@@ -301,7 +311,7 @@ class Enclave:
 
 
 class _Snapshot:
-    """What a session is; the objects in its lists and maps are not copied."""
+    """What a session is; the objects in its lists and maps are not copied, but for its end of the masks."""
 
     def __init__(self, session: Any) -> None:
         self._values = {name: _copied(value) for name, value in vars(session).items()}
@@ -315,9 +325,27 @@ class _Snapshot:
 
 
 def _copied(value: Any) -> Any:
+    if isinstance(value, TrainerMasks | AggregatorMasks):
+        return _deeply(value)
     if isinstance(value, dict | list | set):
         return copy.copy(value)
     return value.copy() if type(value).__name__ == "HASH" else value
+
+
+def _deeply(value: Any) -> Any:
+    """A copy of whatever changes in an end of the masks, which itself refuses to be copied."""
+    if isinstance(value, dict):
+        return {key: _deeply(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_deeply(item) for item in value]
+    if isinstance(value, set):
+        return set(value)
+    if type(value).__module__ not in _CHANGING:
+        return value
+    new = object.__new__(type(value))
+    for name in getattr(value, "__slots__", None) or list(vars(value)):
+        object.__setattr__(new, name, _deeply(getattr(value, name)))
+    return new
 
 
 class _Replaying:

@@ -90,7 +90,8 @@ PARSERS = (
     "protected update", "update payload", "group grant", "global state", "delivery",
     "secagg hello", "secagg hello, signed", "secagg round", "secagg upload", "secagg endorsement", "secagg unmask request",
     "secagg survivors", "secagg shares", "broker challenge", "broker release", "stage request, provider", "stage request, customer",
-    "aggregator request", "enclave call, trainer", "enclave call, aggregator", "job file",
+    "aggregator request", "enclave call, trainer", "enclave call, aggregator",
+    "enclave call, trainer, masked", "enclave call, aggregator, masked", "job file",
     "checkpoint", "ledger head", "ledger head, signed", "report", "report, signed", "stage reply", "safetensors",
     "invitation", "join request", "join bundle", "offer", "offer, signed", "host call", "host answer", "broker reply",
     "tokenizer", "tokenizer settings",
@@ -568,6 +569,8 @@ class _World:
         )
         untouched = shutil.copytree(federation.folder("pool"), federation.folder("pool").with_name("pool-waiting"))
         self.recorded = Recorded(federation, reference)
+        masks = ('protection.mode="masked"', "protection.minimum_cohort=3", "protection.max_records=12")
+        self.recorded_masked = Recorded(prepare(Job.load(self.job_path, masks), folder / "masked", sandbox="none"), reference)
         self.host = load_aggregator(untouched, self.contract, fakes)
 
 
