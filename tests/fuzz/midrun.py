@@ -53,8 +53,12 @@ def parties(world: Any) -> Made:
     yield Target("broker challenge", [challenge], ask, "open", structure=False, expected=expected)
     # The evidence was spent: not one key may leave.
     yield Target("broker release", [claim, claim[:-1]], release, "closed", structure=False, expected=expected)
-    for name, party in (("provider", "maker"), ("customer", "east")):
-        yield _stage_request(world, name, party)
+    for name, recorded, party in (
+        ("provider", world.recorded, "maker"),
+        ("customer", world.recorded, "east"),
+        ("customer, masked", world.recorded_masked, "east"),
+    ):
+        yield _stage_request(f"stage request, {name}", recorded, party)
     yield _aggregator_request(world)
     for masks, recorded in (("", world.recorded), (", masked", world.recorded_masked)):
         for role, party in (("trainer", "north"), ("aggregator", "pool")):
@@ -122,12 +126,8 @@ def _sent_by_others(world: Any) -> Made:
     yield Target("report", [signature + text], read, "closed", structure=False)
     yield Target("report, signed", [text], sign, "open", structure=False, words=words)
 
-    replies = [stage["east"] for stage in recorded.replies.values() if "east" in stage]
-    replies += [stage["maker"] for stage in recorded.replies.values() if "maker" in stage]
-    coordinated = recorded.coordinated()
-    for reply in replies:
-        assert coordinated(reply)
-    yield Target("stage reply", replies, coordinated, "open", structure=False, message=stage_pb2.StageReply)
+    yield _stage_reply("stage reply", recorded)
+    yield _stage_reply("stage reply, masked", world.recorded_masked)
 
     base = world.job_path.parent / "base"
     weights = (base / "model.safetensors").read_bytes()
@@ -149,6 +149,15 @@ def _safetensors(header: dict[str, Any], size: int) -> bytes:
     return len(text).to_bytes(8, "little") + text + bytes(size)
 
 
+def _stage_reply(name: str, recorded: Any) -> Target:
+    """Each answer of a customer and of the provider, in the stage of the coordinator that asks for it."""
+    replies = [stage[party] for party in ("east", "maker") for stage in recorded.replies.values() if party in stage]
+    coordinated = recorded.coordinated()
+    for reply in replies:
+        assert coordinated(reply)
+    return Target(name, replies, coordinated, "open", structure=False, message=stage_pb2.StageReply)
+
+
 def _enclave_call(name: str, recorded: Any, party: str) -> Target:
     """Each call of a whole run, made of an enclave that stands where that call finds it."""
     enclave = recorded.enclaves[party]
@@ -164,20 +173,12 @@ def _enclave_call(name: str, recorded: Any, party: str) -> Target:
     return Target(name, calls, handle, "open", structure=False, expected=expected, message=enclave_pb2.Call)
 
 
-def _stage_request(world: Any, name: str, party: str) -> Target:
+def _stage_request(name: str, recorded: Any, party: str) -> Target:
     """Each stage of a whole run, brought to a node that stands where that stage finds it."""
-    recorded = world.recorded
     handle, requests = recorded.node(party), dict(recorded.requests[party])
-    abort = stage_pb2.AbortRequest(reason="x", refused=stage_pb2.StageFault(code="Refused", what="x"))
-    extra: dict[str, dict[str, Any]] = {"abort": {"abort": abort}}
-    if name == "customer":
-        # Only a contract with masks answers these two; the enclave's side has targets of its own.
-        extra["endorse"] = {"endorse": stage_pb2.EndorseRequest(round=1, request=bytes(90))}
-        extra["unmask"] = {"unmask": stage_pb2.UnmaskRequest(round=1, request=bytes(90))}
-    for stage, body in extra.items():
-        requests[stage] = stage_pb2.StageRequest(
-            version=1, run_id=recorded.run_id, contract_digest=world.contract.digest(), **body
-        ).SerializeToString()
+    abort = stage_pb2.StageRequest.FromString(requests["enrol"])
+    abort.abort.CopyFrom(stage_pb2.AbortRequest(reason="x", refused=stage_pb2.StageFault(code="Refused", what="x")))
+    requests["abort"] = abort.SerializeToString()
     if "release" in requests:  # each trainer is looked at alone, and all alike: with one of them more is tried
         one = stage_pb2.StageRequest.FromString(requests["release"])
         for peer in set(one.release.trainer_evidence) - {"east"}:
@@ -185,16 +186,14 @@ def _stage_request(world: Any, name: str, party: str) -> Target:
         requests["release"] = one.SerializeToString()
     for stage, request in requests.items():
         reply = handle(request)
-        assert stage in ("endorse", "unmask") or reply.WhichOneof("body") == stage, (stage, reply.fault.what)
+        assert reply.WhichOneof("body") == stage, (stage, reply.fault.what)
 
     def parse(data: bytes) -> None:
         reply = handle(data)
         if reply.fault.what.startswith("The node of") and " failed (" in reply.fault.what:
             raise RuntimeError(reply.fault.what)
 
-    return Target(
-        f"stage request, {name}", list(requests.values()), parse, "open", structure=False, message=stage_pb2.StageRequest
-    )
+    return Target(name, list(requests.values()), parse, "open", structure=False, message=stage_pb2.StageRequest)
 
 
 def _aggregator_request(world: Any) -> Target:

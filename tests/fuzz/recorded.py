@@ -155,7 +155,8 @@ class Recorded:
                 case "open":
                     return bytes(answer(opened=node_pb2.OpenedRun(run_id=run.run_id, contract=encoded)).SerializeToString())
                 case "call":
-                    reply = run.enclaves[contract.aggregator.name].replies[str(request.call.WhichOneof("body"))]
+                    pool = run.enclaves[contract.aggregator.name]
+                    reply = pool.replies[pool.kind(request.call)]
                     return bytes(answer(reply=reply).SerializeToString())
                 case "sign":
                     return bytes(answer(signed=node_pb2.SignedReport(signature=bytes(64))).SerializeToString())
@@ -168,6 +169,7 @@ class Recorded:
             begun.setdefault(coordinator._at.phase, coordinator._at.encode())
             getattr(coordinator, f"_{coordinator._at.phase}")()
         begun["deliver"] = coordinator._at.encode()
+        phase = dict.fromkeys(("endorse", "unmask"), "round") | {stage: stage for stage in begun}
 
         def handle(data: bytes) -> bool:
             try:
@@ -175,11 +177,11 @@ class Recorded:
                 stage, party = str(reply.WhichOneof("body")), reply.party
             except DecodeError:
                 stage, party = "attest", "east"
-            stage = stage if stage in begun else "attest"
+            stage = stage if stage in phase else "attest"
             party = party if party in run.replies[stage] else "maker" if stage == "release" else "east"
             link.reply, link.bent = data, (party, stage)
-            coordinator._at = Progress.decode(begun[stage])
-            getattr(coordinator, f"_{stage}")()
+            coordinator._at = Progress.decode(begun[phase[stage]])
+            getattr(coordinator, f"_{phase[stage]}")()
             return not coordinator._at.passed_over
 
         return handle
@@ -222,6 +224,8 @@ class Recorded:
             for used in work.glob("*/*.used"):
                 used.unlink()
             with self.clock():
+                if _stage(data) in ("endorse", "unmask"):  # which follow on the round
+                    node.handle(self.requests[party]["round"])
                 return stage_pb2.StageReply.FromString(node.handle(data))
 
         return handle
@@ -278,7 +282,7 @@ class Enclave:
 
     def call(self, call: enclave_pb2.Call, **options: Any) -> enclave_pb2.Reply:
         """See `EnclaveHandle`."""
-        kind = self._kind(call)
+        kind = self.kind(call)
         before = _Snapshot(self.session)
         reply: enclave_pb2.Reply = self._inner.call(call, **options)
         if kind not in self.calls:
@@ -290,16 +294,21 @@ class Enclave:
     def close(self) -> None:
         """The session is kept."""
 
-    def _kind(self, call: enclave_pb2.Call) -> str:
+    def kind(self, call: enclave_pb2.Call) -> str:
+        """What `calls` and `replies` name a call. Under masks a round takes several of some kinds, and loading is without masks."""
         kind = str(call.WhichOneof("body"))
-        # Loading has no masks: the first call of a masked round is another one.
-        masked = getattr(self.session, "_masks", None) is not None and kind in ("submit", "close") and getattr(call, kind).round
-        return f"{kind}, masked" if masked else kind
+        if getattr(self.session, "_masks", None) is None:
+            return kind
+        if kind == "submit" and call.submit.round:
+            return f"submit {call.submit.part}"
+        if (kind == "close" and call.close.round) or (kind == "survivors" and call.survivors.endorsed):
+            return f"{kind} again"
+        return kind
 
     def handle(self, data: bytes) -> enclave_pb2.Reply:
         """The answer to a call, of the session as it was before the first call of that kind."""
         call = enclave_pb2.Call.FromString(data)
-        kind = self._kind(call)
+        kind = self.kind(call)
         before = self._before.get(kind) or self._before["attest"]
         if kind == "sealed" and "grant" in self.calls:  # an opener takes its bytes once
             self._before["grant"].restore(self.session)
