@@ -6,14 +6,11 @@ the right key, so that the parser is reached. `PARSERS` names what must have a t
 
 from __future__ import annotations
 
-import copy
 import functools
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,9 +18,10 @@ from typing import Any
 
 import numpy as np
 from engine import Target
+from masks import masks
 from midrun import parties
 from outside import outside
-from recorded import Recorded
+from world import World
 
 sys.path[:0] = [
     str(Path(__file__).parents[1] / part) for part in ("attestation/platforms", "federation", "federation/host", "secagg")
@@ -59,11 +57,8 @@ from fedark.enclave.protection import (  # noqa: E402
     protect,
     seal_delivery,
 )
-from fedark.enclave.session import RunConfig  # noqa: E402
 from fedark.errors import FedarkError  # noqa: E402
-from fedark.job import Job  # noqa: E402
 from fedark.keys import HYBRID, HpkeKey, SigningKey  # noqa: E402
-from fedark.secagg import wire  # noqa: E402
 from fedark.translog.entry import Entry  # noqa: E402
 from fedark.translog.head import HEAD_LABEL, TreeHead  # noqa: E402
 from fedark.translog.log import TransparencyLog  # noqa: E402
@@ -71,7 +66,7 @@ from fedark.translog.memory import HeadMemory  # noqa: E402
 from fedark.translog.merkle import verify_consistency, verify_inclusion  # noqa: E402
 from fedark.translog.update import Update, make_update  # noqa: E402
 from fedark.translog.view import check_views, sign_view  # noqa: E402
-from fedark.v1 import broker_pb2, enclave_pb2  # noqa: E402
+from fedark.v1 import enclave_pb2  # noqa: E402
 from fedark.vault.manifest import Manifest  # noqa: E402
 from fedark.vault.opener import Collector, Opener  # noqa: E402
 from fedark.vault.release import Receipt, accept  # noqa: E402
@@ -401,190 +396,16 @@ def _protection() -> Made:
     )
 
 
-def _secagg() -> Made:
-    import importlib.util
-
-    path = Path(__file__).parents[1] / "secagg" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("secagg_lab", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["secagg_lab"] = module
-    spec.loader.exec_module(module)
-    lab = module.Lab(size=4, length=5, agreement=True)
-    from fedark.secagg.directory import Directory
-
-    hellos = dict(lab.hellos)
-
-    def joined(data: bytes) -> Any:
-        return Directory.verify(lab.policy, lab.identities, [*(hello for p, hello in hellos.items() if p != "c0"), data])
-
-    first = next(iter(hellos))
-    joined_first = functools.partial(_with_first, lab, hellos, first, Directory)
-    yield Target("secagg hello", [bytes(hellos[first])], joined_first, "closed", structure=False)
-    header = wire.parse(hellos[first], 1 << 20).header
-    inner = canonical.decode(header)[0]
-
-    def resigned(data: bytes) -> Any:
-        signature = lab.signing[first].sign(wire.label("hello"), data)
-        return joined_first(wire.message(canonical.encode([data, signature])))
-
-    yield Target("secagg hello, signed", [inner], resigned, "open")
-    current = lab.open()
-    request, model = bytes(current.request), lab.number.to_bytes(48, "big")
-    fresh = module.Lab(size=4, length=5)
-    opened = fresh.server.open(1, "m/update", list(fresh.parties), (1).to_bytes(48, "big"))
-    yield Target(
-        "secagg round",
-        [bytes(opened.request)],
-        lambda data: fresh.clients[fresh.parties[0]].begin(data, (1).to_bytes(48, "big")),
-        "open",  # it is the aggregator's word: a round that the policy admits may be begun
-        structure=False,
-    )
-    del request, model
-    uploads = {party: bytes(lab.clients[party].upload(contribution)) for party, contribution in lab.inputs().items()}
-    parties = list(lab.parties)
-    for party in parties[1:]:
-        current.receive(uploads[party], party)
-
-    def receive(data: bytes) -> None:
-        current._uploads.pop(0, None)
-        current._pending = current._pending[: len(parties) - 1]
-        current.receive(data, parties[0])
-
-    yield Target("secagg upload", [uploads[parties[0]]], receive, "open", structure=False)
-    second = lab.open()
-    for party, contribution in lab.inputs().items():
-        second.receive(lab.clients[party].upload(contribution), party)
-    second.close()
-    asked = second.endorsement_request()
-    endorsements = {party: bytes(lab.clients[party].endorse(asked)) for party in second.committee}
-    member = second.committee[0]
-    yield Target(
-        "secagg endorsement",
-        [endorsements[member]],
-        lambda data: second.endorse(data, member),
-        "closed",
-        structure=False,
-    )
-    for party in second.committee:
-        second.endorse(endorsements[party], party)
-    requests = second.unmask_requests()
-    before = {party: copy.copy(lab.clients[party]._round) for party in second.committee}
-    answers = {party: bytes(lab.clients[party].unmask(requests[party])) for party in second.committee}
-    one = second.committee[0]
-
-    def unmask(data: bytes) -> None:
-        with _unanswered(lab.clients[one], before[one]) as client:
-            client.unmask(data)
-
-    def endorse(data: bytes) -> None:
-        with _unanswered(lab.clients[one], before[one]) as client:
-            client._round.endorsed = None
-            client.endorse(data)
-
-    unmask(bytes(requests[one]))
-    survivors = wire.parse(asked, 1 << 20).header
-    endorse(wire.message(survivors))
-    # What they may not do is answer for two sets (tests/secagg).
-    yield Target("secagg unmask request", [bytes(requests[one])], unmask, "open", structure=False)
-    yield Target("secagg survivors", [survivors], lambda data: endorse(wire.message(data)), "open")
-
-    def accept(data: bytes) -> None:
-        second._answers.clear()
-        second.accept(data, one)
-
-    yield Target("secagg shares", [answers[one]], accept, "open", structure=False)
-
-
-@contextmanager
-def _unanswered(client: Any, before: Any) -> Iterator[Any]:
-    """A committee's member as it was before it answered."""
-    client._round = copy.copy(before)
-    client._releases.done.clear()
-    yield client
-
-
-def _with_first(lab: Any, hellos: dict[str, bytes], first: str, directory: Any, data: bytes) -> Any:
-    rest = [hello for party, hello in hellos.items() if party != first]
-    return directory.verify(lab.policy, lab.identities, [data, *rest])
-
-
-class _World:
-    """A federation on the disk, with a broker, nodes and enclaves, and one honest grant and receipt."""
-
-    def __init__(self, folder: Path) -> None:
-        import torch
-        from small import write_job
-
-        from fedark.broker.keys import load_broker
-        from fedark.contract import CONTRACT_LABEL, SignedContract, now
-        from fedark.federation.local import prepare
-        from fedark.federation.party import KEYS, WEIGHT_KEYS, load_aggregator, reference_values
-        from fedark.keys import PartyKeys
-        from fedark.simulation import in_process_enclaves
-        from fedark.vault.bundle import SealedBundle
-        from fedark.vault.weightkey import KeyStore
-
-        torch.set_num_threads(1)
-        self.job_path = write_job(folder / "job", records=12)
-        federation = prepare(Job.load(self.job_path), folder / "work", sandbox="none")
-        self.contract, self.now = federation.contract, now()
-        reference = reference_values()
-        keys = {name: PartyKeys.load(federation.folder(name) / KEYS) for name in ("maker", "north", "east", "south")}
-        signatures = {name: own.signing.sign(CONTRACT_LABEL, self.contract.digest()) for name, own in keys.items()}
-        self.provider_keys = keys["maker"]
-        self.bundle = SealedBundle.load(federation.work / "catalogue" / "tiny.fedark", self.provider_keys.signing.public)
-        self.weight_key = KeyStore(federation.folder("maker") / WEIGHT_KEYS).get(self.bundle.manifest)
-        self.about = lambda: broker_pb2.BrokerCase(
-            contract=self.contract.encode(), contract_signatures=signatures, run_id="run-1", party="north"
-        )
-        self.broker = load_broker(federation.folder("maker"))
-        self.enclaves = {}
-        for role, party in (("trainer", "north"), ("aggregator", "pool")):
-            config = RunConfig(role=role, party=party, contract=self.contract, run_id="run-1").encode()
-            self.enclaves[party] = in_process_enclaves(federation.folder(party), reference)(role, config)
-        trainer, pool = self.enclaves["north"], self.enclaves["pool"]
-
-        def call(enclave: Any, **body: Any) -> Any:
-            return enclave.call(enclave_pb2.Call(**body))
-
-        collateral = {path.name: path.read_bytes() for path in (federation.folder("pool") / "collateral").iterdir()}
-        group = b""
-        for one, other, peer, me in ((trainer, pool, "pool", "north"), (pool, trainer, "north", "pool")):
-            nonce = call(one, challenge=enclave_pb2.Challenge(peer=peer)).nonce.nonce
-            evidence = call(other, attest=enclave_pb2.Attest(peer=me, nonce=nonce)).evidence.evidence
-            admit = enclave_pb2.AdmitPeer(peer=peer, evidence=evidence, contract_signatures=signatures, collateral=collateral)
-            group = call(one, admit_peer=admit).admitted.group_grant or group
-        nonce = self.broker.challenge(broker_pb2.BrokerChallengeRequest(about=self.about())).nonce
-        self.evidence = call(trainer, attest=enclave_pb2.Attest(peer="maker", nonce=nonce)).evidence.evidence
-        grants = self.broker.release(broker_pb2.BrokerReleaseRequest(about=self.about(), evidence=self.evidence))
-        self.grants, self.grant = grants, grants.by_model["tiny"]
-        manifest = self.bundle.manifest.encode()
-        call(trainer, grant=enclave_pb2.Grant(model="tiny", manifest=manifest, grant=self.grant, group_grant=group))
-        data = b"".join(bytes(piece) for piece in self.bundle.payload(1 << 20))
-        self.receipt = call(trainer, sealed=enclave_pb2.Sealed(model="tiny", data=data, last=True)).receipt.receipt
-        SignedContract.verify(self.contract, signatures)
-        fakes = lambda role, config, checkpoint=b"": SimpleNamespace(  # noqa: E731
-            call=lambda call, **options: enclave_pb2.Reply(nonce=enclave_pb2.Nonce(nonce=bytes(32))), close=lambda: None
-        )
-        untouched = shutil.copytree(federation.folder("pool"), federation.folder("pool").with_name("pool-waiting"))
-        self.recorded = Recorded(federation, reference)
-        masks = ('protection.mode="masked"', "protection.minimum_cohort=3", "protection.max_records=12")
-        self.recorded_masked = Recorded(prepare(Job.load(self.job_path, masks), folder / "masked", sandbox="none"), reference)
-        self.host = load_aggregator(untouched, self.contract, fakes)
-
-
 @functools.cache
 def targets() -> dict[str, Target]:
     """Every target by name; made once in a process, in a folder that its end removes."""
     holder = tempfile.TemporaryDirectory(prefix="fedark-fuzz-")
     _HELD.append(holder)
     folder = Path(holder.name)
-    world = _World(folder)
+    world = World(folder)
     found = [
         *_evidence(), *_hardware(), *_reference(folder), *_vault(world), *_translog(folder), *_channel(), *_protection(),
-        *_secagg(), *parties(world), *outside(world, folder),
+        *masks(), *parties(world), *outside(world, folder),
     ]  # fmt: skip
     return {target.name: target for target in found}
 
