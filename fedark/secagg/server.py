@@ -28,14 +28,13 @@ from fedark.errors import ProtocolError, Refused
 from fedark.secagg import schedule, shamir, wire
 from fedark.secagg.cohort import Cohort, reply_limit, upload_limit
 from fedark.secagg.directory import Directory, check_cohort, check_round
-from fedark.secagg.vector import MaskedSum, RoundSum, Stream, Words, apply_masks
+from fedark.secagg.vector import MOST_STREAMS, MaskedSum, RoundSum, Stream, Words, apply_masks
 
 __all__ = ["Round", "Server"]
 
 _DROPPED = "The message was dropped; the round goes on without it."
 _SUBSETS = 200
 _PENDING_BYTES = 1 << 28
-_MOST_STREAMS = 512
 Shares = NDArray[np.uint8]
 
 
@@ -240,7 +239,7 @@ class Round:
             slots = self._cohort.slots(u) if secrets[1:] else []
             for slot, secret in zip(self._released[u][1:], secrets[1:], strict=True):
                 streams.append((secret, u > slots[slot - 1]))
-        if len(streams) > _MOST_STREAMS:  # opened in batches
+        if len(streams) > MOST_STREAMS:  # opened in batches
             self._fold(streams)
             streams = []
         packed, self._pending = MaskedSum([*([] if self._total is None else [self._total]), *self._pending], streams), []

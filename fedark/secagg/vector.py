@@ -34,11 +34,12 @@ from fedark.errors import InputError, Refused
 from fedark.secagg.policy import Layout
 from fedark.secagg.stream import BLOCK, SPARE, Keystream, aligned, block_of, nonce_of
 
-__all__ = ["Contribution", "MaskedSum", "Noise", "RoundSum", "apply_masks", "mask", "threads_available"]
+__all__ = ["MOST_STREAMS", "Contribution", "MaskedSum", "Noise", "RoundSum", "apply_masks", "mask", "threads_available"]
 
 _PIECE_BYTES = 1 << 18  # of values that are rounded at a time, at least
 _NORM_DRAWS = 64
-_STREAMS = 512
+MOST_STREAMS = 512
+"""Keystreams that are open at a time."""
 Words = NDArray[np.uint64]
 Stream = tuple[bytes, bool]
 """A mask: its 32-byte key, and whether it is added (or subtracted)."""
@@ -187,8 +188,8 @@ def apply_masks(total: Words, streams: Sequence[Stream], threads: int | None = N
     """Add masked vectors to their sum and apply `streams` to it, in place: each block is finished while it is in the cache."""
 
     def work(span: tuple[int, int]) -> None:
-        for first in range(0, max(len(streams), 1), _STREAMS):
-            masks = _Masks(streams[first : first + _STREAMS], total.size)
+        for first in range(0, max(len(streams), 1), MOST_STREAMS):
+            masks = _Masks(streams[first : first + MOST_STREAMS], total.size)
             for at, end in _pieces(*span, masks.block):
                 target = total[at:end]
                 for upload in uploads if first == 0 else ():

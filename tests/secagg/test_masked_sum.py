@@ -111,7 +111,7 @@ def test_a_large_cohort_sums_over_a_sparse_graph_with_an_agreed_survivor_set(lab
 @pytest.mark.parametrize("streams", [0, 512])
 def test_uploads_are_summed_in_any_number_of_batches(lab, monkeypatch, pending, streams):
     monkeypatch.setattr(server_module, "_PENDING_BYTES", pending)
-    monkeypatch.setattr(server_module, "_MOST_STREAMS", streams)
+    monkeypatch.setattr(server_module, "MOST_STREAMS", streams)
     session = lab(size=7, minimum=4, length=300, value_range=grid(16))
     values = {p: on_grid(session, i) for i, p in enumerate(session.parties)}
     result = session.run({p: Contribution(v[0]) for p, v in values.items()}, lost=session.parties[2:4])
