@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from fedark.errors import FederationError, InputError
+from fedark.jsontext import read_json
 
 if TYPE_CHECKING:
     from fedark.federation.onprem.folder import NodeFolder
@@ -49,7 +50,7 @@ def join(
 
     try:
         content = file.read_bytes()
-        kind = json.loads(content).get("kind")
+        kind = read_json(content).get("kind")
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, AttributeError):

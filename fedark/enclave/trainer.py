@@ -16,7 +16,6 @@ neither: `Reopen` and the bundle's bytes, then the records, bring them again, an
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +32,7 @@ from fedark.enclave.private import noised_updates, private_updates
 from fedark.enclave.protection import LOADED, Context, GroupKey, Metric, Payload, ProtectedUpdate, protect
 from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done, seed_of
 from fedark.errors import DataError, ModelError, ProtocolError, Refused
+from fedark.jsontext import read_json
 from fedark.masking import EVALUATED, UPDATE, may_leave, train_key
 from fedark.mechanism import mechanism
 from fedark.privacy.ledger import record_bytes
@@ -500,7 +500,7 @@ def _extra(files: Any, name: str) -> list[tuple[str, Record]]:
     rows: list[tuple[str, Record]] = []
     for number, line in enumerate(bytes(files.get(name, b"")).splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = read_json(line)
             rows.append((str(row["group"]), Record(str(row["prompt"]), str(row["answer"]))))
         except (ValueError, KeyError, TypeError):
             raise ModelError(

@@ -28,6 +28,7 @@ from pydantic import Field, ValidationError
 from fedark import canonical
 from fedark.contract import Party
 from fedark.errors import ContractError, InputError, ProtocolError, Refused
+from fedark.jsontext import read_json
 from fedark.keys import SigningKey, verify_signature
 from fedark.terms import Name, Terms, explain, to_tuples
 
@@ -179,8 +180,8 @@ def parse(data: bytes, kind: type[FileT], source: str) -> FileT:
     if len(data) > MAX_FILE:
         raise InputError(f"{source} has {len(data)} bytes, over the limit of {MAX_FILE}.")
     try:
-        value = to_tuples(json.loads(data))
-    except (ValueError, RecursionError):
+        value = to_tuples(read_json(data))
+    except ValueError:
         raise InputError(f"{source} is not JSON.") from None
     try:
         return kind.model_validate(value)

@@ -7,12 +7,12 @@ contract and the run: a report that was altered, or is of another run, is stored
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 from fedark import canonical
 from fedark.contract import Contract
 from fedark.errors import ProtocolError
+from fedark.jsontext import read_json
 from fedark.keys import SigningKey, verify_signature
 
 __all__ = ["read_report", "sign_report"]
@@ -55,8 +55,8 @@ def _covered(report: bytes, contract: bytes, run_id: str) -> bytes:
 
 def _parsed(report: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(report) if len(report) <= _MAX_REPORT else None
-    except (ValueError, RecursionError):
+        value = read_json(report) if len(report) <= _MAX_REPORT else None
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise ProtocolError("The report is not JSON, or too large.", safe="It was not stored.")

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedark import canonical
 from fedark.errors import InputError, LogRefused, ProtocolError, Refused
+from fedark.jsontext import read_json
 from fedark.keys import SigningKey, verify_signature
 
 __all__ = ["HEAD_LABEL", "MAX_HEAD_BYTES", "TreeHead", "log_id", "sign_head"]
@@ -95,9 +96,9 @@ class TreeHead:
             LogRefused: as `verify`.
         """
         try:
-            value = json.loads(text)
+            value = read_json(text)
             signed = bytes.fromhex(value["signed"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise InputError("That is not a tree head in JSON.", fix="`fedark log head` writes one.") from None
         head = cls.verify(signed, public, by=by)
         if json.loads(head.to_json(public)) != value:

@@ -12,7 +12,6 @@ Three kinds of model come out:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from fedark.contract import AdapterTerms, TensorSpec
 from fedark.errors import ModelError
+from fedark.jsontext import read_json
 from fedark.tuning.weights import Files, tensors
 
 __all__ = ["PREFIX", "Base", "Kind", "load_base"]
@@ -209,11 +209,11 @@ def load_base(
 
 def _config(files: Files) -> Any:
     try:
-        value = json.loads(bytes(files["config.json"]))
+        value = read_json(files["config.json"])
         name = value["model_type"]
     except KeyError:
         raise _no_config("is missing or names no model_type") from None
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError):
         raise _no_config("is not a JSON object") from None
     if not isinstance(name, str) or name not in CONFIG_MAPPING:
         raise _no_config(
@@ -239,8 +239,8 @@ def _mean_pooled(files: Files) -> bool:
     if "1_Pooling/config.json" not in files:
         return False
     try:
-        return json.loads(bytes(files["1_Pooling/config.json"])).get("pooling_mode_mean_tokens") is True
-    except (ValueError, AttributeError, RecursionError):
+        return read_json(files["1_Pooling/config.json"]).get("pooling_mode_mean_tokens") is True
+    except (ValueError, AttributeError):
         raise ModelError(
             "1_Pooling/config.json is malformed.", safe="Nothing was loaded.", fix="Save the model again."
         ) from None

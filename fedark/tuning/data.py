@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fedark.errors import DataError, InputError
+from fedark.jsontext import read_json
 
 __all__ = [
     "MAX_LINE_CHARACTERS",
@@ -102,8 +102,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
         DataError: the file is missing, not such a list, or names a label twice.
     """
     try:
-        labels = json.loads(_read_text(path, longest=None))
-    except (ValueError, RecursionError):
+        labels = read_json(_read_text(path, longest=None))
+    except ValueError:
         labels = None
     if not isinstance(labels, list) or not labels or not all(isinstance(item, str) and item.strip() for item in labels):
         raise DataError(str(path), None, "it is not a JSON list of non-empty strings.", fix="Write one list of labels.")
@@ -257,8 +257,11 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, str]]]
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = read_json(line)
+        except UnicodeEncodeError:
+            what = "a text in it holds half of a character, an unpaired surrogate."
+            raise DataError(str(path), number, what, fix="Cut texts between characters.") from None
+        except ValueError:
             raise DataError(str(path), number, "it is not JSON.", fix="Write one JSON object a line.") from None
         if not isinstance(row, dict):
             raise DataError(str(path), number, "it is not a JSON object.", fix="Write one JSON object a line.")

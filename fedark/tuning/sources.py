@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
-import json
 import mmap
 import re
 from pathlib import Path
 
 from fedark.errors import ModelError
+from fedark.jsontext import read_json
 from fedark.tuning.weights import read_header, weight_files
 
 __all__ = ["model_files", "resolve"]
@@ -74,7 +74,7 @@ def model_files(folder: Path) -> dict[str, Path]:
                 raise _unusable(folder, f"{name} is larger than {_MAX_SMALL_BYTES >> 20} MiB")
         if "config.json" not in found:
             raise _unusable(folder, "it has no config.json")
-        json.loads(found["config.json"].read_bytes())
+        read_json(found["config.json"].read_bytes())
         if "tokenizer.json" not in found and "vocab.txt" not in found:
             raise _unusable(folder, "it has neither tokenizer.json nor vocab.txt; save a fast tokenizer with it")
         weights = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
@@ -84,7 +84,7 @@ def model_files(folder: Path) -> dict[str, Path]:
             found[name] = weights[name]
     except OSError as error:
         raise _unusable(folder, f"it cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise _unusable(folder, "config.json is not JSON") from None
     return found
 

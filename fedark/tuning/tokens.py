@@ -6,13 +6,13 @@ a user gets outside fedark. A BERT vocabulary (`vocab.txt`) is the only fallback
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from fedark.errors import ModelError
+from fedark.jsontext import read_json
 from fedark.tuning.weights import Files
 
 __all__ = ["TextEncoder"]
@@ -104,8 +104,8 @@ def _settings(files: Files) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         try:
-            value = json.loads(bytes(files.get(name, b"{}")))
-        except (ValueError, RecursionError):
+            value = read_json(files.get(name, b"{}"))
+        except ValueError:
             value = None
         if not isinstance(value, dict):
             raise ModelError(f"{name} is not a JSON object.", safe="Nothing was loaded.", fix="Save the tokenizer again.")

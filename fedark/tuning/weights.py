@@ -8,13 +8,13 @@ Format: https://github.com/huggingface/safetensors (README, "Format").
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedark.errors import ModelError
+from fedark.jsontext import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -53,8 +53,8 @@ def weight_files(files: Files) -> list[str]:
             fix="Save the model as safetensors: model.save_pretrained(folder).",
         )
     try:
-        names = sorted(set(json.loads(bytes(index))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
         names = [""]
     missing = [name for name in names if not isinstance(name, str) or name not in files or not name.endswith(".safetensors")]
     if missing or not names:
@@ -78,10 +78,10 @@ def read_header(name: str, data: bytes | bytearray | memoryview) -> dict[str, Te
         raise _malformed(name, "its header is missing or cut off")
     base = 8 + length
     try:
-        header = json.loads(bytes(view[8:base]))
+        header = read_json(view[8:base])
         header.pop("__metadata__", None)
         entries = {key: _entry(item, base) for key, item in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise _malformed(name, "its header is not valid") from None
     end = base
     for entry in sorted(entries.values(), key=lambda item: (item.start, item.end)):

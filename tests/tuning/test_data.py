@@ -91,6 +91,7 @@ def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
         ("a.jsonl", f'{{"text": "{SECRET}"}}\n', 1, "no column 'answer'"),
         ("a.jsonl", f'{{"text": ["{SECRET}"], "answer": "open"}}\n', 1, "no column 'text'"),
         ("a.jsonl", "[" * 60000 + "\n", 1, "not JSON"),
+        ("a.jsonl", f'{{"text": "{SECRET} \\ud83d", "answer": "open"}}\n', 1, "half of a character"),
     ],
 )
 def test_a_malformed_line_is_named_and_not_quoted(tmp_path: Path, name: str, content: str, line: int, says: str) -> None:

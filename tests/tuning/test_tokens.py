@@ -67,6 +67,7 @@ def test_answers_end_with_the_end_token_and_leave_room(zoo: Any) -> None:
         {"vocab.txt": b"a\nb"},
         {"vocab.txt": b"\xff"},
         {"tokenizer_config.json": b"[]", "vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]"},
+        {"tokenizer_config.json": b'{"pad_token": "\\ud811"}', "vocab.txt": b"[PAD]\n[UNK]\n[CLS]\n[SEP]"},
     ],
 )
 def test_a_missing_or_malformed_tokenizer_is_refused(files: dict[str, bytes]) -> None:

@@ -8,7 +8,6 @@ whether it is current is asked again at every verification.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedark.attestation import _x509
 from fedark.attestation.platforms.tdx_quote import PckIdentity, QeReport, TdxQuote
 from fedark.errors import EvidenceRefused, printable
+from fedark.jsontext import read_json
 
 __all__ = ["PLATFORM_STATUSES", "Appraisal", "Collateral", "root_problems"]
 
@@ -352,8 +352,8 @@ def _json(data: bytes) -> Any:
         return dict(pairs)
 
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError):
+        return read_json(data, unique)
+    except ValueError:
         raise _malformed("is not JSON without duplicate keys") from None
 
 

@@ -30,6 +30,7 @@ from fedark.federation.host.folder import HostFolder
 from fedark.federation.host.store import JOB_ENDS, JobRecord, NodeRow
 from fedark.federation.joining import verify_request
 from fedark.federation.offer import Offer
+from fedark.jsontext import read_json
 
 __all__ = ["MAX_BODY", "PREFIX", "PROTOCOL", "Answer", "HostService"]
 
@@ -151,9 +152,9 @@ class HostService:
     def _answer(self, row: NodeRow, body: bytes, digest: str) -> Answer:
         job = self._job_of(row, digest)
         try:
-            value = json.loads(body)
+            value = read_json(body)
             answer, reason = value["answer"], printable(str(value.get("reason", "")))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError("An answer is malformed.") from None
         if answer not in ANSWERS:
             raise InputError("An answer is none that exists.")

@@ -19,6 +19,7 @@ from fedark.errors import FederationError, InputError, ProtocolError, Refused, p
 from fedark.federation.host.folder import host_of
 from fedark.federation.joining import request_headers
 from fedark.federation.onprem.folder import NodeFolder
+from fedark.jsontext import read_json
 
 __all__ = ["HostClient"]
 
@@ -164,8 +165,8 @@ def _distrust(error: BaseException | None) -> str | None:
 def _parsed(data: bytes, kind: type[_Kind]) -> _Kind:
     """JSON of this type."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = read_json(data)
+    except ValueError:
         value = None
     if not isinstance(value, kind):
         raise _malformed()
