@@ -339,6 +339,11 @@ class Contract(Terms):
     def aggregator(self) -> Party:
         return next(p for p in self.parties if p.role == "aggregator")
 
+    @property
+    def signing_keys(self) -> dict[str, bytes]:
+        """Party -> its Ed25519 public key."""
+        return {party.name: bytes.fromhex(party.signing_key) for party in self.parties}
+
     def party(self, name: str) -> Party | None:
         return next((p for p in self.parties if p.name == name), None)
 

@@ -30,6 +30,7 @@ ATTACKS = {
         "bad length of r and s", "unprotected algorithm", "wrong root", "expired certificate", "revoked certificate",
         "intermediate with CA:false", "debug mode", "low security version", "wrong role", "duplicate CBOR key", "trailing bytes",
         "oversized", "nested too deep", "clock skew", "hardware below the contract's terms",
+        "an enclave that its party did not start",
     ),
     "release": (
         "second enclave", "second run", "each field altered by the relay", "before the log append", "chunk truncation",

@@ -16,12 +16,13 @@ from fedark import canonical
 from fedark.errors import ProtocolError
 from fedark.keys import Kem, kem_of
 
-__all__ = ["NONCE_BYTES", "REPORT_DATA_BYTES", "ROLES", "KeyBinding"]
+__all__ = ["HOST_LABEL", "NONCE_BYTES", "REPORT_DATA_BYTES", "ROLES", "KeyBinding"]
 
 NONCE_BYTES = 32
 REPORT_DATA_BYTES = 64
 ROLES = ("trainer", "aggregator")
 _LABEL = "fedark/report-data/1"
+HOST_LABEL = "fedark/enclave-host/1"
 _SIGNING_BYTES = 32
 _CONTRACT_BYTES = 48
 _PARTY = re.compile(r"[a-z0-9][a-z0-9-]{0,47}")
@@ -93,6 +94,11 @@ class KeyBinding:
             self.party,
         ]
         return hashlib.sha512(canonical.encode([_LABEL, *fields])).digest()
+
+    def host_statement(self) -> bytes:
+        """What the party signs (`HOST_LABEL`) to say that this enclave is one that it has started itself: all but the nonce."""
+        fields = [self.contract_digest, self.run_id, self.role, self.party, self.signing_public, self.hpke_public]
+        return canonical.encode(fields)
 
     def to_map(self) -> dict[str, Any]:
         return {

@@ -5,7 +5,8 @@
  1. decode the evidence, strictly;
  2. the platform is one that the contract names and that this gate has a verifier for;
  3. spend the nonce: issued by this gate for this role and party, unexpired, unused. It is spent even if a later step refuses;
- 4. the binding names the contract, run, role and party that the caller expects, and a key of the contract's KEM;
+ 4. the binding names the contract, run, role and party that the caller expects, and a key of the contract's KEM, and that party
+    has signed that it started this enclave;
  5. the platform's verifier: the token's form, chain, revocation and signature;
  6. the token's report data is that of the binding;
  7. the contract's policy: reference values, run configuration, debug, security version, sandbox, clock; and then the own policy of
@@ -23,14 +24,14 @@ from typing import Any, Never, NoReturn, final
 from fedark import canonical
 from fedark.attestation import policy
 from fedark.attestation.appraisal import AppraisalPolicy
-from fedark.attestation.binding import ROLES, KeyBinding
+from fedark.attestation.binding import HOST_LABEL, ROLES, KeyBinding
 from fedark.attestation.claims import Claims
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.nonces import NonceBook
 from fedark.attestation.platforms.base import Verifier
 from fedark.attestation.terms import AttestationTerms
-from fedark.errors import EvidenceRefused, ProtocolError, printable
-from fedark.keys import Kem
+from fedark.errors import EvidenceRefused, ProtocolError, Refused, printable
+from fedark.keys import Kem, verify_signature
 
 __all__ = ["AttestedPeer", "Gate"]
 
@@ -101,6 +102,7 @@ class Gate:
         run_id: of this run.
         verifiers: platform name -> verifier; a platform needs both this and the terms.
         nonces: where challenges are kept.
+        hosts: party -> the public key by which it signs that an enclave is its own: the one that the contract names.
         own: this party's own appraisal policy, which a contract can narrow and never widen.
     """
 
@@ -112,6 +114,7 @@ class Gate:
         run_id: str,
         verifiers: Mapping[str, Verifier],
         nonces: NonceBook,
+        hosts: Mapping[str, bytes],
         own: AppraisalPolicy | None = None,
     ) -> None:
         self._terms = terms
@@ -119,6 +122,7 @@ class Gate:
         self._run_id = run_id
         self._verifiers = dict(verifiers)
         self._nonces = nonces
+        self._hosts = dict(hosts)
         self._own = own
 
     def challenge(self, role: str, party: str, *, now: datetime) -> bytes:
@@ -187,6 +191,10 @@ class Gate:
             except EvidenceRefused as error:
                 reasons += error.reasons
         reasons += self._binding_reasons(binding, role, party)
+        try:
+            verify_signature(self._hosts.get(party, b""), HOST_LABEL, binding.host_statement(), decoded.host, by=party)
+        except Refused:
+            reasons.append(f"{printable(party)} has not signed that this enclave is its own")
 
         claims = None
         if verifier is not None:

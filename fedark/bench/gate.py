@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from fedark.attestation.binding import KeyBinding
+from fedark.attestation.binding import HOST_LABEL, KeyBinding
 from fedark.attestation.claims import SandboxFacts
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import Gate
@@ -42,6 +42,7 @@ from fedark.contract import CONTRACT_LABEL, Contract, SignedContract, now
 from fedark.enclave.host import EnclaveProcess
 from fedark.enclave.launcher import _ENVIRONMENT, launch
 from fedark.enclave.session import RunConfig, create
+from fedark.enclave.vouching import vouch
 from fedark.errors import EnclaveFailed, printable
 from fedark.keys import HpkeKey, PartyKeys, SigningKey
 from fedark.measurement import Measurement, measure_enclave, reference_policies
@@ -185,6 +186,7 @@ class _World:
                 enclave._await_lock(time.monotonic() + 180)
             with watch("keys"):
                 enclave.call(pb.Call(start=pb.Start(run_config=config.encode())))
+                vouch(enclave.call, config, self.keys["north"].signing)
             gate = self._gate()
             nonce = gate.challenge("trainer", "north", now=now())
             with watch("quote"):
@@ -222,7 +224,8 @@ class _World:
             nonce = gate.challenge("trainer", "north", now=now())
             binding = KeyBinding(nonce, hpke, signing, self.signed.digest, "run-1", "trainer", "north")
             token = attesters[index % devices].quote(binding.report_data(), nonce)
-            evidence.append(Evidence("simulated", token, binding).encode())
+            host = self.keys["north"].signing.sign(HOST_LABEL, binding.host_statement())
+            evidence.append(Evidence("simulated", token, binding, host).encode())
         begun = time.thread_time()
         for data in evidence:
             gate.admit(data, role="trainer", party="north", run_config_digest=registers["runconfig"], now=now())
@@ -251,6 +254,7 @@ class _World:
             run_id="run-1",
             verifiers={"simulated": SimulatedVerifier(self.root.certificate, self.crl)},
             nonces=self.nonces,
+            hosts=self.signed.contract.signing_keys,
         )
 
     def _facts(self) -> SandboxFacts:
@@ -265,6 +269,8 @@ class _World:
 
         def ask(call: pb.Call) -> pb.Reply:
             return pool.handle(call, lambda progress: None)
+
+        vouch(ask, config, self.keys["pool"].signing)
 
         def admission(peer: str, evidence: bytes) -> pb.Call:
             collateral = {SIMULATED_ROOT: self.root.certificate, SIMULATED_CRL: self.crl}

@@ -19,7 +19,10 @@ from fedark.broker.faults import error_of
 from fedark.broker.server import LONGEST_DEADLINE, MAX_MESSAGE, SERVICE
 from fedark.contract import SignedContract
 from fedark.enclave.host import EnclaveHandle
+from fedark.enclave.session import RunConfig
+from fedark.enclave.vouching import vouch
 from fedark.errors import LogForked, LogRefused, ProtocolError, Refused
+from fedark.keys import SigningKey
 from fedark.translog.entry import Fact
 from fedark.translog.memory import HeadMemory
 from fedark.v1 import broker_pb2 as pb
@@ -47,12 +50,20 @@ class BrokerClient:
         self._stub = broker_pb2_grpc.BrokerStub(self._channel)  # type: ignore[no-untyped-call]
 
     def obtain(
-        self, enclave: EnclaveHandle, signed: SignedContract, *, run_id: str, party: str, heads: HeadMemory
+        self,
+        enclave: EnclaveHandle,
+        signed: SignedContract,
+        *,
+        run_id: str,
+        party: str,
+        signing: SigningKey,
+        heads: HeadMemory,
     ) -> stage_pb2.Grants:
         """The grants and manifests for a started trainer enclave, one for each model of the contract.
 
         Args:
             enclave: was started for `party`, this contract and this run.
+            signing: of `party`, which signs that the enclave is its own.
             heads: what `party` remembers of logs.
 
         Raises:
@@ -62,6 +73,7 @@ class BrokerClient:
         contract = signed.contract
         provider, key = contract.provider.name, bytes.fromhex(contract.provider.signing_key)
         about = pb.BrokerCase(contract=contract.encode(), contract_signatures=signed.signatures, run_id=run_id, party=party)
+        vouch(enclave.call, RunConfig(role="trainer", party=party, contract=contract, run_id=run_id), signing)
         nonce = self.challenge(pb.BrokerChallengeRequest(about=about)).nonce
         attest = enclave_pb2.Attest(peer=provider, nonce=nonce)
         evidence = enclave.call(enclave_pb2.Call(attest=attest), timeout=self._timeout).evidence.evidence

@@ -118,7 +118,7 @@ class SessionBase:
     that changes nothing else than what its repetition would set right has no place there.
     """
 
-    seals_after: ClassVar[frozenset[str]] = frozenset({"challenge", "attest", "admit_peer"})
+    seals_after: ClassVar[frozenset[str]] = frozenset({"challenge", "attest", "vouch", "admit_peer"})
 
     def __init__(self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None) -> None:
         self.config = config
@@ -130,6 +130,7 @@ class SessionBase:
         self._signing = SigningKey()
         self._nonces = NonceBook()
         self._answered: dict[str, tuple[bytes, bytes]] = {}
+        self._host = b""
         self._proofs: dict[str, _Proof] = {}
         self._sealer = Sealer(sealing_key) if sealing_key is not None else None
         self._used = False
@@ -161,6 +162,9 @@ class SessionBase:
                 return pb.Reply(nonce=pb.Nonce(nonce=self._challenge(call.challenge.peer)))
             case "attest":
                 return pb.Reply(evidence=pb.Evidence(evidence=self._attest(call.attest.peer, call.attest.nonce)))
+            case "vouch":
+                self._host = call.vouch.signature
+                return reply_done()
         return self._handle(kind, call, progress)
 
     def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
@@ -178,6 +182,7 @@ class SessionBase:
             "signing": self._signing.secret_bytes(),
             "nonces": self._nonces.rows(),
             "answered": {peer: list(answer) for peer, answer in self._answered.items()},
+            "host": self._host,
             "collateral": collateral,
             "proofs": {
                 party: [proof.evidence, collateral.index(proof.collateral), proof.at] for party, proof in self._proofs.items()
@@ -193,6 +198,7 @@ class SessionBase:
         self._signing = SigningKey(state["signing"])
         self._nonces.restore(state["nonces"])
         self._answered = {peer: (nonce, digest) for peer, (nonce, digest) in state["answered"].items()}
+        self._host = state["host"]
         self._proofs = {
             party: _Proof(evidence, state["collateral"][index], at) for party, (evidence, index, at) in state["proofs"].items()
         }
@@ -225,7 +231,7 @@ class SessionBase:
             party=self.config.party,
         )
         platform, token = self._quote(binding.report_data(), nonce)
-        return Evidence(platform=platform, token=token, binding=binding)
+        return Evidence(platform=platform, token=token, binding=binding, host=self._host)
 
     def _gate(self, collateral: Mapping[str, bytes]) -> Gate:
         return Gate(
@@ -234,6 +240,7 @@ class SessionBase:
             run_id=self.config.run_id,
             verifiers=verifiers(self.contract.attestation, collateral),
             nonces=self._nonces,
+            hosts=self.contract.signing_keys,
         )
 
     def _challenge(self, peer: str) -> bytes:

@@ -27,6 +27,7 @@ from fedark.contract import Contract
 from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.session import RunConfig
 from fedark.enclave.usage import peak_mib
+from fedark.enclave.vouching import vouch
 from fedark.errors import FedarkError, LogRefused, ProtocolError, StorageError
 from fedark.federation.node import SEEN_LOGS, EnclaveFactory, fault_of
 from fedark.federation.report import sign_report
@@ -185,6 +186,8 @@ class AggregatorHost:
                 write_atomic(self._state / _RUN, line.encode(), mode=0o600)
             self._started(self.run_id).wake()
         kept = self._folder / _COORDINATOR
+        if not finished and not kept.exists():
+            vouch(self._started(self.run_id).call, self._config(), self._signing)
         provider = self.contract.provider
         seen = self._heads.last(bytes.fromhex(provider.signing_key), by=provider.name)
         return node_pb2.OpenedRun(
@@ -233,7 +236,7 @@ class AggregatorHost:
 
     def _enclave_of_run(self) -> DurableEnclave:
         if self._enclave is None:
-            config = RunConfig(role="aggregator", party=self.party, contract=self.contract, run_id=self.run_id).encode()
+            config = self._config().encode()
             self._enclave = DurableEnclave(
                 lambda checkpoint: self._start_enclave("aggregator", config, checkpoint),
                 self._folder / _ENCLAVE,
@@ -242,6 +245,9 @@ class AggregatorHost:
                 say=self._on_progress,
             )
         return self._enclave
+
+    def _config(self) -> RunConfig:
+        return RunConfig(role="aggregator", party=self.party, contract=self.contract, run_id=self.run_id)
 
     def _outcome(self, outcome: node_pb2.Outcome) -> None:
         folder = self._folder

@@ -25,6 +25,7 @@ from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import Context, ProtectedUpdate
 from fedark.enclave.session import RunConfig
 from fedark.enclave.usage import peak_mib
+from fedark.enclave.vouching import vouch
 from fedark.errors import (
     ContractError,
     DataError,
@@ -124,13 +125,16 @@ class CustomerNode(NodeBase):
         start = self.settings.start_enclave
         if start is None:
             raise FederationError("This node has no way to start an enclave.")
-        config = RunConfig(role="trainer", party=self.party, contract=contract, run_id=run_id).encode()
+        config = self._config(run_id, contract).encode()
         return DurableEnclave(
             lambda checkpoint: start("trainer", config, checkpoint),
             self._memory.enclave(run_id),
             refeed=lambda enclave: self._refeed(run_id, enclave),
             say=self.settings.on_progress,
         )
+
+    def _config(self, run_id: str, contract: Contract) -> RunConfig:
+        return RunConfig(role="trainer", party=self.party, contract=contract, run_id=run_id)
 
     def _refeed(self, run_id: str, enclave: EnclaveHandle) -> None:
         """Bring weights and records to an enclave that has gone on from a checkpoint; it compares them with what it had."""
@@ -210,6 +214,7 @@ class CustomerNode(NodeBase):
         enclave = self._enclave(run_id, contract)
         for other in {*self._runs, *self._memory.open_runs()}:  # a node serves one run at a time
             self._end(other)
+        vouch(enclave.call, self._config(run_id, contract), self.settings.keys.signing)
         nonce = enclave.call(enclave_pb2.Call(challenge=enclave_pb2.Challenge(peer=contract.aggregator.name))).nonce.nonce
         gate = self._gate(contract, run_id)
         mine = gate.challenge("aggregator", contract.aggregator.name, now=now())

@@ -311,6 +311,7 @@ class NodeBase(ABC):
             run_id=run_id,
             verifiers=verifiers(contract.attestation, self.settings.collateral, self.settings.own),
             nonces=self._nonces,
+            hosts=contract.signing_keys,
             own=self.settings.own,
         )
 

@@ -28,7 +28,7 @@ class Frame(_message.Message):
     def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., quote_request: _Optional[_Union[QuoteRequest, _Mapping]] = ..., quote_reply: _Optional[_Union[QuoteReply, _Mapping]] = ..., sealing_request: _Optional[_Union[SealingRequest, _Mapping]] = ..., sealing_reply: _Optional[_Union[SealingReply, _Mapping]] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver", "peer_nonce", "announce", "join", "open_round", "survivors", "endorse", "unmask", "reopen", "resume")
+    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver", "peer_nonce", "announce", "join", "open_round", "survivors", "endorse", "unmask", "reopen", "resume", "vouch")
     START_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     ATTEST_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class Call(_message.Message):
     UNMASK_FIELD_NUMBER: _ClassVar[int]
     REOPEN_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    VOUCH_FIELD_NUMBER: _ClassVar[int]
     start: Start
     challenge: Challenge
     attest: Attest
@@ -73,7 +74,8 @@ class Call(_message.Message):
     unmask: Unmask
     reopen: Reopen
     resume: Resume
-    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., reopen: _Optional[_Union[Reopen, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+    vouch: Vouch
+    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., reopen: _Optional[_Union[Reopen, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., vouch: _Optional[_Union[Vouch, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "closed", "delivery", "announcement", "opened", "asked", "checkpoint")
@@ -146,6 +148,12 @@ class Attest(_message.Message):
     nonce: bytes
     peer: str
     def __init__(self, nonce: _Optional[bytes] = ..., peer: _Optional[str] = ...) -> None: ...
+
+class Vouch(_message.Message):
+    __slots__ = ("signature",)
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    signature: bytes
+    def __init__(self, signature: _Optional[bytes] = ...) -> None: ...
 
 class Evidence(_message.Message):
     __slots__ = ("evidence",)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fedark.attestation.binding import KeyBinding
+from fedark.attestation.binding import HOST_LABEL, KeyBinding
 from fedark.attestation.claims import SandboxFacts
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer, Gate
@@ -36,6 +36,7 @@ class Lab:
     now: datetime = NOW
     hpke: bytes = field(default_factory=lambda: HpkeKey().public)
     signing: bytes = field(default_factory=lambda: SigningKey().public)
+    host: SigningKey = field(default_factory=SigningKey)
 
     def terms(self, **changes: Any) -> AttestationTerms:
         reference = {name: value.hex() for name, value in self.measurements.items() if name != "runconfig"}
@@ -58,6 +59,7 @@ class Lab:
             "run_id": self.run,
             "verifiers": {"simulated": self.verifier()},
             "nonces": self.nonces,
+            "hosts": {"north": self.host.public},
         }
         return Gate(**values | changes)
 
@@ -80,7 +82,7 @@ class Lab:
         nonce = gate.challenge("trainer", "north", now=self.now) if nonce is None else nonce
         binding = self.binding(nonce, **changes)
         token = (attester or self.attester()).quote(binding.report_data(), binding.nonce)
-        return Evidence("simulated", token, binding).encode()
+        return Evidence("simulated", token, binding, self.host.sign(HOST_LABEL, binding.host_statement())).encode()
 
     def admit(self, gate: Gate, evidence: bytes, **changes: Any) -> AttestedPeer:
         values: Mapping[str, Any] = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from fedark.attestation.binding import HOST_LABEL
 from fedark.attestation.claims import Claims, SandboxFacts
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer
@@ -148,8 +149,29 @@ def test_a_token_made_for_another_nonce_is_refused(lab: Any) -> None:
     gate = lab.gate()
     binding = lab.binding(gate.challenge("trainer", "north", now=lab.now))
     token = lab.attester().quote(binding.report_data(), os.urandom(32))
-    evidence = Evidence("simulated", token, binding).encode()
+    evidence = Evidence("simulated", token, binding, lab.host.sign(HOST_LABEL, binding.host_statement())).encode()
     assert refusal(lab, gate, evidence) == ("its token was made for another nonce",)
+
+
+@pytest.mark.attack("an enclave that its party did not start", mode="simulated")
+@pytest.mark.parametrize("signed", ["nobody", "a stranger", "another run", "another enclave", "as another message"])
+def test_a_genuine_enclave_that_its_party_has_not_signed_for_is_refused(lab: Any, signed: str) -> None:
+    gate = lab.gate()
+    binding = lab.binding(gate.challenge("trainer", "north", now=lab.now))
+    key = SigningKey() if signed == "a stranger" else lab.host
+    statement = {
+        "another run": replace(binding, run_id="run-2"),
+        "another enclave": replace(binding, signing_public=os.urandom(32)),
+    }.get(signed, binding).host_statement()
+    host = b"" if signed == "nobody" else key.sign("fedark/x/1" if signed == "as another message" else HOST_LABEL, statement)
+    token = lab.attester().quote(binding.report_data(), binding.nonce)
+    evidence = Evidence("simulated", token, binding, host).encode()
+    assert refusal(lab, gate, evidence) == ("north has not signed that this enclave is its own",)
+
+
+def test_a_party_whose_key_the_gate_does_not_know_hosts_nothing(lab: Any) -> None:
+    gate = lab.gate(hosts={})
+    assert refusal(lab, gate, lab.evidence(gate)) == ("north has not signed that this enclave is its own",)
 
 
 @pytest.mark.attack("debug mode", mode="simulated")

@@ -26,10 +26,11 @@ from fedark.broker.keys import KeyBroker, load_broker
 from fedark.broker.server import BrokerServer
 from fedark.contract import CONTRACT_LABEL, Contract, SignedContract
 from fedark.enclave.session import RunConfig
+from fedark.enclave.vouching import vouch
 from fedark.federation.local import Federation, prepare
 from fedark.federation.party import DEVICE, reference_values
 from fedark.job import Job
-from fedark.keys import PartyKeys
+from fedark.keys import PartyKeys, SigningKey
 from fedark.simulation import InProcessEnclave
 from fedark.translog.memory import HeadMemory
 from fedark.v1 import broker_pb2 as pb
@@ -74,10 +75,15 @@ class World:
     def enclave(self, role: str, party: str, run_id: str = "run-1", contract: Contract | None = None) -> InProcessEnclave:
         config = RunConfig(role=role, party=party, contract=contract or self.contract, run_id=run_id)
         device = SimulatedDevice.load(self.federation.folder(party) / DEVICE)
-        return InProcessEnclave(role, config.encode(), device, self.reference[role])
+        enclave = InProcessEnclave(role, config.encode(), device, self.reference[role])
+        vouch(enclave.call, config, self.signing(party))
+        return enclave
 
     def trainer(self, party: str = "north", run_id: str = "run-1") -> InProcessEnclave:
         return self.enclave("trainer", party, run_id)
+
+    def signing(self, party: str = "north") -> SigningKey:
+        return PartyKeys.load(self.federation.folder(party) / "party.keys").signing
 
     def broker(self) -> KeyBroker:
         return load_broker(self.provider)

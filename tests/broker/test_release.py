@@ -64,7 +64,7 @@ def forget(world: Any) -> None:
 
 def test_an_attested_trainer_gets_its_key_over_tls_opens_the_bundle_and_signs_a_receipt(world: Any) -> None:
     client, trainer = world.client(world.serve()), world.trainer()
-    grants = client.obtain(trainer, world.signed(), run_id="run-1", party="north", heads=world.heads())
+    grants = client.obtain(trainer, world.signed(), run_id="run-1", party="north", signing=world.signing(), heads=world.heads())
     assert load(world, trainer, grants)
     assert world.entries() == [("attestation", "north"), ("release", "north")]
 
@@ -73,17 +73,19 @@ def test_the_log_that_the_next_caller_sees_goes_on_from_the_first(world: Any) ->
     client, heads = world.client(world.serve()), world.heads()
     for run_id in ("run-1", "run-2"):
         trainer = world.trainer(run_id=run_id)
-        client.obtain(trainer, world.signed(), run_id=run_id, party="north", heads=heads)
+        client.obtain(trainer, world.signed(), run_id=run_id, party="north", signing=world.signing(), heads=heads)
     assert len(world.entries()) == 4
 
 
 def test_a_provider_whose_log_was_rewound_releases_nothing_to_who_remembers_more(world: Any) -> None:
     client, heads = world.client(world.serve()), world.heads()
-    client.obtain(world.trainer(), world.signed(), run_id="run-1", party="north", heads=heads)
+    client.obtain(world.trainer(), world.signed(), run_id="run-1", party="north", signing=world.signing(), heads=heads)
     forget(world)
     again = world.client(world.serve())
     with pytest.raises(FederationError, match="cannot answer now"):
-        again.obtain(world.trainer(run_id="run-2"), world.signed(), run_id="run-2", party="north", heads=heads)
+        again.obtain(
+            world.trainer(run_id="run-2"), world.signed(), run_id="run-2", party="north", signing=world.signing(), heads=heads
+        )
     assert world.entries() == []
 
 
@@ -91,13 +93,13 @@ def test_a_provider_that_rewound_its_log_itself_is_found_out_before_the_enclave_
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, heads = world.client(world.serve()), world.heads()
-    client.obtain(world.trainer(), world.signed(), run_id="run-1", party="north", heads=heads)
+    client.obtain(world.trainer(), world.signed(), run_id="run-1", party="north", signing=world.signing(), heads=heads)
     forget(world)
     broker = world.broker()
     monkeypatch.setattr(broker, "_remembered", lambda head: None)
     with pytest.raises(LogForked, match="it signed two trees of 2 entries"):
         world.client(world.serve(broker)).obtain(
-            world.trainer(run_id="run-2"), world.signed(), run_id="run-2", party="north", heads=heads
+            world.trainer(run_id="run-2"), world.signed(), run_id="run-2", party="north", signing=world.signing(), heads=heads
         )
 
 
@@ -108,7 +110,7 @@ def test_a_key_that_the_log_does_not_show_is_not_given_to_the_enclave(world: Any
     )
     with pytest.raises(LogRefused, match="does not show the release"):
         world.client(world.serve(broker)).obtain(
-            world.trainer(), world.signed(), run_id="run-1", party="north", heads=world.heads()
+            world.trainer(), world.signed(), run_id="run-1", party="north", signing=world.signing(), heads=world.heads()
         )
 
 
@@ -129,7 +131,7 @@ def test_a_caller_who_is_refused_gets_the_proof_that_this_is_logged(world: Any, 
 
         client.release = silent
     with pytest.raises(EvidenceRefused) as caught:
-        client.obtain(trainer, world.signed(), run_id="run-1", party="north", heads=heads)
+        client.obtain(trainer, world.signed(), run_id="run-1", party="north", signing=world.signing(), heads=heads)
     assert world.entries() == [("refusal", "north")]
     assert caught.value.logged == (None if withheld else 0)
     key = bytes.fromhex(world.contract.provider.signing_key)
@@ -325,7 +327,7 @@ def test_an_enclave_of_a_foreign_manufacturer_gets_no_keys(world: Any) -> None:
 
 def test_a_head_that_the_provider_signed_and_its_log_does_not_hold_stops_the_release(world: Any) -> None:
     client, heads = world.client(world.serve()), world.heads()
-    client.obtain(world.trainer(), world.signed(), run_id="run-1", party="north", heads=heads)
+    client.obtain(world.trainer(), world.signed(), run_id="run-1", party="north", signing=world.signing(), heads=heads)
     head = heads.last(bytes.fromhex(world.contract.provider.signing_key), by="maker")
     forget(world)
     broker = world.broker()

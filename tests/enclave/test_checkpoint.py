@@ -95,7 +95,7 @@ def test_another_device_derives_another_key(device_here: SimulatedDevice) -> Non
 
 
 KEPT = {
-    SessionBase: {"_hpke", "_signing", "_nonces", "_answered", "_proofs"},
+    SessionBase: {"_hpke", "_signing", "_nonces", "_answered", "_host", "_proofs"},
     AggregatorSession: {
         *("_group", "_trainers", "_round", "_base", "_vectors", "_history", "_resumed", "_figures_open"),
         *("_masks", "_optimizers"),

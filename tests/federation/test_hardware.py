@@ -20,6 +20,7 @@ from fedark.attestation.platforms.tdx import TdxVerifier
 from fedark.attestation.trust import SNP_CRL, TDX_COLLATERAL
 from fedark.contract import CONTRACT_LABEL, now
 from fedark.enclave.session import RunConfig
+from fedark.enclave.vouching import vouch
 from fedark.errors import ContractError, FedarkError, Refused
 from fedark.federation.local import prepare
 from fedark.federation.node import LOG
@@ -192,15 +193,11 @@ class Pair:
             name: PartyKeys.load(self.federation.folder(name) / KEYS).signing.sign(CONTRACT_LABEL, contract.digest())
             for name in ("maker", "north", "east", "south")
         }
-        self.enclaves = {
-            party: InProcessEnclave(
-                role,
-                RunConfig(role=role, party=party, contract=contract, run_id="run-1").encode(),
-                world.machine(party),
-                measured[role],
-            )
-            for role, party in (("trainer", "north"), ("aggregator", "pool"))
-        }
+        self.enclaves: dict[str, InProcessEnclave] = {}
+        for role, party in (("trainer", "north"), ("aggregator", "pool")):
+            config = RunConfig(role=role, party=party, contract=contract, run_id="run-1")
+            self.enclaves[party] = InProcessEnclave(role, config.encode(), world.machine(party), measured[role])
+            vouch(self.enclaves[party].call, config, PartyKeys.load(self.federation.folder(party) / KEYS).signing)
 
     def admit(self, verifier: str, peer: str, collateral: dict[str, bytes]) -> pb.Reply:
         """`verifier`'s enclave appraises `peer`'s by the contract and this collateral."""

@@ -21,7 +21,7 @@ from fedark.federation.joining import Bundle, Invitation, JoinRequest, parse, re
 from fedark.federation.offer import OFFER_LABEL, Offer
 from fedark.federation.onprem.hostclient import HostClient, _refusal
 from fedark.federation.party import KEYS
-from fedark.keys import PartyKeys
+from fedark.keys import PartyKeys, SigningKey
 from fedark.translog.memory import HeadMemory
 from fedark.tuning.tokens import TextEncoder
 from fedark.v1 import enclave_pb2, stage_pb2
@@ -143,9 +143,9 @@ def _broker_reply(world: Any, folder: Path) -> Target:
     grants = world.grants
     signed = SignedContract.verify(world.contract, dict(world.about().contract_signatures))
     enclave = SimpleNamespace(
-        call=lambda call, timeout: enclave_pb2.Reply(evidence=enclave_pb2.Evidence(evidence=world.evidence))
+        call=lambda call, timeout=None: enclave_pb2.Reply(evidence=enclave_pb2.Evidence(evidence=world.evidence))
     )
-    numbers = itertools.count()
+    numbers, key = itertools.count(), SigningKey()
     heads: HeadMemory | None = None
 
     def obtained(data: bytes) -> None:
@@ -157,7 +157,8 @@ def _broker_reply(world: Any, folder: Path) -> Target:
         with world.recorded.clock():
             if (number := next(numbers)) % 100 == 0:
                 heads = HeadMemory(folder / f"broker-heads-{number}.sqlite")
-            got = client.obtain(enclave, signed, run_id="run-1", party="north", heads=heads)  # type: ignore[arg-type]
+            case: dict[str, Any] = {"run_id": "run-1", "party": "north", "signing": key, "heads": heads}
+            got = client.obtain(enclave, signed, **case)  # type: ignore[arg-type]
         if got.by_model != grants.by_model:
             raise AssertionError("another grant was accepted")
 

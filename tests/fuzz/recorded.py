@@ -285,6 +285,9 @@ class Enclave:
         kind = self.kind(call)
         before = _Snapshot(self.session)
         reply: enclave_pb2.Reply = self._inner.call(call, **options)
+        if kind == "vouch":  # evidence that came before serves for nothing else
+            for kept in (self.calls, self.replies, self._before):
+                kept.pop("attest", None)
         if kind not in self.calls:
             self.calls[kind], self.replies[kind], self._before[kind] = call.SerializeToString(), reply, before
             if kind == "begin":  # asked again it does not measure again

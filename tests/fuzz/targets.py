@@ -36,7 +36,7 @@ from fedark.attestation import (  # noqa: E402
     cose,
 )
 from fedark.attestation.appraisal import AppraisalPolicy  # noqa: E402
-from fedark.attestation.binding import KeyBinding  # noqa: E402
+from fedark.attestation.binding import HOST_LABEL, KeyBinding  # noqa: E402
 from fedark.attestation.claims import SandboxFacts  # noqa: E402
 from fedark.attestation.eat import SimulatedClaims  # noqa: E402
 from fedark.attestation.evidence import Evidence  # noqa: E402
@@ -114,7 +114,8 @@ def _evidence() -> Made:
     attester._clock = lambda: NOW
     binding = KeyBinding(b"n" * 32, HpkeKey().public, SigningKey().public, b"c" * 48, "run-1", "trainer", "north")
     token = attester.quote(binding.report_data(), binding.nonce)
-    evidence = Evidence("simulated", token, binding).encode()
+    host = SigningKey()
+    evidence = Evidence("simulated", token, binding, host.sign(HOST_LABEL, binding.host_statement())).encode()
     claims = cose.parse(token).payload
     samples = [canonical.encode(value) for value in ({"a": [1, -1, 1.5, None, True, b"x", "y", {"z": {}}]}, [0, 1 << 63], {})]
     yield Target("cbor", [*samples, evidence, claims], lambda data: canonical.encode(canonical.decode(data)), "exact")
@@ -127,7 +128,10 @@ def _evidence() -> Made:
         platforms=("simulated",), trainer={}, aggregator={}, kem=HYBRID, hardware=SimpleNamespace(tables=dict), minimum_svn=0,
         sandbox="none", policies={},
     )  # fmt: skip
-    gate = Gate(terms=terms, contract_digest=b"c" * 48, run_id="run-1", verifiers={"simulated": verifier}, nonces=NonceBook())
+    gate = Gate(
+        terms=terms, contract_digest=b"c" * 48, run_id="run-1", verifiers={"simulated": verifier}, nonces=NonceBook(),
+        hosts={"north": host.public},
+    )  # fmt: skip
 
     def admit(data: bytes) -> Any:
         return gate.admit(data, role="trainer", party="north", run_config_digest=REGISTERS["runconfig"], now=NOW)

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import fedark.vault.bundle as bundle_module
-from fedark.attestation.binding import KeyBinding
+from fedark.attestation.binding import HOST_LABEL, KeyBinding
 from fedark.attestation.claims import SandboxFacts
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer, Gate
@@ -126,6 +126,7 @@ class World:
             run_id=run_id,
             verifiers={"simulated": SimulatedVerifier(self.root.certificate, self.root.crl(now=NOW))},
             nonces=NonceBook(),
+            hosts={party: signing.public},
         )
         nonce = gate.challenge(role, party, now=NOW)
         binding = KeyBinding(nonce, hpke.public, signing.public, contract.digest, run_id, role, party)
@@ -133,7 +134,8 @@ class World:
         attester = SimulatedAttester(
             self.root.issue(now=NOW), measurements=self.registers, sandbox=facts, svn=svn, clock=lambda: NOW
         )
-        evidence = Evidence("simulated", attester.quote(binding.report_data(), nonce), binding).encode()
+        host = signing.sign(HOST_LABEL, binding.host_statement())
+        evidence = Evidence("simulated", attester.quote(binding.report_data(), nonce), binding, host).encode()
         peer = gate.admit(evidence, role=role, party=party, run_config_digest=self.registers["runconfig"], now=NOW)
         return Trainer(hpke, signing, peer)
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedark import canonical
 from fedark.attestation.appraisal import AppraisalPolicy
-from fedark.attestation.binding import KeyBinding
+from fedark.attestation.binding import HOST_LABEL, KeyBinding
 from fedark.attestation.claims import Claims, SandboxFacts
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer, Gate
@@ -31,7 +31,7 @@ from fedark.errors import EvidenceRefused, ProtocolError
 from fedark.keys import HpkeKey, SigningKey
 
 CONTRACT = b"c" * 48
-HPKE, SIGNING = HpkeKey().public, SigningKey().public
+HPKE, SIGNING, HOST = HpkeKey().public, SigningKey().public, SigningKey()
 MEASURED = {name: os.urandom(48) for name in ("launcher", "runtime", "application", "runconfig")}
 SANDBOX = SandboxFacts("namespaces", b"s" * 48, b"l" * 48)
 POLICIES = {"namespaces": SandboxPolicies(seccomp=("73" * 48,), landlock=("6c" * 48,))}
@@ -84,13 +84,15 @@ def admit(
         run_id="run-1",
         verifiers={"tdx": verifier or GuestVerifier(maker.verifier())},
         nonces=NonceBook(),
+        hosts={"north": HOST.public},
         own=own,
     )
     nonce = gate.challenge("trainer", "north", now=maker.now)
     binding = KeyBinding(nonce, HPKE, SIGNING, CONTRACT, "run-1", "trainer", "north")
     attester = machine("tdx", maker.quote, **quoted).attester(measurements=measured, sandbox=facts)
-    evidence = Evidence("tdx", bend(attester.quote(binding.report_data(), nonce)), binding).encode()
-    return gate.admit(evidence, role="trainer", party="north", run_config_digest=MEASURED["runconfig"], now=maker.now)
+    host = HOST.sign(HOST_LABEL, binding.host_statement())
+    evidence = Evidence("tdx", bend(attester.quote(binding.report_data(), nonce)), binding, host)
+    return gate.admit(evidence.encode(), role="trainer", party="north", run_config_digest=MEASURED["runconfig"], now=maker.now)
 
 
 def refused(maker: Any, terms: AttestationTerms, **options: Any) -> tuple[str, ...]:
