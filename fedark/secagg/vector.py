@@ -5,7 +5,10 @@ So one thread rounds and packs, and what it has packed is masked by the others, 
 
 A value x becomes an integer: y = x * weight / max_weight / step, in single precision up to 16 bits and in double above, is clamped
 to [-M, M] and rounded up or down at random: y is taken to 16 binary places (32 in double), toward zero, as many random bits are
-added, and the places are cut off. So the expectation is y to 2**-16 of a step (2**-32). Noise is added, then the offset M + K.
+added, and the places are cut off. So the expectation is y, as computed, to 2**-16 of a step (2**-32). The scale and the product are
+rounded before, which moves y itself by up to 2**-23 of its magnitude in single precision: near the ends of a grid of 16 bits by
+2**-8 of a step, for a value of one step by less than 2**-22 (in double by a few times 2**-53 of its magnitude). Noise is added, then
+the offset M + K.
 `per_word` fields share a 64-bit word, planar: word j of W holds the values j, W + j, 2 W + j ... . Masks are uniform modulo 2**64
 and added to whole words, so a masked word is uniform, and a sum of words is the sum of its fields (no carries: `policy.Layout`).
 The last words are lanes of their own: the weight and the metrics.
