@@ -37,10 +37,22 @@ from fedark.errors import InputError, Refused
 from fedark.secagg.policy import Layout
 from fedark.secagg.stream import BLOCK, SPARE, Keystream, aligned, block_of, nonce_of
 
-__all__ = ["MOST_STREAMS", "Contribution", "MaskedSum", "Noise", "RoundSum", "apply_masks", "mask", "threads_available"]
+__all__ = [
+    "AGAIN",
+    "MOST_STREAMS",
+    "Contribution",
+    "MaskedSum",
+    "Noise",
+    "RoundSum",
+    "apply_masks",
+    "mask",
+    "threads_available",
+]
 
 _PIECE_BYTES = 1 << 18  # of values that are rounded at a time, at least
 _NORM_DRAWS = 64
+AGAIN = "Begin a new round with the next model; a fedark job is submitted again."
+"""What to do after a round that gave no sum: members release once for a model."""
 MOST_STREAMS = 512
 """Keystreams that are open at a time."""
 Words = NDArray[np.uint64]
@@ -395,9 +407,7 @@ class RoundSum:
         if not count <= lanes[0] <= count * layout.max_weight or any(
             lane > count * limit for lane, limit in zip(lanes[1:], limits, strict=True)
         ):
-            raise Refused(
-                "The unmasked sum is impossible.", safe="It was not used.", fix="Run the round again under a new number."
-            )
+            raise Refused("The unmasked sum is impossible.", safe="It was not used.", fix=AGAIN)
 
     @property
     def weight(self) -> int:
