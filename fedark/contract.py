@@ -205,7 +205,8 @@ class ProtectionTerms(Terms):
     Attributes:
         mode: "sealed": encrypted to the attested aggregator enclave, which alone sums. "masked": masked too, inside the
             encryption, so that even that enclave learns the cohort's sum and nothing else (`fedark.secagg`).
-        minimum_cohort: fewest customers whose updates make a round; 3 under masks.
+        minimum_cohort: fewest customers whose updates make a round; 3 under masks. With `agreement` no sum covers fewer, whatever
+            the aggregator enclave does.
         bits: masked: width of one rounded value.
         clip_norm: masked: L2 norm that a customer's update (all models together) is clipped to.
         value_range: masked: values, times weight / max_records, are clamped to [-value_range, value_range], the ends of the grid
@@ -213,8 +214,9 @@ class ProtectionTerms(Terms):
         max_records: masked: public bound on a customer's weight; more records count as so many. The weight scales the update
             before it is rounded, so a bound far above the largest data set costs precision.
         colluders: masked: how many customers may work with a lying aggregator and still learn no more than the others' sum.
-        agreement: masked: members of the committee sign one survivor set before they unmask, a third trip a round; by default
-            in cohorts under 16, and always where they share the noise of a privacy mechanism.
+        agreement: masked: members of the committee sign one survivor set before they unmask, a third trip a round. They do unless
+            it is false, and then too in large cohorts and where a sum could else cover fewer than two honest customers. Without, a
+            lying aggregator enclave may get a sum of fewer than `minimum_cohort`: `fedark.masking.fewest_in_a_sum`.
     """
 
     mode: Literal["sealed", "masked"] = "sealed"

@@ -21,12 +21,14 @@ from fedark.contract import AdapterTerms, Contract, PrivacyTerms, ProtectionTerm
 from fedark.errors import ContractError
 from fedark.mechanism import noised_layout
 from fedark.secagg import Layout, Metric, Policy, RoundSum, check_method
+from fedark.secagg.topology import smallest_sum
 
 __all__ = [
     "EVALUATED",
     "UPDATE",
     "Counts",
     "bytes_per_value",
+    "fewest_in_a_sum",
     "figures",
     "lanes",
     "masked_policy",
@@ -37,8 +39,6 @@ __all__ = [
 ]
 
 UPDATE, EVALUATED = "update", "evaluated"
-AGREEMENT_BELOW = 16
-"""Smaller cohorts agree on their survivors unless the contract says otherwise; all do who share the noise of a privacy mechanism."""
 
 Counts = tuple[int, int, float]
 """Correct answers, answers, and the sum of their losses (nats)."""
@@ -90,7 +90,7 @@ def masked_policy(contract: Contract, run_id: str) -> Policy:
     if protection.mode != "masked":
         raise ContractError(f"contract of job {contract.job}", ["its updates are not masked"])
     length = sum(terms.travelling for terms in contract.models)
-    private = contract.privacy.mechanism in ("example-distributed", "customer-level")
+    private = _shares_noise(contract)
     update = noised_layout(contract, UPDATE) if private else _update(protection, contract.privacy, length)
     layouts = [update, Layout(EVALUATED, 0, metrics=_metrics(contract))]
     customers = [party.name for party in contract.customers]
@@ -98,6 +98,19 @@ def masked_policy(contract: Contract, run_id: str) -> Policy:
     if private:
         protection = protection.model_copy(update={"agreement": True})
     return _policy(protection, customers, layouts, contract.digest(), run_id, contract.rounds + 1)
+
+
+def fewest_in_a_sum(contract: Contract) -> int:
+    """How many customers every sum covers at least, also one that a lying aggregator enclave gets of masked updates: fewer than the
+    minimum cohort if the contract does without agreement. Of a contract without `protection_problems`.
+    """
+    terms = contract.protection
+    if terms.mode != "masked" or terms.agreement is not False or _shares_noise(contract):
+        return terms.minimum_cohort
+    # Others have no session; a person may be shown them all the same.
+    if terms.minimum_cohort - terms.colluders < 2:
+        return 0
+    return smallest_sum(len(contract.customers), terms.colluders, terms.minimum_cohort, False)
 
 
 def bytes_per_value(policy: Policy) -> float:
@@ -144,7 +157,6 @@ def _policy(
     protection: ProtectionTerms, customers: Iterable[str], layouts: Sequence[Layout], digest: bytes, run_id: str, rounds: int
 ) -> Policy:
     roster = tuple(sorted(customers))
-    agreement = protection.agreement if protection.agreement is not None else len(roster) < AGREEMENT_BELOW
     return Policy(
         contract_digest=digest,
         run_id=run_id,
@@ -152,9 +164,14 @@ def _policy(
         minimum=protection.minimum_cohort,
         colluders=protection.colluders,
         layouts=tuple(layouts),
-        agreement=agreement,
+        agreement=protection.agreement is not False,
         rounds=rounds,
     )
+
+
+def _shares_noise(contract: Contract) -> bool:
+    """Whether the noise of a sum is made up of its customers' shares."""
+    return contract.privacy.mechanism in ("example-distributed", "customer-level")
 
 
 def _update(protection: ProtectionTerms, privacy: PrivacyTerms, length: int) -> Layout:

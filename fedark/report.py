@@ -51,7 +51,9 @@ def render(report: Mapping[str, Any], local: Mapping[str, Counts]) -> Renderable
 def _protection(terms: Mapping[str, Any]) -> str:
     if terms["mode"] == "masked":
         size = f"{terms['bits']} bits, {terms['bytes_per_value']:g} bytes a value"
-        return f"Updates and figures were masked ({size}) and encrypted: even the aggregator's enclave saw only sums."
+        # Reports of earlier releases do not say how many.
+        fewest = f" of {terms['fewest_in_a_sum']} customers or more" if "fewest_in_a_sum" in terms else ""
+        return f"Updates and figures were masked ({size}) and encrypted: even the aggregator's enclave saw only sums{fewest}."
     return "Updates and figures were encrypted to the attested aggregator enclave, which alone summed them."
 
 

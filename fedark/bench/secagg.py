@@ -66,7 +66,14 @@ class Session:
         self.layout = Layout("bench", length, BITS, 64.0, 0.25)
         terms = bytes(48)
         self.policy = Policy(
-            terms, "bench", tuple(self.parties), minimum or -(-7 * size // 10), colluders, (self.layout,), rounds=1 << 20
+            terms,
+            "bench",
+            tuple(self.parties),
+            minimum or -(-7 * size // 10),
+            colluders,
+            (self.layout,),
+            agreement=False,  # Flower's protocol has none
+            rounds=1 << 20,
         )
         keys = {party: SigningKey() for party in self.parties}
         self.clients = {party: Client(self.policy, party, keys[party]) for party in self.parties}

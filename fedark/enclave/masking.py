@@ -9,8 +9,9 @@ and appraises the others' evidence for the same value. It has seen its own nonce
 evidence over it is as fresh as evidence over that nonce. Who was shown another list expects another value and admits nobody.
 
 Round numbers of the masked protocol are the job's and never come twice. What identifies a round's model is the digest of the
-encrypted global state that the trainer received. Loading needs no masks: the initial adapters that it brings to the aggregator
-enclave are computed from the sealed model and the contract's seed alone.
+encrypted global state that the trainer received: an aggregator enclave that lies can give one model two of them, and what the
+difference of the two sums tells is bounded by differential privacy alone. Loading needs no masks: the initial adapters that it
+brings to the aggregator enclave are computed from the sealed model and the contract's seed alone.
 
 The masked messages travel inside `ProtectedUpdate`s to the aggregator enclave: whoever carries them cannot even sum them, and an
 aggregator enclave whose hardware fails or lies still learns sums alone.

@@ -25,6 +25,7 @@ from fedark.federation.joining import fingerprint
 from fedark.federation.roster import read_roster, write_roster
 from fedark.federation.rules import Rules
 from fedark.files import disk_errors, write_atomic
+from fedark.masking import fewest_in_a_sum
 
 __all__ = ["Consent", "Decision", "summary"]
 
@@ -187,7 +188,7 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
         f"job {contract.job}, contract {contract.digest().hex()}",
         f"valid {contract.created} to {contract.expires}, {contract.rounds} rounds",
         f"provider {contract.provider.name}, aggregator {contract.aggregator.name}",
-        f"customers: {', '.join(party.name for party in contract.customers)}; at least {contract.protection.minimum_cohort} in a sum",
+        f"customers: {', '.join(party.name for party in contract.customers)}; at least {fewest_in_a_sum(contract)} in a sum",
         f"the adapter goes to: {', '.join(contract.deliver_to)}",
         f"updates leave protected as {contract.protection.mode!r}; nothing else leaves but counts and losses of the cohort",
         *_privacy_lines(contract),

@@ -37,7 +37,7 @@ from fedark.federation.report import read_report
 from fedark.federation.runs import REPORT, RunMemory
 from fedark.files import write_atomic
 from fedark.keys import HYBRID, Kem, PartyKeys
-from fedark.masking import protection_problems
+from fedark.masking import fewest_in_a_sum, protection_problems
 from fedark.measurement import reference_policies
 from fedark.mechanism import claim_problems
 from fedark.privacy.accounting import Budget
@@ -115,7 +115,7 @@ class NodeSettings:
             `reference`, and every enclave must meet it besides the contract.
         platforms: platforms that it accepts evidence of.
         sandbox: weakest sandbox mode that it accepts.
-        minimum_cohort: fewest customers that it takes part with.
+        minimum_cohort: fewest customers in a sum that it takes part in: `fedark.masking.fewest_in_a_sum`.
         budget: the most that a customer's records may ever spend on all jobs.
         kem: KEMs that it accepts in a contract.
         start_enclave: starts an enclave on this machine; a provider needs none.
@@ -272,8 +272,8 @@ class NodeBase(ABC):
                 problems.append(f"its {role} enclave is not the one installed here (differs in: {differing})")
         if terms.kem not in settings.kem:
             problems.append(f"its KEM {terms.kem} is not accepted here ({', '.join(settings.kem)})")
-        if contract.protection.minimum_cohort < settings.minimum_cohort:
-            problems.append(f"its minimum cohort {contract.protection.minimum_cohort} is below {settings.minimum_cohort}")
+        if (fewest := fewest_in_a_sum(contract)) < settings.minimum_cohort:
+            problems.append(f"a sum of it may cover {fewest} customers, fewer than {settings.minimum_cohort}")
         adapters = [(model.name, model.adapter) for model in contract.models]
         problems += protection_problems(contract.protection, [party.name for party in contract.customers], adapters)
         problems += claim_problems(contract)

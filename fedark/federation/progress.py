@@ -13,7 +13,7 @@ from fedark import canonical
 from fedark.contract import Contract
 from fedark.enclave.usage import peak_mib
 from fedark.errors import ProtocolError, StorageError
-from fedark.masking import UPDATE, bytes_per_value, masked_policy
+from fedark.masking import UPDATE, bytes_per_value, fewest_in_a_sum, masked_policy
 from fedark.mechanism import guarantees
 
 __all__ = ["Progress", "report_of"]
@@ -116,7 +116,8 @@ def _protection(contract: Contract, run_id: str) -> dict[str, Any]:
     said: dict[str, Any] = {"mode": protection.mode, "minimum_cohort": protection.minimum_cohort}
     if protection.mode == "masked":
         policy = masked_policy(contract, run_id)
-        said |= {"bits": policy.by_name[UPDATE].bits, "bytes_per_value": round(bytes_per_value(policy), 2)}
+        said |= {"fewest_in_a_sum": fewest_in_a_sum(contract), "bits": policy.by_name[UPDATE].bits}
+        said |= {"bytes_per_value": round(bytes_per_value(policy), 2)}
     return said
 
 

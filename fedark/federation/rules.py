@@ -16,8 +16,8 @@
     until = "2027-01-01T00:00:00+00:00"
 
 Every key is needed. A contract is allowed if one rule covers all of it; whatever a rule does not name is denied, also a privacy
-term that a later release adds. A file with any problem allows nothing. Rules decide before a job begins: to stop one that runs,
-its approval is withdrawn.
+term that a later release adds. `minimum_cohort` is of every sum: `fedark.masking.fewest_in_a_sum`. A file with any problem allows
+nothing. Rules decide before a job begins: to stop one that runs, its approval is withdrawn.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pydantic import Field, ValidationError
 from fedark.contract import Contract
 from fedark.errors import ContractError, InputError
 from fedark.federation.joining import fingerprint
+from fedark.masking import fewest_in_a_sum
 from fedark.terms import Finite, Name, Terms, explain, to_tuples
 
 __all__ = ["RULES", "Rule", "Rules"]
@@ -85,8 +86,8 @@ class Rule(Terms):
         found += [f"model {terms.name} is not named" for terms in contract.models if terms.name not in self.models]
         if contract.protection.mode not in self.protection:
             found.append(f"protection {contract.protection.mode!r} is not named")
-        if contract.protection.minimum_cohort < self.minimum_cohort:
-            found.append(f"its minimum cohort {contract.protection.minimum_cohort} is below {self.minimum_cohort}")
+        if (fewest := fewest_in_a_sum(contract)) < self.minimum_cohort:
+            found.append(f"a sum of it may cover {fewest} customers, fewer than {self.minimum_cohort}")
         if contract.rounds > self.max_rounds:
             found.append(f"its {contract.rounds} rounds are over {self.max_rounds}")
         found += [f"the adapter would go to {name}" for name in contract.deliver_to if name not in self.deliver_to]

@@ -15,8 +15,9 @@ It follows Bonawitz et al. 2017 (pairwise masks and a self-mask), with keys agre
    one party. With 2 t > c + g no second set finds a quorum. Asked again for the same U it repeats the same bytes.
 6. |U| is at least the minimum cohort, U is a set of participants, each keeps enough neighbours in U.
 7. Where the topology asks for agreement, a member signs one U, and releases shares only against t members' signatures on it.
-8. A member releases once for a layout and model, over all rounds and sessions that share `Releases`: a server that pretends a
-   failure and repeats the round without a victim gets nothing to subtract from.
+8. A member releases once for a layout and model digest, over all rounds and sessions that share `Releases`: a server that pretends
+   a failure and repeats the round, with the same digest, without a victim gets nothing to subtract from. If the digest is of a
+   ciphertext, as in a fedark job, who encrypts one model twice has two: then only differential privacy bounds the difference.
 
 Secrets live in this object only. It cannot be copied or pickled; `state` is for a checkpoint that the enclave seals to itself
 (`fedark.enclave.checkpoint`). What an old checkpoint does: a round that is begun again with the same request uses the same pair masks

@@ -153,10 +153,11 @@ class Policy:
         contract_digest: SHA-384 of the signed contract, 48 bytes.
         run_id: the run under that contract.
         roster: every customer of the contract, sorted: nobody else can ever take part.
-        minimum: fewest clients whose vectors make a sum.
+        minimum: fewest clients that a member takes for the survivors of a round. With agreement no sum covers fewer; without it
+            a lying server may get one of `fedark.secagg.topology.smallest_sum`.
         colluders: how many clients may work with the server without learning more than the sum of the others.
         layouts: every kind of vector that may be summed.
-        agreement: ask for a signed agreement on the survivors (a third trip) in every round.
+        agreement: ask for a signed agreement on the survivors (a third trip) in every round; the topology may ask for it anyway.
         rounds: the last admissible round number.
     """
 
@@ -166,7 +167,7 @@ class Policy:
     minimum: int
     colluders: int
     layouts: tuple[Layout, ...]
-    agreement: bool = False
+    agreement: bool = True
     rounds: int = 10_000
 
     def __post_init__(self) -> None:

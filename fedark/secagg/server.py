@@ -9,15 +9,17 @@ endorsements, is signed here.
     open -> receive* -> close -> [endorsement request -> endorse*] -> unmask requests -> accept* -> finish
 
 Uploads are added to a running sum in batches of up to 256 MiB, each read once, block by block. After `close` the survivor set
-stands. Recovery combines all secrets of the round in one matrix product; a member whose share is wrong is found by the
-commitments, left out, and named. Two trips a round (Bonawitz et al. 2017 needs four), a third where the topology asks for
-agreement.
+stands. Recovery combines all secrets of the round in one matrix product; a member whose share is off the secret that its owner
+committed to is found, left out, and named. An owner is named if so many members agree against its commitments that it must be its
+own doing; else nobody is, and a further answer can still save the round. Two trips a round (Bonawitz et al. 2017 needs four), a
+third where the topology asks for agreement.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +30,7 @@ from fedark.errors import ProtocolError, Refused
 from fedark.secagg import schedule, shamir, wire
 from fedark.secagg.cohort import Cohort, reply_limit, upload_limit
 from fedark.secagg.directory import Directory, check_cohort, check_round
-from fedark.secagg.vector import MOST_STREAMS, MaskedSum, RoundSum, Stream, Words, apply_masks
+from fedark.secagg.vector import AGAIN, MOST_STREAMS, MaskedSum, RoundSum, Stream, Words, apply_masks
 
 __all__ = ["Round", "Server"]
 
@@ -73,17 +75,12 @@ class _Upload:
     sealed: bytes
 
 
-@dataclass
-class _Answer:
-    rows: dict[int, Shares] = field(default_factory=dict)
-
-
 class Round:
     """One round at the server.
 
     Attributes:
         request: the message for every committee member and participant.
-        faults: party -> what was wrong with its share, for parties that were left out in recovery.
+        faults: party -> what was wrong with its shares: a member's, which an owner that deals badly can cause too, or an owner's.
     """
 
     def __init__(
@@ -98,7 +95,7 @@ class Round:
         self._survivors: list[int] | None = None
         self._digest = b""
         self._endorsements: dict[int, bytes] = {}
-        self._answers: dict[int, _Answer] = {}
+        self._answers: dict[int, dict[int, Shares]] = {}  # member -> owner -> its shares
         self._finished = False
         self.faults: dict[str, str] = {}
         self.request = wire.message(wire.unsigned("round", {"round": number, "layout": layout, "participants": members}))
@@ -216,14 +213,14 @@ class Round:
         rows = [(u, len(self._released[u])) for u in survivors if u not in missing]
         body, _ = frame.split(sum(count for _, count in rows) * shamir.SHARE_BYTES)
         shares = np.frombuffer(body, np.uint8).reshape(-1, shamir.SHARE_BYTES)
-        answer, at = _Answer(), 0
+        answer, at = dict[int, Shares](), 0
         for u, count in rows:
-            answer.rows[u] = shares[at : at + count]
+            answer[u] = shares[at : at + count]
             at += count
         self._answers[member] = answer
 
     def finish(self) -> RoundSum:
-        """Recover the round's secrets and unmask the sum. Once.
+        """Recover the round's secrets and unmask the sum. Once; but where answers do not suffice, again after a further one.
 
         Raises:
             ProtocolError: too few answers, or finished already.
@@ -232,9 +229,10 @@ class Round:
         survivors = self._closed()
         if self._finished or not self.enough_answers:
             raise ProtocolError("The round is finished, or too few members have answered.", safe="Nothing was unmasked.")
+        recovered = self._recover(survivors)
         self._finished = True
         streams: list[Stream] = []
-        for u, secrets in self._recover(survivors).items():
+        for u, secrets in recovered.items():
             streams.append((secrets[0], False))
             slots = self._cohort.slots(u) if secrets[1:] else []
             for slot, secret in zip(self._released[u][1:], secrets[1:], strict=True):
@@ -261,12 +259,12 @@ class Round:
         while len(recovered) < len(survivors):
             groups: dict[tuple[int, ...], list[int]] = {}
             for u in (u for u in survivors if u not in recovered):
-                able = [m for m, answer in self._answers.items() if u in answer.rows and m not in bad]
+                able = self._able(u, bad)
                 if len(able) < need:
                     raise Refused(
                         f"Fewer than {need} members hold good shares of {self._directory.parties[u]}.",
                         safe="Nothing was unmasked.",
-                        fix="Run the round again under a new number.",
+                        fix=f"One more member's answer may save the round. Else: {AGAIN}",
                     )
                 groups.setdefault(tuple(able[:need]), []).append(u)
             failed = []
@@ -280,10 +278,8 @@ class Round:
 
     def _combine(self, members: tuple[int, ...], owners: list[int]) -> tuple[dict[int, list[bytes]], list[int]]:
         """The secrets of `owners` that agree with their commitments, and the owners whose do not."""
-        stacked = np.stack([np.concatenate([self._answers[m].rows[u] for u in owners]) for m in members])
-        committee = self._directory.topology.committee
-        points = [committee.index(m) + 1 for m in members]
-        secrets = [bytes(row) for row in shamir.combine(points, stacked)]
+        stacked = np.stack([np.concatenate([self._answers[m][u] for u in owners]) for m in members])
+        secrets = [bytes(row) for row in shamir.combine(self._points(members), stacked)]
         found: dict[int, list[bytes]] = {}
         wrong = []
         at = 0
@@ -302,29 +298,58 @@ class Round:
                 wrong.append(u)
         return found, wrong
 
+    def _able(self, owner: int, bad: set[int]) -> list[int]:
+        """The members not in `bad` that have given shares of `owner`."""
+        return [m for m, answer in self._answers.items() if owner in answer and m not in bad]
+
     def _blame(self, owner: int, bad: set[int]) -> set[int]:
-        """The members whose shares of `owner` are wrong: those off the polynomial that meets the commitments."""
-        need, committee = self._directory.topology.threshold, self._directory.topology.committee
-        able = [m for m, answer in self._answers.items() if owner in answer.rows and m not in bad]
-        for subset in itertools.islice(_subsets(able, need), _SUBSETS):
+        """The members whose shares of `owner` are off the polynomial that meets the commitments.
+
+        Raises:
+            Refused: none was found that does.
+        """
+        topology, party = self._directory.topology, self._directory.parties[owner]
+        able = self._able(owner, bad)
+        # Among so many are as many honest members as make a polynomial, whoever lies: theirs is the one that the owner dealt.
+        most = min(self._directory.policy.colluders, 2 * topology.threshold - len(topology.committee) - 1)
+        proof = topology.threshold + max(1, most)
+        guilty = False
+        for subset in itertools.islice(_subsets(able, topology.threshold), _SUBSETS):
             found, _ = self._combine(subset, [owner])
-            if owner in found:
-                points = [committee.index(m) + 1 for m in subset]
-                shares = np.stack([self._answers[m].rows[owner] for m in subset])
-                liars = {
-                    m
-                    for m in able
-                    if m not in subset
-                    and not shamir.agrees(points, shares, committee.index(m) + 1, self._answers[m].rows[owner])
-                }
+            if not found and (guilty or len(able) < proof):
+                continue
+            others = [m for m in able if m not in subset]
+            agree = self._agreeing(subset, others, owner)
+            if found:
+                liars = {m for m, same in zip(others, agree, strict=True) if not same}
                 self.faults |= {self._directory.parties[m]: "a wrong share" for m in liars}
                 return liars
-        self.faults[self._directory.parties[owner]] = "shares that do not recover what it committed to"
+            guilty = len(subset) + sum(agree) >= proof
+        if not guilty:
+            raise Refused(
+                f"{len(able)} answers do not recover the secrets of {party}; whether it or a member is at fault is not known.",
+                safe="Nothing was unmasked.",
+                fix=f"One more member's answer may save the round. Else: {AGAIN}",
+            )
+        self._finished = True
+        self.faults[party] = "shares that do not recover what it committed to"
         raise Refused(
-            f"The secrets of {self._directory.parties[owner]} cannot be recovered.",
+            f"The secrets of {party} cannot be recovered: it dealt other ones than it committed to.",
             safe="Nothing was unmasked.",
-            fix="Run the round again under a new number, without the party that `faults` names.",
+            fix=f"Leave out the party that `faults` names. {AGAIN}",
         )
+
+    def _agreeing(self, subset: Sequence[int], others: Sequence[int], owner: int) -> list[bool]:
+        """Whether the shares of `owner` that each of `others` gave lie on the polynomial of those that `subset` gave."""
+        if not others:
+            return []
+        shares, theirs = (np.stack([self._answers[m][owner] for m in members]) for members in (subset, others))
+        same: list[bool] = shamir.agreeing(self._points(subset), shares, self._points(others), theirs).tolist()
+        return same
+
+    def _points(self, members: Sequence[int]) -> list[int]:
+        """Where the shares of committee members are on the polynomials."""
+        return [self._directory.topology.committee.index(m) + 1 for m in members]
 
     def _sent(self, header: bytes, kind: str, shape: dict[str, type | int], sender: str) -> dict[str, Any]:
         values = wire.fields(header, kind, {"party": str, **shape})

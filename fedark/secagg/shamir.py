@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fedark.errors import ProtocolError
 from fedark.secagg.stream import Keystream
 
-__all__ = ["PRIME", "SECRET_BYTES", "SHARE_BYTES", "agrees", "combine", "split"]
+__all__ = ["PRIME", "SECRET_BYTES", "SHARE_BYTES", "agreeing", "combine", "split"]
 
 PRIME = 65537
 SECRET_BYTES = 32
@@ -59,30 +59,50 @@ def combine(members: Sequence[int], shares: NDArray[np.uint8]) -> NDArray[np.uin
     Raises:
         ProtocolError: a member stands twice.
     """
-    return _interpolate(members, shares, 0).astype("<u2").reshape(-1, _DIGITS).view(np.uint8).reshape(-1, SECRET_BYTES)
+    digits: NDArray[np.int64] = _interpolate(members, shares, [0])[0]
+    return digits.astype("<u2").reshape(-1, _DIGITS).view(np.uint8).reshape(-1, SECRET_BYTES)
 
 
-def agrees(members: Sequence[int], shares: NDArray[np.uint8], member: int, share: NDArray[np.uint8]) -> bool:
-    """Whether `share` ([s, 34]) of `member` lies on the polynomials that `shares` of `members` define."""
-    return bool((_interpolate(members, shares, member) == _unpack(share).reshape(-1)).all())
+def agreeing(
+    members: Sequence[int], shares: NDArray[np.uint8], others: Sequence[int], theirs: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Which of `theirs`, [len(others), s, 34], lie on the polynomials that `shares` of `members`, none of the others, define."""
+    expected = _interpolate(members, shares, others)
+    same: NDArray[np.bool_] = (expected == _unpack(theirs).reshape(expected.shape)).all(axis=1)
+    return same
 
 
-def _interpolate(members: Sequence[int], shares: NDArray[np.uint8], at: int) -> NDArray[np.int64]:
-    """The values at point `at`, one for each digit."""
+def _interpolate(members: Sequence[int], shares: NDArray[np.uint8], points: Sequence[int]) -> NDArray[np.int64]:
+    """The values at `points`, none of them a member's: [len(points), digits]."""
     if len(set(members)) != len(members) or min(members) < 1:
         raise ProtocolError("Shares of one member stand twice.", safe="Nothing was unmasked with them.")
-    weights = np.array([_lagrange(members, mine, at) for mine in members], np.float64)
-    values: NDArray[np.int64] = _product(weights[None, :], _unpack(shares).reshape(len(members), -1).astype(np.float64))[0]
-    return values
+    return _product(_lagrange(members, points), _unpack(shares).reshape(len(members), -1).astype(np.float64))
 
 
-def _lagrange(members: Sequence[int], mine: int, at: int) -> int:
-    numerator = denominator = 1
-    for other in members:
-        if other != mine:
-            numerator = numerator * (at - other) % PRIME
-            denominator = denominator * (mine - other) % PRIME
-    return numerator * pow(denominator, -1, PRIME) % PRIME
+def _lagrange(members: Sequence[int], points: Sequence[int]) -> NDArray[np.float64]:
+    """What the value of each member counts at each point: [len(points), len(members)]."""
+    known, wanted = np.array(members, np.int64), np.array(points, np.int64)
+    between = known[:, None] - known
+    np.fill_diagonal(between, 1)
+    away = wanted[:, None] - known
+    weights = _multiplied(away)[:, None] * _inverse(away * _multiplied(between) % PRIME) % PRIME
+    return weights.astype(np.float64)
+
+
+def _multiplied(factors: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The product of each row."""
+    product = np.ones(len(factors), np.int64)
+    for column in factors.T:
+        product = product * column % PRIME
+    return product
+
+
+def _inverse(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """By Fermat: to the power of p - 2, which is sixteen ones in binary."""
+    power = np.ones_like(values)
+    for _ in range(16):
+        power = power * power % PRIME * values % PRIME
+    return power
 
 
 def _product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.int64]:

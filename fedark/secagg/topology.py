@@ -55,6 +55,7 @@ __all__ = [
     "most_dropped",
     "must_agree",
     "refusal_bound",
+    "smallest_sum",
     "split_bound",
     "threshold",
 ]
@@ -171,7 +172,8 @@ def refusal_bound(cohort: int, minimum: int, degree: int, floor: int) -> float:
 def most_dropped(cohort: int, colluders: int, minimum: int, agreement: bool) -> int:
     """How many clients a server can at most have treated as dropped in one round.
 
-    Without agreement, which only cohorts do without where everybody is a member, a sum may cover fewer than `minimum`: each honest
+    Without agreement, which only cohorts do without where everybody is a member, a sum may cover fewer than `minimum`
+    (`smallest_sum`): each honest
     member names at most cohort - minimum dropped clients, and threshold - colluders of them are needed to treat one as dropped.
     """
     if agreement:
@@ -184,6 +186,16 @@ def must_agree(cohort: int, colluders: int, minimum: int) -> bool:
     cover fewer than two honest clients.
     """
     return cohort > _SMALL or cohort - most_dropped(cohort, colluders, minimum, False) - colluders < 2
+
+
+def smallest_sum(size: int, colluders: int, minimum: int, agreement: bool) -> int:
+    """How many clients, colluders among them, every sum that a lying server can get covers at least, whomever of a roster of `size`
+    it lets into the session: `minimum` with agreement, fewer without.
+    """
+    return min(
+        cohort - most_dropped(cohort, colluders, minimum, agreement or must_agree(cohort, colluders, minimum))
+        for cohort in range(minimum, size + 1)
+    )
 
 
 class Degree(NamedTuple):

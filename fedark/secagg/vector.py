@@ -5,7 +5,10 @@ So one thread rounds and packs, and what it has packed is masked by the others, 
 
 A value x becomes an integer: y = x * weight / max_weight / step, in single precision up to 16 bits and in double above, is clamped
 to [-M, M] and rounded up or down at random: y is taken to 16 binary places (32 in double), toward zero, as many random bits are
-added, and the places are cut off. So the expectation is y to 2**-16 of a step (2**-32). Noise is added, then the offset M + K.
+added, and the places are cut off. So the expectation is y, as computed, to 2**-16 of a step (2**-32). The scale and the product are
+rounded before, which moves y itself by up to 2**-23 of its magnitude in single precision: near the ends of a grid of 16 bits by
+2**-8 of a step, for a value of one step by less than 2**-22 (in double by a few times 2**-53 of its magnitude). Noise is added, then
+the offset M + K.
 `per_word` fields share a 64-bit word, planar: word j of W holds the values j, W + j, 2 W + j ... . Masks are uniform modulo 2**64
 and added to whole words, so a masked word is uniform, and a sum of words is the sum of its fields (no carries: `policy.Layout`).
 The last words are lanes of their own: the weight and the metrics.
@@ -34,10 +37,22 @@ from fedark.errors import InputError, Refused
 from fedark.secagg.policy import Layout
 from fedark.secagg.stream import BLOCK, SPARE, Keystream, aligned, block_of, nonce_of
 
-__all__ = ["MOST_STREAMS", "Contribution", "MaskedSum", "Noise", "RoundSum", "apply_masks", "mask", "threads_available"]
+__all__ = [
+    "AGAIN",
+    "MOST_STREAMS",
+    "Contribution",
+    "MaskedSum",
+    "Noise",
+    "RoundSum",
+    "apply_masks",
+    "mask",
+    "threads_available",
+]
 
 _PIECE_BYTES = 1 << 18  # of values that are rounded at a time, at least
 _NORM_DRAWS = 64
+AGAIN = "Begin a new round with the next model; a fedark job is submitted again."
+"""What to do after a round that gave no sum: members release once for a model."""
 MOST_STREAMS = 512
 """Keystreams that are open at a time."""
 Words = NDArray[np.uint64]
@@ -392,9 +407,7 @@ class RoundSum:
         if not count <= lanes[0] <= count * layout.max_weight or any(
             lane > count * limit for lane, limit in zip(lanes[1:], limits, strict=True)
         ):
-            raise Refused(
-                "The unmasked sum is impossible.", safe="It was not used.", fix="Run the round again under a new number."
-            )
+            raise Refused("The unmasked sum is impossible.", safe="It was not used.", fix=AGAIN)
 
     @property
     def weight(self) -> int:

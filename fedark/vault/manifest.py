@@ -26,6 +26,7 @@ from fedark.attestation.terms import HARDWARE
 from fedark.contract import Contract
 from fedark.errors import Refused, SealBroken, printable
 from fedark.keys import HYBRID, Kem, SigningKey, verify_signature
+from fedark.masking import fewest_in_a_sum
 from fedark.terms import Name, Terms, explain, to_tuples
 from fedark.vault.weightkey import BUNDLE_LABEL, COMMITMENT_BYTES
 
@@ -95,7 +96,7 @@ class ReleasePolicy(Terms):
         minimum_svn: security version number of the simulated platform; hardware's are terms of the contract.
         protection: admissible protection modes of updates.
         mechanisms: admissible privacy mechanisms.
-        minimum_cohort: fewest customers whose updates may be summed.
+        minimum_cohort: fewest customers whose updates may be summed: `fedark.masking.fewest_in_a_sum`.
         kem: admissible KEMs of an enclave's key; plain X25519, which a quantum computer would break, only if it stands here.
     """
 
@@ -124,10 +125,8 @@ class ReleasePolicy(Terms):
             problems.append(f"the contract protects updates by {contract.protection.mode!r}, which the provider does not allow")
         if contract.privacy.mechanism not in self.mechanisms:
             problems.append(f"the privacy mechanism {contract.privacy.mechanism!r} is not one that the provider allows")
-        if contract.protection.minimum_cohort < self.minimum_cohort:
-            problems.append(
-                f"the contract sums {contract.protection.minimum_cohort} customers, the provider asks for {self.minimum_cohort}"
-            )
+        if (fewest := fewest_in_a_sum(contract)) < self.minimum_cohort:
+            problems.append(f"the contract sums {fewest} customers, the provider asks for {self.minimum_cohort}")
         return problems + self.kem_problems(contract.attestation.kem)
 
     def kem_problems(self, kem: Kem) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 from small import HostileRelay
 
-from fedark.contract import now
+from fedark.contract import Contract, Party, now
 from fedark.errors import ContractError, FederationError, InputError, Refused
 from fedark.federation.consent import Consent, summary
 from fedark.federation.coordinator import coordinate
@@ -24,6 +24,7 @@ from fedark.job import Job
 from fedark.keys import PartyKeys
 from fedark.simulation import simulate
 from fedark.v1 import stage_pb2
+from fedark.vault.manifest import ReleasePolicy
 
 
 @pytest.fixture
@@ -137,6 +138,34 @@ def test_find_refuses_what_is_not_one_contract(folder: Path) -> None:
             consent.find(name)
 
 
+def of_twenty(**terms: Any) -> Contract:
+    """Masked, a minimum of 10; most customers have keys that nobody holds."""
+    contract = parties.contract()
+    more = [
+        Party.model_validate({"name": f"c{i:02d}", "role": "customer", "signing_key": f"{i:064x}", "hpke_key": f"{i:02432x}"})
+        for i in range(17)
+    ]
+    people = (*contract.parties, *more)
+    return parties.contract(parties=people, protection={"mode": "masked", "minimum_cohort": 10, **terms})
+
+
+@pytest.mark.parametrize(
+    ("terms", "fewest"),
+    [({}, 10), ({"agreement": True}, 10), ({"agreement": False}, 6), ({"agreement": False, "colluders": 10**9}, 0)],
+)
+def test_whoever_asks_for_a_minimum_is_told_how_few_a_sum_may_really_cover(
+    folder: Path, terms: dict[str, Any], fewest: int
+) -> None:
+    """Found in review: without agreement a lying aggregator and one customer get a sum of 6 of 20, with a minimum of 10."""
+    contract = of_twenty(**terms)
+    assert f"; at least {fewest} in a sum" in summary(contract)
+    write_rules(folder, rule(minimum_cohort=7))
+    assert (f"may cover {fewest} customers, fewer than 7" in Consent(folder).decision(contract).reason) == (fewest < 7)
+    policy = ReleasePolicy(expires="2100-01-01T00:00:00+00:00", platforms=("simulated",), minimum_cohort=7)
+    asked = [f"the contract sums {fewest} customers, the provider asks for 7"]
+    assert policy.contract_problems(contract) == (asked if fewest < 7 else [])
+
+
 # -- standing rules -----------------------------------------------------------------------------------------------------
 
 
@@ -159,7 +188,7 @@ def test_a_rule_that_covers_all_of_a_contract_approves_it_and_that_is_written_do
         ({"deliver_to": ("maker", "north", "east")}, "the adapter would go to east"),
         ({"models": [parties.model(), parties.model("second")]}, "model second is not named"),
         ({"protection": {"mode": "masked", "minimum_cohort": 3}}, "protection 'masked' is not named"),
-        ({"protection": {"minimum_cohort": 2}}, "minimum cohort 2 is below 3"),
+        ({"protection": {"minimum_cohort": 2}}, "a sum of it may cover 2 customers, fewer than 3"),
         ({"expires": (now() + timedelta(days=30)).isoformat()}, "valid for more than 7 days"),
         ({"parties": [parties.party(n, None if n != "east" else PartyKeys()) for n in parties.ROLES]}, "east has other keys"),
     ],

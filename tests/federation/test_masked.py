@@ -102,7 +102,13 @@ def test_a_masked_job_gives_the_adapter_and_figures_of_the_sealed_one(
         assert other["total"] == figure["total"]
         assert abs(other["correct"] - figure["correct"]) <= (1 if key.startswith("federated") else 0)
         assert other["loss"] == pytest.approx(figure["loss"], abs=0.01)
-    assert masked["protection"] == {"mode": "masked", "minimum_cohort": 3, "bits": 16, "bytes_per_value": 2.68}
+    assert masked["protection"] == {
+        "mode": "masked",
+        "minimum_cohort": 3,
+        "fewest_in_a_sum": 3,
+        "bits": 16,
+        "bytes_per_value": 2.68,
+    }
     assert sealed["protection"] == {"mode": "sealed", "minimum_cohort": 3}
 
 
@@ -176,18 +182,18 @@ def test_nothing_of_one_customer_crosses_in_clear_and_no_share_can_be_read(job_f
     assert b"FSA1" in b"".join(m.data for m in passed if m.stage == "attest"), "the control: announcements can be read"
 
 
-@pytest.mark.parametrize("agreement", [False, True])
+@pytest.mark.parametrize("agreement", [False, True, None])
 def test_a_masked_round_takes_two_stages_and_one_more_where_survivors_are_agreed(
-    job_file: Path, tmp_path: Path, agreement: bool
+    job_file: Path, tmp_path: Path, agreement: bool | None
 ) -> None:
     passed: list[Passed] = []
-    terms = (*MASKED, f"protection.agreement={str(agreement).lower()}", "job.rounds=2")
+    terms = (*MASKED, *([] if agreement is None else [f"protection.agreement={str(agreement).lower()}"]), "job.rounds=2")
     with simulate(Job.load(job_file, terms), tmp_path / "work", tap=passed.append) as running:
         assert running.run()["passed_over"] == {}
     for party in FOUR:
         asked = [message.stage for message in passed if message.party == party and message.direction == "request"]
         stages = asked[asked.index("round") :]
-        one = ["round", "endorse", "unmask"] if agreement else ["round", "unmask"]
+        one = ["round", "unmask"] if agreement is False else ["round", "endorse", "unmask"]
         assert stages[: 2 * len(one)] == one * 2, party
 
 
@@ -312,7 +318,7 @@ def test_trainer_and_aggregator_derive_one_policy_and_the_run_is_part_of_it(job_
     policy = masked_policy(contract, "run-1")
     assert policy.digest == masked_policy(type(contract).decode(contract.encode()), "run-1").digest
     assert policy.digest != masked_policy(contract, "run-2").digest
-    assert policy.agreement, "a small cohort agrees on its survivors unless the contract says otherwise"
+    assert policy.agreement, "a cohort agrees on its survivors unless the contract says otherwise"
     assert policy.roster == tuple(sorted(FOUR))
     assert bytes_per_value(policy) < 2.7
     names = {metric.name for metric in policy.by_name["evaluated"].metrics}

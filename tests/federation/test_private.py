@@ -15,7 +15,7 @@ from fedark.enclave.aggregator import AggregatorSession
 from fedark.errors import ContractError
 from fedark.federation.local import prepare
 from fedark.job import Job
-from fedark.masking import masked_policy
+from fedark.masking import fewest_in_a_sum, masked_policy
 from fedark.mechanism import claim_problems, mechanism, noised_layout
 from fedark.privacy import mechanisms
 from fedark.privacy.noise import GridNoise, check_variance
@@ -136,7 +136,9 @@ def test_a_job_whose_terms_cannot_be_kept_says_so_at_once(tmp_path: Path) -> Non
     ("mechanism", "shared"), [("example-distributed", True), ("customer-level", True), ("example-local", False)]
 )
 def test_customers_who_share_noise_agree_on_whose_is_in_the_sum(mechanism: str, shared: bool, tmp_path: Path) -> None:
-    """Found in review: without agreement a sum may cover fewer than the minimum cohort, and so fewer shares of noise."""
+    """Found in review: without agreement a sum may cover fewer than the minimum cohort, and so fewer shares of noise. All do by
+    default, also in large cohorts; who adds all of the noise alone may do without.
+    """
     masked = 'protection.mode="masked"'
     if shared:
         with pytest.raises(ContractError, match="fewer shares of noise"):
@@ -152,7 +154,10 @@ def test_customers_who_share_noise_agree_on_whose_is_in_the_sum(mechanism: str, 
         }
     )
     assert len(large.customers) >= 16
-    assert masked_policy(large, "run").agreement == shared
+    assert masked_policy(large, "run").agreement
+    without = large.model_copy(update={"protection": large.protection.model_copy(update={"agreement": False})})
+    assert masked_policy(without, "run").agreement == shared
+    assert not shared or fewest_in_a_sum(without) == without.protection.minimum_cohort
 
 
 @pytest.mark.parametrize("mode", ["sealed", "masked"])

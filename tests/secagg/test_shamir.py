@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 
@@ -67,19 +68,27 @@ def test_any_guess_of_the_secret_fits_fewer_shares_than_the_threshold():
     rng = random.Random(1)
     points, values = [1, 4], [rng.randrange(shamir.PRIME) for _ in range(2)]
     for guess in (0, 1, 65535, rng.randrange(65536)):
-        weights = [shamir._lagrange([0, *points], at, 9) for at in (0, *points)]
+        weights = shamir._lagrange([0, *points], [9])[0].astype(int).tolist()
         completed = sum(w * v for w, v in zip(weights, (guess, *values), strict=True)) % shamir.PRIME
-        back = [shamir._lagrange([*points, 9], at, 0) for at in (*points, 9)]
+        back = shamir._lagrange([*points, 9], [0])[0].astype(int).tolist()
         assert sum(w * v for w, v in zip(back, (*values, completed), strict=True)) % shamir.PRIME == guess
 
 
 def test_a_wrong_share_is_off_the_polynomial():
-    shares = shamir.split(secrets(2), 3, 5)
-    good = [1, 2, 3]
-    assert shamir.agrees(good, shares[:3], 5, shares[4])
-    wrong = shares[4].copy()
-    wrong[1, 7] ^= 1
-    assert not shamir.agrees(good, shares[:3], 5, wrong)
+    shares = shamir.split(secrets(2), 3, 6)
+    shares[4, 1, 7] ^= 1
+    assert shamir.agreeing([1, 2, 3], shares[:3], [4, 5, 6], shares[3:]).tolist() == [True, False, True]
+
+
+def test_weights_are_those_of_exact_arithmetic():
+    members, points = random.Random(2).sample(range(1, 2049), 40), [0, 3000, 65536]
+    for point, row in zip(points, shamir._lagrange(members, points).astype(int).tolist(), strict=True):
+        for mine, weight in zip(members, row, strict=True):
+            others = [other for other in members if other != mine]
+            whole = math.prod(point - other for other in others) * pow(
+                math.prod(mine - other for other in others), -1, shamir.PRIME
+            )
+            assert weight == whole % shamir.PRIME
 
 
 def test_any_bytes_are_taken_for_shares_and_give_some_secret_so_that_no_member_can_stop_the_recovery():

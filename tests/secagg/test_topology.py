@@ -21,6 +21,7 @@ from fedark.secagg.topology import (
     most_dropped,
     must_agree,
     refusal_bound,
+    smallest_sum,
     split_bound,
     threshold,
 )
@@ -348,6 +349,19 @@ def test_no_answers_of_honest_members_reveal_both_secrets_of_a_party(size, collu
 
 def test_control_with_a_low_threshold_some_answers_reveal_both_secrets_of_a_party():
     assert revealed(4, 2, 0, 3)[0] > 0
+
+
+def test_the_smallest_sum_is_over_every_session_that_a_server_may_make_of_a_roster():
+    assert smallest_sum(20, 1, 10, False) == 20 - most_dropped(20, 1, 10, False) == 6
+    # All 24 would have to agree; 20 of them would not.
+    assert must_agree(24, 1, 8)
+    assert not must_agree(17, 1, 8)
+    assert smallest_sum(24, 1, 8, False) == 3
+    assert smallest_sum(2048, 1, 3, True) == 3
+    for size in range(3, 40):
+        for minimum in range(3, size + 1):
+            assert smallest_sum(size, 1, minimum, True) == minimum
+            assert 3 <= smallest_sum(size, 1, minimum, False) <= minimum, "two that are honest"
 
 
 def test_agreement_is_asked_for_where_split_answers_could_leave_fewer_than_two_honest_clients():
