@@ -23,8 +23,9 @@ from fedark.contract import Contract, now
 from fedark.errors import ContractError, FedarkError, FederationError, InputError, Refused, printable
 from fedark.federation.joining import fingerprint
 from fedark.federation.roster import read_roster, write_roster
-from fedark.federation.rules import Rules
+from fedark.federation.rules import Rules, terms_digest
 from fedark.files import disk_errors, write_atomic
+from fedark.terms import Terms
 
 __all__ = ["Consent", "Decision", "summary"]
 
@@ -190,6 +191,7 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
         f"customers: {', '.join(party.name for party in contract.customers)}; at least {contract.protection.minimum_cohort} in a sum",
         f"the adapter goes to: {', '.join(contract.deliver_to)}",
         f"updates leave protected as {contract.protection.mode!r}; nothing else leaves but counts and losses of the cohort",
+        f"  {_listed(contract.protection)}",
         *_privacy_lines(contract),
     ]
     lines.append(
@@ -202,12 +204,25 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
             f"model {terms.name}: {terms.task}, {terms.adapter.method} rank {terms.adapter.rank}, {terms.travelling} values travel, "
             f"{terms.training.epochs} epochs a round, bundle {terms.bundle[:16]}..."
         )
+        lines += [f"  {part}: {_listed(getattr(terms, part))}" for part in ("adapter", "training", "server")]
         lines.append(f"  answers: {printable(', '.join(terms.labels), 2000) if terms.labels else 'free text'}")
+    lines.append(f"evaluation: {_listed(contract.evaluation)}")
+    lines.append(f"terms that a standing rule names: {terms_digest(contract)}")
     lines.append("keys, to compare with what each party says of itself:")
     for party in contract.parties:
         new = "" if known is None or party.name in known else "   (new: not known here before)"
         lines.append(f"  {party.role:10s} {party.name}: {fingerprint(party)}{new}")
     return "\n".join(lines) + "\n"
+
+
+def _listed(terms: Terms) -> str:
+    """Every term of a part."""
+    found, words = [], {None: "by default", True: "yes", False: "no"}
+    for key, value in terms.model_dump().items():
+        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        said = words[value] if value is None or isinstance(value, bool) else printable(text, 2000) or "none"
+        found.append(f"{key} {said}")
+    return "; ".join(found)
 
 
 def _privacy_lines(contract: Contract) -> list[str]:

@@ -13,13 +13,13 @@ import pytest
 import tomli_w
 from small import HostileRelay
 
-from fedark.contract import now
+from fedark.contract import Contract, now
 from fedark.errors import ContractError, FederationError, InputError, Refused
 from fedark.federation.consent import Consent, summary
 from fedark.federation.coordinator import coordinate
 from fedark.federation.joining import fingerprint
 from fedark.federation.roster import read_roster, write_roster
-from fedark.federation.rules import RULES, Rules
+from fedark.federation.rules import RULES, Rules, terms_digest
 from fedark.job import Job
 from fedark.keys import PartyKeys
 from fedark.simulation import simulate
@@ -43,6 +43,7 @@ def rule(**changes: Any) -> dict[str, Any]:
         "max_rounds": 5,
         "deliver_to": ["maker", "north"],
         "platforms": ["simulated"],
+        "terms": [terms_digest(parties.contract())],
         "privacy": {"mechanism": "none"},
         "max_days": 7,
         "until": (now() + timedelta(days=1)).isoformat(),
@@ -107,6 +108,10 @@ def test_the_operator_is_told_who_which_model_what_leaves_how_protected_until_wh
         "model tiny",
         f"maker: {fingerprint(parties.party('maker'))}   (new",
         "simulated platform protects from neither",
+        "colluders 1; agreement by default",
+        "training: epochs 1; batch_size 32; optimizer adamw; learning_rate 0.001",
+        "rank 8; alpha 16.0; targets query, value; layers none",
+        "evaluation: acceptance none; groups none; own no",
     ):
         assert words in text, words
     assert f"north: {fingerprint(parties.party('north'))}\n" in text
@@ -171,6 +176,73 @@ def test_whatever_a_rule_does_not_cover_waits_for_the_operator(folder: Path, cha
     assert objection in decision.reason
     with pytest.raises(ContractError):
         Consent(folder).require(parties.contract(**changes), "north")
+
+
+def _trained(**changes: Any) -> dict[str, Any]:
+    return {"models": [parties.model() | changes]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": [parties.model(bundle="f" * 96)]},
+        _trained(task="instruction"),
+        _trained(labels=("PII-a", "PII-b")),
+        _trained(adapter={"rank": 512}),
+        _trained(adapter={"method": "lora"}),
+        _trained(training={"epochs": 1000}),
+        _trained(training={"learning_rate": 50.0}),
+        _trained(training={"batch_size": 1}),
+        _trained(training={"replay": 1.0}),
+        _trained(server={"learning_rate": 9.0}),
+        {"evaluation": {"groups": ("a",)}},
+        {"evaluation": {"own": True}},
+        *(
+            {"protection": {"minimum_cohort": 3} | change}
+            for change in (
+                {"colluders": 0},
+                {"agreement": False},
+                {"bits": 2},
+                {"max_records": 5_000_000},
+                {"clip_norm": 1.0},
+                {"value_range": 1.0},
+            )
+        ),
+        *(
+            {"attestation": parties.contract().attestation.model_dump() | change}
+            for change in (
+                {"sandbox": "none"},
+                {"minimum_svn": 0},
+                {"simulated_root": "4" * 64},
+                {"trainer": {"launcher": "5" * 96}},
+            )
+        ),
+    ],
+)
+def test_a_contract_with_every_name_of_a_rule_and_one_other_term_waits_for_the_operator(
+    folder: Path, changes: dict[str, Any]
+) -> None:
+    write_rules(folder, rule())
+    decision = Consent(folder).decision(parties.contract(**changes))
+    assert decision.status == "waiting"
+    assert "are other terms" in decision.reason
+
+
+def test_a_rule_goes_on_covering_the_contracts_that_follow_with_the_same_terms(folder: Path) -> None:
+    write_rules(folder, rule())
+    begun = now() - timedelta(hours=1)
+    times = {"created": begun.isoformat(), "expires": (begun + timedelta(days=7)).isoformat()}
+    for changes in ({"seed": 7}, {"rounds": 5}, times, {"deliver_to": ("maker",)}):
+        assert Consent(folder).decision(parties.contract(**changes)).status == "approved"
+
+
+def test_the_digest_that_a_rule_names_is_of_every_term_that_it_does_not_bound_itself(folder: Path) -> None:
+    bounded = {"version", "job", "created", "expires", "seed", "rounds", "parties", "privacy", "deliver_to"}
+    assert set(Contract.model_fields) - bounded == {"models", "attestation", "protection", "evaluation"}
+    contract = parties.contract()
+    assert f"terms that a standing rule names: {terms_digest(contract)}\n" in summary(contract)
+    write_rules(folder, rule(terms=[terms_digest(contract)[:16]]))
+    assert Consent(folder).decision(contract).status == "waiting", "a beginning of a digest is easily met twice"
 
 
 @pytest.mark.parametrize(
