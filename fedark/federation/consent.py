@@ -15,6 +15,7 @@ of a party that is known already never change this way.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,8 @@ from fedark.files import disk_errors, write_atomic
 from fedark.terms import Terms
 
 __all__ = ["Consent", "Decision", "summary"]
+
+_DIGEST = re.compile(r"[0-9a-f]{16,96}")
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,30 @@ class Consent:
         return [Contract.decode(path.read_bytes(), path.name) for path in paths]
 
     def find(self, name: str) -> Contract:
-        """The latest contract of the job of that name, or the one whose digest begins so.
+        """The contract whose digest begins so, or the one of the job of that name: of several, the one that is still open.
 
         Raises:
-            InputError: there is none, or several begin so.
+            InputError: there is none, or there are several.
         """
         proposed = self.proposed()
-        found = [contract for contract in proposed if contract.job == name][-1:]
-        if not found and len(name) >= 8:
-            found = [contract for contract in proposed if contract.digest().hex().startswith(name)]
-        if len(found) != 1:
-            raise InputError(f"{'Several contracts begin' if found else 'No contract is named or begins'} with {name!r}.")
-        return found[0]
+        named = [contract for contract in proposed if contract.job == name]
+        still = [one for one in named if not one.expired(now()) and self.decision(one).status != "refused"]
+        begin = [contract for contract in proposed if len(name) >= 8 and contract.digest().hex().startswith(name)]
+        return _only(name, [*(still or named), *begin])
+
+    def by_digest(self, digest: str) -> Contract:
+        """The contract with this digest, given by 16 hex digits at least. The host names jobs, so no name says which was read.
+
+        Raises:
+            InputError: it is no digest, or not of one contract.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise InputError(
+                f"{digest!r} is no contract's digest, nor the first 16 of its hex digits.",
+                safe="Nothing was approved.",
+                fix="Read the contract with fedark node jobs, which prints the command that agrees to it.",
+            )
+        return _only(digest, [contract for contract in self.proposed() if contract.digest().hex().startswith(digest)])
 
     def decision(self, contract: Contract) -> Decision:
         """Where a contract stands."""
@@ -136,7 +151,7 @@ class Consent:
                 source,
                 [f"the operator of {party} has not approved it"],
                 safe=safe,
-                fix=f"Its operator reads it and agrees: fedark node approve FOLDER-OF-{party.upper()} {contract.job}",
+                fix=f"Its operator reads it: fedark node jobs FOLDER-OF-{party.upper()} {contract.digest().hex()[:16]}",
             )
         if not self._path(contract, "approved").is_file():
             self.approve(contract, by=decision.reason)  # a rule did: written down like any other
@@ -176,6 +191,19 @@ class Consent:
             for party in contract.parties
             if known.get(party.name, party) != party
         ]
+
+
+def _only(name: str, found: list[Contract]) -> Contract:
+    several = {contract.digest().hex(): contract for contract in found}
+    if not several:
+        raise InputError(f"No contract is named or begins with {name!r}.")
+    if len(several) > 1:
+        raise InputError(
+            f"Several contracts are named or begin with {name!r}: {', '.join(digest[:32] for digest in sorted(several)[:10])}.",
+            safe="None was chosen.",
+            fix="Give the digest of the one that you mean.",
+        )
+    return next(iter(several.values()))
 
 
 def summary(contract: Contract, known: frozenset[str] | None = None) -> str:

@@ -64,7 +64,7 @@ def test_a_contract_waits_until_its_operator_approves_it_and_counts_for_one_run(
     with pytest.raises(ContractError, match="has not approved"):
         consent.require(contract, "north")
     assert consent.proposed() == [contract]
-    consent.approve(consent.find("dispatch"))
+    consent.approve(consent.by_digest(contract.digest().hex()))
     consent.require(contract, "north")
     consent.use(contract, "run-1")
     consent.use(contract, "run-1")
@@ -140,6 +140,51 @@ def test_find_refuses_what_is_not_one_contract(folder: Path) -> None:
     for name in ("third", "", first.digest().hex()[:7]):
         with pytest.raises(InputError, match="No contract"):
             consent.find(name)
+
+
+def test_a_contract_that_the_host_proposes_after_another_was_read_is_not_the_one_that_is_approved(folder: Path) -> None:
+    consent, read, swapped = Consent(folder), parties.contract(), parties.contract(deliver_to=("maker", "north", "pool"))
+    consent.propose(read)
+    assert consent.find("dispatch") == read
+    consent.propose(swapped)
+    for by in (consent.find, consent.by_digest):
+        with pytest.raises(InputError):
+            by("dispatch")
+    consent.approve(consent.by_digest(read.digest().hex()))
+    assert consent.decision(swapped).status == "waiting"
+    with pytest.raises(InputError, match="Several"):  # nor is another than the approved one refused by name
+        consent.find("dispatch")
+    consent.refuse(consent.find(swapped.digest().hex()[:8]))
+    assert consent.find("dispatch") == read
+
+
+def test_a_job_that_is_named_as_another_contracts_digest_begins_does_not_hide_it(folder: Path) -> None:
+    consent, first = Consent(folder), parties.contract()
+    digest = first.digest().hex()
+    consent.propose(first)
+    consent.propose(parties.contract(job=digest[:16]))
+    assert consent.by_digest(digest[:16]) == first
+    with pytest.raises(InputError, match="Several"):
+        consent.find(digest[:16])
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda text: text[:15], lambda text: text + "0", str.upper, lambda text: "", lambda text: "f" * 16]
+)
+def test_only_the_digest_of_one_contract_approves(folder: Path, cut: Callable[[str], str]) -> None:
+    consent, contract = Consent(folder), parties.contract()
+    consent.propose(contract)
+    with pytest.raises(InputError):
+        consent.by_digest(cut(contract.digest().hex()))
+
+
+def test_a_closed_contract_leaves_its_jobs_name_to_the_open_one(folder: Path) -> None:
+    consent, past = Consent(folder), now() - timedelta(days=3)
+    old = parties.contract(created=past.isoformat(), expires=(past + timedelta(days=1)).isoformat())
+    consent.propose(old)
+    assert consent.find("dispatch") == old
+    consent.propose(new := parties.contract())
+    assert consent.find("dispatch") == new
 
 
 # -- standing rules -----------------------------------------------------------------------------------------------------
