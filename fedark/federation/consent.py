@@ -2,12 +2,14 @@
 
 The aggregator proposes contracts and is trusted with nothing, so a node signs none that its own operator has not approved by
 digest: recipients, cohort, models, labels and training are then what that person read. And it takes part in one run of each: two
-runs of one contract with different survivors would differ by one customer's contribution, and subtraction would show it.
+runs of one contract with different survivors would differ by one customer's contribution, and subtraction would show it. Nothing
+that was made from a customer's records leaves for a second run, and no key of a provider, be it in a Flower run or from its broker.
+A run is a run id: of the same one a broker answers every trainer enclave that is proven, as often as one asks.
 
     consent/DIGEST.contract    proposed: what the operator is asked
     consent/DIGEST.approved    by the operator's command, or by a rule (`fedark.federation.rules`), which it names
     consent/DIGEST.refused     by the operator's command, before or during a run: the run ends at its next stage
-    consent/DIGEST.used        written before the first message of a run leaves, with that run's id
+    consent/DIGEST.used        with a run's id, written before the first that was made from records, or the first key, leaves for it
 
 Keys: approving a contract adds the parties that were unknown to the roster, as the operator was shown them, by fingerprint; keys
 of a party that is known already never change this way.
@@ -15,7 +17,11 @@ of a party that is known already never change this way.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -131,15 +137,15 @@ class Consent:
         text = f"{reason or 'by its operator'}, {now().isoformat(timespec='seconds')}"
         write_atomic(self._path(contract, "refused"), text.encode(), mode=0o600)
 
-    def require(self, contract: Contract, party: str) -> None:
-        """Return if the contract is approved and no run of it has begun to speak.
+    def require(self, contract: Contract, party: str, run_id: str | None = None) -> None:
+        """Return if the contract is approved and no run of it has begun to speak, other than `run_id`.
 
         Raises:
             ContractError: it is not, or one has.
         """
         decision = self.decision(contract)
         source, safe = f"contract of job {contract.job}", f"{party} did not sign it and read no record for it."
-        if decision.status == "used":
+        if decision.status == "used" and (run_id is None or self._path(contract, "used").read_text() != run_id):
             raise ContractError(
                 source, [f"{party} has taken part in a run of it"], safe=safe, fix="Propose a new contract: one run each."
             )
@@ -170,16 +176,37 @@ class Consent:
             )
 
     def use(self, contract: Contract, run_id: str) -> None:
-        """Write down, before a run's first message leaves, that this run is the contract's one.
+        """Write down, before anything of a run leaves that its contract is for, that this run is the contract's one.
+
+        Of several processes or threads that ask for different runs, one gets it.
 
         Raises:
             FederationError: another run was.
             StorageError: it cannot be written down.
         """
         path = self._path(contract, "used")
-        if path.is_file() and path.read_text() != run_id:
-            raise FederationError("Another run of this contract has begun already.", safe="Nothing was sent.")
-        write_atomic(path, run_id.encode(), mode=0o600)
+        with self._alone():
+            if not path.is_file():
+                write_atomic(path, run_id.encode(), mode=0o600)
+            elif path.read_text() != run_id:
+                raise FederationError(
+                    "Another run of this contract has begun already.",
+                    safe="Nothing was sent.",
+                    fix="Propose a new contract: one run each.",
+                )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder: a provider's broker may share it with its node."""
+        with disk_errors(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with disk_errors(self._folder):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _path(self, contract: Contract, what: str) -> Path:
         return self._folder / f"{contract.digest().hex()}.{what}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,20 @@ import pytest
 import tomli_w
 from small import HostileRelay
 
-from fedark.contract import Contract, now
+from fedark.attestation.platforms.simulated import SimulatedDevice
+from fedark.contract import CONTRACT_LABEL, Contract, now
+from fedark.enclave.session import RunConfig
 from fedark.errors import ContractError, FederationError, InputError, Refused
 from fedark.federation.consent import Consent, summary
 from fedark.federation.coordinator import coordinate
 from fedark.federation.joining import fingerprint
+from fedark.federation.party import DEVICE, reference_values
 from fedark.federation.roster import read_roster, write_roster
 from fedark.federation.rules import RULES, Rules, terms_digest
 from fedark.job import Job
 from fedark.keys import PartyKeys
-from fedark.simulation import simulate
-from fedark.v1 import stage_pb2
+from fedark.simulation import InProcessEnclave, simulate
+from fedark.v1 import enclave_pb2, stage_pb2
 
 
 @pytest.fixture
@@ -68,10 +73,27 @@ def test_a_contract_waits_until_its_operator_approves_it_and_counts_for_one_run(
     consent.require(contract, "north")
     consent.use(contract, "run-1")
     consent.use(contract, "run-1")
-    with pytest.raises(ContractError, match="has taken part"):
-        consent.require(contract, "north")
+    consent.require(contract, "north", "run-1")
+    for other in (None, "", "run-2"):
+        with pytest.raises(ContractError, match="has taken part"):
+            consent.require(contract, "north", other)
     with pytest.raises(FederationError, match="Another run"):
         consent.use(contract, "run-2")
+
+
+def test_of_many_runs_that_would_begin_at_once_one_does(folder: Path) -> None:
+    contract, ready = parties.contract(), threading.Barrier(8)
+
+    def begin(number: int) -> bool:
+        ready.wait(timeout=30)
+        try:
+            Consent(folder).use(contract, f"run-{number}")
+        except FederationError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(begin, range(8))) == 1
 
 
 def test_approving_one_contract_approves_no_other(folder: Path) -> None:
@@ -425,3 +447,45 @@ def test_a_provider_that_takes_its_approval_back_before_release_ends_the_job_and
         with pytest.raises(FederationError, match="taken its approval back"):
             coordinate(HostileRelay(running, alter), running.host.handle)
         assert running.nodes["maker"]._runs == {}
+
+
+@pytest.mark.usefixtures("measured_once")
+def test_a_provider_releases_keys_for_one_run_of_a_contract_and_answers_that_one_again(small_job: Path, tmp_path: Path) -> None:
+    """Its approval is for one run as a customer's is, also where two enrolled before either was released to."""
+    with simulate(Job.load(small_job), tmp_path / "work") as running:
+        maker, contract, folder = running.nodes["maker"], running.federation.contract, running.federation.folder
+        reference = reference_values()
+        signatures = {
+            name: PartyKeys.load(folder(name) / "party.keys").signing.sign(CONTRACT_LABEL, contract.digest())
+            for name in ("maker", "north", "east", "south")
+        }
+
+        def ask(run_id: str, **body: Any) -> stage_pb2.StageReply:
+            request = stage_pb2.StageRequest(version=1, run_id=run_id, contract_digest=contract.digest(), **body)
+            return stage_pb2.StageReply.FromString(maker.handle(request.SerializeToString()))
+
+        def enrol(run_id: str) -> stage_pb2.StageReply:
+            return ask(run_id, enrol=stage_pb2.EnrolRequest(contract=contract.encode()))
+
+        def evidence(role: str, party: str, run_id: str, nonce: bytes) -> bytes:
+            config = RunConfig(role=role, party=party, contract=contract, run_id=run_id)
+            enclave = InProcessEnclave(role, config.encode(), SimulatedDevice.load(folder(party) / DEVICE), reference[role])
+            return bytes(enclave.call(enclave_pb2.Call(attest=enclave_pb2.Attest(peer="maker", nonce=nonce))).evidence.evidence)
+
+        def release(run_id: str, nonces: Mapping[str, bytes]) -> Callable[[], stage_pb2.StageReply]:
+            request = stage_pb2.ReleaseRequest(
+                contract_signatures=signatures,
+                trainer_evidence={"north": evidence("trainer", "north", run_id, nonces["trainer:north"])},
+                aggregator_evidence=evidence("aggregator", "pool", run_id, nonces["node"]),
+            )
+            return lambda: ask(run_id, release=request)
+
+        first, second = "a" * 32, "b" * 32
+        one, two = (release(run_id, enrol(run_id).enrol.nonces) for run_id in (first, second))
+        assert set(one().release.grants) == {"north"}
+        refused = two().release
+        assert not refused.grants
+        assert "Another run of this contract" in refused.refused["north"].what
+        assert set(one().release.grants) == {"north"}
+        assert "has taken part in a run of it" in enrol("c" * 32).fault.what
+        assert Consent(folder("maker")).decision(contract).status == "used"
