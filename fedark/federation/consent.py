@@ -241,7 +241,7 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
     """
     lines = [
         f"job {contract.job}, contract {contract.digest().hex()}",
-        f"valid {contract.created} to {contract.expires}, {contract.rounds} rounds",
+        f"valid {_line(contract.created)} to {_line(contract.expires)}, {contract.rounds} rounds",
         f"provider {contract.provider.name}, aggregator {contract.aggregator.name}",
         f"customers: {', '.join(party.name for party in contract.customers)}; at least {contract.protection.minimum_cohort} in a sum",
         f"the adapter goes to: {', '.join(contract.deliver_to)}",
@@ -250,7 +250,7 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
         *_privacy_lines(contract),
     ]
     lines.append(
-        f"enclaves on: {', '.join(contract.attestation.platforms)}; sandbox {contract.attestation.sandbox!r} or better"
+        f"enclaves on: {_line(', '.join(contract.attestation.platforms))}; sandbox {contract.attestation.sandbox!r} or better"
     )
     if "simulated" in contract.attestation.platforms:
         lines.append("  the simulated platform protects from neither an enclave's own host nor the platform's manufacturer")
@@ -260,7 +260,7 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
             f"{terms.training.epochs} epochs a round, bundle {terms.bundle[:16]}..."
         )
         lines += [f"  {part}: {_listed(getattr(terms, part))}" for part in ("adapter", "training", "server")]
-        lines.append(f"  answers: {printable(', '.join(terms.labels), 2000) if terms.labels else 'free text'}")
+        lines.append(f"  answers: {_line(', '.join(terms.labels)) if terms.labels else 'free text'}")
     lines.append(f"evaluation: {_listed(contract.evaluation)}")
     lines.append(f"terms that a standing rule names: {terms_digest(contract)}")
     lines.append("keys, to compare with what each party says of itself:")
@@ -270,12 +270,17 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _line(text: str) -> str:
+    """Another party's text, which begins no line of its own."""
+    return printable(text, 2000).replace("\n", "?")
+
+
 def _listed(terms: Terms) -> str:
     """Every term of a part."""
     found, words = [], {None: "by default", True: "yes", False: "no"}
     for key, value in terms.model_dump().items():
         text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        said = words[value] if value is None or isinstance(value, bool) else printable(text, 2000) or "none"
+        said = words[value] if value is None or isinstance(value, bool) else _line(text) or "none"
         found.append(f"{key} {said}")
     return "; ".join(found)
 

@@ -140,6 +140,19 @@ def test_the_operator_is_told_who_which_model_what_leaves_how_protected_until_wh
     assert "customer-level, epsilon 2 at delta 1e-05 for the whole job" in summary(parties.contract(privacy=PRIVATE))
 
 
+def test_no_text_in_a_contract_makes_a_line_of_its_own_in_what_the_operator_reads() -> None:
+    forged = "x\nthe adapter goes to: maker"
+    contract = parties.contract()
+    dates = {"created": contract.created.replace("T", "\n"), "expires": contract.expires.replace("T", "\n")}
+    attestation = contract.attestation.model_dump() | {"platforms": ("simulated", forged)}
+    model = parties.model() | {"labels": ("open", forged), "adapter": {"targets": (forged,)}}
+    evaluation = {"acceptance": forged, "groups": (forged,)}
+    bad = parties.contract(attestation=attestation, models=[model], evaluation=evaluation, **dates)
+    assert [line.split(" ")[0] for line in summary(bad).splitlines()] == [
+        line.split(" ")[0] for line in summary(contract).splitlines()
+    ]
+
+
 def test_approval_adds_unknown_parties_to_the_roster_and_never_changes_a_known_ones_keys(folder: Path) -> None:
     consent = Consent(folder)
     consent.approve(parties.contract())
