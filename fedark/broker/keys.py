@@ -3,7 +3,8 @@
 The order of every call:
 1. this provider's signature over exactly these contract bytes, before anything of them is parsed: to a stranger the broker is two
    hash computations and a refusal, and no stranger makes an entry in nonce book or log;
-2. the contract agrees with what this node knows itself (`NodeBase`), and every customer signed it;
+2. the contract agrees with what this node knows itself (`NodeBase`), no key of it went to another run, and every customer signed
+   it;
 3. the party is one of its customers.
 Release goes on as in a run: appraise, log, wrap, sign (`fedark.vault.release`), for every model of the contract or for none.
 """
@@ -70,6 +71,7 @@ class KeyBroker(ProviderNode):
         indexes = [self._admissions.pop(peer.evidence_digest)]
         reply = stage_pb2.Grants()
         try:
+            self._consent.use(contract, run_id)
             for terms in contract.models:
                 manifest = self._manifest(terms.bundle)
                 if manifest is None:
@@ -120,7 +122,7 @@ class KeyBroker(ProviderNode):
                 safe="Nothing of it was looked at, and no key was released.",
                 fix="Bring the contract and its signatures as they were agreed on.",
             ) from None
-        signed = SignedContract.verify(self._agree(about.contract), dict(about.contract_signatures))
+        signed = SignedContract.verify(self._agree(about.contract, about.run_id), dict(about.contract_signatures))
         if about.party not in {customer.name for customer in signed.contract.customers}:
             raise ProtocolError("The contract has no customer of that name.", safe="No key was released.")
         return signed

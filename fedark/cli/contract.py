@@ -34,7 +34,7 @@ def approve(
     folder: Annotated[Path, typer.Argument(help="The folder of the party that agrees.")],
     contract: Annotated[Path, typer.Argument(help="The contract's file, contract.cbor.")],
 ) -> None:
-    """Agree to a contract: the party's node will sign it, for one run."""
+    """Agree to a contract: the party's node will sign it and take part in one run of it."""
     if not (folder / "party.toml").is_file():
         raise InputError(f"{folder} is not a party's folder.", safe="Nothing was approved.")
     agreed = _read(contract)

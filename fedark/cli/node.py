@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,9 +132,14 @@ def jobs(
         typer.echo(summary(contract, frozenset(read_roster(node.path))), nl=False)
         decision = consent.decision(contract)
         typer.echo(f"{decision.status}: {decision.reason}")
+        if decision.status in ("waiting", "refused"):
+            typer.echo(f"to agree: fedark node approve {shlex.quote(str(folder))} {contract.digest().hex()}")
         return
     for item in _desk(node, "jobs").jobs:
-        typer.echo(f"{item.name} ({item.contract.hex()[:16]}...): {item.decision}, {item.reason}")
+        digest = item.contract.hex()[:16]
+        typer.echo(f"{item.name} ({digest}...): {item.decision}, {item.reason}")
+        if item.decision == "waiting":
+            typer.echo(f"  to read it: fedark node jobs {shlex.quote(str(folder))} {digest}")
 
 
 @app.command("ledger")
@@ -189,15 +195,20 @@ def stop(folder: Folder) -> None:
 
 
 @app.command("approve")
-def approve(folder: Folder, job: JobName) -> None:
-    """Agree to a job's contract, for one run."""
+def approve(
+    folder: Folder,
+    digest: Annotated[
+        str, typer.Argument(metavar="DIGEST", help="Of the contract that you read: 16 hex digits of it or more.")
+    ],
+) -> None:
+    """Agree to a contract, for one run. `fedark node jobs FOLDER JOB` shows it, and this command with its digest."""
     from fedark.federation.consent import Consent, summary
     from fedark.federation.onprem.folder import NodeFolder
     from fedark.federation.roster import read_roster
 
     node = NodeFolder(folder)
     consent = Consent(node.path)
-    contract = consent.find(job)
+    contract = consent.by_digest(digest)
     typer.echo(summary(contract, frozenset(read_roster(node.path))), nl=False)
     consent.approve(contract)
     typer.echo("Approved.")

@@ -2,12 +2,14 @@
 
 The aggregator proposes contracts and is trusted with nothing, so a node signs none that its own operator has not approved by
 digest: recipients, cohort, models, labels and training are then what that person read. And it takes part in one run of each: two
-runs of one contract with different survivors would differ by one customer's contribution, and subtraction would show it.
+runs of one contract with different survivors would differ by one customer's contribution, and subtraction would show it. Nothing
+that was made from a customer's records leaves for a second run, and no key of a provider, be it in a Flower run or from its broker.
+A run is a run id: of the same one a broker answers every trainer enclave that is proven, as often as one asks.
 
     consent/DIGEST.contract    proposed: what the operator is asked
     consent/DIGEST.approved    by the operator's command, or by a rule (`fedark.federation.rules`), which it names
     consent/DIGEST.refused     by the operator's command, before or during a run: the run ends at its next stage
-    consent/DIGEST.used        written before the first message of a run leaves, with that run's id
+    consent/DIGEST.used        with a run's id, written before the first that was made from records, or the first key, leaves for it
 
 Keys: approving a contract adds the parties that were unknown to the roster, as the operator was shown them, by fingerprint; keys
 of a party that is known already never change this way.
@@ -15,6 +17,11 @@ of a party that is known already never change this way.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,11 +30,14 @@ from fedark.contract import Contract, now
 from fedark.errors import ContractError, FedarkError, FederationError, InputError, Refused, printable
 from fedark.federation.joining import fingerprint
 from fedark.federation.roster import read_roster, write_roster
-from fedark.federation.rules import Rules
+from fedark.federation.rules import Rules, terms_digest
 from fedark.files import disk_errors, write_atomic
 from fedark.masking import fewest_in_a_sum
+from fedark.terms import Terms
 
 __all__ = ["Consent", "Decision", "summary"]
+
+_DIGEST = re.compile(r"[0-9a-f]{16,96}")
 
 
 @dataclass(frozen=True)
@@ -62,18 +72,30 @@ class Consent:
         return [Contract.decode(path.read_bytes(), path.name) for path in paths]
 
     def find(self, name: str) -> Contract:
-        """The latest contract of the job of that name, or the one whose digest begins so.
+        """The contract whose digest begins so, or the one of the job of that name: of several, the one that is still open.
 
         Raises:
-            InputError: there is none, or several begin so.
+            InputError: there is none, or there are several.
         """
         proposed = self.proposed()
-        found = [contract for contract in proposed if contract.job == name][-1:]
-        if not found and len(name) >= 8:
-            found = [contract for contract in proposed if contract.digest().hex().startswith(name)]
-        if len(found) != 1:
-            raise InputError(f"{'Several contracts begin' if found else 'No contract is named or begins'} with {name!r}.")
-        return found[0]
+        named = [contract for contract in proposed if contract.job == name]
+        still = [one for one in named if not one.expired(now()) and self.decision(one).status != "refused"]
+        begin = [contract for contract in proposed if len(name) >= 8 and contract.digest().hex().startswith(name)]
+        return _only(name, [*(still or named), *begin])
+
+    def by_digest(self, digest: str) -> Contract:
+        """The contract with this digest, given by 16 hex digits at least. The host names jobs, so no name says which was read.
+
+        Raises:
+            InputError: it is no digest, or not of one contract.
+        """
+        if not _DIGEST.fullmatch(digest):
+            raise InputError(
+                f"{digest!r} is no contract's digest, nor the first 16 of its hex digits.",
+                safe="Nothing was approved.",
+                fix="Read the contract with fedark node jobs, which prints the command that agrees to it.",
+            )
+        return _only(digest, [contract for contract in self.proposed() if contract.digest().hex().startswith(digest)])
 
     def decision(self, contract: Contract) -> Decision:
         """Where a contract stands."""
@@ -116,15 +138,15 @@ class Consent:
         text = f"{reason or 'by its operator'}, {now().isoformat(timespec='seconds')}"
         write_atomic(self._path(contract, "refused"), text.encode(), mode=0o600)
 
-    def require(self, contract: Contract, party: str) -> None:
-        """Return if the contract is approved and no run of it has begun to speak.
+    def require(self, contract: Contract, party: str, run_id: str | None = None) -> None:
+        """Return if the contract is approved and no run of it has begun to speak, other than `run_id`.
 
         Raises:
             ContractError: it is not, or one has.
         """
         decision = self.decision(contract)
         source, safe = f"contract of job {contract.job}", f"{party} did not sign it and read no record for it."
-        if decision.status == "used":
+        if decision.status == "used" and (run_id is None or self._path(contract, "used").read_text() != run_id):
             raise ContractError(
                 source, [f"{party} has taken part in a run of it"], safe=safe, fix="Propose a new contract: one run each."
             )
@@ -136,7 +158,7 @@ class Consent:
                 source,
                 [f"the operator of {party} has not approved it"],
                 safe=safe,
-                fix=f"Its operator reads it and agrees: fedark node approve FOLDER-OF-{party.upper()} {contract.job}",
+                fix=f"Its operator reads it: fedark node jobs FOLDER-OF-{party.upper()} {contract.digest().hex()[:16]}",
             )
         if not self._path(contract, "approved").is_file():
             self.approve(contract, by=decision.reason)  # a rule did: written down like any other
@@ -155,16 +177,37 @@ class Consent:
             )
 
     def use(self, contract: Contract, run_id: str) -> None:
-        """Write down, before a run's first message leaves, that this run is the contract's one.
+        """Write down, before anything of a run leaves that its contract is for, that this run is the contract's one.
+
+        Of several processes or threads that ask for different runs, one gets it.
 
         Raises:
             FederationError: another run was.
             StorageError: it cannot be written down.
         """
         path = self._path(contract, "used")
-        if path.is_file() and path.read_text() != run_id:
-            raise FederationError("Another run of this contract has begun already.", safe="Nothing was sent.")
-        write_atomic(path, run_id.encode(), mode=0o600)
+        with self._alone():
+            if not path.is_file():
+                write_atomic(path, run_id.encode(), mode=0o600)
+            elif path.read_text() != run_id:
+                raise FederationError(
+                    "Another run of this contract has begun already.",
+                    safe="Nothing was sent.",
+                    fix="Propose a new contract: one run each.",
+                )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the folder: a provider's broker may share it with its node."""
+        with disk_errors(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            with disk_errors(self._folder):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _path(self, contract: Contract, what: str) -> Path:
         return self._folder / f"{contract.digest().hex()}.{what}"
@@ -178,6 +221,19 @@ class Consent:
         ]
 
 
+def _only(name: str, found: list[Contract]) -> Contract:
+    several = {contract.digest().hex(): contract for contract in found}
+    if not several:
+        raise InputError(f"No contract is named or begins with {name!r}.")
+    if len(several) > 1:
+        raise InputError(
+            f"Several contracts are named or begin with {name!r}: {', '.join(digest[:32] for digest in sorted(several)[:10])}.",
+            safe="None was chosen.",
+            fix="Give the digest of the one that you mean.",
+        )
+    return next(iter(several.values()))
+
+
 def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
     """The contract in words, for the person who approves it.
 
@@ -186,15 +242,16 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
     """
     lines = [
         f"job {contract.job}, contract {contract.digest().hex()}",
-        f"valid {contract.created} to {contract.expires}, {contract.rounds} rounds",
+        f"valid {_line(contract.created)} to {_line(contract.expires)}, {contract.rounds} rounds",
         f"provider {contract.provider.name}, aggregator {contract.aggregator.name}",
         f"customers: {', '.join(party.name for party in contract.customers)}; at least {fewest_in_a_sum(contract)} in a sum",
         f"the adapter goes to: {', '.join(contract.deliver_to)}",
         f"updates leave protected as {contract.protection.mode!r}; nothing else leaves but counts and losses of the cohort",
+        f"  {_listed(contract.protection)}",
         *_privacy_lines(contract),
     ]
     lines.append(
-        f"enclaves on: {', '.join(contract.attestation.platforms)}; sandbox {contract.attestation.sandbox!r} or better"
+        f"enclaves on: {_line(', '.join(contract.attestation.platforms))}; sandbox {contract.attestation.sandbox!r} or better"
     )
     if "simulated" in contract.attestation.platforms:
         lines.append("  the simulated platform protects from neither an enclave's own host nor the platform's manufacturer")
@@ -203,12 +260,30 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
             f"model {terms.name}: {terms.task}, {terms.adapter.method} rank {terms.adapter.rank}, {terms.travelling} values travel, "
             f"{terms.training.epochs} epochs a round, bundle {terms.bundle[:16]}..."
         )
-        lines.append(f"  answers: {printable(', '.join(terms.labels), 2000) if terms.labels else 'free text'}")
+        lines += [f"  {part}: {_listed(getattr(terms, part))}" for part in ("adapter", "training", "server")]
+        lines.append(f"  answers: {_line(', '.join(terms.labels)) if terms.labels else 'free text'}")
+    lines.append(f"evaluation: {_listed(contract.evaluation)}")
+    lines.append(f"terms that a standing rule names: {terms_digest(contract)}")
     lines.append("keys, to compare with what each party says of itself:")
     for party in contract.parties:
         new = "" if known is None or party.name in known else "   (new: not known here before)"
         lines.append(f"  {party.role:10s} {party.name}: {fingerprint(party)}{new}")
     return "\n".join(lines) + "\n"
+
+
+def _line(text: str) -> str:
+    """Another party's text, which begins no line of its own."""
+    return printable(text, 2000).replace("\n", "?")
+
+
+def _listed(terms: Terms) -> str:
+    """Every term of a part."""
+    found, words = [], {None: "by default", True: "yes", False: "no"}
+    for key, value in terms.model_dump().items():
+        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        said = words[value] if value is None or isinstance(value, bool) else _line(text) or "none"
+        found.append(f"{key} {said}")
+    return "; ".join(found)
 
 
 def _privacy_lines(contract: Contract) -> list[str]:

@@ -230,15 +230,18 @@ class NodeBase(ABC):
                 self._dispatch(end)
             raise
 
-    def _agree(self, data: bytes) -> Contract:
+    def _agree(self, data: bytes, run_id: str | None = None) -> Contract:
         """The contract, if nothing in it contradicts what this node knows itself.
+
+        Args:
+            run_id: a run that may have begun already.
 
         Raises:
             ContractError: with everything that does.
         """
         settings = self.settings
         contract = Contract.decode(data, f"contract for {self.party}")
-        self._consent.require(contract, self.party)
+        self._consent.require(contract, self.party, run_id)
         problems = []
         me = contract.party(self.party)
         if me is None or me.role != self.role:

@@ -153,6 +153,7 @@ class ProviderNode(NodeBase):
                 continue
             try:
                 peer = self._admit(contract, run_id, request.trainer_evidence[party.name], role="trainer", party=party.name)
+                self._consent.use(contract, run_id)
                 for terms in contract.models:
                     manifest = self._manifest(terms.bundle)
                     if manifest is None:

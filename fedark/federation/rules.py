@@ -11,13 +11,17 @@
     max_rounds = 20
     deliver_to = ["gridworks", "north"]
     platforms = ["simulated"]
+    terms = ["9f3c..."]                       # 96 hex digits: what a person read all of, see below
     privacy = { mechanism = "none" }          # else each key of the contract's terms: a value, or { min = , max = }
     max_days = 30
     until = "2027-01-01T00:00:00+00:00"
 
-Every key is needed. A contract is allowed if one rule covers all of it; whatever a rule does not name is denied, also a privacy
-term that a later release adds. `minimum_cohort` is of every sum: `fedark.masking.fewest_in_a_sum`. A file with any problem allows
-nothing. Rules decide before a job begins: to stop one that runs, its approval is withdrawn.
+Every key is needed. A contract is allowed if one rule covers all of it. `minimum_cohort` is of every sum:
+`fedark.masking.fewest_in_a_sum`. A name says nothing of what bears it, so `terms` holds the digests of all that no other key bounds:
+every model with its bundle and training, protection, attestation and evaluation, whole (`terms_digest`; `fedark node jobs` prints it
+with the contract in words). Another value of any of them, also of one that a later release adds, waits for a person. Free are a
+contract's seed, which orders batches and hides nothing, and its dates within `max_days`. A file with any problem allows nothing. Rules
+decide before a job begins: to stop one that runs, its approval is withdrawn.
 """
 
 from __future__ import annotations
@@ -29,16 +33,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from fedark import canonical
 from fedark.contract import Contract
 from fedark.errors import ContractError, InputError
 from fedark.federation.joining import fingerprint
 from fedark.masking import fewest_in_a_sum
-from fedark.terms import Finite, Name, Terms, explain, to_tuples
+from fedark.terms import Finite, Hex48, Name, Terms, explain, to_tuples
 
-__all__ = ["RULES", "Rule", "Rules"]
+__all__ = ["RULES", "Rule", "Rules", "terms_digest"]
 
 RULES = "rules.toml"
 _MAX_RULES = 1 << 20
+_BOUNDED = ("version", "job", "created", "expires", "seed", "rounds", "parties", "privacy", "deliver_to")
+"""What a rule's other keys look at, and the seed; everything else of a contract is in its `terms_digest`."""
+
+
+def terms_digest(contract: Contract) -> str:
+    """SHA-384 (hex) of all of a contract but what a rule bounds by its other keys."""
+    rest = {key: value for key, value in contract.to_map().items() if key not in _BOUNDED}
+    return canonical.digest(["fedark/standing-terms/1", rest]).hex()
 
 
 class Range(Terms):
@@ -66,6 +79,7 @@ class Rule(Terms):
     max_rounds: Annotated[int, Field(ge=1)]
     deliver_to: Annotated[tuple[Name, ...], Field(min_length=1)]
     platforms: Annotated[tuple[str, ...], Field(min_length=1)]
+    terms: Annotated[tuple[Hex48, ...], Field(min_length=1)]
     privacy: dict[str, Range | str | int | float | bool]
     max_days: Annotated[int, Field(ge=1)]
     until: str
@@ -92,6 +106,10 @@ class Rule(Terms):
             found.append(f"its {contract.rounds} rounds are over {self.max_rounds}")
         found += [f"the adapter would go to {name}" for name in contract.deliver_to if name not in self.deliver_to]
         found += [f"platform {name!r} is not named" for name in contract.attestation.platforms if name not in self.platforms]
+        if (digest := terms_digest(contract)) not in self.terms:
+            found.append(
+                f"its models, protection, attestation and evaluation are other terms ({digest[:16]}...) than those named"
+            )
         terms = contract.privacy.model_dump()
         if contract.privacy.mechanism == "none":  # the other terms mean nothing then
             terms = {"mechanism": "none"}

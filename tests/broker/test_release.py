@@ -71,9 +71,8 @@ def test_an_attested_trainer_gets_its_key_over_tls_opens_the_bundle_and_signs_a_
 
 def test_the_log_that_the_next_caller_sees_goes_on_from_the_first(world: Any) -> None:
     client, heads = world.client(world.serve()), world.heads()
-    for run_id in ("run-1", "run-2"):
-        trainer = world.trainer(run_id=run_id)
-        client.obtain(trainer, world.signed(), run_id=run_id, party="north", signing=world.signing(), heads=heads)
+    for _ in range(2):
+        client.obtain(world.trainer(), world.signed(), run_id="run-1", party="north", signing=world.signing(), heads=heads)
     assert len(world.entries()) == 4
 
 
@@ -83,9 +82,7 @@ def test_a_provider_whose_log_was_rewound_releases_nothing_to_who_remembers_more
     forget(world)
     again = world.client(world.serve())
     with pytest.raises(FederationError, match="cannot answer now"):
-        again.obtain(
-            world.trainer(run_id="run-2"), world.signed(), run_id="run-2", party="north", signing=world.signing(), heads=heads
-        )
+        again.obtain(world.trainer(), world.signed(), run_id="run-1", party="north", signing=world.signing(), heads=heads)
     assert world.entries() == []
 
 
@@ -99,7 +96,7 @@ def test_a_provider_that_rewound_its_log_itself_is_found_out_before_the_enclave_
     monkeypatch.setattr(broker, "_remembered", lambda head: None)
     with pytest.raises(LogForked, match="it signed two trees of 2 entries"):
         world.client(world.serve(broker)).obtain(
-            world.trainer(run_id="run-2"), world.signed(), run_id="run-2", party="north", signing=world.signing(), heads=heads
+            world.trainer(), world.signed(), run_id="run-1", party="north", signing=world.signing(), heads=heads
         )
 
 
@@ -346,6 +343,49 @@ def test_the_broker_and_the_node_of_a_run_share_one_log_and_one_nonce_book(world
     with pytest.raises(EvidenceRefused, match="this is a replay"):
         one.release(world.claim(evidence))
     assert [kind for kind, _ in world.entries()] == ["attestation", "release", "refusal"]
+
+
+def test_keys_go_to_every_trainer_of_one_run_of_a_contract_and_to_no_other_run(world: Any) -> None:
+    broker = world.broker()
+
+    def evidence(party: str, run_id: str) -> bytes:
+        about = world.about(party=party, run_id=run_id)
+        return world.evidence(world.trainer(party, run_id), broker.challenge(world.ask(about)).nonce)
+
+    second = evidence("north", "run-2")  # its nonce was given out before a run had begun
+    for party in ("north", "east", "north"):
+        assert broker.release(world.claim(evidence(party, "run-1"), party=party)).by_model
+    for again in (broker, world.broker()):
+        with pytest.raises(ContractError, match="has taken part in a run of it"):
+            again.release(world.claim(second, run_id="run-2"))
+        with pytest.raises(ContractError, match="has taken part in a run of it"):
+            again.challenge(world.ask(world.about(run_id="run-2")))
+
+
+def test_of_two_runs_whose_trainers_ask_at_once_one_gets_keys(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker, ready = world.broker(), threading.Barrier(2)
+    admit = broker._admit
+
+    def together(*args: Any, **named: Any) -> Any:
+        peer = admit(*args, **named)
+        ready.wait(timeout=30)
+        return peer
+
+    runs = {}
+    for run_id in ("run-1", "run-2"):
+        nonce = broker.challenge(world.ask(world.about(run_id=run_id))).nonce
+        runs[run_id] = world.evidence(world.trainer(run_id=run_id), nonce)
+    monkeypatch.setattr(broker, "_admit", together)
+
+    def attempt(run_id: str) -> str:
+        try:
+            return ", ".join(broker.release(world.claim(runs[run_id], run_id=run_id)).by_model)
+        except FederationError as error:
+            return error.what
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(attempt, runs)) == ["Another run of this contract has begun already.", "tiny"]
+    assert sorted(kind for kind, _ in world.entries()) == ["attestation", "attestation", "refusal", "release"]
 
 
 def test_only_a_providers_folder_makes_a_broker(world: Any) -> None:

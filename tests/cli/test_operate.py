@@ -95,11 +95,17 @@ def test_the_host_lists_and_shows_its_jobs(run: Run, world: Path, proposed: str)
 
 
 def test_the_operator_reads_agrees_and_takes_it_back(run: Run, world: Path, proposed: str) -> None:
-    assert "waiting" in run("node", "jobs", world / "north")
+    said = run("node", "jobs", world / "north")
+    assert "waiting" in said
+    assert f"to read it: fedark node jobs {world / 'north'} {proposed[:16]}" in said
     shown = run("node", "jobs", world / "north", "small")
     assert "maker" in shown
     assert "(new: not known here before)" in shown
-    assert "Approved." in run("node", "approve", world / "north", "small")
+    told = re.search(r"^to agree: fedark (node approve \S+ [0-9a-f]{96})$", shown, re.MULTILINE)
+    assert told is not None
+    with pytest.raises(InputError, match="no contract's digest"):
+        run("node", "approve", world / "north", "small")
+    assert "Approved." in run(*told.group(1).split())
     assert "(new" not in run("node", "jobs", world / "north", proposed[:10])
     run("node", "refuse", world / "north", "small", "--reason", "no budget")
     assert "refused, no budget" in run("node", "jobs", world / "north")

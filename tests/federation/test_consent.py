@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,21 @@ import pytest
 import tomli_w
 from small import HostileRelay
 
-from fedark.contract import Contract, Party, now
+from fedark.attestation.platforms.simulated import SimulatedDevice
+from fedark.contract import CONTRACT_LABEL, Contract, Party, now
+from fedark.enclave.session import RunConfig
+from fedark.enclave.vouching import vouch
 from fedark.errors import ContractError, FederationError, InputError, Refused
 from fedark.federation.consent import Consent, summary
 from fedark.federation.coordinator import coordinate
 from fedark.federation.joining import fingerprint
+from fedark.federation.party import DEVICE, reference_values
 from fedark.federation.roster import read_roster, write_roster
-from fedark.federation.rules import RULES, Rules
+from fedark.federation.rules import RULES, Rules, terms_digest
 from fedark.job import Job
 from fedark.keys import PartyKeys
-from fedark.simulation import simulate
-from fedark.v1 import stage_pb2
+from fedark.simulation import InProcessEnclave, simulate
+from fedark.v1 import enclave_pb2, stage_pb2
 from fedark.vault.manifest import ReleasePolicy
 
 
@@ -44,6 +50,7 @@ def rule(**changes: Any) -> dict[str, Any]:
         "max_rounds": 5,
         "deliver_to": ["maker", "north"],
         "platforms": ["simulated"],
+        "terms": [terms_digest(parties.contract())],
         "privacy": {"mechanism": "none"},
         "max_days": 7,
         "until": (now() + timedelta(days=1)).isoformat(),
@@ -64,14 +71,31 @@ def test_a_contract_waits_until_its_operator_approves_it_and_counts_for_one_run(
     with pytest.raises(ContractError, match="has not approved"):
         consent.require(contract, "north")
     assert consent.proposed() == [contract]
-    consent.approve(consent.find("dispatch"))
+    consent.approve(consent.by_digest(contract.digest().hex()))
     consent.require(contract, "north")
     consent.use(contract, "run-1")
     consent.use(contract, "run-1")
-    with pytest.raises(ContractError, match="has taken part"):
-        consent.require(contract, "north")
+    consent.require(contract, "north", "run-1")
+    for other in (None, "", "run-2"):
+        with pytest.raises(ContractError, match="has taken part"):
+            consent.require(contract, "north", other)
     with pytest.raises(FederationError, match="Another run"):
         consent.use(contract, "run-2")
+
+
+def test_of_many_runs_that_would_begin_at_once_one_does(folder: Path) -> None:
+    contract, ready = parties.contract(), threading.Barrier(8)
+
+    def begin(number: int) -> bool:
+        ready.wait(timeout=30)
+        try:
+            Consent(folder).use(contract, f"run-{number}")
+        except FederationError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(begin, range(8))) == 1
 
 
 def test_approving_one_contract_approves_no_other(folder: Path) -> None:
@@ -108,10 +132,27 @@ def test_the_operator_is_told_who_which_model_what_leaves_how_protected_until_wh
         "model tiny",
         f"maker: {fingerprint(parties.party('maker'))}   (new",
         "simulated platform protects from neither",
+        "colluders 1; agreement by default",
+        "training: epochs 1; batch_size 32; optimizer adamw; learning_rate 0.001",
+        "rank 8; alpha 16.0; targets query, value; layers none",
+        "evaluation: acceptance none; groups none; own no",
     ):
         assert words in text, words
     assert f"north: {fingerprint(parties.party('north'))}\n" in text
     assert "customer-level, epsilon 2 at delta 1e-05 for the whole job" in summary(parties.contract(privacy=PRIVATE))
+
+
+def test_no_text_in_a_contract_makes_a_line_of_its_own_in_what_the_operator_reads() -> None:
+    forged = "x\nthe adapter goes to: maker"
+    contract = parties.contract()
+    dates = {"created": contract.created.replace("T", "\n"), "expires": contract.expires.replace("T", "\n")}
+    attestation = contract.attestation.model_dump() | {"platforms": ("simulated", forged)}
+    model = parties.model() | {"labels": ("open", forged), "adapter": {"targets": (forged,)}}
+    evaluation = {"acceptance": forged, "groups": (forged,)}
+    bad = parties.contract(attestation=attestation, models=[model], evaluation=evaluation, **dates)
+    assert [line.split(" ")[0] for line in summary(bad).splitlines()] == [
+        line.split(" ")[0] for line in summary(contract).splitlines()
+    ]
 
 
 def test_approval_adds_unknown_parties_to_the_roster_and_never_changes_a_known_ones_keys(folder: Path) -> None:
@@ -166,6 +207,51 @@ def test_whoever_asks_for_a_minimum_is_told_how_few_a_sum_may_really_cover(
     assert policy.contract_problems(contract) == (asked if fewest < 7 else [])
 
 
+def test_a_contract_that_the_host_proposes_after_another_was_read_is_not_the_one_that_is_approved(folder: Path) -> None:
+    consent, read, swapped = Consent(folder), parties.contract(), parties.contract(deliver_to=("maker", "north", "pool"))
+    consent.propose(read)
+    assert consent.find("dispatch") == read
+    consent.propose(swapped)
+    for by in (consent.find, consent.by_digest):
+        with pytest.raises(InputError):
+            by("dispatch")
+    consent.approve(consent.by_digest(read.digest().hex()))
+    assert consent.decision(swapped).status == "waiting"
+    with pytest.raises(InputError, match="Several"):  # nor is another than the approved one refused by name
+        consent.find("dispatch")
+    consent.refuse(consent.find(swapped.digest().hex()[:8]))
+    assert consent.find("dispatch") == read
+
+
+def test_a_job_that_is_named_as_another_contracts_digest_begins_does_not_hide_it(folder: Path) -> None:
+    consent, first = Consent(folder), parties.contract()
+    digest = first.digest().hex()
+    consent.propose(first)
+    consent.propose(parties.contract(job=digest[:16]))
+    assert consent.by_digest(digest[:16]) == first
+    with pytest.raises(InputError, match="Several"):
+        consent.find(digest[:16])
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda text: text[:15], lambda text: text + "0", str.upper, lambda text: "", lambda text: "f" * 16]
+)
+def test_only_the_digest_of_one_contract_approves(folder: Path, cut: Callable[[str], str]) -> None:
+    consent, contract = Consent(folder), parties.contract()
+    consent.propose(contract)
+    with pytest.raises(InputError):
+        consent.by_digest(cut(contract.digest().hex()))
+
+
+def test_a_closed_contract_leaves_its_jobs_name_to_the_open_one(folder: Path) -> None:
+    consent, past = Consent(folder), now() - timedelta(days=3)
+    old = parties.contract(created=past.isoformat(), expires=(past + timedelta(days=1)).isoformat())
+    consent.propose(old)
+    assert consent.find("dispatch") == old
+    consent.propose(new := parties.contract())
+    assert consent.find("dispatch") == new
+
+
 # -- standing rules -----------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +286,73 @@ def test_whatever_a_rule_does_not_cover_waits_for_the_operator(folder: Path, cha
     assert objection in decision.reason
     with pytest.raises(ContractError):
         Consent(folder).require(parties.contract(**changes), "north")
+
+
+def _trained(**changes: Any) -> dict[str, Any]:
+    return {"models": [parties.model() | changes]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": [parties.model(bundle="f" * 96)]},
+        _trained(task="instruction"),
+        _trained(labels=("PII-a", "PII-b")),
+        _trained(adapter={"rank": 512}),
+        _trained(adapter={"method": "lora"}),
+        _trained(training={"epochs": 1000}),
+        _trained(training={"learning_rate": 50.0}),
+        _trained(training={"batch_size": 1}),
+        _trained(training={"replay": 1.0}),
+        _trained(server={"learning_rate": 9.0}),
+        {"evaluation": {"groups": ("a",)}},
+        {"evaluation": {"own": True}},
+        *(
+            {"protection": {"minimum_cohort": 3} | change}
+            for change in (
+                {"colluders": 0},
+                {"agreement": False},
+                {"bits": 2},
+                {"max_records": 5_000_000},
+                {"clip_norm": 1.0},
+                {"value_range": 1.0},
+            )
+        ),
+        *(
+            {"attestation": parties.contract().attestation.model_dump() | change}
+            for change in (
+                {"sandbox": "none"},
+                {"minimum_svn": 0},
+                {"simulated_root": "4" * 64},
+                {"trainer": {"launcher": "5" * 96}},
+            )
+        ),
+    ],
+)
+def test_a_contract_with_every_name_of_a_rule_and_one_other_term_waits_for_the_operator(
+    folder: Path, changes: dict[str, Any]
+) -> None:
+    write_rules(folder, rule())
+    decision = Consent(folder).decision(parties.contract(**changes))
+    assert decision.status == "waiting"
+    assert "are other terms" in decision.reason
+
+
+def test_a_rule_goes_on_covering_the_contracts_that_follow_with_the_same_terms(folder: Path) -> None:
+    write_rules(folder, rule())
+    begun = now() - timedelta(hours=1)
+    times = {"created": begun.isoformat(), "expires": (begun + timedelta(days=7)).isoformat()}
+    for changes in ({"seed": 7}, {"rounds": 5}, times, {"deliver_to": ("maker",)}):
+        assert Consent(folder).decision(parties.contract(**changes)).status == "approved"
+
+
+def test_the_digest_that_a_rule_names_is_of_every_term_that_it_does_not_bound_itself(folder: Path) -> None:
+    bounded = {"version", "job", "created", "expires", "seed", "rounds", "parties", "privacy", "deliver_to"}
+    assert set(Contract.model_fields) - bounded == {"models", "attestation", "protection", "evaluation"}
+    contract = parties.contract()
+    assert f"terms that a standing rule names: {terms_digest(contract)}\n" in summary(contract)
+    write_rules(folder, rule(terms=[terms_digest(contract)[:16]]))
+    assert Consent(folder).decision(contract).status == "waiting", "a beginning of a digest is easily met twice"
 
 
 @pytest.mark.parametrize(
@@ -337,3 +490,46 @@ def test_a_provider_that_takes_its_approval_back_before_release_ends_the_job_and
         with pytest.raises(FederationError, match="taken its approval back"):
             coordinate(HostileRelay(running, alter), running.host.handle)
         assert running.nodes["maker"]._runs == {}
+
+
+@pytest.mark.usefixtures("measured_once")
+def test_a_provider_releases_keys_for_one_run_of_a_contract_and_answers_that_one_again(small_job: Path, tmp_path: Path) -> None:
+    """Its approval is for one run as a customer's is, also where two enrolled before either was released to."""
+    with simulate(Job.load(small_job), tmp_path / "work") as running:
+        maker, contract, folder = running.nodes["maker"], running.federation.contract, running.federation.folder
+        reference = reference_values()
+        signatures = {
+            name: PartyKeys.load(folder(name) / "party.keys").signing.sign(CONTRACT_LABEL, contract.digest())
+            for name in ("maker", "north", "east", "south")
+        }
+
+        def ask(run_id: str, **body: Any) -> stage_pb2.StageReply:
+            request = stage_pb2.StageRequest(version=1, run_id=run_id, contract_digest=contract.digest(), **body)
+            return stage_pb2.StageReply.FromString(maker.handle(request.SerializeToString()))
+
+        def enrol(run_id: str) -> stage_pb2.StageReply:
+            return ask(run_id, enrol=stage_pb2.EnrolRequest(contract=contract.encode()))
+
+        def evidence(role: str, party: str, run_id: str, nonce: bytes) -> bytes:
+            config = RunConfig(role=role, party=party, contract=contract, run_id=run_id)
+            enclave = InProcessEnclave(role, config.encode(), SimulatedDevice.load(folder(party) / DEVICE), reference[role])
+            vouch(enclave.call, config, PartyKeys.load(folder(party) / "party.keys").signing)
+            return bytes(enclave.call(enclave_pb2.Call(attest=enclave_pb2.Attest(peer="maker", nonce=nonce))).evidence.evidence)
+
+        def release(run_id: str, nonces: Mapping[str, bytes]) -> Callable[[], stage_pb2.StageReply]:
+            request = stage_pb2.ReleaseRequest(
+                contract_signatures=signatures,
+                trainer_evidence={"north": evidence("trainer", "north", run_id, nonces["trainer:north"])},
+                aggregator_evidence=evidence("aggregator", "pool", run_id, nonces["node"]),
+            )
+            return lambda: ask(run_id, release=request)
+
+        first, second = "a" * 32, "b" * 32
+        one, two = (release(run_id, enrol(run_id).enrol.nonces) for run_id in (first, second))
+        assert set(one().release.grants) == {"north"}
+        refused = two().release
+        assert not refused.grants
+        assert "Another run of this contract" in refused.refused["north"].what
+        assert set(one().release.grants) == {"north"}
+        assert "has taken part in a run of it" in enrol("c" * 32).fault.what
+        assert Consent(folder("maker")).decision(contract).status == "used"
