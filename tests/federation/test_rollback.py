@@ -186,6 +186,22 @@ def test_a_round_that_is_in_the_checkpoint_is_not_trained_again(pasts) -> None:
         north.call(call)
 
 
+def test_a_trainer_measures_one_final_adapter(pasts, other_end) -> None:
+    """Else figures could be subtracted. The same adapter again is measured as before, for whoever was killed."""
+    past, (_, other) = pasts["sealed"], other_end
+    (call, reply), *_ = past.of("north", "evaluate")
+    north = past.world.again("north", reply.checkpoint)
+    feed(None, north, past, "north")
+    with pytest.raises(ProtocolError, match="Another final adapter was measured already"):
+        north.call(pb.Call(evaluate=pb.Evaluate(state=other)))
+    again = north.call(call)
+    assert again.measured.local == reply.measured.local
+    restarted = past.world.again("north", again.checkpoint)
+    feed(None, restarted, past, "north")
+    with pytest.raises(ProtocolError, match="Another final adapter was measured already"):
+        restarted.call(pb.Call(evaluate=pb.Evaluate(state=other)))
+
+
 def test_a_restarted_trainer_takes_no_other_records(pasts) -> None:
     past = pasts["sealed"]
     north = past.world.again("north", past.before("north", "round", 1))
