@@ -87,7 +87,8 @@ class NonceBook:
 
         Args:
             by: digest of what it is spent on; kept with it.
-            again: whoever repeats a step that a crash has interrupted may spend it once more, on the same thing alone.
+            again: whoever repeats a step that a crash has interrupted may spend it once more, on the same thing alone and before
+                it expires.
 
         Raises:
             EvidenceRefused: it was not issued here for `purpose`, was spent before, or has expired.
@@ -98,9 +99,7 @@ class NonceBook:
             if row is None:
                 # A nonce of another purpose stays good for that one: a stranger must not be able to burn it.
                 reason = "its nonce was not issued here, for this peer, or has long expired"
-            elif row[1] and again and by and row[1] == by:
-                reason = ""
-            elif row[1]:
+            elif row[1] and not (again and by and row[1] == by):
                 reason = "its nonce was used before: this is a replay"
             else:
                 database.execute("UPDATE nonces SET spent = ? WHERE nonce = ? AND purpose = ?", (by or 1, *key))

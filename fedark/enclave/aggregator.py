@@ -5,7 +5,8 @@ out only: the next global adapters (encrypted for the cohort), sums of counts ov
 the end the adapters, encrypted to the parties that the contract names.
 
 Rounds: 0 collects the "loaded" messages (initial adapters, before-measurements), 1..R the updates, R + 1 the last measurements.
-A round that is closed stays closed; a second message of one customer for one round is refused unless it is the same bytes.
+A round that is closed stays closed; a second message of one customer for one round is refused unless it is the same bytes. The
+adapters are delivered when the last measurements are closed; under masks R is enough, as too few may be left to measure.
 
 Under masks (`fedark.enclave.masking`) a customer's message is masked when it is opened here: this enclave sees the initial adapters,
 which tell nothing of a customer, and sums over the survivors. Each round but the loading asks for `OpenRound` before, and for
@@ -258,7 +259,9 @@ class AggregatorSession(SessionBase):
         party = self.contract.party(name)
         if party is None or name not in self.contract.deliver_to:
             raise Refused("The contract does not deliver the adapter to this party.", safe="Nothing was delivered.")
-        if self._round <= self.contract.rounds:
+        # Without masks only the measurements guard the last round against a second sum (`fedark.enclave.checkpoint`).
+        last = self.contract.rounds + 1 if self._masks is None else self.contract.rounds
+        if self._round <= last:
             raise ProtocolError("The adapter is not finished yet.", safe="Nothing was delivered.")
         sealed = seal_delivery(
             self._vectors,

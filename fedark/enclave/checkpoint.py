@@ -14,13 +14,16 @@ Sealing cannot say which checkpoint is the newest; a host may bring an old one. 
   made from the model that it gave out itself. So a trainer that runs a round twice tells nobody more. If the aggregator enclave lies
   too, a rolled-back trainer is one that colludes, and masks stand `protection.colluders` of those.
 - The aggregator. From one state it could be made to close a round twice, over two cohorts, to subtract one result from the other.
-  But results are encrypted to trainer enclaves until the end, and each of those trains one round once, from one model: two histories
-  need two cohorts of trainers for every later round. The original takes at least the contract's minimum, m of n; an aggregator
-  enclave that was restarted takes max(m, n - m + 1), as all of its later states say. Any two such cohorts share a trainer, so one
-  of the histories ends there, with nothing delivered. Under masks the committee answers one survivor set a round anyway.
-- The sums of the last measurements are given out as the last round ends, which no later round guards: in mode "sealed" an aggregator
-  enclave that was restarted while they were collected gives none. A customer's host that rolls its own trainer back together with
-  the aggregator's defeats the count above, as one that breaks its platform does; under masks it is one of `colluders`.
+  In mode "sealed" results are encrypted to trainer enclaves until the last measurements, which follow the last round, are closed.
+  Each trainer trains one round once, from one model, and measures one final adapter: two histories need two cohorts of trainers for
+  everything that follows the round. The original takes at least the contract's minimum, m of n; an aggregator enclave that was
+  restarted takes max(m, n - m + 1), as all of its later states say. Any two such cohorts share a trainer, so one of the histories
+  ends there, with no adapter and no figure given out. Under masks the committee answers one survivor set a round, the last one
+  included, so the adapter may be delivered without measurements.
+- The sums of the last measurements are given out as they are closed, which nothing later guards: in mode "sealed" an aggregator
+  enclave that was restarted while they were collected gives none. The adapter is the same then, whoever measured it.
+- Both together. In mode "sealed" a customer's host that rolls its own trainer back together with the aggregator's defeats the count
+  above, as one that breaks its platform does: two sums of one round come out. Under masks it is one of `colluders`.
 """
 
 from __future__ import annotations

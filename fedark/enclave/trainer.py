@@ -2,7 +2,7 @@
 
 Order, enforced by what each step needs: the aggregator admitted (an `AttestedPeer`) -> under masks, the other trainers admitted and
 keys agreed with them -> weight keys accepted and bundles opened in memory -> records -> `Begin` -> rounds, strictly increasing ->
-`Evaluate`. Nothing but the following leaves:
+`Evaluate`, of one final adapter. Nothing but the following leaves:
 
 - protected messages to the aggregator enclave (`fedark.enclave.protection`);
 - under masks, evidence and a session key for the fellow trainers;
@@ -400,6 +400,8 @@ class TrainerSession(SessionBase):
     def _evaluate(self, call: pb.Evaluate, progress: ProgressSink) -> pb.Reply:
         final = self.contract.rounds + 1
         vectors, base = self._open_global(final, call.state)
+        if self._round == final and self._base != base:
+            raise ProtocolError("Another final adapter was measured already.", safe="This one was not, and nothing left.")
         if self._masks is not None:
             self._masks.begin(EVALUATED, call.masked, base)
         self._round, self._base = final, base

@@ -1,7 +1,8 @@
 """A customer's node: it owns the records and the trainer enclave, and opens the first to the second only when both ends are proven.
 
 The order is that of the stages. The data file is read and checked at enrolment, so that a bad record is found before anything
-is signed; it goes into the trainer enclave at `load`, after this node has appraised its own enclave and the aggregator's.
+is signed; it goes into the trainer enclave at `load`, after this node has appraised its own enclave and the aggregator's. Whenever
+it is read, what is wrong with it is told to this node's own people alone.
 
 The enclave and the node itself may be killed at any moment: the enclave goes on from its checkpoint, the node from the run's state,
 and weights and records are brought to the enclave again. Every step here finds done what was done before.
@@ -9,6 +10,7 @@ and weights and records are brought to the enclave again. Every step here finds 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -27,6 +29,7 @@ from fedark.enclave.session import RunConfig
 from fedark.enclave.usage import peak_mib
 from fedark.enclave.vouching import vouch
 from fedark.errors import (
+    BudgetExceeded,
     ContractError,
     DataError,
     EnclaveFailed,
@@ -195,15 +198,7 @@ class CustomerNode(NodeBase):
                 raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
             return stage_pb2.EnrolReply(signature=self._sign(before.contract), nonces=before.nonces)
         contract = self._agree(request.contract)
-        try:
-            train, test = self._read(contract)
-        except DataError as error:
-            # File, line and count are for this node's own people; the others learn that it cannot take part.
-            self.settings.on_progress(str(error))
-            raise FederationError(
-                f"The records of {self.party} do not fit this contract; its own log says where.",
-                safe="They were not opened to any enclave.",
-            ) from None
+        train, test = self._read(contract)
         masked = contract.protection.mode == "masked"
         if masked and contract.evaluation.own and not test:
             raise ContractError(
@@ -229,11 +224,30 @@ class CustomerNode(NodeBase):
     def _read(self, contract: Contract) -> tuple[list[Record], list[Record]]:
         spec = self._data.spec
         labels = contract.models[0].labels
-        records = read_records(self._data.file, spec.prompt, spec.answer, labels)
-        if self._data.test is not None:
-            return records, read_records(self._data.test, spec.prompt, spec.answer, labels)
+        with self._unsaid():
+            records = read_records(self._data.file, spec.prompt, spec.answer, labels)
+            if self._data.test is not None:
+                return records, read_records(self._data.test, spec.prompt, spec.answer, labels)
         train, test = split_train_test(records, spec.test_fraction)
         return (train, test) if train else (records, [])
+
+    @contextlib.contextmanager
+    def _unsaid(self) -> Iterator[None]:
+        """What is wrong with the records, or is left of their budget, is for this node's own people; the others learn that it
+        cannot take part."""
+        try:
+            yield
+        except DataError as error:
+            self.settings.on_progress(str(error))
+            raise FederationError(
+                f"The records of {self.party} do not fit this contract; its own log says where.",
+                safe="Nothing was trained on them as they are now.",
+            ) from None
+        except BudgetExceeded as error:
+            self.settings.on_progress(str(error))
+            raise BudgetExceeded(
+                f"The privacy budget of {self.party} does not allow this job; its own log says more.", safe=error.safe
+            ) from None
 
     def _own_problems(self, contract: Contract) -> list[str]:
         problems = []
@@ -351,7 +365,8 @@ class CustomerNode(NodeBase):
         return receipts, run.enclave.call(begin, on_progress=self._show, restart=False).measured
 
     def _charge(self, run_id: str, run: CustomerRun, records: list[Record]) -> None:
-        run.charge = charge(self.settings.state, run.contract, run_id, records, self.settings.budget, now=now())
+        with self._unsaid():
+            run.charge = charge(self.settings.state, run.contract, run_id, records, self.settings.budget, now=now())
 
     def _feed(self, contract: Contract, terms: ModelTerms, enclave: EnclaveHandle) -> bytes:
         """The sealed bytes of a model whose grant the enclave has accepted; returns its receipt."""
@@ -373,9 +388,9 @@ class CustomerNode(NodeBase):
         batches += [(enclave_pb2.Records.TEST, batch) for batch in _batches(test)]
         for index, (split, batch) in enumerate(batches):
             records = [enclave_pb2.Record(prompt=record.prompt, answer=record.answer) for record in batch]
-            enclave.call(
-                enclave_pb2.Call(records=enclave_pb2.Records(split=split, records=records, last=index == len(batches) - 1))
-            )
+            call = enclave_pb2.Records(split=split, records=records, last=index == len(batches) - 1)
+            with self._unsaid():
+                enclave.call(enclave_pb2.Call(records=call))
 
     def _round(self, run_id: str, run: CustomerRun, request: stage_pb2.RoundRequest) -> stage_pb2.RoundReply:
         trainer = self._loaded(run)

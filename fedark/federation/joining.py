@@ -243,7 +243,7 @@ def request_headers(
 def verify_request(
     public: str, headers: Mapping[str, str], method: str, path: str, body: bytes, *, now: float | None = None
 ) -> None:
-    """Return if the request is `public`'s (PEM), of this minute, and whole.
+    """Return if the request is `public`'s (PEM), made within `CLOCK_SECONDS` of now by this clock, either way, and whole.
 
     Raises:
         Refused: it is not.

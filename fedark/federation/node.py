@@ -68,7 +68,8 @@ LOG = "log.sqlite"
 SEEN_LOGS = "seen-logs.sqlite"
 """In a customer's and an aggregator's folder: the latest head that it saw of every provider's log."""
 _NOT_THE_SAME_TWICE = ("attest", "release")
-"""Stages that spend nonces: repeated after a crash, they may spend the same ones on the same evidence."""
+"""Stages that spend nonces: repeated after a crash, they may spend the same ones on the same evidence. Once answered, they are
+answered the same until the run ends."""
 SANDBOX_ORDER = ("none", "landlock", "namespaces")
 
 
@@ -184,11 +185,13 @@ class NodeBase(ABC):
             answer = self._memory.answer(run_id, request)
             if answer is not None:
                 return answer
-            self._repeated = message.WhichOneof("body") in _NOT_THE_SAME_TWICE and self._memory.begin(run_id, request)
+            stage = message.WhichOneof("body")
+            once = stage if stage in _NOT_THE_SAME_TWICE else ""
+            self._repeated = bool(once) and self._memory.begin(run_id, request)
             reply = self._dispatch(message)
             reply.version, reply.run_id, reply.party = VERSION, run_id, self.party
             answer = bytes(reply.SerializeToString())
-            self._memory.keep(run_id, request, answer)
+            self._memory.keep(run_id, request, answer, once=once)
             return answer
         except FedarkError as error:
             reply = stage_pb2.StageReply(fault=fault_of(error))

@@ -20,8 +20,8 @@ Every key is needed. A contract is allowed if one rule covers all of it. `minimu
 `fedark.masking.fewest_in_a_sum`. A name says nothing of what bears it, so `terms` holds the digests of all that no other key bounds:
 every model with its bundle and training, protection, attestation and evaluation, whole (`terms_digest`; `fedark node jobs` prints it
 with the contract in words). Another value of any of them, also of one that a later release adds, waits for a person. Free are a
-contract's seed, which orders batches and hides nothing, and its dates within `max_days`. A file with any problem allows nothing. Rules
-decide before a job begins: to stop one that runs, its approval is withdrawn.
+contract's seed, which orders batches and hides nothing, and its dates within `max_days`. A file with any problem allows nothing.
+Rules decide before a job begins: to stop one that runs, its approval is withdrawn.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
     runs/ID/state        where the run is at this node, signed with the party's own key
     runs/ID/answers/     the last few replies, by the hash of their requests: a request that comes again is answered from here
     runs/ID/begun/       requests that have been begun, for the steps that are not the same when they are done twice
+    runs/ID/once/        the newest reply to each of those steps, which no later request displaces
     runs/ID/enclave/     the node's enclave (`fedark.enclave.durable`)
 
 A stage writes state, then its answer, then answers. Whoever is killed in between is asked again and does the stage again, which
@@ -31,7 +32,7 @@ REPORT = "report.json"
 """What a run leaves in its folder when it has ended well."""
 _LABEL = "fedark/node-state/1"
 _VERSION = 1
-_STATE, _ANSWERS, _BEGUN, _ENCLAVE = "state", "answers", "begun", "enclave"
+_STATE, _ANSWERS, _BEGUN, _ONCE, _ENCLAVE = "state", "answers", "begun", "once", "enclave"
 _ANSWERS_KEPT = 4
 _MAX_STATE = 64 << 20
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -110,18 +111,32 @@ class RunMemory:
 
     def answer(self, run_id: str, request: bytes) -> bytes | None:
         """The reply that was kept for exactly this request."""
-        path = self.folder(run_id) / _ANSWERS / hashlib.sha256(request).hexdigest()
-        with disk_errors(path):
-            return path.read_bytes() if path.is_file() else None
+        name, folder = hashlib.sha256(request), self.folder(run_id)
+        path = folder / _ANSWERS / name.hexdigest()
+        with disk_errors(folder):
+            if path.is_file():
+                return path.read_bytes()
+            for path in (folder / _ONCE).glob("[!.]*"):
+                kept = path.read_bytes()
+                if kept.startswith(name.digest()):
+                    return kept[name.digest_size :]
+        return None
 
-    def keep(self, run_id: str, request: bytes, reply: bytes) -> None:
+    def keep(self, run_id: str, request: bytes, reply: bytes, *, once: str = "") -> None:
         """Keep the reply to a request; of the earlier ones the last few stay.
+
+        Args:
+            once: the stage, if it is not the same when it is done twice: its newest reply stays until the run ends.
 
         Raises:
             StorageError: it cannot be written.
         """
+        name = hashlib.sha256(request)
+        if once:
+            write_atomic(self.folder(run_id) / _ONCE / once, name.digest() + reply, mode=0o600)
+            return
         folder = self.folder(run_id) / _ANSWERS
-        write_atomic(folder / hashlib.sha256(request).hexdigest(), reply, mode=0o600)
+        write_atomic(folder / name.hexdigest(), reply, mode=0o600)
         by_age = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         for path in by_age[:-_ANSWERS_KEPT]:
             path.unlink(missing_ok=True)
@@ -142,5 +157,5 @@ class RunMemory:
         """The run is over here: its state goes, what it left for people and its last answers stay."""
         folder = self.folder(run_id)
         (folder / _STATE).unlink(missing_ok=True)
-        for name in (_BEGUN, _ENCLAVE):
+        for name in (_BEGUN, _ONCE, _ENCLAVE):
             shutil.rmtree(folder / name, ignore_errors=True)

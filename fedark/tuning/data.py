@@ -1,8 +1,9 @@
 """Records: reading them from CSV or JSON Lines, and splitting them.
 
 A record is one prompt and its answer. A file is checked whole when it is read: encoding, shape, empty fields, over-long
-lines, labels that the model does not know, and answers that are all the same. An error names the file and the line and never
-the content of a record, a column or a label: those belong to the customer, and errors travel.
+lines, labels that the model does not know, and answers that are all the same. An error names the file, the line and the column
+that was asked for, by the job file or the node's own settings, and how many labels are strange; never the content of a record, a
+label or a column that was not asked for: those belong to the customer. A node tells it to its own people and lets none of it travel.
 
 Splits are functions of the content and a seed alone: the train/test split hashes the prompt, so equal prompts fall on the
 same side and a re-ordered or grown file moves no record; the label-skewed split follows Hsu, Qi and Brown (arXiv:1909.06335).

@@ -89,6 +89,18 @@ def test_a_stranger_is_refused() -> None:
         NonceBook().spend(os.urandom(32), "p", now=NOW)
 
 
+def test_a_step_that_is_repeated_spends_its_nonce_again_on_the_same_thing_and_before_it_expires() -> None:
+    book = NonceBook()
+    nonce = book.issue("p", now=NOW)
+    book.spend(nonce, "p", now=NOW, by=b"evidence")
+    book.spend(nonce, "p", now=NOW + timedelta(minutes=9), by=b"evidence", again=True)
+    for change in ({"by": b"other"}, {"by": b""}, {"again": False}):
+        with pytest.raises(EvidenceRefused, match="replay"):
+            book.spend(nonce, "p", now=NOW, **{"by": b"evidence", "again": True} | change)
+    with pytest.raises(EvidenceRefused, match="has expired"):
+        book.spend(nonce, "p", now=NOW + timedelta(minutes=11), by=b"evidence", again=True)
+
+
 def test_the_book_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "nonces"
     NonceBook(path).close()

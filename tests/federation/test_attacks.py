@@ -202,6 +202,25 @@ def test_evidence_that_was_used_once_gets_no_second_key(running: Simulation) -> 
     assert reply.HasField("fault") or set(reply.release.refused) == {"north", "east"}
 
 
+def test_an_attestation_that_is_brought_again_late_gets_the_answer_that_it_got(running: Simulation) -> None:
+    east = running.nodes["east"]
+    attested: list[bytes] = []
+    late: list[bytes] = []
+
+    def alter(party: str, data: bytes, is_reply: bool) -> bytes:
+        if party == "east":
+            message = stage_pb2.StageReply.FromString(data) if is_reply else stage_pb2.StageRequest.FromString(data)
+            stage = message.WhichOneof("body")
+            if stage == "attest":
+                attested.append(data)
+            elif stage == "deliver" and not is_reply:
+                late.append(east.handle(attested[0]))
+        return data
+
+    coordinate(HostileRelay(running, alter), running.host.handle)
+    assert late == attested[1:]
+
+
 def test_a_grant_for_another_enclave_does_not_open(running: Simulation) -> None:
     seen: dict[str, stage_pb2.Grants] = {}
 

@@ -39,8 +39,10 @@ def test_a_job_over_budget_is_refused_before_a_record_reaches_the_enclave(tmp_pa
     with simulate(_private(tmp_path / "job"), tmp_path / "work", say=said.append) as running:
         node = running.nodes["north"]
         object.__setattr__(node.settings, "budget", Budget(2.0, 1e-5))
-        with pytest.raises(FedarkError, match="budget"):
+        with pytest.raises(FedarkError, match="The privacy budget of north does not allow this job") as caught:
             running.run()
+    assert "epsilon" not in str(caught.value), "what was spent is for its own people"
+    assert any(line.startswith("north: The privacy budget would be exceeded: epsilon") for line in said)
     assert not any("north: weights and records are in the enclave" in line for line in said)
 
 

@@ -11,13 +11,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
-from small import CUSTOMERS, SECRET_WORDS, write_job
+from small import CUSTOMERS, SECRET_WORDS, HostileRelay, write_job
 from transformers import AutoModelForSequenceClassification
 
 from fedark.errors import ContractError, FederationError
+from fedark.federation.coordinator import coordinate
 from fedark.federation.link import Passed
 from fedark.job import Job
 from fedark.simulation import Simulation, simulate
+from fedark.v1 import stage_pb2
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +131,26 @@ def test_data_that_went_bad_after_the_start_stops_the_job_before_it_is_signed(sm
     assert "The records of east do not fit this contract; its own log says where" in str(caught.value)
     assert "east.csv" not in str(caught.value), "where and how many is for its own people"
     assert any("east.csv, line 2" in line for line in said)
+    assert not any("hidden" in line for line in said)
+
+
+@pytest.mark.parametrize("stage", ["load", "round"])
+def test_data_that_went_bad_after_it_was_signed_is_told_to_its_own_people_alone(
+    small_job: Path, tmp_path: Path, stage: str
+) -> None:
+    said: list[str] = []
+    with simulate(Job.load(small_job), tmp_path / "work", say=said.append) as running:
+
+        def spoil(party: str, data: bytes, is_reply: bool) -> bytes:
+            if party == "east" and not is_reply and stage_pb2.StageRequest.FromString(data).WhichOneof("body") == stage:
+                (small_job.parent / "east.csv").write_text("desk,message,action\neast,hidden words,explode\n")
+                running.nodes["east"].close()  # its enclave needs the records once more
+            return data
+
+        report = coordinate(HostileRelay(running, spoil), running.host.handle)
+    told = "The records of east do not fit this contract; its own log says where."
+    assert report["passed_over"] == {"east": f"{stage}: {told}"}
+    assert any(line.startswith("east: ") and "east.csv, line 2" in line for line in said)
     assert not any("hidden" in line for line in said)
 
 

@@ -89,6 +89,31 @@ def test_a_rolled_back_aggregator_gets_no_round_beyond_the_one_that_it_closes_ag
         pool.call(pb.Call(deliver=pb.Deliver(party="north")))
 
 
+@pytest.fixture(scope="module")
+def other_end(pasts) -> tuple[Any, bytes]:
+    """The attack on the last round, in mode "sealed": closed once with all, and here once without one customer, to subtract."""
+    past = pasts["sealed"]
+    pool = past.world.again("pool", past.before("pool", "close", 2))
+    for call in past.submissions(2, without="south"):
+        pool.call(call)
+    return pool, pool.call(pb.Call(close=pb.Close(round=2))).closed.state
+
+
+def test_a_last_round_that_was_closed_again_is_not_delivered(pasts, other_end) -> None:
+    """Nor are the last measurements, which must be closed before, those of anybody who took part in the real ones."""
+    past, (pool, _) = pasts["sealed"], other_end
+    assert past.of("pool", "deliver")
+    with pytest.raises(ProtocolError, match="not finished"):
+        pool.call(pb.Call(deliver=pb.Deliver(party="north")))
+    for call in past.submissions(3):
+        with pytest.raises(Refused):
+            pool.call(call)
+    with pytest.raises(FederationError, match="has 0 of the 2 customers"):
+        pool.call(pb.Call(close=pb.Close(round=3)))
+    with pytest.raises(ProtocolError, match="not finished"):
+        pool.call(pb.Call(deliver=pb.Deliver(party="north")))
+
+
 def feed(node: Any, enclave: Any, past: Past, name: str) -> None:
     for kind in ("sealed", "records"):
         if kind == "sealed":
@@ -159,6 +184,22 @@ def test_a_round_that_is_in_the_checkpoint_is_not_trained_again(pasts) -> None:
     feed(None, north, past, "north")
     with pytest.raises(ProtocolError, match="no round is trained twice"):
         north.call(call)
+
+
+def test_a_trainer_measures_one_final_adapter(pasts, other_end) -> None:
+    """Else figures could be subtracted. The same adapter again is measured as before, for whoever was killed."""
+    past, (_, other) = pasts["sealed"], other_end
+    (call, reply), *_ = past.of("north", "evaluate")
+    north = past.world.again("north", reply.checkpoint)
+    feed(None, north, past, "north")
+    with pytest.raises(ProtocolError, match="Another final adapter was measured already"):
+        north.call(pb.Call(evaluate=pb.Evaluate(state=other)))
+    again = north.call(call)
+    assert again.measured.local == reply.measured.local
+    restarted = past.world.again("north", again.checkpoint)
+    feed(None, restarted, past, "north")
+    with pytest.raises(ProtocolError, match="Another final adapter was measured already"):
+        restarted.call(pb.Call(evaluate=pb.Evaluate(state=other)))
 
 
 def test_a_restarted_trainer_takes_no_other_records(pasts) -> None:

@@ -254,7 +254,7 @@ class _Memory(RunMemory):
     def answer(self, run_id: str, request: bytes) -> None:
         self.folder(run_id)
 
-    def keep(self, run_id: str, request: bytes, reply: bytes) -> None:
+    def keep(self, run_id: str, request: bytes, reply: bytes, *, once: str = "") -> None:
         self.folder(run_id)
 
     def begin(self, run_id: str, request: bytes) -> bool:
