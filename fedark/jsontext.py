@@ -6,7 +6,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["read_json"]
+__all__ = ["DEPTH", "read_json"]
+
+DEPTH = 64
+"""Of lists and objects in each other."""
 
 
 def read_json(data: bytes | bytearray | memoryview | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
@@ -17,14 +20,21 @@ def read_json(data: bytes | bytearray | memoryview | str, pairs: Callable[[list[
         pairs: makes an object of its members, as `json.loads` has it.
 
     Raises:
-        ValueError: not JSON or not UTF-8, nested too deeply, or with half of a surrogate pair: Python would take it, and what wants
-            to write, print or tokenize the text later would fail.
+        ValueError: not JSON or not UTF-8; nested deeper than `DEPTH`; or with half of a surrogate pair. Python would take the last
+            two, and whatever walks through the value, or writes, prints or tokenizes its text, would fail.
     """
     text = data if isinstance(data, str) else bytes(data).decode()
     try:
         value = json.loads(text, object_pairs_hook=pairs)
-        if "\\u" in text:  # nothing else can write one
-            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEPTH):
+        level = [
+            item for one in level if isinstance(one, dict | list) for item in (one.values() if isinstance(one, dict) else one)
+        ]
+    if any(isinstance(one, dict | list) for one in level):
+        raise ValueError("nested too deeply")
+    if "\\u" in text:  # nothing else can write one
+        json.dumps(value, ensure_ascii=False).encode()
     return value

@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,12 @@ def test_an_endless_head_is_refused(running: Running) -> None:
     assert answer.startswith(b"HTTP/1.1 4") or answer == b""
 
 
-def test_more_connections_than_the_limit_are_closed_and_the_rest_still_served(running: Running) -> None:
+def test_more_connections_than_the_limit_are_closed_and_the_rest_still_served(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        running.front, "_limits", replace(running.front._limits, head=30.0, silence=30.0)
+    )  # opening takes a while
     held = [running.connect() for _ in range(50)]
     assert running.request("POST", "/v1/fleet/pull-messages") == 0
     for connection in held:
