@@ -90,7 +90,8 @@ def parties(world: Any) -> Made:
 
 def _sent_by_others(world: Any) -> Made:
     """What hosts bring to enclaves, nodes to the coordinator, customers to the provider, and the aggregator to all."""
-    contract, recorded = world.contract, world.recorded
+    recorded = world.recorded
+    contract = recorded.contract
     sealer = Sealer(lambda: bytes(32))
     sealed = sealer.seal(recorded.enclaves["north"].session._whole_state())
     yield Target("checkpoint", [sealed], sealer.open, "closed", structure=False)

@@ -71,6 +71,7 @@ class Recorded:
     """The run.
 
     Attributes:
+        contract: of the run.
         requests: party -> stage -> StageRequest.
         replies: stage -> party -> StageReply.
         enclaves: party -> what its enclave was asked.
@@ -81,6 +82,7 @@ class Recorded:
         self.requests: dict[str, dict[str, bytes]] = {}
         self.replies: dict[str, dict[str, bytes]] = {}
         self.enclaves: dict[str, Enclave] = {}
+        self.contract = federation.contract
         self._federation, self._reference, self._encoded = federation, reference, _encoded_once()
         self._runs: dict[str, Any] = {}
         simulation = Simulation(federation, tap=self._see)

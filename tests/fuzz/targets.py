@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from engine import Target
-from masks import masks
+from fuzzed_world import World
 from midrun import parties
 from outside import outside
-from world import World
+from sum_messages import sum_messages
 
 sys.path[:0] = [
     str(Path(__file__).parents[1] / part) for part in ("attestation/platforms", "federation", "federation/host", "secagg")
@@ -409,7 +409,7 @@ def targets() -> dict[str, Target]:
     world = World(folder)
     found = [
         *_evidence(), *_hardware(), *_reference(folder), *_vault(world), *_translog(folder), *_channel(), *_protection(),
-        *masks(), *parties(world), *outside(world, folder),
+        *sum_messages(), *parties(world), *outside(world, folder),
     ]  # fmt: skip
     return {target.name: target for target in found}
 

@@ -17,10 +17,10 @@ from fedark import canonical
 from fedark.secagg import wire
 from fedark.secagg.directory import Directory
 
-__all__ = ["masks"]
+__all__ = ["sum_messages"]
 
 
-def masks() -> Iterator[Target]:
+def sum_messages() -> Iterator[Target]:
     path = Path(__file__).parents[1] / "secagg" / "conftest.py"
     spec = importlib.util.spec_from_file_location("secagg_lab", path)
     assert spec is not None

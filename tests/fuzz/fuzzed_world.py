@@ -79,7 +79,8 @@ class World:
             call=lambda call, **options: shown if call.HasField("attest") else said, close=lambda: None
         )
         untouched = shutil.copytree(federation.folder("pool"), federation.folder("pool").with_name("pool-waiting"))
-        self.recorded = Recorded(federation, reference)
+        # A contract is for one run, and that of `federation` gave its keys above.
+        self.recorded = Recorded(prepare(Job.load(self.job_path), folder / "sealed", sandbox="none"), reference)
         masks = ('protection.mode="masked"', "protection.minimum_cohort=3", "protection.max_records=12")
         self.recorded_masked = Recorded(prepare(Job.load(self.job_path, masks), folder / "masked", sandbox="none"), reference)
         self.host = load_aggregator(untouched, self.contract, fakes)
