@@ -26,7 +26,6 @@ from fedark.attestation.terms import HARDWARE
 from fedark.contract import Contract
 from fedark.errors import Refused, SealBroken, printable
 from fedark.keys import HYBRID, Kem, SigningKey, verify_signature
-from fedark.masking import fewest_in_a_sum
 from fedark.terms import Name, Terms, explain, to_tuples
 from fedark.vault.weightkey import BUNDLE_LABEL, COMMITMENT_BYTES
 
@@ -120,6 +119,8 @@ class ReleasePolicy(Terms):
 
     def contract_problems(self, contract: Contract) -> list[str]:
         """Everything in `contract` that this policy does not allow."""
+        from fedark.masking import fewest_in_a_sum  # numpy: not for an enclave that opens a bundle
+
         problems = []
         if contract.protection.mode not in self.protection:
             problems.append(f"the contract protects updates by {contract.protection.mode!r}, which the provider does not allow")
