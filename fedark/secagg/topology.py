@@ -173,8 +173,8 @@ def most_dropped(cohort: int, colluders: int, minimum: int, agreement: bool) -> 
     """How many clients a server can at most have treated as dropped in one round.
 
     Without agreement, which only cohorts do without where everybody is a member, a sum may cover fewer than `minimum`
-    (`smallest_sum`): each honest
-    member names at most cohort - minimum dropped clients, and threshold - colluders of them are needed to treat one as dropped.
+    (`smallest_sum`): each honest member names at most cohort - minimum dropped clients, and threshold - colluders of them are
+    needed to treat one as dropped.
     """
     if agreement:
         return cohort - minimum
