@@ -19,6 +19,9 @@ from fedark.federation.flower.provision import provision, provision_node_key
 from fedark.federation.host.front import Front, Limits, server_context
 from fedark.federation.host.service import Answer
 
+SMALL = Limits(head=2.0, silence=20.0, body=1 << 20, connections=50)
+"""Idle connections end soon, and a busy machine still has the time that a request takes."""
+
 
 @dataclass
 class Running:
@@ -60,7 +63,7 @@ class Running:
 
 
 @contextmanager
-def front_before_a_recorder(folder: Path) -> Iterator[Running]:
+def front_before_a_recorder(folder: Path, limits: Limits = SMALL) -> Iterator[Running]:
     """A front that serves for as long as the block lasts."""
     keys, public = provision(folder), provision_node_key(folder, "north")[1]
     port = free_port()
@@ -104,7 +107,7 @@ def front_before_a_recorder(folder: Path) -> Iterator[Running]:
             upstream_tls=ssl.create_default_context(cafile=str(keys.ca)),
             admits=found.admitted.__contains__,
             service=own,
-            limits=Limits(head=1.0, silence=1.0, body=1 << 20, connections=50),
+            limits=limits,
         )
         await found.front.start(f"127.0.0.1:{port}")
         ready.set()

@@ -181,7 +181,8 @@ def test_the_hosts_own_routes_are_answered_here_and_never_passed_on(running: Run
     assert running.seen == []
 
 
-def test_a_silent_or_slow_client_is_cut_off(running: Running) -> None:
+def test_a_silent_or_slow_client_is_cut_off(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.front, "_limits", replace(running.front._limits, head=1.0, silence=1.0))
     for data in (b"", b"POST /v1/fl", _head(running, "Content-Length: 10") + b"abc"):
         began = time.monotonic()
         answer = running.raw(data, wait=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from fronted import Running, flower_routes, front_before_a_recorder
 from world import free_port, until
 
 from fedark.federation.flower.provision import provision, provision_node_key
-from fedark.federation.host.front import FLEET_ROUTES
+from fedark.federation.host.front import FLEET_ROUTES, Limits
 
 KINDS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 CONFIGURATION = Path(__file__).resolve().parents[3] / "examples" / "deploy" / "nginx.conf"
@@ -29,7 +30,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("nginx")
     public = provision(folder / "public")
     port = free_port()
-    with front_before_a_recorder(folder / "front") as behind:
+    with front_before_a_recorder(folder / "front", Limits()) as behind:
         text = CONFIGURATION.read_text()
         for old, new in (
             ("    access_log off;", "".join(f"    {kind}_temp_path {kind};\n" for kind in KINDS) + "    access_log off;"),
@@ -70,6 +71,13 @@ def test_through_nginx_too_only_the_node_api_is_passed_on(proxied: Running) -> N
             else:
                 assert status in (400, 403, 404, 405), (method, path, status)
     assert {(method, target) for method, target, _ in proxied.seen} == {("POST", path) for path in FLEET_ROUTES}
+
+
+def test_nginx_lets_go_of_an_idle_connection_before_the_front_does() -> None:
+    """Otherwise a request now and then meets a connection that the front is closing, and nginx answers it with a 502."""
+    idle = re.search(r"upstream front \{[^}]*keepalive_timeout (\d+)s;", CONFIGURATION.read_text())
+    assert idle is not None
+    assert int(idle[1]) < Limits().head
 
 
 def test_bodies_and_keys_pass_through_unchanged(proxied: Running, tmp_path: Path) -> None:
