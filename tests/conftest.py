@@ -27,6 +27,7 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Side by side: a file stays with one worker, and all slow tests with one, so that they do not take each other's time."""
     if config.pluginmanager.hasplugin("xdist"):

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "LONGEST", "SPARE", "Keystream", "aligned", "block_of", "nonce_of"]
+__all__ = ["BLOCK", "LONGEST", "SPARE", "Keystream", "Masks", "aligned", "block_of"]
 
 BLOCK = 1 << 15
 """Words of a block: 256 KiB of keystream."""
@@ -34,67 +34,77 @@ _ZEROS = memoryview(bytes(8 * LONGEST))
 _FIRST = (2).to_bytes(4, "big")
 _TAG = 8 * SPARE
 _TRIALS = 5
-Writer = Callable[[bytes], object]
 
 
-class _Counter(Protocol):
-    """A way to the stream of one key."""
+class Cursor(Protocol):
+    """One thread's way along the stream of a key: a block is begun, and then read front to back in pieces."""
+
+    PIECE: ClassVar[int]
+    """Words that are read at a time, at most; a shorter piece ends its block."""
 
     def __init__(self, key: bytes) -> None: ...
 
-    def writer(self, buffer: memoryview) -> Writer:
-        """Writes a nonce's stream to all of `buffer` but its last 16 bytes, which may be overwritten."""
+    def begin(self, counter: bytes, /) -> object:
+        """Go to the start of the block with this first counter (`_counter_of`), 16 bytes."""
+
+    def fill(self, zeros: memoryview, target: memoryview, /) -> object:
+        """Write the next words of the block, as `views` says."""
+
+    @staticmethod
+    def views(buffer: NDArray[np.uint64]) -> tuple[memoryview, memoryview]:
+        """What `fill` reads and writes, for the words of `buffer` but its last SPARE, which may be overwritten."""
 
 
 class _Gcm:
-    """By AES-GCM, which keeps no state between calls."""
+    """By AES-GCM: a block in one piece."""
+
+    PIECE: ClassVar[int] = LONGEST
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = AESGCM(key)
+        self._encrypt, self._nonce = AESGCM(key).encrypt_into, b""
 
-    def writer(self, buffer: memoryview) -> Writer:
-        encrypt, zeros = self._cipher.encrypt_into, _ZEROS[: len(buffer) - _TAG]
-        return lambda nonce: encrypt(nonce, zeros, None, buffer)
+    def begin(self, counter: bytes) -> None:
+        self._nonce = counter[: -len(_FIRST)]
+
+    def fill(self, zeros: memoryview, target: memoryview) -> None:
+        self._encrypt(self._nonce, zeros, None, target)
+
+    @staticmethod
+    def views(buffer: NDArray[np.uint64]) -> tuple[memoryview, memoryview]:
+        target = buffer.view(np.uint8).data
+        return _ZEROS[: len(target) - _TAG], target
 
 
 class _Ctr:
-    """By plain CTR, whose counter is state: one call at a time."""
+    """By plain CTR, in pieces that stay in a processor's cache together with what is masked."""
+
+    PIECE: ClassVar[int] = BLOCK
 
     def __init__(self, key: bytes) -> None:
-        self._cipher, self._lock = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor(), threading.Lock()
+        cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+        self.begin, self.fill = cipher.reset_nonce, cipher.update_into
 
-    def writer(self, buffer: memoryview) -> Writer:
-        lock, start, encrypt = self._lock, self._cipher.reset_nonce, self._cipher.update_into
-        zeros, target = _ZEROS[: len(buffer) - _TAG], buffer[:-_TAG]
-
-        def write(nonce: bytes) -> None:
-            with lock:
-                start(nonce + _FIRST)
-                encrypt(zeros, target)
-
-        return write
+    @staticmethod
+    def views(buffer: NDArray[np.uint64]) -> tuple[memoryview, memoryview]:
+        target = buffer.view(np.uint8).data[:-_TAG]
+        return _ZEROS[: len(target)], target
 
 
 class Keystream:
     """The stream of one 32-byte key, which is used for nothing else. Any thread may ask for any block."""
 
     def __init__(self, key: bytes) -> None:
-        self._counter = _fastest()(key)
-
-    def writer(self, buffer: NDArray[np.uint64]) -> Writer:
-        """A function that writes the stream of a nonce (`nonce_of`) to all of `buffer` but its last SPARE words, which it may
-        overwrite: for many blocks in one place, as what Python does between two of them finds the caches full of keystream.
-
-        `buffer` is contiguous and has SPARE to LONGEST + SPARE words.
-        """
-        return self._counter.writer(buffer.view(np.uint8).data)
+        self._cursor, self._lock = _fastest()(key), threading.Lock()
 
     def block(self, index: int, buffer: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
         """The first `count` words (at most LONGEST) of block `index`, written to the front of `buffer`; a view of them.
 
         `buffer` is contiguous and has at least count + SPARE words; its rest may be overwritten.
         """
-        self.writer(buffer[: count + SPARE])(nonce_of(index))
+        views = self._cursor.views(buffer[: count + SPARE])
+        with self._lock:
+            self._cursor.begin(_counter_of(index))
+            self._cursor.fill(*views)
         return buffer[:count]
 
     def words(self, count: int, first: int = 0) -> NDArray[np.uint64]:
@@ -103,6 +113,44 @@ class Keystream:
         for at in range(0, count, BLOCK):
             self.block(first + at // BLOCK, result[at:], min(BLOCK, count - at))
         return result[:count]
+
+
+class Masks:
+    """Several keys' streams, each to be added or subtracted, block by block, for one thread.
+
+    What Python does between two calls finds the caches full of keystream, so there is next to nothing of it.
+
+    Args:
+        streams: (key of 32 bytes, whether it is added).
+        block: words of a block, at most LONGEST.
+        alone: no other thread masks meanwhile. Pieces may be short then: threads take turns with the interpreter lock at every
+            call.
+    """
+
+    def __init__(self, streams: Sequence[tuple[bytes, bool]], block: int, *, alone: bool) -> None:
+        way = _fastest()
+        cursors = [(way(key), np.add if added else np.subtract) for key, added in streams]
+        self._begin = [cursor.begin for cursor, _ in cursors]
+        self._steps = [(cursor.fill, operation) for cursor, operation in cursors]
+        self._views, self._piece = way.views, min(block, way.PIECE if alone else LONGEST)
+        self._buffer = aligned(8 * (self._piece + SPARE)).view(np.uint64)
+        self._whole = self._cut(self._piece)
+
+    def _cut(self, size: int) -> tuple[NDArray[np.uint64], memoryview, memoryview]:
+        """The front of the buffer: the keystream's words, and how to fill them."""
+        return self._buffer[:size], *self._views(self._buffer[: size + SPARE])
+
+    def apply(self, target: NDArray[np.uint64], index: int) -> None:
+        """Apply the first target.size words of block `index` of every stream to `target`, in place."""
+        counter = _counter_of(index)
+        for begin in self._begin:
+            begin(counter)
+        for first in range(0, target.size, self._piece):
+            piece = target[first : first + self._piece]
+            words, zeros, written = self._whole if piece.size == self._piece else self._cut(piece.size)
+            for fill, operation in self._steps:
+                fill(zeros, written)
+                operation(piece, words, piece)
 
 
 def aligned(size: int, at: int = 0) -> NDArray[np.uint8]:
@@ -115,9 +163,9 @@ def aligned(size: int, at: int = 0) -> NDArray[np.uint8]:
     return room[first : first + size]
 
 
-def nonce_of(index: int) -> bytes:
-    """The nonce of block `index`."""
-    return index.to_bytes(12, "big")
+def _counter_of(index: int) -> bytes:
+    """The first counter of block `index`: its nonce, and 2."""
+    return index.to_bytes(12, "big") + _FIRST
 
 
 def block_of(words: int) -> int:
@@ -130,12 +178,13 @@ def block_of(words: int) -> int:
 
 
 @cache
-def _fastest() -> type[_Counter]:
+def _fastest() -> type[Cursor]:
     """Whichever filled a block faster, at its best of a few alternate tries: a millisecond, once."""
-    buffer, took = memoryview(bytearray(8 * (BLOCK + SPARE))), dict[type[_Counter], float]()
+    buffer, took = np.empty(BLOCK + SPARE, np.uint64), dict[type[Cursor], float]()
     for _ in range(_TRIALS):
         for way in (_Gcm, _Ctr):
-            write, start = way(bytes(32)).writer(buffer), time.perf_counter()
-            write(bytes(12))
+            cursor, views, start = way(bytes(32)), way.views(buffer), time.perf_counter()
+            cursor.begin(_counter_of(0))
+            cursor.fill(*views)
             took[way] = min(took.get(way, float("inf")), time.perf_counter() - start)
     return min(took, key=lambda way: took[way])

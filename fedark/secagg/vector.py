@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from fedark.errors import InputError, Refused
 from fedark.secagg.policy import Layout
-from fedark.secagg.stream import BLOCK, SPARE, Keystream, aligned, block_of, nonce_of
+from fedark.secagg.stream import BLOCK, SPARE, Keystream, Masks, aligned, block_of
 
 __all__ = [
     "AGAIN",
@@ -164,14 +164,15 @@ def _pack_and_mask(
     helpers: list[Future[None]] = []
 
     def work() -> None:
-        masks = _Masks(streams, out.size)
+        block = block_of(out.size)
+        masks = Masks(streams, min(block, out.size), alone=threads == 1)
         while True:
             try:
                 span = packed.popleft()
             except IndexError:
                 return  # no error of masking is taken for this: what could not be masked is not sent
-            for at, end in _pieces(*span, masks.block):
-                masks.apply(out[at:end], at)
+            for at, end in _pieces(*span, block):
+                masks.apply(out[at:end], at // block)
 
     try:
         begin = 0
@@ -202,44 +203,19 @@ def _bounded_rounding(packer: Callable[[bytes], _Packer], layout: Layout, seed: 
 def apply_masks(total: Words, streams: Sequence[Stream], threads: int | None = None, uploads: Sequence[Words] = ()) -> None:
     """Add masked vectors to their sum and apply `streams` to it, in place: each block is finished while it is in the cache."""
 
+    block = block_of(total.size)
+
     def work(span: tuple[int, int]) -> None:
+        alone = span == (0, total.size)
         for first in range(0, max(len(streams), 1), MOST_STREAMS):
-            masks = _Masks(streams[first : first + MOST_STREAMS], total.size)
-            for at, end in _pieces(*span, masks.block):
+            masks = Masks(streams[first : first + MOST_STREAMS], min(block, total.size), alone=alone)
+            for at, end in _pieces(*span, block):
                 target = total[at:end]
                 for upload in uploads if first == 0 else ():
                     np.add(target, upload[at:end], out=target)
-                masks.apply(target, at)
+                masks.apply(target, at // block)
 
-    _each(work, total.size, threads, block_of(total.size))
-
-
-class _Masks:
-    """Open keystreams, for one thread, of a vector of `words` words.
-
-    Attributes:
-        block: words of a block.
-    """
-
-    def __init__(self, streams: Sequence[Stream], words: int) -> None:
-        self._open = [(Keystream(key), np.add if added else np.subtract) for key, added in streams]
-        self.block = block_of(words)
-        self._buffer = aligned(8 * (min(self.block, words) + SPARE)).view(np.uint64)
-        self._bind(min(self.block, words))
-
-    def _bind(self, size: int) -> None:
-        """Make the steps for targets of `size` words: all but the last of a vector are of one size."""
-        self._words = self._buffer[:size]
-        self._steps = [(stream.writer(self._buffer[: size + SPARE]), operation) for stream, operation in self._open]
-
-    def apply(self, target: Words, at: int) -> None:
-        """Apply every stream to the words `target`, which begin at word `at` of the vector: at a block's edge."""
-        if target.size != self._words.size:
-            self._bind(target.size)
-        nonce, words = nonce_of(at // self.block), self._words
-        for write, operation in self._steps:
-            write(nonce)
-            operation(target, words, target)
+    _each(work, total.size, threads, block)
 
 
 class _Packer:
@@ -342,9 +318,15 @@ class MaskedSum:
         apply_masks(total, self._streams, threads, self._uploads)
         return total
 
-    def reader(self) -> Callable[[int, int], Words]:
-        """For one thread: gives the words from a block's edge to another, or to the end, to write on until the next call."""
-        masks, buffer = _Masks(self._streams, self._size), aligned(8 * min(block_of(self._size), self._size)).view(np.uint64)
+    def reader(self, *, alone: bool) -> Callable[[int, int], Words]:
+        """For one thread: gives the words from a block's edge to another, or to the end, to write on until the next call.
+
+        Args:
+            alone: no other thread reads meanwhile.
+        """
+        block = block_of(self._size)
+        size = min(block, self._size)
+        masks, buffer = Masks(self._streams, size, alone=alone), aligned(8 * size).view(np.uint64)
 
         def read(at: int, end: int) -> Words:
             target = buffer[: end - at]
@@ -353,7 +335,7 @@ class MaskedSum:
                 first = np.add(first, upload[at:end], out=target)
             if first is not target:
                 np.copyto(target, first)
-            masks.apply(target, at)
+            masks.apply(target, at // block)
             return target
 
         return read
@@ -384,15 +366,15 @@ class RoundSum:
     def _lanes(self) -> list[int]:
         """The sums of weights and metrics."""
         size, first = self.layout.words(self.cohort), self.layout.vector_words(self.cohort)
-        read, block, found = self._reader(), block_of(size), list[int]()
+        read, block, found = self._reader(alone=True), block_of(size), list[int]()
         for at, end in _pieces(first // block * block, size, block):
             found += read(at, end)[max(first - at, 0) :].tolist()
         return found
 
-    def _reader(self) -> Callable[[int, int], Words]:
+    def _reader(self, *, alone: bool) -> Callable[[int, int], Words]:
         """See `MaskedSum.reader`."""
         if isinstance(self.packed, MaskedSum):
-            return self.packed.reader()
+            return self.packed.reader(alone=alone)
         words = self.packed
         return lambda at, end: words[at:end].copy()
 
@@ -461,7 +443,7 @@ class RoundSum:
         low, offset = whole((1 << width) - 1), whole(len(self.survivors) * layout.offset)
 
         def work(span: tuple[int, int]) -> None:
-            read, fields = self._reader(), np.empty(min(block, span[1] - span[0]), whole)
+            read, fields = self._reader(alone=span == (0, words)), np.empty(min(block, span[1] - span[0]), whole)
             for at, end in _pieces(*span, block):
                 shifted, integers = read(at, end), fields[: end - at]
                 for plane in range(planes):

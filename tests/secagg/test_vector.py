@@ -19,7 +19,7 @@ from fedark.errors import ContractError, InputError, Refused
 from fedark.secagg import stream as stream_module
 from fedark.secagg import vector as vector_module
 from fedark.secagg.policy import Layout, Metric, Policy
-from fedark.secagg.stream import BLOCK, LONGEST, SPARE, Keystream
+from fedark.secagg.stream import BLOCK, LONGEST, SPARE, Keystream, Masks
 from fedark.secagg.vector import Contribution, MaskedSum, RoundSum, apply_masks, mask
 
 
@@ -138,14 +138,29 @@ def test_a_stream_is_the_same_however_it_is_cut():
 @pytest.mark.parametrize("words", [1, 5, 1000, BLOCK, LONGEST])
 @pytest.mark.parametrize("index", [0, 7, (1 << 64) * 3 + 5])
 def test_both_ways_to_a_stream_give_the_same_bits(words, index):
-    key, nonce, got = os.urandom(32), stream_module.nonce_of(index), []
+    key, nonce, got = os.urandom(32), index.to_bytes(12, "big"), []
     for way in (stream_module._Gcm, stream_module._Ctr):
-        buffer = bytearray(8 * (words + SPARE))
-        way(key).writer(memoryview(buffer))(nonce)
-        got.append(bytes(buffer[: 8 * words]))
-    assert (
-        got[0] == got[1] == Cipher(algorithms.AES256(key), modes.CTR(nonce + b"\0\0\0\2")).encryptor().update(bytes(8 * words))
-    )
+        buffer, cursor = np.empty(words + SPARE, np.uint64), way(key)
+        cursor.begin(stream_module._counter_of(index))
+        cursor.fill(*cursor.views(buffer))
+        got.append(buffer[:words].tobytes())
+    plain = Cipher(algorithms.AES256(key), modes.CTR(nonce + b"\0\0\0\2")).encryptor().update(bytes(8 * words))
+    assert got[0] == got[1] == plain
+
+
+@pytest.mark.parametrize("words", [1, 100, BLOCK, BLOCK + 1, LONGEST - 3, LONGEST])
+@pytest.mark.parametrize("way", ["_Gcm", "_Ctr"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_masks_are_the_same_however_their_blocks_are_cut(words, way, alone, monkeypatch):
+    expected = np.zeros(words, np.uint64)
+    keys, buffer = [os.urandom(32) for _ in range(3)], np.empty(LONGEST + SPARE, np.uint64)
+    for key, sign in zip(keys, (1, -1, 1), strict=True):
+        expected += np.uint64(sign % (1 << 64)) * Keystream(key).block(5, buffer, words)
+    monkeypatch.setattr(stream_module, "_fastest", lambda: getattr(stream_module, way))
+    masks, target = Masks([(key, key != keys[1]) for key in keys], LONGEST, alone=alone), np.zeros(words, np.uint64)
+    masks.apply(np.zeros(LONGEST, np.uint64), 4)
+    masks.apply(target, 5)
+    assert np.array_equal(target, expected)
 
 
 @pytest.mark.parametrize("way", ["_Gcm", "_Ctr"])
@@ -353,10 +368,10 @@ def test_a_helper_that_cannot_be_started_costs_this_vector_and_no_later_one(monk
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_piece_that_cannot_be_masked_is_an_error_and_never_passed_over(monkeypatch, threads):
-    def broken(self, target, at):
+    def broken(self, target, index):
         raise IndexError("of masking itself")
 
-    monkeypatch.setattr(vector_module._Masks, "apply", broken)
+    monkeypatch.setattr(vector_module.Masks, "apply", broken)
     layout = Layout("x", 20 * BLOCK)
     with pytest.raises(IndexError, match="masking itself"):
         mask(
