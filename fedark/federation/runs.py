@@ -14,6 +14,7 @@ run's end, but for the answers: the last request of a run may come again too.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -35,6 +36,8 @@ _VERSION = 1
 _STATE, _ANSWERS, _BEGUN, _ONCE, _ENCLAVE = "state", "answers", "begun", "once", "enclave"
 _ANSWERS_KEPT = 4
 _MAX_STATE = 64 << 20
+_MOST_BEGUN = 20_000
+"""Requests that a run may begin: one for each round of the longest job, and as many again. Each costs an empty file."""
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -145,11 +148,15 @@ class RunMemory:
         """Note that this request is begun; whether it had been before.
 
         Raises:
+            ProtocolError: more requests than any run needs.
             StorageError: it cannot be noted.
         """
         path = self.folder(run_id) / _BEGUN / hashlib.sha256(request).hexdigest()
-        if path.exists():
-            return True
+        with disk_errors(path.parent):
+            if path.exists():
+                return True
+            if path.parent.is_dir() and len(os.listdir(path.parent)) >= _MOST_BEGUN:
+                raise ProtocolError("This run asks for the same things without end.", safe="The node did nothing.")
         write_atomic(path, b"", mode=0o600)
         return False
 

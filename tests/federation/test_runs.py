@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from fedark.errors import ProtocolError
+from fedark.federation import runs
 from fedark.federation.runs import RunMemory
 from fedark.keys import SigningKey
 
@@ -42,3 +44,11 @@ def test_of_a_stage_that_spends_nonces_one_answer_is_kept_the_newest(memory: Run
     memory.keep(RUN, b"other", b"reply", once="release")
     assert [memory.answer(RUN, b"request %d" % number) for number in range(3)] == [None, None, b"reply 2"]
     assert len([path for path in memory.folder(RUN).rglob("*") if path.is_file()]) == 2
+
+
+def test_a_run_cannot_fill_the_disk_with_requests(memory: RunMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_MOST_BEGUN", 3)
+    assert not any(memory.begin(RUN, b"request %d" % number) for number in range(3))
+    with pytest.raises(ProtocolError, match="without end"):
+        memory.begin(RUN, b"request 3")
+    assert memory.begin(RUN, b"request 2"), "what was begun stays so"
