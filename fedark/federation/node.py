@@ -31,7 +31,7 @@ from fedark.contract import CONTRACT_LABEL, Contract, Party, SignedContract, now
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import open_delivery
 from fedark.enclave.session import RunConfig
-from fedark.errors import ContractError, EvidenceRefused, FedarkError, ProtocolError, Refused, printable
+from fedark.errors import ContractError, EvidenceRefused, FedarkError, ProtocolError, Refused, StorageError, printable
 from fedark.federation.consent import Consent
 from fedark.federation.report import read_report
 from fedark.federation.runs import REPORT, RunMemory
@@ -194,13 +194,25 @@ class NodeBase(ABC):
             self._memory.keep(run_id, request, answer, once=once)
             return answer
         except FedarkError as error:
-            reply = stage_pb2.StageReply(fault=fault_of(error))
+            reply = stage_pb2.StageReply(fault=self._fault(error))
         except Exception as error:
             # The text of a foreign exception may hold a record or a key: only its type goes out.
             what = f"The node of {self.party} failed ({type(error).__name__})."
             reply = stage_pb2.StageReply(fault=stage_pb2.StageFault(code="FederationError", what=what))
         reply.version, reply.run_id, reply.party = VERSION, run_id, self.party
         return bytes(reply.SerializeToString())
+
+    def _fault(self, error: FedarkError) -> stage_pb2.StageFault:
+        """An error for the others. What this machine's disk holds, and where, is for the node's own people."""
+        fault = fault_of(error)
+        if isinstance(error, StorageError):
+            fault.what, fault.fix = f"The node of {self.party} cannot use its own files; its own log says which.", ""
+        for folder in (str(self.settings.state), str(self.settings.catalogue)):
+            fault.what, fault.safe, fault.fix = (text.replace(folder, "") for text in (fault.what, fault.safe, fault.fix))
+            fault.reasons[:] = [reason.replace(folder, "") for reason in fault.reasons]
+        if fault != fault_of(error):
+            self.settings.on_progress(str(error))
+        return fault
 
     @abstractmethod
     def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:

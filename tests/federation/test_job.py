@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from small import CUSTOMERS, SECRET_WORDS, HostileRelay, write_job
 from transformers import AutoModelForSequenceClassification
 
-from fedark.errors import ContractError, FederationError
+from fedark.errors import ContractError, FedarkError, FederationError, Refused, StorageError
 from fedark.federation.coordinator import coordinate
 from fedark.federation.link import Passed
 from fedark.job import Job
@@ -132,6 +132,29 @@ def test_data_that_went_bad_after_the_start_stops_the_job_before_it_is_signed(sm
     assert "east.csv" not in str(caught.value), "where and how many is for its own people"
     assert any("east.csv, line 2" in line for line in said)
     assert not any("hidden" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [(StorageError, "The node of east cannot use its own files; its own log says which."), (Refused, "/privacy was altered.")],
+)
+def test_where_things_lie_on_a_nodes_disk_is_told_to_its_own_people_alone(
+    small_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[FedarkError], told: str
+) -> None:
+    said: list[str] = []
+    with simulate(Job.load(small_job), tmp_path / "work", say=said.append) as running:
+        node = running.nodes["east"]
+        place = node.settings.state
+
+        def fail(*args: object, **more: object) -> None:
+            raise kind(f"{place}/privacy was altered.", safe=f"{place} stands.", fix=f"Look at {place}.")
+
+        monkeypatch.setattr(node._memory, "keep", fail)
+        with pytest.raises(FederationError, match="not every party signed") as caught:
+            running.run()
+    assert told in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    assert any(line.startswith(f"east: {place}/privacy was altered.") for line in said)
 
 
 @pytest.mark.parametrize("stage", ["load", "round"])

@@ -301,4 +301,7 @@ class NodeClient:
             return FederationError(f"The node failed ({printable(error.details() or '', 100)}).", fix="See its log.")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return FederationError(f"The node did not answer within {timeout:.0f} s.")
-        return FederationError(f"The node daemon at {self._socket} cannot be reached ({code.name}).", fix="Start it.")
+        # The first sentence goes to the aggregator, from a node's ClientApp: where the socket is does not concern it.
+        return FederationError(
+            f"The node daemon cannot be reached ({code.name}).", fix=f"Start it; its socket is {self._socket}."
+        )

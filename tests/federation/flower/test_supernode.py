@@ -152,3 +152,4 @@ def test_a_daemon_that_is_gone_is_an_error_reply(tmp_path: Path) -> None:
     (reply,) = serve(FakeSuperLink([message(request(b"x"), ttl=3)], bundle.build()), str(tmp_path / "none.sock"))
     assert reply.has_error()
     assert "cannot be reached" in reply.error.reason
+    assert str(tmp_path) not in reply.error.reason
