@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fedark demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed check-protos
 	$(BIN)/ruff check .

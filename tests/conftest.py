@@ -27,10 +27,8 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side: a file stays with one worker, and all slow tests with one, so that they do not take each other's time."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "slow" if item.get_closest_marker("slow") else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
+    """Side by side a file stays with one worker, and files with slow tests begin: the short ones then fill the end."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
