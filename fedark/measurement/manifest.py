@@ -10,6 +10,7 @@
     paths = ["enclave", "errors.py"]
     [runtime]                      # register "runtime": interpreter, standard library, distributions, system libraries
     distributions = ["numpy"]      # with all that they require
+    exclude = ["torch/include"]    # folders of theirs that no enclave reads
     stdlib_exclude = ["test"]      # names or patterns at the top of the standard library
     libraries = ["libgcc_s.so.1"]  # system libraries that are opened by name and linked by nobody
 
@@ -54,6 +55,7 @@ class RuntimePart(Terms):
     """What the enclave runs on."""
 
     distributions: Annotated[tuple[str, ...], Field(min_length=1)]
+    exclude: tuple[RelativePath, ...] = ()
     stdlib_exclude: tuple[str, ...] = ()
     libraries: tuple[RelativePath, ...] = ()
 

@@ -108,7 +108,7 @@ def measure_enclave(role: str, *, cached: bool = True) -> Measurement:
     needed, others = runtime.distributions(manifest.runtime.distributions)
     library, paths = runtime.stdlib_roots(manifest.runtime.stdlib_exclude)
     python = runtime.python_binary()
-    ground = [Root(str(python), "python"), *library, *runtime.distribution_roots(needed, others)]
+    ground = [Root(str(python), "python"), *library, *runtime.distribution_roots(needed, others, manifest.runtime.exclude)]
 
     entries = {"launcher": entries_of(launcher, digests), "application": entries_of(application, digests)}
     base = entries_of(ground, digests)

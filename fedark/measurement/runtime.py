@@ -3,7 +3,8 @@
 Rules that make two installs of the same wheels equal:
 - Distributions are found along `sys.path` as an import would find them, with all that they require here (PEP 508 markers). Only
   what they own is measured; a top-level folder is measured whole, with whatever else lies in it, unless a distribution that
-  the enclave does not need owns a part of it (namespace packages): then only the needed parts are.
+  the enclave does not need owns a part of it (namespace packages), or the manifest excludes one: then only the needed parts
+  are, and only they are visible to the enclave.
 - Of `*.dist-info` four files count, which are the same in every install of a wheel. RECORD, INSTALLER, REQUESTED and
   direct_url.json are not; they, scripts and `.pth` files are not part of an enclave, and need not be visible to it.
 - A system library is measured under its soname.
@@ -93,8 +94,13 @@ def distributions(names: Iterable[str]) -> tuple[list[Distribution], list[Distri
     return needed, [item for item in installed.values() if item.name not in wanted]
 
 
-def distribution_roots(needed: Sequence[Distribution], others: Sequence[Distribution]) -> list[Root]:
-    """What `needed` own, as whole folders where nothing in them belongs to `others`.
+def distribution_roots(
+    needed: Sequence[Distribution], others: Sequence[Distribution], exclude: Sequence[str] = ()
+) -> list[Root]:
+    """What `needed` own, as whole folders where nothing in them belongs to `others` or is excluded.
+
+    Args:
+        exclude: folders below the site folder that are left out.
 
     Raises:
         InputError: one was installed in editable form, or has no RECORD.
@@ -108,11 +114,13 @@ def distribution_roots(needed: Sequence[Distribution], others: Sequence[Distribu
             if os.path.isfile(path):
                 roots.append(Root(path, f"site/{os.path.basename(item.info)}/{name}"))
     for site, items in by_site.items():
-        owned = {path for item in items for path in _record(item, must=True)}
+        left_out = tuple(f"{folder}/" for folder in exclude)
+        owned = {path for item in items for path in _record(item, must=True) if not path.startswith(left_out)}
         tops = {path.split("/", 1)[0] for path in owned}
         foreign = {
             path for item in others if item.site == site for path in _record(item, must=False) if path.split("/", 1)[0] in tops
         }
+        foreign |= set(exclude)
         for path in _cover([path.split("/") for path in owned], [path.split("/") for path in foreign], 0):
             full = os.path.join(site, path)
             if os.path.lexists(full):

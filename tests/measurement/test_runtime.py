@@ -115,6 +115,25 @@ def test_of_a_shared_folder_only_the_needed_parts_count_and_are_visible(site: Pa
     assert shared == {"site/space/alpha/__init__.py", "site/space/alpha/deep/x.py", "site/space/one.py"}
 
 
+def test_an_excluded_folder_neither_counts_nor_is_visible_and_nothing_beside_it_slips_in(site: Path) -> None:
+    unpack(wheel(site.parent, "alpha", {"alpha/__init__.py": "", "alpha/include/deep/a.h": "", "alpha/lib/x.py": ""}), site)
+
+    def roots() -> list[Root]:
+        return runtime.distribution_roots(*runtime.distributions(["alpha"]), ["alpha/include"])
+
+    def labels() -> set[str]:
+        return {root.label for root in roots() if "dist-info" not in root.label}
+
+    before = register("runtime", entries_of(roots(), DigestCache(None)))
+    assert labels() == {"site/alpha/__init__.py", "site/alpha/lib"}
+    (site / "alpha" / "include" / "deep" / "b.h").write_text("")
+    (site / "alpha" / "stray.py").write_text("")
+    assert labels() == {"site/alpha/__init__.py", "site/alpha/lib"}
+    assert register("runtime", entries_of(roots(), DigestCache(None))) == before
+    (site / "alpha" / "lib" / "stray.py").write_text("")
+    assert register("runtime", entries_of(roots(), DigestCache(None))) != before
+
+
 def test_requirements_are_followed_with_markers_and_extras(site: Path) -> None:
     requires = (
         'beta; python_version >= "3"',
