@@ -115,7 +115,7 @@ def distribution_roots(
                 roots.append(Root(path, f"site/{os.path.basename(item.info)}/{name}"))
     for site, items in by_site.items():
         left_out = tuple(f"{folder}/" for folder in exclude)
-        owned = {path for item in items for path in _record(item, must=True) if not path.startswith(left_out)}
+        owned = {path for item in items for path in _record(item, must=True, left_out=left_out)}
         tops = {path.split("/", 1)[0] for path in owned}
         foreign = {
             path for item in others if item.site == site for path in _record(item, must=False) if path.split("/", 1)[0] in tops
@@ -210,18 +210,25 @@ def _applies(requirement: Requirement, extras: Iterable[str], *, always: bool) -
     return any(requirement.marker.evaluate({"extra": extra}) for extra in environments)
 
 
-def _record(item: Distribution, *, must: bool) -> Iterator[str]:
-    """The paths in the site folder that `item` owns, without bytecode and its own `*.dist-info`."""
+def _record(item: Distribution, *, must: bool, left_out: tuple[str, ...] = ()) -> Iterator[str]:
+    """The paths in the site folder that `item` owns, without bytecode, its own `*.dist-info`, and those that begin as `left_out`."""
     try:
         text = _read(item, "RECORD")
     except InputError:
         if must:
             raise
         return
-    own = os.path.basename(item.info) + "/"
+    passed = ("/", f"{os.path.basename(item.info)}/", *left_out)
+    # Tens of thousands of lines, of which many go at once.
     for line in text.splitlines():
-        path = next(csv.reader([line]))[0] if line.startswith('"') else line.partition(",")[0]
-        if not path or path.startswith(("/", own)) or "../" in path or "__pycache__/" in path:
+        if "__pycache__/" in line or line.startswith(passed):
+            continue
+        path = line.partition(",")[0]
+        if line.startswith('"'):
+            path = next(csv.reader([line]))[0]
+            if path.startswith(passed):
+                continue
+        if not path or "../" in path:
             continue
         if must and "/" not in path and path.startswith("__editable__"):
             raise InputError(
