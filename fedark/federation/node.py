@@ -31,7 +31,7 @@ from fedark.contract import CONTRACT_LABEL, Contract, Party, SignedContract, now
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import open_delivery
 from fedark.enclave.session import RunConfig
-from fedark.errors import ContractError, EvidenceRefused, FedarkError, ProtocolError, Refused, StorageError, printable
+from fedark.errors import ContractError, EvidenceRefused, FedarkError, ProtocolError, Refused, printable
 from fedark.federation.consent import Consent
 from fedark.federation.report import read_report
 from fedark.federation.runs import REPORT, RunMemory
@@ -203,10 +203,8 @@ class NodeBase(ABC):
         return bytes(reply.SerializeToString())
 
     def _fault(self, error: FedarkError) -> stage_pb2.StageFault:
-        """An error for the others. What this machine's disk holds, and where, is for the node's own people."""
+        """An error for the others. Where things lie on this machine is for the node's own people."""
         fault = fault_of(error)
-        if isinstance(error, StorageError):
-            fault.what, fault.fix = f"The node of {self.party} cannot use its own files; its own log says which.", ""
         for folder in (str(self.settings.state), str(self.settings.catalogue)):
             fault.what, fault.safe, fault.fix = (text.replace(folder, "") for text in (fault.what, fault.safe, fault.fix))
             fault.reasons[:] = [reason.replace(folder, "") for reason in fault.reasons]

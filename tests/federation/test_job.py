@@ -134,12 +134,9 @@ def test_data_that_went_bad_after_the_start_stops_the_job_before_it_is_signed(sm
     assert not any("hidden" in line for line in said)
 
 
-@pytest.mark.parametrize(
-    ("kind", "told"),
-    [(StorageError, "The node of east cannot use its own files; its own log says which."), (Refused, "/privacy was altered.")],
-)
+@pytest.mark.parametrize("kind", [StorageError, Refused])
 def test_where_things_lie_on_a_nodes_disk_is_told_to_its_own_people_alone(
-    small_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[FedarkError], told: str
+    small_job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[FedarkError]
 ) -> None:
     said: list[str] = []
     with simulate(Job.load(small_job), tmp_path / "work", say=said.append) as running:
@@ -152,7 +149,7 @@ def test_where_things_lie_on_a_nodes_disk_is_told_to_its_own_people_alone(
         monkeypatch.setattr(node._memory, "keep", fail)
         with pytest.raises(FederationError, match="not every party signed") as caught:
             running.run()
-    assert told in str(caught.value)
+    assert "/privacy was altered." in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
     assert any(line.startswith(f"east: {place}/privacy was altered.") for line in said)
 
