@@ -205,7 +205,7 @@ class NodeBase(ABC):
     def _fault(self, error: FedarkError) -> stage_pb2.StageFault:
         """An error for the others. Where things lie on this machine is for the node's own people."""
         fault = fault_of(error)
-        for folder in (str(self.settings.state), str(self.settings.catalogue)):
+        for folder in (str(path) for path in (self.settings.state, self.settings.catalogue) if path.is_absolute()):
             fault.what, fault.safe, fault.fix = (text.replace(folder, "") for text in (fault.what, fault.safe, fault.fix))
             fault.reasons[:] = [reason.replace(folder, "") for reason in fault.reasons]
         if fault != fault_of(error):
