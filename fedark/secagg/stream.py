@@ -56,7 +56,7 @@ class Cursor(Protocol):
 
 
 class _Gcm:
-    """By AES-GCM: a block in one piece."""
+    """By AES-GCM: a block in one piece. A second one would be the first again, so it is an error: a nonce serves once."""
 
     PIECE: ClassVar[int] = LONGEST
 
@@ -67,7 +67,8 @@ class _Gcm:
         self._nonce = counter[: -len(_FIRST)]
 
     def fill(self, zeros: memoryview, target: memoryview) -> None:
-        self._encrypt(self._nonce, zeros, None, target)
+        nonce, self._nonce = self._nonce, b""
+        self._encrypt(nonce, zeros, None, target)
 
     @staticmethod
     def views(buffer: NDArray[np.uint64]) -> tuple[memoryview, memoryview]:

@@ -163,6 +163,16 @@ def test_masks_are_the_same_however_their_blocks_are_cut(words, way, alone, monk
     assert np.array_equal(target, expected)
 
 
+def test_no_stream_repeats_under_a_target_that_is_longer_than_its_block(monkeypatch):
+    monkeypatch.setattr(stream_module, "_fastest", lambda: stream_module._Gcm)
+    with pytest.raises(ValueError, match="Nonce"):
+        Masks([(bytes(32), True)], 8, alone=True).apply(np.zeros(16, np.uint64), 0)
+    monkeypatch.setattr(stream_module, "_fastest", lambda: stream_module._Ctr)
+    target = np.zeros(16, np.uint64)
+    Masks([(bytes(32), True)], 8, alone=True).apply(target, 0)
+    assert np.unique(target).size == 16
+
+
 @pytest.mark.parametrize("way", ["_Gcm", "_Ctr"])
 def test_threads_that_share_a_stream_get_the_blocks_that_they_ask_for(way, monkeypatch):
     monkeypatch.setattr(stream_module, "_fastest", lambda: getattr(stream_module, way))
