@@ -6,8 +6,10 @@ is told in the words of our own errors; of any other error only the class is tol
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import socket
 import stat
 import threading
 import time
@@ -173,8 +175,7 @@ class NodeServer:
 
     Args:
         node: whose `handle` is called, one call at a time.
-        socket: path of the socket; its directory must exist and be closed to other users.
-
+        path: of the socket; its directory must exist and be closed to other users.
         desk: answers the operator's commands, at a node that has an operator's folder.
         on_stop: called when the operator asks the daemon to end.
 
@@ -183,26 +184,21 @@ class NodeServer:
     """
 
     def __init__(
-        self, node: Node, socket: Path, *, desk: Desk | None = None, on_stop: Callable[[], None] | None = None
+        self, node: Node, path: Path, *, desk: Desk | None = None, on_stop: Callable[[], None] | None = None
     ) -> None:
-        _check_directory(socket)
-        self._socket = socket
-        if socket.exists():
-            try:
-                with NodeClient(socket) as other:
-                    other.status(timeout=2)
-            except FederationError:
-                socket.unlink(missing_ok=True)
-            else:
-                raise FederationError(f"Another daemon serves {socket}.", fix="Stop it first.")
+        _check_directory(path)
+        self._socket = path
+        if _is_open(path):
+            raise FederationError(f"Another daemon serves {path}.", fix="Stop it first.")
+        path.unlink(missing_ok=True)
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="service")
         self._server = grpc.server(self._pool, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
         node_pb2_grpc.add_NodeServicer_to_server(_Servicer(node, desk, on_stop), self._server)  # type: ignore[no-untyped-call]
         mask = os.umask(0o177)
         try:
-            self._server.add_insecure_port(f"unix:{socket}")
+            self._server.add_insecure_port(f"unix:{path}")
         except RuntimeError:
-            raise FederationError(f"The socket {socket} cannot be opened.", fix="Check its directory.") from None
+            raise FederationError(f"The socket {path} cannot be opened.", fix="Check its directory.") from None
         finally:
             os.umask(mask)
         self._server.start()
@@ -214,15 +210,26 @@ class NodeServer:
         self._socket.unlink(missing_ok=True)
 
 
-def _check_directory(socket: Path) -> None:
-    if len(os.fsencode(socket)) > LONGEST_PATH:
-        raise FederationError(f"The socket path {socket} is longer than {LONGEST_PATH} bytes.", fix="Use a shorter directory.")
+def _is_open(path: Path) -> bool:
+    """Whether some process has this socket open, though it may be too busy to answer."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2.0)
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    return True
+
+
+def _check_directory(path: Path) -> None:
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise FederationError(f"The socket path {path} is longer than {LONGEST_PATH} bytes.", fix="Use a shorter directory.")
     try:
-        directory = socket.parent.stat()
+        directory = path.parent.stat()
     except OSError as error:
-        raise FederationError(f"{socket.parent} cannot be used for a socket: {error.strerror}.") from None
+        raise FederationError(f"{path.parent} cannot be used for a socket: {error.strerror}.") from None
     if directory.st_uid != os.geteuid() or stat.S_IMODE(directory.st_mode) & 0o077:
-        raise FederationError(f"{socket.parent} is open to other users.", fix=f"Run: chmod 700 {socket.parent}")
+        raise FederationError(f"{path.parent} is open to other users.", fix=f"Run: chmod 700 {path.parent}")
 
 
 class NodeClient:

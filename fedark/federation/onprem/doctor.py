@@ -216,7 +216,7 @@ def _models(node: NodeFolder) -> Iterator[Finding]:
 def _daemon(node: NodeFolder) -> Iterator[Finding]:
     try:
         with NodeClient(socket_of(node.path)) as client:
-            status = client.status(timeout=2)
+            status = client.status()
     except FedarkError:
         yield Finding("daemon", "warning", "the node does not run", f"fedark node up {node.path}")
     else:

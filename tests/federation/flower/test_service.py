@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import tempfile
 import threading
@@ -34,12 +35,12 @@ def client(directory: Path) -> Iterator[NodeClient]:
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, (3 << 20) + 7])
 def test_a_stage_of_any_size_comes_back(client: NodeClient, size: int) -> None:
     data = os.urandom(size)
-    assert payload(client.handle(request(data), timeout=20)) == data
+    assert payload(client.handle(request(data), timeout=60)) == data
 
 
 def test_a_refusal_keeps_its_class_and_its_texts(client: NodeClient) -> None:
     with pytest.raises(ProtocolError, match="said no"):
-        client.handle(request(command="refuse"), timeout=10)
+        client.handle(request(command="refuse"), timeout=60)
 
 
 def test_a_refusal_keeps_its_reasons(directory: Path) -> None:
@@ -49,7 +50,7 @@ def test_a_refusal_keeps_its_reasons(directory: Path) -> None:
 
     server = NodeServer(Refusing("north"), directory / "n.sock")
     with NodeClient(directory / "n.sock") as client, pytest.raises(EvidenceRefused) as caught:
-        client.handle(b"", timeout=10)
+        client.handle(b"", timeout=60)
     server.close()
     assert caught.value.reasons == ("stale", "debug")
     assert "No weight key" in caught.value.safe
@@ -57,7 +58,7 @@ def test_a_refusal_keeps_its_reasons(directory: Path) -> None:
 
 def test_what_a_crash_says_stays_inside(client: NodeClient) -> None:
     with pytest.raises(FederationError) as caught:
-        client.handle(request(command="crash"), timeout=10)
+        client.handle(request(command="crash"), timeout=60)
     assert "RuntimeError" in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -73,14 +74,14 @@ def test_status_answers_while_a_stage_is_at_work_and_names_it(directory: Path) -
     class Slow(EchoNode):
         def handle(self, request: bytes) -> bytes:
             entered.set()
-            leave.wait(10)
+            leave.wait(60)
             return super().handle(request)
 
     server = NodeServer(Slow("north", "provider"), directory / "n.sock")
     with NodeClient(directory / "n.sock") as client:
-        work = threading.Thread(target=client.handle, args=(request(b"x"),), kwargs={"timeout": 20})
+        work = threading.Thread(target=client.handle, args=(request(b"x"),), kwargs={"timeout": 60})
         work.start()
-        assert entered.wait(10)
+        assert entered.wait(60)
         busy = client.status()
         leave.set()
         work.join()
@@ -105,7 +106,7 @@ def test_stages_are_done_one_at_a_time(directory: Path) -> None:
 
     server = NodeServer(Counting("north"), directory / "n.sock")
     with NodeClient(directory / "n.sock") as client:
-        threads = [threading.Thread(target=client.handle, args=(request(b"x"),), kwargs={"timeout": 20}) for _ in range(4)]
+        threads = [threading.Thread(target=client.handle, args=(request(b"x"),), kwargs={"timeout": 60}) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -137,9 +138,16 @@ def test_a_second_daemon_on_the_same_socket_is_refused_and_the_first_still_serve
     assert client.status().party == "north"
 
 
-def test_a_socket_that_a_dead_daemon_left_is_replaced(directory: Path) -> None:
-    import socket
+def test_a_daemon_too_busy_to_answer_keeps_its_socket(directory: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(directory / "n.sock"))
+        silent.listen(1)
+        with pytest.raises(FederationError, match="Another daemon"):
+            NodeServer(EchoNode("south"), directory / "n.sock")
+        assert (directory / "n.sock").exists()
 
+
+def test_a_socket_that_a_dead_daemon_left_is_replaced(directory: Path) -> None:
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(directory / "n.sock"))
     left.close()
