@@ -43,16 +43,16 @@ def test_a_plaintext_client_is_refused(world: Any) -> None:
     server = world.serve()
     with grpc.insecure_channel(f"127.0.0.1:{server.port}") as plain:
         stub = broker_pb2_grpc.BrokerStub(plain)
-        assert status(lambda: stub.Challenge(world.ask(), timeout=10)) is grpc.StatusCode.UNAVAILABLE
+        assert status(lambda: stub.Challenge(world.ask(), timeout=60)) is grpc.StatusCode.UNAVAILABLE
         health = health_pb2_grpc.HealthStub(plain)
-        assert status(lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=10)) is grpc.StatusCode.UNAVAILABLE
+        assert status(lambda: health.Check(health_pb2.HealthCheckRequest(), timeout=60)) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_broker_with_another_certificate_than_the_caller_trusts_is_not_talked_to(
     world: Any, certify: Callable[[], tuple[Path, Path]]
 ) -> None:
     other, _ = certify()
-    client = world.stack.enter_context(BrokerClient(f"127.0.0.1:{world.serve().port}", roots=other.read_bytes(), timeout=10))
+    client = world.stack.enter_context(BrokerClient(f"127.0.0.1:{world.serve().port}", roots=other.read_bytes(), timeout=60))
     with pytest.raises(FederationError, match="not who its certificate should say"):
         client.challenge(world.ask())
 
@@ -106,15 +106,15 @@ def test_nothing_is_released_to_a_caller_whose_deadline_has_passed(world: Any, m
 
     def slow(*args: Any, **named: Any) -> Any:
         peer = admit(*args, **named)
-        assert gone.wait(30)
+        assert gone.wait(60)
         return peer
 
     monkeypatch.setattr(broker, "_admit", slow)
     monkeypatch.setattr(broker, "tell", lambda party, error: ended.set())
-    with pytest.raises(FederationError, match="did not answer within 1 s"):
-        world.client(server, timeout=1.0).release(world.claim(evidence))
+    with pytest.raises(FederationError, match="did not answer within 5 s"):
+        world.client(server, timeout=5).release(world.claim(evidence))
     gone.set()
-    assert ended.wait(30)
+    assert ended.wait(60)
     assert [kind for kind, _ in world.entries()] == ["attestation", "refusal"]
 
 
@@ -126,7 +126,7 @@ def test_calls_beyond_the_limit_are_refused_and_not_queued(world: Any, monkeypat
 
     def slow(request: Any) -> Any:
         inside.release()
-        assert go.wait(30)
+        assert go.wait(60)
         return challenge(request)
 
     monkeypatch.setattr(broker, "challenge", slow)
@@ -152,35 +152,35 @@ def test_health_answers(world: Any) -> None:
     server = world.serve()
     assert world.client(server).serving()
     stub = health_pb2_grpc.HealthStub(channel(world, server))
-    assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+    assert stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status == health_pb2.HealthCheckResponse.SERVING
     unknown = health_pb2.HealthCheckRequest(service="fedark.v1.Node")
-    assert status(lambda: stub.Check(unknown, timeout=10)) is grpc.StatusCode.NOT_FOUND
+    assert status(lambda: stub.Check(unknown, timeout=60)) is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_health_watch_that_would_hold_a_call_open_is_not_offered(world: Any) -> None:
     stub = health_pb2_grpc.HealthStub(channel(world, world.serve()))
     request = health_pb2.HealthCheckRequest(service=SERVICE)
-    assert status(lambda: list(stub.Watch(request, timeout=10))) is grpc.StatusCode.UNIMPLEMENTED
+    assert status(lambda: list(stub.Watch(request, timeout=60))) is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_reflection_is_off(world: Any, version: str) -> None:
     method = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
     call = channel(world, world.serve()).stream_stream(method)
-    assert status(lambda: list(call(iter([b""]), timeout=10))) is grpc.StatusCode.UNIMPLEMENTED
+    assert status(lambda: list(call(iter([b""]), timeout=60))) is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.parametrize("method", ["/fedark.v1.Broker/Weights", "/fedark.v1.Node/Status", "/fedark.v1.Node/Handle"])
 def test_no_other_method_is_served(world: Any, method: str) -> None:
     call = channel(world, world.serve()).unary_unary(method)
-    assert status(lambda: call(b"", timeout=10)) is grpc.StatusCode.UNIMPLEMENTED
+    assert status(lambda: call(b"", timeout=60)) is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_bytes_that_are_no_request_are_refused(world: Any) -> None:
     server = world.serve()
     call = channel(world, server).unary_unary("/fedark.v1.Broker/Release")
     for data in (b"\xff" * 100, os.urandom(1000), b"\x0a\xff\xff\xff\xff\x0f"):
-        assert status(lambda data=data: call(data, timeout=10)) in (  # type: ignore[misc]
+        assert status(lambda data=data: call(data, timeout=60)) in (  # type: ignore[misc]
             grpc.StatusCode.INTERNAL,
             grpc.StatusCode.PERMISSION_DENIED,
         )
@@ -193,7 +193,7 @@ def test_bytes_that_are_no_request_are_refused(world: Any) -> None:
 def test_a_refusal_is_a_status_with_the_errors_texts(world: Any) -> None:
     stub = broker_pb2_grpc.BrokerStub(channel(world, world.serve()))
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Release(world.claim(b"nonsense"), timeout=10)
+        stub.Release(world.claim(b"nonsense"), timeout=60)
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
     assert "Evidence of the trainer of north was refused" in error.details()

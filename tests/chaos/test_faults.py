@@ -197,7 +197,7 @@ def test_a_network_that_is_cut_and_mended_costs_time_and_nothing_else(wired: Wir
     run = wired.submit()
     cuts = threading.Thread(target=_cut_thrice, args=(wired.wire,))
     cuts.start()
-    wired.wait(run, timeout=120)
+    wired.wait(run, timeout=200)
     cuts.join()
     assert (tmp_path / "seconds.json").exists(), "every stage was answered with its own bytes"
 
@@ -215,7 +215,7 @@ def _cut_thrice(wire: Wire) -> None:
 @slow
 def test_a_slow_network_carries_large_messages_in_pieces(wired: Wired, tmp_path: Path) -> None:
     wired.wire.rate = 1_000_000
-    wired.wait(wired.submit(), timeout=120)
+    wired.wait(wired.submit(), timeout=200)
     assert (tmp_path / "seconds.json").exists()
 
 
@@ -232,4 +232,4 @@ def test_a_second_node_with_the_same_key_is_refused_while_the_first_lives(wired:
     assert second.wait(60)
     assert second.exit_code != 0
     assert "Failed to activate" in second.log.read_text()
-    wired.wait(run, timeout=120)
+    wired.wait(run, timeout=200)

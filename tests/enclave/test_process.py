@@ -148,7 +148,7 @@ def test_a_silent_enclave_is_ended_at_the_deadline(do, start) -> None:
 def test_each_death_is_told_apart(do, start, command: str, argument: str, text: str) -> None:
     enclave = start()
     with pytest.raises(EnclaveFailed, match=text):
-        do(enclave, command, argument, timeout=5)
+        do(enclave, command, argument)
     with pytest.raises(EnclaveFailed, match=text):
         do(enclave, "echo")
 

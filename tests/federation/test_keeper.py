@@ -40,7 +40,7 @@ def test_the_pause_doubles_up_to_half_a_minute_and_falls_back_after_a_calm_minut
     pauses = []
     for _ in range(9):
         kept.look()
-        assert made[-1].wait(20)
+        assert made[-1].wait(60)
         kept.look()
         assert not kept.alive
         count = len(made)
@@ -54,7 +54,7 @@ def test_the_pause_doubles_up_to_half_a_minute_and_falls_back_after_a_calm_minut
     assert "ended with code 3" in said[0]
     assert "started again in 1 s" in said[0]
     kept.look()
-    assert made[-1].wait(20)
+    assert made[-1].wait(60)
     clock.now += 61
     kept.look()
     assert kept._due - clock.now == 0.5
@@ -69,7 +69,7 @@ def test_a_killed_child_is_started_again_and_what_it_started_is_ended(tmp_path: 
         pass
     grandchild = int((tmp_path / "log").read_text())
     os.kill(made[0].pid, signal.SIGKILL)
-    assert made[0].wait(10)
+    assert made[0].wait(60)
     kept.look()
     stat = Path(f"/proc/{grandchild}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
@@ -85,7 +85,7 @@ def test_code_zero_is_an_end_only_for_a_child_that_may_end(tmp_path: Path, made:
     clock = Clock()
     kept = keeper(tmp_path, made, clock, [], "pass", may_end=may_end)
     kept.look()
-    assert made[0].wait(20)
+    assert made[0].wait(60)
     kept.look()
     clock.now += 100
     kept.look()

@@ -117,10 +117,10 @@ def test_only_metrics_are_served_and_only_on_loopback() -> None:
     server = MetricsServer(metrics, 0)
     try:
         assert server._server.server_address[0] == "127.0.0.1"
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=60) as answer:
             assert parsed(answer.read().decode()) == {"fedark_x": 1}
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=60)
         with pytest.raises(FederationError, match="in use"):
             MetricsServer(metrics, server.port)
     finally:

@@ -64,7 +64,7 @@ def coordinate(link: Link, aggregator: NodeClient, settings: Mapping[str, Any]) 
     """Broadcast, then some stages; writes what happened and how long it took to settings["report"]."""
     report: dict[str, Any] = {"stages": []}
     started = time.monotonic()
-    first = link.broadcast(request(b"hello"), expect=settings["expect"], stage="enrol", timeout=40)
+    first = link.broadcast(request(b"hello"), expect=settings["expect"], stage="enrol", timeout=100)
     report["broadcast"] = {party: isinstance(reply, bytes) for party, reply in first.items()}
     report["first"] = time.monotonic() - started
     for command in settings["stages"]:
@@ -76,7 +76,7 @@ def coordinate(link: Link, aggregator: NodeClient, settings: Mapping[str, Any]) 
             for party in command.get("to", sorted(first))
         }
         started = time.monotonic()
-        replies = link.exchange(requests, stage=command.get("stage", "round"), timeout=command.get("timeout", 30))
+        replies = link.exchange(requests, stage=command.get("stage", "round"), timeout=command.get("timeout", 100))
         report["stages"].append(
             {
                 "seconds": time.monotonic() - started,
@@ -90,7 +90,7 @@ def coordinate(link: Link, aggregator: NodeClient, settings: Mapping[str, Any]) 
                 },
             }
         )
-    report["aggregator"] = payload(aggregator.handle(request(b"for the aggregator"), timeout=10)).decode()
+    report["aggregator"] = payload(aggregator.handle(request(b"for the aggregator"), timeout=60)).decode()
     Path(settings["report"]).write_text(json.dumps(report))
     if settings.get("fail"):
         raise ProtocolError("the coordinator gave up")

@@ -50,7 +50,7 @@ def main(grid, context):
     content = RecordDict({{"fedark": ConfigRecord({{"data": b"x"}})}})
     nodes = list(grid.get_node_ids())
     messages = [Message(content, node, "query.stage", ttl=40.0) for node in nodes]
-    replies = grid.send_and_receive(messages, timeout=40)
+    replies = grid.send_and_receive(messages, timeout=100)
     told = [(reply.has_error(), reply.error.code if reply.has_error() else 0) for reply in replies]
     (Path({marker!r}) / "replies.json").write_text(json.dumps([len(nodes), told]))
 """

@@ -89,9 +89,7 @@ def echo_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Deploym
         {"command": {"south": "refuse"}},
         {"command": {"south": "crash"}},
         {"to": ["north"], "bytes": 10},
-        {"command": {"south": "sleep 6"}, "timeout": 3},
-        {"bytes": 1000},
-        {"command": {"west": "die"}, "timeout": 6},
+        {"command": {"south": "sleep 25", "west": "die"}, "timeout": 20},
         {"to": ["north", "south"], "bytes": 1000},
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -138,17 +136,17 @@ def test_a_stage_may_go_to_one_party(echo_run) -> None:
 
 
 def test_a_late_party_is_an_error_in_its_place_and_answers_again_later(echo_run) -> None:
-    late, after = echo_run[1]["stages"][6], echo_run[1]["stages"][7]
-    assert "did not answer stage round within 3 s" in late["replies"]["south"]
-    assert late["replies"]["north"] == late["replies"]["west"] == "echo"
-    assert after["replies"] == dict.fromkeys(PARTIES, "echo")
+    late, after = echo_run[1]["stages"][6:]
+    assert "did not answer stage round within 20 s" in late["replies"]["south"]
+    assert late["replies"]["north"] == "echo"
+    assert after["replies"] == {"north": "echo", "south": "echo"}
 
 
 def test_a_dead_node_is_an_error_in_its_place_alone(echo_run) -> None:
-    dead, after = echo_run[1]["stages"][8], echo_run[1]["stages"][9]
-    assert dead["replies"]["north"] == dead["replies"]["south"] == "echo"
+    dead, after = echo_run[1]["stages"][6:]
+    assert dead["replies"]["north"] == "echo"
     assert dead["replies"]["west"] != "echo"
-    assert after["replies"] == {"north": "echo", "south": "echo"}
+    assert "west" not in after["replies"]
 
 
 def test_the_aggregators_daemon_answers_the_coordinator(echo_run) -> None:
@@ -278,7 +276,7 @@ def test_a_run_that_fails_is_reported_with_the_reason_and_leaves_nothing(tmp_pat
     def run() -> None:
         with Deployment(plan(tmp_path, [], settings={"fail": True})) as running:
             found.append((sessions(running), running.address))
-            running.wait(running.submit(), timeout=60)
+            running.wait(running.submit(), timeout=200)
 
     with pytest.raises(FederationError) as caught:
         run()

@@ -26,7 +26,7 @@ STUBBORN = [
 ]
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -43,7 +43,7 @@ def up(child: Child) -> None:
 
 def test_a_child_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     child = start(tmp_path, [sys.executable, "-c", "print('first'); print('token=abc'); raise SystemExit(3)"])
-    assert child.wait(20)
+    assert child.wait(60)
     with pytest.raises(FederationError) as caught:
         child.require_alive()
     assert "child ended with code 3" in str(caught.value)
@@ -56,14 +56,14 @@ def test_a_child_that_is_killed_is_reported_with_the_signal(tmp_path: Path) -> N
     up(child)
     child.require_alive()
     os.kill(child.pid, signal.SIGKILL)
-    assert child.wait(20)
+    assert child.wait(60)
     with pytest.raises(FederationError, match="signal 9"):
         child.require_alive()
 
 
 def test_a_command_that_does_not_exist_is_reported(tmp_path: Path) -> None:
     child = start(tmp_path, ["/no/such/command"])
-    assert child.wait(20)
+    assert child.wait(60)
     with pytest.raises(FederationError, match="FileNotFoundError"):
         child.require_alive()
 
@@ -116,7 +116,7 @@ def test_what_a_child_writes_is_private(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
         child = start(tmp_path, [sys.executable, "-c", f"open({str(tmp_path / 'made')!r}, 'w')"])
-        assert child.wait(20)
+        assert child.wait(60)
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o600
@@ -130,7 +130,7 @@ def test_a_child_runs_this_package_whatever_its_directory_holds_and_without_the_
     (tmp_path / "fedark.py").write_text("raise SystemExit('shadowed')")
     code = "import fedark, os; print(fedark.__file__, [n for n in os.environ if n.startswith('FLWR_')])"
     child = start(tmp_path, [sys.executable, "-P", "-c", code])
-    assert child.wait(20)
+    assert child.wait(60)
     assert child.log.read_text().strip() == f"{Path(processes.__file__).resolve().parents[2] / '__init__.py'} []"
 
 
@@ -182,6 +182,6 @@ def test_a_log_over_its_bound_begins_anew_and_its_writer_goes_on_in_it(tmp_path:
     assert (tmp_path / "log.1").stat().st_mode & 0o077 == 0
     writer.stdin.write("b\n")
     writer.stdin.close()
-    assert writer.wait(20) == 0
+    assert writer.wait(60) == 0
     assert log.read_text() == "b\n"
     bound_log(tmp_path / "none")

@@ -19,7 +19,7 @@ from fedark.federation.flower.provision import provision, provision_node_key
 from fedark.federation.host.front import Front, Limits, server_context
 from fedark.federation.host.service import Answer
 
-SMALL = Limits(head=2.0, silence=20.0, body=1 << 20, connections=50)
+SMALL = Limits(head=6.0, silence=20.0, body=1 << 20, connections=50)
 """Idle connections end soon, and a busy machine still has the time that a request takes."""
 
 
@@ -38,9 +38,9 @@ class Running:
 
     def connect(self) -> ssl.SSLSocket:
         context = ssl.create_default_context(cafile=str(self.ca))
-        return context.wrap_socket(socket.create_connection(self.address, timeout=10), server_hostname="127.0.0.1")
+        return context.wrap_socket(socket.create_connection(self.address, timeout=60), server_hostname="127.0.0.1")
 
-    def raw(self, data: bytes, *, wait: float = 10.0) -> bytes:
+    def raw(self, data: bytes, *, wait: float = 60.0) -> bytes:
         """Send bytes as they are; everything that comes back until the other end closes or falls silent."""
         answer = b""
         with self.connect() as connection:
@@ -114,12 +114,12 @@ def front_before_a_recorder(folder: Path, limits: Limits = SMALL) -> Iterator[Ru
 
     thread = threading.Thread(target=lambda: (loop.run_until_complete(serve()), loop.run_forever()), daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     try:
         yield found
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
 
 
 def flower_routes() -> set[tuple[str, str]]:

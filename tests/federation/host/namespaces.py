@@ -87,7 +87,7 @@ def network(names: tuple[str, ...]) -> Iterator[Mapping[str, Machine]]:
             holders[name] = subprocess.Popen(["unshare", "-n", "sleep", "infinity"])
         own = os.stat("/proc/self/ns/net").st_ino
         for holder in holders.values():
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while Path(f"/proc/{holder.pid}/ns/net").stat().st_ino == own:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

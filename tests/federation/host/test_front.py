@@ -185,8 +185,8 @@ def test_a_silent_or_slow_client_is_cut_off(running: Running, monkeypatch: pytes
     monkeypatch.setattr(running.front, "_limits", replace(running.front._limits, head=1.0, silence=1.0))
     for data in (b"", b"POST /v1/fl", _head(running, "Content-Length: 10") + b"abc"):
         began = time.monotonic()
-        answer = running.raw(data, wait=8)
-        assert time.monotonic() - began < 6
+        answer = running.raw(data, wait=60)
+        assert time.monotonic() - began < 15
         assert not answer.startswith(b"HTTP/1.1 200")
 
 
@@ -205,13 +205,13 @@ def test_more_connections_than_the_limit_are_closed_and_the_rest_still_served(
     assert running.request("POST", "/v1/fleet/pull-messages") == 0
     for connection in held:
         connection.close()
-    until(lambda: running.request("POST", "/v1/fleet/pull-messages") == 200, "it serves again", 10)
+    until(lambda: running.request("POST", "/v1/fleet/pull-messages") == 200, "it serves again")
 
 
 def test_old_tls_is_refused(running: Running) -> None:
     context = ssl.create_default_context(cafile=str(running.ca))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with pytest.raises(ssl.SSLError), socket.create_connection(running.address, timeout=5) as plain:
+    with pytest.raises(ssl.SSLError), socket.create_connection(running.address, timeout=60) as plain:
         context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 

@@ -54,11 +54,11 @@ def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                 with socket.socket() as probe:
                     return probe.connect_ex(("127.0.0.1", port)) == 0
 
-            until(listens, "nginx listens", 20)
+            until(listens, "nginx listens")
             yield replace(behind, address=("127.0.0.1", port), ca=public.ca)
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)
 
 
 def test_through_nginx_too_only_the_node_api_is_passed_on(proxied: Running) -> None:

@@ -140,7 +140,7 @@ class World:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        until(lambda: not session_members(sessions), "everything ends", 10)
+        until(lambda: not session_members(sessions), "everything ends")
 
 
 def records(file: Path, fraction: float = 0.25) -> DataConfig:

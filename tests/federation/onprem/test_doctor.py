@@ -48,10 +48,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostFolder]:
 
     thread = threading.Thread(target=lambda: (loop.run_until_complete(serve()), loop.run_forever()), daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     yield host
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(60)
 
 
 @pytest.fixture
