@@ -23,7 +23,6 @@ from fedark.errors import EvidenceRefused, ProtocolError
 EXAMPLES = int(os.environ.get("FEDARK_FUZZ", "300"))
 FUZZ = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 ITEMS = st.recursive(

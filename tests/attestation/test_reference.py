@@ -117,7 +117,7 @@ def test_every_single_byte_that_is_changed_is_noticed(lab: Any) -> None:
 
 
 # `FEDARK_FUZZ` sets the number of inputs; the default keeps the suite short.
-@settings(max_examples=int(os.environ.get("FEDARK_FUZZ", "200")), deadline=None)
+@settings(max_examples=int(os.environ.get("FEDARK_FUZZ", "200")))
 @given(data=st.binary(max_size=300))
 def test_fuzzed_bytes_are_refused_and_never_crash(data: bytes) -> None:
     with pytest.raises(FedarkError):

@@ -16,7 +16,6 @@ from fedark.v1 import broker_pb2 as pb
 # `FEDARK_FUZZ` sets the number of inputs; the default keeps the suite short.
 FUZZ = settings(
     max_examples=int(os.environ.get("FEDARK_FUZZ", "200")),
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 

@@ -191,7 +191,7 @@ def test_closing_twice_is_harmless(pair) -> None:
     channel.close()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(framed)))
 def test_any_bytes_give_a_frame_or_a_refusal(data: bytes) -> None:
     ours, theirs = socket.socketpair()

@@ -11,7 +11,7 @@ from fedark.errors import InputError, ProtocolError, Refused
 from fedark.secagg import Contribution, Metric
 from fedark.secagg import server as server_module
 
-EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
 def on_grid(lab_, seed):

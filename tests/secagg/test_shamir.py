@@ -19,7 +19,7 @@ def secrets(count):
     return np.frombuffer(os.urandom(32 * count), np.uint8).reshape(count, 32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(1, 40), data=st.data())
 def test_any_threshold_of_the_shares_recovers_every_secret(count, data):
     threshold = data.draw(st.integers(1, count))

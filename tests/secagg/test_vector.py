@@ -27,7 +27,7 @@ def names(count):
     return tuple(f"p{i:05d}" for i in range(count))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.integers(2, 24),
     cohort=st.integers(3, 2048),

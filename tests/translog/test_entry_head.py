@@ -186,14 +186,14 @@ ITEMS = st.recursive(
 
 
 @pytest.mark.parametrize("parse", PARSERS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(data=st.binary(max_size=400) | ITEMS.map(canonical.encode))
 def test_bytes_of_a_stranger_are_refused_and_never_crash(parse: Callable[[bytes], object], data: bytes) -> None:
     with pytest.raises(LogRefused):
         parse(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(body=ITEMS.map(canonical.encode) | st.binary(max_size=200), label=st.sampled_from([HEAD_LABEL, "fedark/log-update/1"]))
 def test_what_the_owner_signed_but_is_no_head_or_update_is_refused_and_never_crashes(body: bytes, label: str) -> None:
     data = canonical.encode({"body": body, "signature": KEY.sign(label, body)})
@@ -202,7 +202,7 @@ def test_what_the_owner_signed_but_is_no_head_or_update_is_refused_and_never_cra
             parse(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_an_entry_or_head_with_any_byte_changed_is_refused_or_says_something_else(data: st.DataObject) -> None:
     good = data.draw(st.sampled_from([example(kind).encode() for kind in KINDS] + [HEAD.encoded]))

@@ -327,7 +327,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, key: SigningKey) 
     both_refuse(path, key, "not a whole database")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 8191), mask=st.integers(1, 255))
 @example(place=4019, mask=128)  # a name that is no UTF-8 in SQLite's own message, which Python cannot put into words
 def test_a_file_with_any_byte_changed_is_refused_or_holds_the_same_entries(

@@ -286,7 +286,7 @@ def test_a_malformed_update_is_refused_even_where_the_owner_signed_it(
     assert not isinstance(caught.value, LogForked)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_relay_that_changes_any_byte_of_an_update_is_refused_and_blames_nobody(
     data: st.DataObject, tmp_path: Path, make_entry: Make
@@ -305,7 +305,7 @@ def test_a_relay_that_changes_any_byte_of_an_update_is_refused_and_blames_nobody
     assert memory.last(key.public, by="maker") is None
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.integers(0, 9), min_size=1, max_size=4), fork=st.integers(0, 20))
 def test_any_growth_is_followed_and_any_change_of_the_past_is_a_fork(
     steps: list[int], fork: int, tmp_path_factory: pytest.TempPathFactory, make_entry: Make
@@ -417,7 +417,7 @@ def test_a_forged_foreign_or_malformed_view_counts_as_none(make_log: Make, memor
     cohort.check("north")
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=300))
 def test_views_of_a_stranger_never_crash(data: bytes, memory: HeadMemory) -> None:
     key = SigningKey(bytes(32))

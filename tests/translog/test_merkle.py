@@ -122,7 +122,7 @@ def test_consistency_proofs_are_those_of_the_reference_tree(first: int, second: 
 # -- properties -------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), size=st.integers(1, 300))
 def test_roots_and_proofs_of_any_size_are_the_rfcs_and_verify(data: st.DataObject, size: int) -> None:
     entries = [number.to_bytes(2, "big") for number in range(size)]
@@ -162,7 +162,7 @@ def test_every_entry_and_every_pair_of_sizes_has_a_proof_and_none_stands_for_ano
                     verify_consistency(first, tree.root(other), size, tree.root(size), proof)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_proof_with_any_bit_changed_or_any_node_added_or_dropped_proves_nothing(data: st.DataObject) -> None:
     size = data.draw(st.integers(2, 70))
@@ -188,7 +188,7 @@ def test_a_proof_with_any_bit_changed_or_any_node_added_or_dropped_proves_nothin
                 check(changed)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     numbers=st.tuples(st.integers(-2, 1 << 70), st.integers(-2, 1 << 70)),
     nodes=st.lists(st.binary(min_size=32, max_size=32) | st.binary(max_size=40), max_size=70),
@@ -217,7 +217,7 @@ def test_every_tree_goes_on_from_the_empty_one_and_from_itself_without_a_proof()
             verify_consistency(first, root, 3, tree.root(), [])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes=st.tuples(st.integers(0, 70), st.integers(0, 70)))
 def test_a_tree_that_forgets_its_end_is_the_tree_that_never_had_it(sizes: tuple[int, int]) -> None:
     keep, forget = sizes

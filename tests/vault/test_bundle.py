@@ -60,7 +60,7 @@ def test_a_model_directory_comes_back_byte_for_byte_without_its_documentation(
     assert manifest.chunks > 10
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(weights=st.sampled_from([1, 900, 1024, 2048, 3071, 3072, 3073]) | st.integers(1, 9000), piece=st.integers(1, 5000))
 def test_any_size_of_model_survives_any_size_of_piece(weights: int, piece: int) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:

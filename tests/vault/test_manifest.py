@@ -62,7 +62,7 @@ def test_a_signature_for_another_purpose_does_not_sign_a_manifest() -> None:
         Manifest.verify(forged, PROVIDER.public)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(bit=st.integers(0, 8 * len(SIGNED.encode()) - 1))
 def test_any_flipped_bit_of_a_manifest_is_refused(bit: int) -> None:
     flipped = bytearray(SIGNED.encode())
@@ -71,7 +71,7 @@ def test_any_flipped_bit_of_a_manifest_is_refused(bit: int) -> None:
         Manifest.verify(bytes(flipped), PROVIDER.public)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.binary(max_size=400))
 def test_bytes_of_a_stranger_are_refused_and_never_crash(data: bytes) -> None:
     with pytest.raises((ProtocolError, Refused)):

@@ -69,7 +69,7 @@ def refused(sealed: Sealed, payload: bytes) -> None:
 around = st.sampled_from([0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK - 1, 3 * CHUNK + 17]) | st.integers(0, 5000)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     sizes=st.lists(around, min_size=1, max_size=6).filter(any),
     steps=st.lists(st.sampled_from([1, 15, 16, 17, CHUNK, SEALED - 1, SEALED, SEALED + 1, 3 * SEALED + 5]), min_size=1),
@@ -147,7 +147,7 @@ def test_a_shorter_bundle_of_the_same_key_cannot_stand_for_the_beginning_of_a_lo
     refused(one, early_end + b"".join(one.chunks()[1:]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_flipped_bit_is_refused_and_nothing_from_its_chunk_on_is_handed_out(data: st.DataObject) -> None:
     one = sealed([2 * CHUNK + 300])

@@ -390,7 +390,7 @@ def test_a_release_to_another_kem_key_than_the_attested_one_is_refused(world: An
             world.accept(signed(body | {"wrapped": wrapped}, world.keys.signing), trainer)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(max_size=300))
 def test_bytes_of_a_stranger_are_refused_and_never_crash(data: bytes) -> None:
     with pytest.raises(ReleaseRefused):

@@ -25,7 +25,6 @@ REAL_NOW = datetime(2025, 1, 6, 16, 30, tzinfo=UTC)
 # `FEDARK_FUZZ` sets the number of inputs for each parser; the default keeps the suite short.
 FUZZ = settings(
     max_examples=int(os.environ.get("FEDARK_FUZZ", "200")),
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 PROTECTED = bytes.fromhex("a1013822")

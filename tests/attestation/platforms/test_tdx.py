@@ -26,7 +26,6 @@ SEPT_VE_DISABLE = 1 << 28
 # `FEDARK_FUZZ` sets the number of inputs for each parser; the default keeps the suite short.
 FUZZ = settings(
     max_examples=int(os.environ.get("FEDARK_FUZZ", "200")),
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 

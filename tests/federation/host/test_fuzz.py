@@ -24,7 +24,6 @@ from fedark.federation.onprem.hostclient import HostClient, _refusal
 # `FEDARK_FUZZ` sets the number of inputs; the default keeps the suite short.
 FUZZ = settings(
     max_examples=int(os.environ.get("FEDARK_FUZZ", "100")),
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 JSON = st.recursive(
