@@ -105,15 +105,16 @@ class TransparencyLog:
             StorageError: it cannot be written; the entry is not in it.
         """
         _check_note(entry, note)
-        with self._lock, self._writing() as database:
-            self._catch_up(database)
-            index = len(self._tree)
-            self._tree.append(entry.leaf())
-            head = sign_head(
-                self._key, size=index + 1, root=self._tree.root(), time=max(entry.time, self._head.time)
-            )  # a clock that was set back does not show in heads
-            database.execute("INSERT INTO log VALUES (?, ?, ?, ?)", (index, entry.encode(), head.encoded, note))
-        self._head = head
+        with self._lock:
+            with self._writing() as database:
+                self._catch_up(database)
+                index = len(self._tree)
+                self._tree.append(entry.leaf())
+                # A clock that was set back does not show in heads.
+                time = max(entry.time, self._head.time)
+                head = sign_head(self._key, size=index + 1, root=self._tree.root(), time=time)
+                database.execute("INSERT INTO log VALUES (?, ?, ?, ?)", (index, entry.encode(), head.encoded, note))
+            self._head = head
         return Logged(index, entry, head, note)
 
     def refuse(

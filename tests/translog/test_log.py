@@ -136,6 +136,33 @@ def test_processes_and_threads_that_append_at_once_keep_one_log(make_log: Make, 
         assert [one for one in kept if one in batch] == batch
 
 
+class _Handed:
+    """A lock that another thread takes the moment it is free: `then` is what that thread does."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self._lock, self._then, self.after = threading.Lock(), then, list[object]()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        if not self.after:
+            self.after.append(None)
+            self.after[0] = self._then()
+
+
+def test_who_comes_the_moment_an_entry_is_in_finds_it_there(
+    make_log: Make, make_entry: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = make_log(count=1)
+    lock = _Handed(log.head)
+    monkeypatch.setattr(log, "_lock", lock)
+    logged = log.append(make_entry(1))
+    assert lock.after == [logged.head]
+    assert len(log.verify().entries) == 2
+
+
 # -- crashes ----------------------------------------------------------------------------------------------------------------
 
 _WRITER = """

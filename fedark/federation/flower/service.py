@@ -183,9 +183,7 @@ class NodeServer:
         FederationError: the path is too long, in use, or its directory is open to others.
     """
 
-    def __init__(
-        self, node: Node, path: Path, *, desk: Desk | None = None, on_stop: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, node: Node, path: Path, *, desk: Desk | None = None, on_stop: Callable[[], None] | None = None) -> None:
         _check_directory(path)
         self._socket = path
         if _is_open(path):
