@@ -121,7 +121,7 @@ def test_uploads_are_summed_in_any_number_of_batches(lab, monkeypatch, pending, 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_thousand_clients_sum_with_a_tenth_of_them_gone(lab):
-    session = lab(size=1000, length=2000, minimum=700, colluders=100, value_range=grid(16))
+    session = lab(size=1000, length=2000, minimum=850, colluders=20, value_range=grid(16))
     values = {p: on_grid(session, i) for i, p in enumerate(session.parties)}
     lost = session.parties[::10]
     result = session.run({p: Contribution(v[0]) for p, v in values.items()}, lost=lost, silent=lost)
