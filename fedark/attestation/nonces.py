@@ -55,8 +55,8 @@ class NonceBook:
                 self._database = open_private(
                     path, what="nonce book", safe="No evidence was admitted.", create=True, busy_seconds=_BUSY_SECONDS
                 )
-            # A spent nonce must still be spent after a power cut.
-            self._database.execute("PRAGMA synchronous=FULL")
+            # A spent nonce must still be spent after a power cut: EXTRA also syncs the folder after the journal is gone.
+            self._database.execute("PRAGMA synchronous=EXTRA")
             self._database.execute(_SCHEMA)
 
     def issue(self, purpose: str, *, now: datetime, ttl: timedelta = NONCE_LIFETIME) -> bytes:
