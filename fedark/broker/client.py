@@ -24,6 +24,7 @@ from fedark.enclave.vouching import vouch
 from fedark.errors import LogForked, LogRefused, ProtocolError, Refused
 from fedark.keys import SigningKey
 from fedark.translog.entry import Fact
+from fedark.translog.head import TreeHead
 from fedark.translog.memory import HeadMemory
 from fedark.v1 import broker_pb2 as pb
 from fedark.v1 import broker_pb2_grpc, enclave_pb2, stage_pb2
@@ -82,9 +83,9 @@ class BrokerClient:
         try:
             grants = self.release(request)
         except Refused as error:
-            error.logged = _logged(error, heads, key, by=provider, party=party, run_id=run_id, evidence=evidence)
+            error.logged = _logged(error, heads, key, by=provider, party=party, run_id=run_id, evidence=evidence, asked=known)
             raise
-        witnessed = heads.take(grants.log, key, by=provider, party=party, run_id=run_id)
+        witnessed = heads.take(grants.log, key, by=provider, party=party, run_id=run_id, asked=known)
         binding = Evidence.decode(evidence).binding
         own: dict[str, Fact] = {
             "party": party,
@@ -140,7 +141,15 @@ class BrokerClient:
 
 
 def _logged(
-    error: Refused, heads: HeadMemory, public: bytes, *, by: str, party: str, run_id: str, evidence: bytes
+    error: Refused,
+    heads: HeadMemory,
+    public: bytes,
+    *,
+    by: str,
+    party: str,
+    run_id: str,
+    evidence: bytes,
+    asked: TreeHead | None,
 ) -> int | None:
     """Index of the refusal of `evidence` in the provider's log, if the error's proof shows it.
 
@@ -150,7 +159,7 @@ def _logged(
     if not error.proof:
         return None
     try:
-        witnessed = heads.take(error.proof, public, by=by, party=party, run_id=run_id)
+        witnessed = heads.take(error.proof, public, by=by, party=party, run_id=run_id, asked=asked)
         return witnessed.find("refusal", party=party, run_id=run_id, evidence=hashlib.sha384(evidence).digest())[0]
     except LogForked:
         raise

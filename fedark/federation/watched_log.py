@@ -34,10 +34,12 @@ class WatchedLog:
     def __init__(self, party: str, folder: Path, memory: Path, say: Callable[[str], None]) -> None:
         self._party, self._folder, self._say = party, folder, say
         self._heads = HeadMemory(memory)
+        self._asked: dict[bytes, TreeHead | None] = {}
 
     def last(self, contract: Contract) -> bytes:
         """The latest head that was seen, encoded; empty for none."""
         seen = self._heads.last(provider_key(contract), by=contract.provider.name)
+        self._asked[contract.digest()] = seen
         return seen.encoded if seen is not None else b""
 
     def check_release(self, run_id: str, run: CustomerRun, trainer: AttestedPeer, grants: stage_pb2.Grants) -> TreeHead:
@@ -47,7 +49,8 @@ class WatchedLog:
             if terms.name not in grants.by_model:
                 raise FederationError(f"Model {terms.name} came without a key.", safe="No record was opened to the trainer.")
         name = contract.provider.name
-        witnessed = self._heads.take(grants.log, provider, by=name, party=self._party, run_id=run_id)
+        asked = self._asked.get(contract.digest())
+        witnessed = self._heads.take(grants.log, provider, by=name, party=self._party, run_id=run_id, asked=asked)
         own: dict[str, Fact] = {
             "party": self._party,
             "run_id": run_id,
@@ -81,7 +84,8 @@ class WatchedLog:
         try:
             if fault.log:
                 key = provider_key(run.contract)
-                witnessed = self._heads.take(fault.log, key, by=name, party=self._party, run_id=run_id)
+                asked = self._asked.get(run.contract.digest())
+                witnessed = self._heads.take(fault.log, key, by=name, party=self._party, run_id=run_id, asked=asked)
                 facts: dict[str, Fact] = {"party": self._party, "run_id": run_id, "contract": run.contract.digest()}
                 index, entry = witnessed.find("refusal", **facts, evidence=run.evidence)
                 told |= {"logged": index, "entry": entry.encode().hex(), "shown": fault.log.hex()}

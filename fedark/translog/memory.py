@@ -79,12 +79,14 @@ class HeadMemory:
         with self._lock, database_errors(self.path):
             return self._last(public, by)
 
-    def take(self, data: bytes, public: bytes, *, by: str, party: str, run_id: str) -> Witnessed:
+    def take(self, data: bytes, public: bytes, *, by: str, party: str, run_id: str, asked: TreeHead | None = None) -> Witnessed:
         """Verify a log's update and remember its head.
 
         Args:
             data: as `make_update` gives it.
             party, run_id: who is asking, and in which run.
+            asked: the head that was sent with the question, where others may have learnt a later one in the meantime: an answer
+                that they have overtaken is then no sign of a fork.
 
         Raises:
             LogForked: the log was forked or rewound; the proof was kept.
@@ -96,7 +98,7 @@ class HeadMemory:
             raise LogRefused(f"The word of {by}'s log is for another party or run.", safe="Nothing was concluded from it.")
         with self._lock, transaction(self._database, database_errors(self.path)):
             known = self._last(public, by)
-            self._goes_on(update, known, data, by)
+            self._goes_on(update, known, data, by, asked.size if asked is not None else 0)
             if known is None or update.head.size > known.size:
                 self._database.execute("INSERT OR REPLACE INTO heads VALUES (?, ?)", (update.head.log, update.head.encoded))
         for shown in update.entries:
@@ -125,10 +127,16 @@ class HeadMemory:
         row = self._database.execute("SELECT head FROM heads WHERE log = ?", (log_id(public),)).fetchone()
         return TreeHead.verify(row[0], public, by=by) if row is not None else None
 
-    def _goes_on(self, update: Update, known: TreeHead | None, data: bytes, by: str) -> None:
+    def _goes_on(self, update: Update, known: TreeHead | None, data: bytes, by: str, asked: int) -> None:
         head, seen = update.head, known.size if known is not None else 0
         if known is not None and head.encoded == known.encoded:
             return  # the same word again, to a party that was interrupted
+        if 0 < asked < seen and update.since == asked <= head.size != seen:
+            raise LogRefused(
+                f"The word of {by}'s log was overtaken: meanwhile another answer told of {seen} entries.",
+                safe="Nothing was concluded from it.",
+                fix="Ask again.",
+            )
         if known is not None and head.size < seen:
             how = f"it now has {head.size} entries and had {seen}"
             raise self.fork(known.encoded, data, by=by, how=how)

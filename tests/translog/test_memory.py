@@ -168,6 +168,28 @@ def test_a_replayed_old_head_is_refused(make_log: Make, make_entry: Make, memory
         take(memory, resigned(old, key, run_id="run-1"), key)
 
 
+def test_an_answer_that_another_one_overtook_is_no_fork(
+    make_log: Make, make_entry: Make, memory: HeadMemory, key: SigningKey
+) -> None:
+    log = make_log(count=2)
+    take(memory, update(log, key), key)
+    asked = log.head()  # two ask at the same time
+    log.append(make_entry(2))
+    first = update(log, key, since=asked)
+    log.append(make_entry(3))
+    second = update(log, key, since=asked)
+    memory.take(second, key.public, by="maker", party="north", run_id="run-1", asked=asked)
+    with pytest.raises(LogRefused, match="overtaken") as caught:
+        memory.take(first, key.public, by="maker", party="north", run_id="run-1", asked=asked)
+    assert not isinstance(caught.value, LogForked)
+    assert not (memory.path.parent / "forked-logs").exists()
+    # One that is older than the question itself was overtaken by nothing, and neither was another tree of the same length.
+    for lie, how in (({"count": 1}, "has 1 entries and had 4"), ({"count": 4, "party": "south"}, "two trees of 4")):
+        other = make_log(how, **lie)
+        with pytest.raises(LogForked, match=how):
+            memory.take(update(other, key), key.public, by="maker", party="north", run_id="run-1", asked=asked)
+
+
 def test_an_update_that_does_not_start_from_the_remembered_head_is_refused_and_remembered_nothing(
     make_log: Make, make_entry: Make, memory: HeadMemory, key: SigningKey
 ) -> None:
