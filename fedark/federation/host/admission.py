@@ -116,10 +116,10 @@ def revoke(host: HostFolder, name: str) -> None:
     if row.bundle:
         chain = parse(row.bundle, Bundle, "the bundle").device_chain
         if chain:
-            root = host.root()
-            root.revoke(bytes.fromhex(chain[0]), now=now())
-            root.save(host.path / "platform")
-            host.write_crl(root)
+            with host.root_alone() as root:
+                root.revoke(bytes.fromhex(chain[0]), now=now())
+                root.save(host.path / "platform")
+                host.write_crl(root)
 
 
 def approved_parties(host: HostFolder) -> dict[str, Party]:

@@ -12,7 +12,11 @@ supervisor/      SuperLink's database, logs, sockets; made by `up`
 
 from __future__ import annotations
 
+import fcntl
+import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -129,6 +133,17 @@ class HostFolder:
         """
         return SimulatedRoot.load(self.path / PLATFORM)
 
+    @contextmanager
+    def root_alone(self) -> Iterator[SimulatedRoot]:
+        """The root, for whoever changes it or lists what it has revoked: one at a time, or one would undo the other."""
+        self.root()  # or say that there is none
+        descriptor = os.open(self.path / PLATFORM, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield self.root()
+        finally:
+            os.close(descriptor)
+
     def write_crl(self, root: SimulatedRoot) -> bytes:
         """A fresh revocation list, kept for nodes and for the aggregator's own use; returns it (DER)."""
         crl = root.crl(now=now())
@@ -141,7 +156,8 @@ class HostFolder:
         crl = found.get(SIMULATED_CRL, b"")
         written = (self.party_folder / COLLATERAL / SIMULATED_CRL).stat().st_mtime
         if now().timestamp() - written > _CRL_RENEWED.total_seconds() and (self.path / PLATFORM).is_dir():
-            crl = self.write_crl(self.root())
+            with self.root_alone() as root:
+                crl = self.write_crl(root)
         return found[SIMULATED_ROOT], crl
 
 

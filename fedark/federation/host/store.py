@@ -109,6 +109,7 @@ class HostStore:
             raise StorageError(f"{self._path} cannot be opened ({error}).") from None
         db.row_factory = sqlite3.Row
         try:
+            db.execute("PRAGMA synchronous=EXTRA")  # a revocation stands after a power cut
             db.execute(f"BEGIN {kind}")
             yield db
             db.execute("COMMIT")
@@ -154,9 +155,15 @@ class HostStore:
             )
 
     def approve(self, name: str, bundle: bytes) -> None:
-        """Admit a node, with the bundle for it."""
+        """Admit a node, with the bundle for it.
+
+        Raises:
+            InputError: it was revoked meanwhile, or forgotten.
+        """
+        change = "UPDATE nodes SET status = 'approved', since = ?, bundle = ? WHERE name = ? AND status != 'revoked'"
         with self._transaction() as db:
-            db.execute("UPDATE nodes SET status = 'approved', since = ?, bundle = ? WHERE name = ?", (_stamp(), bundle, name))
+            if not db.execute(change, (_stamp(), bundle, name)).rowcount:
+                raise InputError(f"{name} was revoked meanwhile.", safe="It was not admitted.")
 
     def revoke(self, name: str) -> None:
         """Close a node out."""

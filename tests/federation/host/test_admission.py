@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import parties
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from direct import admitted, client_of, make_host, make_node
 
@@ -200,6 +202,47 @@ def test_revocation_refuses_the_node_everywhere_and_its_device_by_name(host: Hos
         else:
             with pytest.raises(EvidenceRefused, match="revoked"):
                 SimulatedVerifier(root, crl).verify(token, now=now())
+
+
+def test_a_node_that_is_revoked_while_its_certificates_are_renewed_stays_revoked(
+    host: HostFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = admitted(host, tmp_path / "north", "north", "customer")
+    keys = HostFolder.keys
+
+    def meanwhile(self: HostFolder) -> PartyKeys:
+        monkeypatch.setattr(HostFolder, "keys", keys)
+        revoke(HostFolder.open(host.path), "north")
+        return keys(self)
+
+    monkeypatch.setattr(HostFolder, "keys", meanwhile)
+    with pytest.raises(InputError, match="revoked meanwhile"):
+        approve(host, "north", fingerprint(node.request.party))
+    row = host.store.node("north")
+    assert row is not None
+    assert row.status == "revoked"
+    assert not host.store.admits(row.transport)
+
+
+def test_two_revocations_at_once_are_both_in_the_list(host: HostFolder, tmp_path: Path) -> None:
+    serials = set()
+    for name in ("north", "east", "south"):
+        admitted(host, tmp_path / name, name, "customer")
+        row = host.store.node(name)
+        assert row is not None
+        chain = parse(row.bundle, Bundle, "the bundle").device_chain
+        serials.add(x509.load_der_x509_certificate(bytes.fromhex(chain[0])).serial_number)
+    start = threading.Barrier(3)
+    workers = [
+        threading.Thread(target=lambda name=name: (start.wait(60), revoke(HostFolder.open(host.path), name)))
+        for name in ("north", "east", "south")
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    listed = x509.load_der_x509_crl(host.collateral()[1])
+    assert {entry.serial_number for entry in listed} == serials
 
 
 def test_a_revoked_name_joins_anew_only_once_it_is_forgotten(host: HostFolder, tmp_path: Path) -> None:
