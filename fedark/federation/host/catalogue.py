@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class Catalogue:
     def __init__(self, folder: Path, *, limit: int) -> None:
         self._folder = folder
         self._limit = limit
+        self._writing: dict[str, threading.Lock] = {}  # by digest, of what an approved provider has signed
 
     def path(self, digest: str) -> Path:
         """Where the whole bundle is, or would be."""
@@ -90,7 +92,13 @@ class Catalogue:
         verified = Manifest.verify(manifest, provider)
         if verified.digest().hex() != digest:
             raise ProtocolError("A manifest came under another digest.", safe="It was dropped.")
-        if self.held(digest) is not None:
+        with self._writing.setdefault(digest, threading.Lock()):
+            self._begin(digest, part, manifest, verified)
+
+    def _begin(self, digest: str, part: Path, manifest: bytes, verified: Manifest) -> None:
+        if (held := self.held(digest)) is not None:
+            if held.size == held.total and not held.whole:  # ended before it was found to be whole
+                self._finish(digest, part, held)
             return
         used = sum(path.stat().st_size for path in self._folder.glob("*/payload"))
         if used + verified.payload_size > self._limit:
@@ -104,17 +112,24 @@ class Catalogue:
     def add(self, digest: str, offset: int, data: bytes) -> Held:
         """Append a piece that follows what is here; another offset changes nothing and tells where to go on.
 
+        The last piece makes the bundle whole, or an empty one after it where its process ended before that.
+
         Raises:
             InputError: the manifest has not come.
             ProtocolError: the payload is not what the manifest says; it is dropped.
             StorageError: the disk is full.
         """
-        held = self.held(digest)
-        if held is None:
+        if self.held(digest) is None:
             raise InputError("The manifest of this bundle has not come yet.")
-        if held.whole or offset != held.size:
-            return held
+        with self._writing.setdefault(digest, threading.Lock()):
+            if (held := self.held(digest)) is None:
+                raise InputError("This bundle was dropped meanwhile.", fix="Send its manifest again.")
+            return held if held.whole or offset != held.size else self._add(digest, held, data)
+
+    def _add(self, digest: str, held: Held, data: bytes) -> Held:
         part = self.path(digest).with_suffix(".part")
+        if held.size == held.total and not data:
+            return self._finish(digest, part, held)
         if held.size + len(data) > held.total or not data:
             shutil.rmtree(part)
             raise ProtocolError("A sealed payload is longer than its manifest says.", safe="It was dropped.")

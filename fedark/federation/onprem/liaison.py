@@ -113,6 +113,8 @@ class Liaison:
         )
         reply = stage_pb2.StageReply()
         with NodeClient(self._socket) as daemon:
+            if daemon.status().stage:
+                return  # it would wait for the end of that stage, and so would this process
             reply.ParseFromString(daemon.handle(request.SerializeToString(), timeout=30))
         self._ended.add(digest)
         if reply.HasField("abort"):
@@ -151,8 +153,8 @@ class Liaison:
             free = shutil.disk_usage(self._node.catalogue).free
             if free < held.total - held.size + MAX_PIECE:
                 raise InputError(f"the disk has {free} bytes free, and the bundle needs {held.total - held.size} more")
-            data = source.piece(digest, held.size)
-            if not data:
+            data = source.piece(digest, held.size) if held.size < held.total else b""
+            if data is None or (not data and held.size < held.total):
                 return False
             held = self._catalogue.add(digest, held.size, data)
         return held is not None
