@@ -29,6 +29,8 @@ __all__ = ["LONGEST_PATH", "Desk", "Node", "NodeClient", "NodeServer", "NodeStat
 
 _PIECE = 1 << 20
 _PAUSE = 0.1
+_CONNECTED, _OUTAGES = 5.0, 4
+_CALLS = 8  # at a time; all but one of them wait for a stage to end, or are answered at once
 LONGEST_PATH = 100  # of a unix socket, in bytes; Linux allows 107
 _FAULT = "fedark-fault-bin"
 _OPTIONS = [
@@ -104,12 +106,15 @@ class _Servicer(node_pb2_grpc.NodeServicer):
     def Handle(self, request_iterator: Iterable[node_pb2.Piece], context: Any) -> Iterator[node_pb2.Piece]:  # noqa: N802
         try:
             request = _joined(request_iterator)
-            with self._turn:
-                self._now = _run_and_stage(request)
-                try:
-                    reply = self._node.handle(request)
-                finally:
-                    self._now = ("", "")
+            now = _run_and_stage(request)
+            if not self._take_turn(now[1], context):
+                return
+            try:
+                self._now = now
+                reply = self._node.handle(request)
+            finally:
+                self._now = ("", "")
+                self._turn.release()
         except FedarkError as error:
             _log.warning("stage refused: %s", error)
             context.set_trailing_metadata(((_FAULT, _fault(error)),))
@@ -119,6 +124,19 @@ class _Servicer(node_pb2_grpc.NodeServicer):
             context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
         else:
             yield from _pieces(reply)
+
+    def _take_turn(self, stage: str, context: Any) -> bool:
+        """Wait until no other stage is at work; False once the caller has given up, who asks again or has no use for the answer.
+
+        A run that was aborted must end all the same.
+        """
+        while not self._turn.acquire(timeout=_PAUSE):
+            if stage != "abort" and not context.is_active():
+                return False
+        if stage == "abort" or context.is_active():
+            return True
+        self._turn.release()
+        return False
 
     def Status(self, request: node_pb2.StatusRequest, context: Any) -> node_pb2.StatusReply:  # noqa: N802
         run_id, stage = self._now
@@ -189,7 +207,7 @@ class NodeServer:
         if _is_open(path):
             raise FederationError(f"Another daemon serves {path}.", fix="Stop it first.")
         path.unlink(missing_ok=True)
-        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="service")
+        self._pool = ThreadPoolExecutor(max_workers=_CALLS, thread_name_prefix="service")
         self._server = grpc.server(self._pool, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
         node_pb2_grpc.add_NodeServicer_to_server(_Servicer(node, desk, on_stop), self._server)  # type: ignore[no-untyped-call]
         mask = os.umask(0o177)
@@ -242,19 +260,24 @@ class NodeClient:
         """Pass one stage to the daemon.
 
         Args:
-            patience: seconds that a daemon which is not there, or dies of it, has to be started again: the request is then made
-                anew, so it must be one that may come twice.
+            patience: seconds that a daemon which is not there, or dies of it, has to be started again, each of a few times: the
+                request is then made anew, so it must be one that may come twice.
 
         Raises:
             FedarkError: the node's own error.
             FederationError: the daemon is not there, failed without a word, or took longer than `timeout` seconds.
         """
-        given_up = time.monotonic() + patience
+        outages, given_up = 0, 0.0
         while True:
+            begun = time.monotonic()
             try:
                 return _joined(self._stub.Handle(_pieces(request), timeout=timeout))
             except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > given_up:
+                ended = time.monotonic()
+                if not outages or ended - begun > _CONNECTED:  # it was at work, and died
+                    outages, given_up = outages + 1, ended + patience
+                gone = error.code() is grpc.StatusCode.UNAVAILABLE
+                if not gone or outages > _OUTAGES or ended >= given_up:
                     raise self._explained(error, timeout) from None
             time.sleep(_PAUSE)
 

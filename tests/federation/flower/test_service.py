@@ -10,12 +10,16 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import grpc
 import pytest
 from echo_parties import EchoNode, payload, request
 
 from fedark.errors import EvidenceRefused, FederationError, ProtocolError
+from fedark.federation.flower import service
 from fedark.federation.flower.service import NodeClient, NodeServer
+from fedark.v1 import node_pb2
 
 
 @pytest.fixture
@@ -82,13 +86,82 @@ def test_status_answers_while_a_stage_is_at_work_and_names_it(directory: Path) -
         work = threading.Thread(target=client.handle, args=(request(b"x"),), kwargs={"timeout": 60})
         work.start()
         assert entered.wait(60)
-        busy = client.status()
+        busy = client.status(timeout=60)
         leave.set()
         work.join()
-        idle = client.status()
+        idle = client.status(timeout=60)
     server.close()
     assert (busy.party, busy.role, busy.run_id, busy.stage) == ("north", "provider", "run", "round")
     assert (idle.run_id, idle.stage) == ("", "")
+
+
+def test_callers_that_gave_up_waiting_for_a_stage_take_no_place_and_an_abort_is_done_after_it(directory: Path) -> None:
+    entered, leave, aborted = threading.Event(), threading.Event(), threading.Event()
+    handled: list[bytes] = []
+
+    class Slow(EchoNode):
+        def handle(self, request: bytes) -> bytes:
+            handled.append(request)
+            if len(handled) == 1:
+                entered.set()
+                leave.wait(60)
+            if b"enough" in request:
+                aborted.set()
+                return b""
+            return super().handle(request)
+
+    server = NodeServer(Slow("north"), directory / "n.sock")
+    with NodeClient(directory / "n.sock") as client:
+        work = threading.Thread(target=client.handle, args=(request(b"first"),), kwargs={"timeout": 60})
+        work.start()
+        assert entered.wait(60)
+        with pytest.raises(FederationError, match="did not answer"):
+            client.handle(request(command="enough"), timeout=0.1)
+        for _ in range(12):
+            with pytest.raises(FederationError, match="did not answer"):
+                client.handle(request(b"later"), timeout=0.1)
+        assert client.status(timeout=60).stage == "round"
+        leave.set()
+        work.join()
+        assert aborted.wait(60)
+        assert payload(client.handle(request(b"last"), timeout=60)) == b"last"
+    server.close()
+    assert handled == [request(b"first"), request(command="enough"), request(b"last")]
+
+
+def test_patience_begins_when_the_daemon_is_gone_and_not_with_the_call(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNAVAILABLE
+
+    clock, calls = [0.0], list[float]()
+
+    def attempt(lasts: float, answers: bool) -> list[node_pb2.Piece]:
+        calls.append(clock[0])
+        clock[0] += lasts
+        if not answers:
+            raise Gone
+        return list(service._pieces(b"done"))
+
+    ticking = SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(service, "time", ticking)
+    with NodeClient(directory / "n.sock") as client:
+        script = iter([(500.0, False), (0.0, False), (0.0, False), (700.0, False), (0.0, True)])
+        monkeypatch.setattr(client._stub, "Handle", lambda pieces, timeout: attempt(*next(script)))
+        assert client.handle(b"", timeout=3600, patience=60) == b"done"
+        assert len(calls) == 5
+        monkeypatch.setattr(client._stub, "Handle", lambda pieces, timeout: attempt(0.0, False))
+        began = clock[0]
+        with pytest.raises(FederationError, match="cannot be reached"):
+            client.handle(b"", timeout=3600, patience=60)
+        assert 60 <= clock[0] - began < 61
+        calls.clear()
+        monkeypatch.setattr(client._stub, "Handle", lambda pieces, timeout: attempt(10.0, False))  # each time it dies of this
+        with pytest.raises(FederationError, match="cannot be reached"):
+            client.handle(b"", timeout=3600, patience=60)
+        assert len(calls) == service._OUTAGES + 1
 
 
 def test_stages_are_done_one_at_a_time(directory: Path) -> None:
@@ -135,7 +208,7 @@ def test_a_path_that_is_too_long_for_a_socket_is_refused(directory: Path) -> Non
 def test_a_second_daemon_on_the_same_socket_is_refused_and_the_first_still_serves(client: NodeClient, directory: Path) -> None:
     with pytest.raises(FederationError, match="Another daemon"):
         NodeServer(EchoNode("south"), directory / "n.sock")
-    assert client.status().party == "north"
+    assert client.status(timeout=60).party == "north"
 
 
 def test_a_daemon_too_busy_to_answer_keeps_its_socket(directory: Path) -> None:
@@ -153,11 +226,11 @@ def test_a_socket_that_a_dead_daemon_left_is_replaced(directory: Path) -> None:
     left.close()
     server = NodeServer(EchoNode("north"), directory / "n.sock")
     with NodeClient(directory / "n.sock") as client:
-        assert client.status().party == "north"
+        assert client.status(timeout=60).party == "north"
     server.close()
     assert not (directory / "n.sock").exists()
 
 
 def test_a_daemon_that_is_not_there_is_a_clear_error(directory: Path) -> None:
     with NodeClient(directory / "n.sock") as client, pytest.raises(FederationError, match="cannot be reached"):
-        client.status()
+        client.status(timeout=60)
