@@ -255,6 +255,7 @@ class AggregatorHost:
             self.failed = outcome.failed
             failed = outcome.failed
             text = {"code": failed.code, "what": failed.what, "safe": failed.safe, "fix": failed.fix}
+            text["contract"] = self.contract.digest().hex()
             write_atomic(folder / _FAILED, json.dumps(text, indent=2).encode())
         else:
             self.report = outcome.report

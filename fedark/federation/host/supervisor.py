@@ -213,7 +213,7 @@ class _Host:
             with working_on(job=running[0].digest[:16], session=running[0].session[:16]):
                 self._watch(running[0])
             return
-        if self._run_id:  # stopped by a command
+        if self._run_id or self._aggregator is not None:  # stopped by a command, perhaps while it was being started
             self._stop_run()
         for job in jobs:
             if job.status != "proposed":
@@ -331,7 +331,9 @@ class _Host:
                 if report.get("contract") == job.digest:
                     return "done", "", folder.name
             elif (path := folder / "failed.json").is_file():
-                return "failed", printable(str(json.loads(path.read_bytes()).get("what", "")), 4000), folder.name
+                failed = json.loads(path.read_bytes())
+                if failed.get("contract") == job.digest:
+                    return "failed", printable(str(failed.get("what", "")), 4000), folder.name
         return None
 
 

@@ -165,7 +165,7 @@ def test_a_host_that_was_started_anew_goes_on_with_its_job(running, monkeypatch:
     ("name", "text", "expected"),
     [
         ("report.json", '{"contract": "DIGEST", "stages": [], "passed_over": {}}', ("done", "")),
-        ("failed.json", '{"what": "not every party signed"}', ("failed", "not every party signed")),
+        ("failed.json", '{"contract": "DIGEST", "what": "not every party signed"}', ("failed", "not every party signed")),
     ],
 )
 def test_the_outcome_that_the_aggregator_wrote_is_the_jobs(running, name: str, text: str, expected: tuple[str, str]) -> None:
@@ -179,6 +179,35 @@ def test_the_outcome_that_the_aggregator_wrote_is_the_jobs(running, name: str, t
     assert status(host) == expected
     assert host.store.jobs()[0].run == "r1"
     assert answering.stopped == [1]
+
+
+@pytest.mark.parametrize("name", ["report.json", "failed.json"])
+def test_the_outcome_of_another_job_is_not_this_ones(running, name: str) -> None:
+    found, _, host, contract = running
+    ready(host, contract)
+    found.look()
+    folder = host.party_folder / "runs" / "r1"
+    folder.mkdir(parents=True)
+    (folder / name).write_text('{"contract": "00", "what": "not this one", "stages": [], "passed_over": {}}')
+    found.look()
+    assert status(host) == ("running", "")
+
+
+def test_a_job_that_is_stopped_while_it_is_being_started_leaves_no_daemon_to_the_next(
+    running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, answering, host, contract = running
+    ready(host, contract)
+
+    def stopped_meanwhile(session: str) -> int:
+        host.store.set_job(contract.digest().hex(), "stopped", "by hand")
+        raise FederationError("The SuperLink did not answer.")
+
+    monkeypatch.setattr(answering, "start_run", stopped_meanwhile)
+    found.look()
+    assert found._aggregator is not None
+    found.look()
+    assert found._aggregator is None
 
 
 def test_a_killed_serverapp_is_noticed_by_its_process_and_one_that_never_began_by_the_clock(
