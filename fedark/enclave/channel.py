@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from fedark.errors import ProtocolError
 from fedark.v1 import enclave_pb2 as pb
 
-__all__ = ["MAX_FRAME", "Channel", "ChannelTimeout", "Disconnected", "message_limit"]
+__all__ = ["MAX_FRAME", "Channel", "ChannelTimeout", "Disconnected", "Torn", "message_limit"]
 
 MAX_FRAME = 8 << 20
 """Of one piece; and of a whole frame until `Channel.limit` is raised."""
@@ -39,6 +39,10 @@ def message_limit(values: int) -> int:
     value) and two moments of the server's optimiser (8 each), 24 in all.
     """
     return MAX_FRAME + _BYTES_A_VALUE * values
+
+
+class Torn(ProtocolError):
+    """The other side ended in the middle of a frame."""
 
 
 class Disconnected(Exception):
@@ -149,7 +153,7 @@ class Channel:
             if not part:
                 if first and not data:
                     raise Disconnected
-                raise ProtocolError("An enclave's channel ended in the middle of a frame.")
+                raise Torn("An enclave's channel ended in the middle of a frame.")
             data += part
 
     def _wait(self, event: int, deadline: float | None) -> None:

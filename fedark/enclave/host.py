@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Protocol
 
 from fedark.attestation.platforms.base import Machine
-from fedark.enclave.channel import MAX_FRAME, Channel, ChannelTimeout, Disconnected
+from fedark.enclave.channel import MAX_FRAME, Channel, ChannelTimeout, Disconnected, Torn
 from fedark.enclave.launcher import Launch, launch
 from fedark.enclave.main import LOCKED
 from fedark.enclave.usage import peak_below_mib
@@ -35,6 +35,7 @@ ProgressHandler = Callable[[pb.Progress], None]
 _START_SECONDS = 180.0
 _CALL_SECONDS = 3600.0
 _END_SECONDS = 5.0
+_DYING_SECONDS = 30.0  # in which a busy machine reaps what has closed its channel, so that its exit code is seen
 _FRAME_MARGIN = 64
 _SAFE = "Its keys, weights and records were in its memory alone, and are gone."
 
@@ -212,14 +213,14 @@ class EnclaveProcess:
         try:
             yield
         except Disconnected:
-            raise self._end(None, patience=_END_SECONDS) from None
+            raise self._end(None, patience=_DYING_SECONDS) from None
         except ChannelTimeout:
             late = EnclaveFailed("The enclave did not answer in time, and was ended.", safe=_SAFE, fix="Allow it more time.")
             raise self._end(late) from None
         except ProtocolError as error:
-            # Torn off in the middle of a frame, a death looks like a broken protocol; the exit code tells them apart.
+            # A death looks like a broken protocol; the exit code tells them apart.
             broken = EnclaveFailed(f"The enclave broke the protocol and was ended: {error.what}", safe=_SAFE)
-            raise self._end(broken, patience=1.0) from None
+            raise self._end(broken, patience=_DYING_SECONDS if isinstance(error, Torn) else 1.0) from None
         except BaseException:
             self.close()
             raise
