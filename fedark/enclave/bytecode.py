@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedark.errors import EnclaveFailed, Refused
-from fedark.files import disk_errors
+from fedark.files import disk_errors, sync_directory
 
 __all__ = ["Bytecode", "cache_folder", "ensure"]
 
@@ -126,7 +126,9 @@ def _fill(folder: Path, sources: Mapping[str, bytes], compile_into: Callable[[Pa
                 opened.chmod(0o755)  # whatever the umask: the enclave's own user reads here
             (work / _INDEX).write_text(json.dumps(index), encoding="utf-8")
             shutil.rmtree(raw)
+            os.sync()  # thousands of small files: a power cut must not leave empty ones, which would look like tampering
             os.rename(work, folder)
+            sync_directory(folder.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
