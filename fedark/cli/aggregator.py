@@ -139,7 +139,7 @@ def status(folder: Host, as_json: AsJson = False) -> None:
     try:
         running = json.loads((host.supervisor / "state" / "status.json").read_bytes())
         age = datetime.now(UTC) - datetime.fromisoformat(running["time"])
-        if age.total_seconds() > 15:
+        if age.total_seconds() > 60:  # it writes twice a second, but for a call to the SuperLink that takes its time
             running = {}
     except (OSError, ValueError):
         running = {}

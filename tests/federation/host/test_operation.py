@@ -149,7 +149,7 @@ def test_metrics_on_loopback_count_stages_bytes_rounds_and_contracts(done) -> No
 def test_the_nodes_service_tells_status_jobs_and_ledger(done) -> None:
     world, contract, *_ = done
     with NodeClient(socket_of(world.root / "maker")) as client:
-        assert client.status().role == "provider"
+        assert client.status(timeout=60).role == "provider"
         assert [job.contract for job in client.jobs().jobs] == [contract.digest()]
         kinds = [entry.kind for entry in client.ledger().entries]
     assert kinds.count("release") == len(CUSTOMERS)
@@ -201,7 +201,7 @@ def test_a_revoked_node_is_refused_at_the_front_and_forgotten_by_the_superlink(d
     said = [json.loads(line)["text"] for line in world.log("pool").splitlines() if line.startswith("{")]
     assert not any("north may not" in text for text in said)
     with NodeClient(socket_of(world.root / "north")) as client:
-        assert client.status().party == "north"
+        assert client.status(timeout=60).party == "north"
 
 
 def test_stop_ends_a_node_and_its_supervisor_and_nothing_is_started_again(done) -> None:
