@@ -129,7 +129,7 @@ def jobs(
     if job:
         consent = Consent(node.path)
         contract = consent.find(job)
-        typer.echo(summary(contract, frozenset(read_roster(node.path))), nl=False)
+        typer.echo(summary(contract, frozenset(read_roster(node.path)), consent.before(contract)), nl=False)
         decision = consent.decision(contract)
         typer.echo(f"{decision.status}: {decision.reason}")
         if decision.status in ("waiting", "refused"):
@@ -209,7 +209,7 @@ def approve(
     node = NodeFolder(folder)
     consent = Consent(node.path)
     contract = consent.by_digest(digest)
-    typer.echo(summary(contract, frozenset(read_roster(node.path))), nl=False)
+    typer.echo(summary(contract, frozenset(read_roster(node.path)), consent.before(contract)), nl=False)
     consent.approve(contract)
     typer.echo("Approved.")
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +106,24 @@ class Consent:
         if (approved := self._path(contract, "approved")).is_file():
             return Decision("approved", approved.read_text().partition("\n")[0])
         try:
-            rule, objections = Rules.read(self._party).allowing(contract, now())
+            rules = Rules.read(self._party)
+            rule, objections = rules.allowing(contract, now(), self._approved_by(rules))
         except FedarkError as error:
             return Decision("waiting", error.what)
         if rule is not None and not (problems := self._key_problems(contract)):
-            return Decision("approved", f"by rule {rule.name!r}")
+            return Decision("approved", _by_rule(rule.name))
         return Decision("waiting", "; ".join(objections if rule is None else problems) or "no rule covers it")
+
+    def before(self, contract: Contract) -> list[Contract]:
+        """Other contracts over these models for which a run has begun here: two sums over the same records can be subtracted."""
+        bundles = {terms.bundle for terms in contract.models}
+        return [
+            other
+            for other in self.proposed()
+            if other.digest() != contract.digest()
+            and bundles & {terms.bundle for terms in other.models}
+            and self._path(other, "used").is_file()
+        ]
 
     def approve(self, contract: Contract, *, by: str = "by its operator") -> None:
         """Agree to a contract, and to the keys in it of parties that were unknown.
@@ -161,7 +173,12 @@ class Consent:
                 fix=f"Its operator reads it: fedark node jobs FOLDER-OF-{party.upper()} {contract.digest().hex()[:16]}",
             )
         if not self._path(contract, "approved").is_file():
-            self.approve(contract, by=decision.reason)  # a rule did: written down like any other
+            with self._alone():  # or of two at once each would be a rule's last
+                decision = self.decision(contract)
+                if decision.status == "approved":
+                    self.approve(contract, by=decision.reason)  # a rule did: written down like any other
+            if decision.status != "approved":
+                self.require(contract, party, run_id)
 
     def require_standing(self, digest: bytes, party: str) -> None:
         """Return if nobody has taken back the approval of the contract with this digest.
@@ -212,6 +229,11 @@ class Consent:
     def _path(self, contract: Contract, what: str) -> Path:
         return self._folder / f"{contract.digest().hex()}.{what}"
 
+    def _approved_by(self, rules: Rules) -> dict[str, int]:
+        """How many contracts each rule has approved, by its name; such as were refused later count."""
+        texts = [path.read_text() for path in self._folder.glob("*.approved")]
+        return {rule.name: sum(text.startswith(f"{_by_rule(rule.name)},") for text in texts) for rule in rules.allow}
+
     def _key_problems(self, contract: Contract) -> list[str]:
         known = read_roster(self._party) if (self._party / "roster.json").exists() else {}
         return [
@@ -219,6 +241,10 @@ class Consent:
             for party in contract.parties
             if known.get(party.name, party) != party
         ]
+
+
+def _by_rule(name: str) -> str:
+    return f"by rule {name!r}"
 
 
 def _only(name: str, found: list[Contract]) -> Contract:
@@ -234,10 +260,11 @@ def _only(name: str, found: list[Contract]) -> Contract:
     return next(iter(several.values()))
 
 
-def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
+def summary(contract: Contract, known: frozenset[str] | None = None, before: Sequence[Contract] = ()) -> str:
     """The contract in words, for the person who approves it.
 
     Args:
+        before: see `Consent.before`.
         known: names of the parties whose keys are in the roster already; the others are marked. None marks none.
     """
     lines = [
@@ -250,6 +277,11 @@ def summary(contract: Contract, known: frozenset[str] | None = None) -> str:
         f"  {_listed(contract.protection)}",
         *_privacy_lines(contract),
     ]
+    for other in before:
+        lines.append(
+            f"  before this: job {other.job}, contract {other.digest().hex()[:16]}... over the same models; whoever learns both sums"
+        )
+        lines.append("  learns, by subtraction, what a customer contributed who was in one of them alone")
     lines.append(
         f"enclaves on: {_line(', '.join(contract.attestation.platforms))}; sandbox {contract.attestation.sandbox!r} or better"
     )

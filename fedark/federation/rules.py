@@ -13,10 +13,14 @@
     platforms = ["simulated"]
     terms = ["9f3c..."]                       # 96 hex digits: what a person read all of, see below
     privacy = { mechanism = "none" }          # else each key of the contract's terms: a value, or { min = , max = }
+    max_jobs = 1                              # contracts that it approves in all
     max_days = 30
     until = "2027-01-01T00:00:00+00:00"
 
-Every key is needed. A contract is allowed if one rule covers all of it. `minimum_cohort` is of every sum:
+Every key is needed. A contract is allowed if one rule covers all of it, and names exactly its `parties`. Two contracts over the same
+records are like two runs of one: whoever learns the sums of both learns, by subtraction, what a customer contributed who was in one
+of them alone, and training is no secret that would blur it (its batches follow from the contract's seed). `max_jobs` says how often
+that may be; only a privacy mechanism bounds what it shows. `minimum_cohort` is of every sum:
 `fedark.masking.fewest_in_a_sum`. A name says nothing of what bears it, so `terms` holds the digests of all that no other key bounds:
 every model with its bundle and training, protection, attestation and evaluation, whole (`terms_digest`; `fedark node jobs` prints it
 with the contract in words). Another value of any of them, also of one that a later release adds, waits for a person. Free are a
@@ -27,8 +31,10 @@ Rules decide before a job begins: to stop one that runs, its approval is withdra
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
@@ -81,12 +87,15 @@ class Rule(Terms):
     platforms: Annotated[tuple[str, ...], Field(min_length=1)]
     terms: Annotated[tuple[Hex48, ...], Field(min_length=1)]
     privacy: dict[str, Range | str | int | float | bool]
+    max_jobs: Annotated[int, Field(ge=1)]
     max_days: Annotated[int, Field(ge=1)]
     until: str
 
-    def objections(self, contract: Contract, now: datetime) -> list[str]:
-        """Everything of a contract that this rule does not cover."""
+    def objections(self, contract: Contract, now: datetime, approved: int = 0) -> list[str]:
+        """Everything of a contract that this rule, which has approved so many others, does not cover."""
         found = []
+        if approved >= self.max_jobs:
+            found.append(f"the rule has approved {approved} of {self.max_jobs} jobs")
         if now >= datetime.fromisoformat(self.until):
             found.append(f"the rule ended at {self.until}")
         if contract.job not in self.jobs:
@@ -97,6 +106,8 @@ class Rule(Terms):
                 found.append(f"{party.role} {party.name} is not named")
             elif known.replace(" ", "") != fingerprint(party).replace(" ", ""):
                 found.append(f"{party.name} has other keys than the rule says")
+        missing = sorted(self.parties.keys() - {party.name for party in contract.parties})
+        found += [f"{name}, whom the rule names, is not in it" for name in missing]
         found += [f"model {terms.name} is not named" for terms in contract.models if terms.name not in self.models]
         if contract.protection.mode not in self.protection:
             found.append(f"protection {contract.protection.mode!r} is not named")
@@ -163,11 +174,17 @@ class Rules(Terms):
             raise ContractError(str(path), problems, safe=safe)
         return rules
 
-    def allowing(self, contract: Contract, now: datetime) -> tuple[Rule | None, list[str]]:
-        """The rule that covers a contract; or None, and what each rule objects to."""
+    def allowing(
+        self, contract: Contract, now: datetime, approved: Mapping[str, int] = MappingProxyType({})
+    ) -> tuple[Rule | None, list[str]]:
+        """The rule that covers a contract; or None, and what each rule objects to.
+
+        Args:
+            approved: name of a rule -> how many other contracts it has approved.
+        """
         objections = []
         for rule in self.allow:
-            found = rule.objections(contract, now)
+            found = rule.objections(contract, now, approved.get(rule.name, 0))
             if not found:
                 return rule, []
             objections += [f"rule {rule.name!r}: {objection}" for objection in found]

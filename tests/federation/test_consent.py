@@ -52,6 +52,7 @@ def rule(**changes: Any) -> dict[str, Any]:
         "platforms": ["simulated"],
         "terms": [terms_digest(parties.contract())],
         "privacy": {"mechanism": "none"},
+        "max_jobs": 1,
         "max_days": 7,
         "until": (now() + timedelta(days=1)).isoformat(),
     }
@@ -346,6 +347,57 @@ def test_a_rule_goes_on_covering_the_contracts_that_follow_with_the_same_terms(f
         assert Consent(folder).decision(parties.contract(**changes)).status == "approved"
 
 
+def test_a_rule_approves_as_many_contracts_as_it_says_and_one_that_is_approved_stays_so(folder: Path) -> None:
+    write_rules(folder, rule(max_jobs=2), rule(name="weekly'", max_jobs=1, jobs=["other"]))
+    consent = Consent(folder)
+    contracts = [parties.contract(seed=seed) for seed in range(3)]
+    for contract in contracts[:2]:
+        consent.require(contract, "north")
+        consent.use(contract, f"run{contract.seed}")
+    assert "the rule has approved 2 of 2 jobs" in consent.decision(contracts[2]).reason
+    with pytest.raises(ContractError, match="has not approved"):
+        consent.require(contracts[2], "north")
+    consent.require(contracts[1], "north", "run1")
+    consent.require(parties.contract(job="other"), "north")
+    consent.refuse(contracts[0])
+    assert consent.decision(contracts[2]).status == "waiting", "what was summed stays summed"
+
+
+def test_of_many_contracts_at_once_a_rule_approves_no_more_than_it_says(folder: Path) -> None:
+    write_rules(folder, rule(max_jobs=2))
+    start, outcomes = threading.Barrier(8), list[bool]()
+
+    def ask(seed: int) -> None:
+        start.wait(timeout=60)
+        try:
+            Consent(folder).require(parties.contract(seed=seed), "north")
+        except ContractError:
+            outcomes.append(False)
+        else:
+            outcomes.append(True)
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False] * 6 + [True] * 2
+
+
+def test_whoever_approves_a_second_contract_over_the_same_models_is_told_of_the_first(folder: Path) -> None:
+    consent, first, second = Consent(folder), parties.contract(), parties.contract(seed=9)
+    consent.approve(first)
+    assert consent.before(second) == []
+    consent.use(first, "run")
+    assert consent.before(first) == []
+    assert consent.before(second) == [first]
+    assert consent.before(parties.contract(models=[parties.model(bundle="f" * 96)])) == []
+    text = summary(second, before=consent.before(second))
+    assert first.digest().hex()[:16] in text
+    assert "by subtraction" in text
+    assert "by subtraction" not in summary(second)
+
+
 def test_the_digest_that_a_rule_names_is_of_every_term_that_it_does_not_bound_itself(folder: Path) -> None:
     bounded = {"version", "job", "created", "expires", "seed", "rounds", "parties", "privacy", "deliver_to"}
     assert set(Contract.model_fields) - bounded == {"models", "attestation", "protection", "evaluation"}
@@ -360,6 +412,7 @@ def test_the_digest_that_a_rule_names_is_of_every_term_that_it_does_not_bound_it
     [
         ({"until": (now() - timedelta(seconds=1)).isoformat()}, "the rule ended"),
         ({"parties": {"maker": fingerprint(parties.party("maker"))}}, "customer north is not named"),
+        ({"parties": rule()["parties"] | {"west": " ".join(["ab12"] * 10)}}, "west, whom the rule names, is not in it"),
         ({"platforms": ["tdx"]}, "platform 'simulated' is not named"),
         ({"privacy": {}}, "privacy.mechanism = 'none' is not covered"),
         ({"privacy": {"mechanism": "example-distributed"}}, "privacy.mechanism"),
