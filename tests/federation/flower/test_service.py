@@ -95,8 +95,10 @@ def test_status_answers_while_a_stage_is_at_work_and_names_it(directory: Path) -
     assert (idle.run_id, idle.stage) == ("", "")
 
 
-def test_callers_that_gave_up_waiting_for_a_stage_take_no_place_and_an_abort_is_done_after_it(directory: Path) -> None:
-    entered, leave, aborted = threading.Event(), threading.Event(), threading.Event()
+def test_callers_that_gave_up_waiting_for_a_stage_take_no_place_and_an_abort_is_done_after_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, leave, arrived, aborted = threading.Event(), threading.Event(), threading.Event(), threading.Event()
     handled: list[bytes] = []
 
     class Slow(EchoNode):
@@ -115,8 +117,12 @@ def test_callers_that_gave_up_waiting_for_a_stage_take_no_place_and_an_abort_is_
         work = threading.Thread(target=client.handle, args=(request(b"first"),), kwargs={"timeout": 60})
         work.start()
         assert entered.wait(60)
-        with pytest.raises(FederationError, match="did not answer"):
-            client.handle(request(command="enough"), timeout=0.1)
+        named = service._run_and_stage
+        monkeypatch.setattr(service, "_run_and_stage", lambda data: (b"enough" in data and arrived.set(), named(data))[1])
+        with NodeClient(directory / "n.sock") as impatient:
+            call = impatient._stub.Handle(service._pieces(request(command="enough")), timeout=60)
+            assert arrived.wait(60)
+            call.cancel()
         for _ in range(12):
             with pytest.raises(FederationError, match="did not answer"):
                 client.handle(request(b"later"), timeout=0.1)
