@@ -25,6 +25,7 @@ __all__ = [
     "MALFORMED",
     "RevocationList",
     "common_name",
+    "current",
     "date_problems",
     "der_items",
     "ec_point",
@@ -206,13 +207,19 @@ def path_problems(path: Sequence[x509.Certificate], *, now: datetime) -> list[st
     return link_problems(path) + date_problems(path, now=now)
 
 
-def date_problems(path: Sequence[x509.Certificate], *, now: datetime) -> list[str]:
-    """The certificates of a path that are not valid at `now` (aware), root included."""
+def current(first: datetime, last: datetime, *, now: datetime, admitted: datetime | None = None) -> bool:
+    """Whether what counts from `first` to `last` counts at `now` or, for a token that was admitted before, was not yet out of date
+    when it was `admitted`: what was renewed since then counts as well."""
+    return first <= now and (admitted or now) <= last
+
+
+def date_problems(path: Sequence[x509.Certificate], *, now: datetime, admitted: datetime | None = None) -> list[str]:
+    """The certificates of a path that are not valid at `now` (aware), root included; `admitted` as in `current`."""
     return [
         f"The certificate {_name(certificate)} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} "
         f"to {certificate.not_valid_after_utc:%Y-%m-%d %H:%M}, not at {now:%Y-%m-%d %H:%M}."
         for certificate in path
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+        if not current(certificate.not_valid_before_utc, certificate.not_valid_after_utc, now=now, admitted=admitted)
     ]
 
 
@@ -307,10 +314,10 @@ class RevocationList:
             problems.append(f"{self._what} was not signed by {_name(issuer)}.")
         return problems
 
-    def problems(self, certificate: x509.Certificate, *, now: datetime) -> list[str]:
-        """Empty if the list is current at `now` and `certificate`, which must be of its issuer, is not on it."""
+    def problems(self, certificate: x509.Certificate, *, now: datetime, admitted: datetime | None = None) -> list[str]:
+        """Empty if the list is `current` and `certificate`, which must be of its issuer, is not on it."""
         problems = []
-        if not self._last_update <= now <= self._next_update:
+        if not current(self._last_update, self._next_update, now=now, admitted=admitted):
             problems.append(
                 f"{self._what} is current from {self._last_update:%Y-%m-%d %H:%M} "
                 f"to {self._next_update:%Y-%m-%d %H:%M}, not at {now:%Y-%m-%d %H:%M}."

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
-from fedark.attestation._x509 import MALFORMED, read_certificate
+from fedark.attestation._x509 import MALFORMED, current, read_certificate
 
 __all__ = ["chain_problems", "load_certificate", "p384_key", "root_problems"]
 
@@ -55,24 +55,28 @@ def chain_problems(
     root: x509.Certificate,
     crls: Sequence[x509.CertificateRevocationList],
     now: datetime,
+    admitted: datetime | None = None,
 ) -> list[str]:
     """Why `chain` (the device's certificate first, the root left out) does not lead to `root` at `now`; empty if it does.
 
     Args:
         crls: one for every issuer on the path; where one is missing, that is a problem.
+        admitted: when this chain was found good, for whoever asks again: the certificates are judged as of then, and the lists
+            may have been renewed since.
     """
     path = [*chain, root]
-    problems = root_problems(root, now)
+    at = admitted or now
+    problems = root_problems(root, at)
     for depth, certificate in enumerate(chain):
         name = "the device certificate" if depth == 0 else f"intermediate certificate {depth}"
         issuer = path[depth + 1]
-        problems += _own_problems(certificate, name, now)
+        problems += _own_problems(certificate, name, at)
         problems += _leaf_problems(certificate) if depth == 0 else _issuer_problems(certificate, name, depth - 1)
         if certificate.issuer != issuer.subject:
             problems.append(f"{name} names another issuer than the certificate above it")
         elif not _issued_by(certificate, issuer):
             problems.append(f"{name} is not signed by the certificate above it")
-        problems += _revocation_problems(certificate, name, issuer, crls, now)
+        problems += _revocation_problems(certificate, name, issuer, crls, now, admitted)
     length = _path_length(root)
     if length is not None and len(chain) - 1 > length:
         problems.append(f"the path has {len(chain) - 1} intermediates, the root admits {length}")
@@ -133,6 +137,7 @@ def _revocation_problems(
     issuer: x509.Certificate,
     crls: Sequence[x509.CertificateRevocationList],
     now: datetime,
+    admitted: datetime | None,
 ) -> list[str]:
     crl = next((crl for crl in crls if crl.issuer == issuer.subject), None)
     if crl is None:
@@ -145,7 +150,7 @@ def _revocation_problems(
         problems.append(f"the issuer of {name} may not sign revocation lists")
     if any(extension.critical for extension in crl.extensions):
         problems.append(f"the revocation list for {name} has an unknown critical extension")
-    if crl.next_update_utc is None or not crl.last_update_utc <= now <= crl.next_update_utc:
+    if crl.next_update_utc is None or not current(crl.last_update_utc, crl.next_update_utc, now=now, admitted=admitted):
         problems.append(f"the revocation list for {name} is out of date")
     # A serial that is not positive is a problem of its own, and the lookup does not take one.
     if certificate.serial_number > 0 and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:

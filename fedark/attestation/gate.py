@@ -155,11 +155,14 @@ class Gate:
         Raises:
             EvidenceRefused: with every reason.
         """
-        return self._examine(evidence, role, party, run_config_digest, now, fresh=True, again=again)
+        return self._examine(evidence, role, party, run_config_digest, now, again=again)
 
-    def readmit(self, evidence: bytes, *, role: str, party: str, run_config_digest: bytes, admitted: datetime) -> AttestedPeer:
+    def readmit(
+        self, evidence: bytes, *, role: str, party: str, run_config_digest: bytes, admitted: datetime, now: datetime
+    ) -> AttestedPeer:
         """The peer that a gate of this owner admitted at `admitted` by this evidence: everything is verified as it was then, but
-        the nonce, which was spent on it.
+        the nonce, which was spent on it, and revocation. What the lists at hand revoke is refused, and they may have been renewed
+        between `admitted` and `now`.
 
         For owners who were restarted, and only with evidence from their own authenticated state (`fedark.enclave.checkpoint`):
         nothing here says that it is fresh.
@@ -167,10 +170,18 @@ class Gate:
         Raises:
             EvidenceRefused: with every reason.
         """
-        return self._examine(evidence, role, party, run_config_digest, admitted, fresh=False, again=False)
+        return self._examine(evidence, role, party, run_config_digest, max(now, admitted), admitted=admitted)
 
     def _examine(
-        self, evidence: bytes, role: str, party: str, run_config_digest: bytes, now: datetime, *, fresh: bool, again: bool
+        self,
+        evidence: bytes,
+        role: str,
+        party: str,
+        run_config_digest: bytes,
+        now: datetime,
+        *,
+        again: bool = False,
+        admitted: datetime | None = None,
     ) -> AttestedPeer:
         subject = f"the {printable(role)} of {printable(party)}"
         try:
@@ -184,7 +195,7 @@ class Gate:
             reasons.append(f"the contract does not admit evidence of platform {printable(decoded.platform)!r}")
         elif verifier is None:
             reasons.append(f"evidence of platform {printable(decoded.platform)!r} cannot be verified here")
-        if fresh:
+        if admitted is None:
             try:
                 purpose = self._purpose(role, party)
                 self._nonces.spend(binding.nonce, purpose, now=now, by=decoded.digest(), again=again)
@@ -199,7 +210,7 @@ class Gate:
         claims = None
         if verifier is not None:
             try:
-                claims = verifier.verify(decoded.token, now=now)
+                claims = verifier.verify(decoded.token, now=now, admitted=admitted)
             except EvidenceRefused as error:
                 reasons += error.reasons
             except Exception as error:
@@ -212,7 +223,7 @@ class Gate:
             ]
             if self._own is not None:
                 demands.append(self._own.check(role, claims.platform))
-            reasons += policy.AllOf(tuple(demands)).reasons(claims, now=now)
+            reasons += policy.AllOf(tuple(demands)).reasons(claims, now=admitted or now)
         if reasons or claims is None:
             raise EvidenceRefused(subject, dict.fromkeys(reasons))
         return _admitted(claims, binding, decoded.digest())

@@ -147,7 +147,7 @@ class GuestVerifier:
     def platform(self) -> str:
         return self._hardware.platform
 
-    def verify(self, token: bytes, *, now: datetime) -> Claims:
+    def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
         """The hardware's claims, its registers named PLATFORM.REGISTER, and the launcher's beside them.
 
         Raises:
@@ -164,7 +164,7 @@ class GuestVerifier:
             statement = GuestStatement.decode(value["statement"])
         except ProtocolError as error:
             raise EvidenceRefused(subject, [error.what]) from None
-        claims = self._hardware.verify(value["quote"], now=now)
+        claims = self._hardware.verify(value["quote"], now=now, admitted=admitted)
         if claims.report_data != _report(value["statement"]):
             raise EvidenceRefused(subject, ["its quote is not over its launcher's statement"])
         image = {f"{self.platform}.{name}": digest for name, digest in claims.measurements.items()}

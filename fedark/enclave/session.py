@@ -273,6 +273,7 @@ class SessionBase:
             party=party,
             run_config_digest=self._register_of(role, party),
             admitted=datetime.fromtimestamp(proof.at, UTC),
+            now=now(),
         )
 
     def _register_of(self, role: str, party: str) -> bytes:

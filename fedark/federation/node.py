@@ -369,7 +369,12 @@ class NodeBase(ABC):
         evidence, at = proof
         config = RunConfig(role=role, party=party, contract=contract, run_id=run_id)
         peer = self._gate(contract, run_id).readmit(
-            evidence, role=role, party=party, run_config_digest=config.register(), admitted=datetime.fromtimestamp(at, UTC)
+            evidence,
+            role=role,
+            party=party,
+            run_config_digest=config.register(),
+            admitted=datetime.fromtimestamp(at, UTC),
+            now=now(),
         )
         self._proofs[peer.evidence_digest] = proof
         return peer

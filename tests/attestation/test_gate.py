@@ -340,7 +340,7 @@ def test_claims_of_a_token_that_does_not_verify_are_not_looked_at(lab: Any) -> N
     class Liar:
         platform = "simulated"
 
-        def verify(self, token: bytes, *, now: Any) -> Claims:
+        def verify(self, token: bytes, *, now: Any, admitted: Any = None) -> Claims:
             raise EvidenceRefused("it", ["the token is not signed by its device"])
 
     gate = lab.gate(verifiers={"simulated": Liar()})
@@ -412,3 +412,50 @@ def test_a_root_other_than_the_issuer_is_refused_by_the_verifier(lab: Any) -> No
     with pytest.raises(EvidenceRefused) as caught:
         verifier.verify(token, now=lab.now)
     assert "the token names another manufacturer" in caught.value.reasons
+
+
+def readmit(lab: Any, evidence: bytes, crl: bytes, days: float) -> AttestedPeer:
+    """By an owner who was restarted `days` after the admission, and has `crl` then."""
+    return lab.gate(verifiers={"simulated": SimulatedVerifier(lab.root.certificate, crl)}).readmit(
+        evidence,
+        role="trainer",
+        party="north",
+        run_config_digest=lab.measurements["runconfig"],
+        admitted=lab.now,
+        now=lab.now + timedelta(days=days),
+    )
+
+
+def test_a_peer_is_readmitted_after_the_revocation_list_was_renewed(lab: Any) -> None:
+    evidence = lab.evidence(lab.gate())
+    signing = lab.admit(lab.gate(), evidence).signing_public
+    old, new = lab.root.crl(now=lab.now), lab.root.crl(now=lab.now + timedelta(days=10))
+    assert readmit(lab, evidence, new, 11).signing_public == signing
+    assert readmit(lab, evidence, old, 11).signing_public == signing
+    assert readmit(lab, evidence, new, 91).signing_public == signing, "its device's certificate was valid when it was admitted"
+
+
+def test_a_peer_is_not_readmitted_by_a_list_from_before_it_or_from_the_future(lab: Any) -> None:
+    evidence = lab.evidence(lab.gate())
+    lab.admit(lab.gate(), evidence)
+    before = lab.root.crl(now=lab.now - timedelta(days=31))
+    future = lab.root.crl(now=lab.now + timedelta(days=10))
+    for crl, days in ((before, 1), (future, 1)):
+        with pytest.raises(EvidenceRefused, match="the revocation list for the device certificate is out of date"):
+            readmit(lab, evidence, crl, days)
+
+
+def test_a_device_that_was_revoked_since_is_not_readmitted(lab: Any) -> None:
+    evidence = lab.evidence(lab.gate())
+    lab.admit(lab.gate(), evidence)
+    later = lab.now + timedelta(days=10)
+    lab.root.revoke(lab.device, now=later)
+    with pytest.raises(EvidenceRefused, match="the device certificate is revoked"):
+        readmit(lab, evidence, lab.root.crl(now=later), 11)
+
+
+def test_a_renewed_list_that_begins_later_counts_for_no_first_admission(lab: Any) -> None:
+    future = SimulatedVerifier(lab.root.certificate, lab.root.crl(now=lab.now + timedelta(days=10)))
+    gate = lab.gate(verifiers={"simulated": future})
+    (reason,) = refusal(lab, gate, lab.evidence(gate))
+    assert reason == "the revocation list for the device certificate is out of date"

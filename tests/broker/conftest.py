@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from fedark.attestation.platforms.simulated import SimulatedDevice
+from fedark.attestation.platforms.simulated import SimulatedDevice, SimulatedRoot
 from fedark.broker.client import BrokerClient
 from fedark.broker.keys import KeyBroker, load_broker
 from fedark.broker.server import BrokerServer
@@ -48,11 +48,17 @@ class World:
     certificate: Path
     key: Path
     stack: contextlib.ExitStack
+    root: Path
     enclaves: list[InProcessEnclave] = field(default_factory=list)
 
     @property
     def contract(self) -> Contract:
         return self.federation.contract
+
+    @property
+    def manufacturer(self) -> SimulatedRoot:
+        """Of the devices, with its key."""
+        return SimulatedRoot.load(self.root)
 
     @property
     def provider(self) -> Path:
@@ -133,7 +139,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contract, 
 
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("broker")
-    federation = prepare(Job.load(write_job(folder / "job")), folder / "work", sandbox="none", say=lambda text: None)
+    (folder / "manufacturer").mkdir()
+
+    def root(*, now: datetime) -> SimulatedRoot:
+        made = SimulatedRoot(now=now)
+        made.save(folder / "manufacturer")
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedark.federation.local.SimulatedRoot", root)
+        federation = prepare(Job.load(write_job(folder / "job")), folder / "work", sandbox="none", say=lambda text: None)
     return federation.work, federation.contract, reference_values()
 
 
@@ -155,7 +170,7 @@ def world(prepared: Any, tls: tuple[Path, Path], tmp_path: Path, monkeypatch: py
     # What is installed does not change during a test, and measuring it takes a second.
     monkeypatch.setattr("fedark.federation.party.reference_values", lambda: reference)
     with contextlib.ExitStack() as stack:
-        yield World(Federation(tmp_path / "work", contract, {}), reference, *tls, stack)
+        yield World(Federation(tmp_path / "work", contract, {}), reference, *tls, stack, work.parent / "manufacturer")
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedark.attestation.platforms.simulated import SimulatedRoot
+from fedark.attestation.platforms.simulated import SimulatedDevice, SimulatedRoot
 from fedark.broker import keys as keys_module
 from fedark.broker.keys import load_broker
 from fedark.contract import now
@@ -24,6 +24,7 @@ from fedark.errors import (
     ProtocolError,
     Refused,
 )
+from fedark.federation.party import DEVICE
 from fedark.keys import SigningKey
 from fedark.simulation import InProcessEnclave
 from fedark.v1 import broker_pb2, enclave_pb2
@@ -392,3 +393,22 @@ def test_only_a_providers_folder_makes_a_broker(world: Any) -> None:
     for name in ("north", "pool"):
         with pytest.raises(InputError):
             load_broker(world.federation.folder(name))
+
+
+def test_a_node_that_was_restarted_knows_its_peers_after_the_revocation_list_was_renewed(world: Any, monkeypatch: Any) -> None:
+    broker, trainer = world.broker(), world.trainer()
+    evidence = world.evidence(trainer, broker.challenge(world.ask()).nonce)
+    peer = broker._admit(world.contract, "run-1", evidence, role="trainer", party="north")
+    proof, later = broker._proof(peer), now() + timedelta(days=10)
+    monkeypatch.setattr("fedark.federation.node.now", lambda: later)
+    root, listed = world.manufacturer, world.provider / "collateral" / "simulated.crl"
+
+    def again() -> Any:
+        return world.broker()._readmit(world.contract, "run-1", proof, role="trainer", party="north")
+
+    listed.write_bytes(root.crl(now=later))
+    assert again().signing_public == peer.signing_public
+    root.revoke(SimulatedDevice.load(world.federation.folder("north") / DEVICE), now=later)
+    listed.write_bytes(root.crl(now=later))
+    with pytest.raises(EvidenceRefused, match="the device certificate is revoked"):
+        again()

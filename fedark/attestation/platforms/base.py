@@ -39,8 +39,12 @@ class Verifier(Protocol):
     def platform(self) -> str:
         """The name of the platform."""
 
-    def verify(self, token: bytes, *, now: datetime) -> Claims:
+    def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
         """The claims of `token`, if its signature and its whole chain hold at `now` (aware).
+
+        Args:
+            admitted: when this very token was verified before, for owners who were restarted. Then it is judged as of that time,
+                but by revocation lists and statements that were current then or have been renewed since, up to `now`.
 
         Raises:
             EvidenceRefused: with every reason found.

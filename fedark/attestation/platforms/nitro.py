@@ -82,7 +82,7 @@ class NitroVerifier:
     def __init__(self, *, root_sha256: bytes = AWS_NITRO_ROOT_SHA256) -> None:
         self._root_sha256 = root_sha256
 
-    def verify(self, token: bytes, *, now: datetime) -> Claims:
+    def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
         """The claims of an attestation document whose whole path and signature hold at `now` (aware).
 
         A document of a debug enclave verifies and says `debug`; to refuse it is the policy's part.

@@ -80,7 +80,7 @@ class SevSnpVerifier:
         self._vmpls = vmpls
         self._roots = dict(roots)
 
-    def verify(self, token: bytes, *, now: datetime) -> Claims:
+    def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
         """The claims of a report whose whole path and signature hold at `now` (aware).
 
         A report of a guest with a debug policy verifies and says `debug`; to refuse it is the policy's part.
@@ -97,12 +97,12 @@ class SevSnpVerifier:
             problems.append("The certificate path does not end at a pinned AMD root key.")
         elif _x509.common_name(ask.subject) != f"SEV-{product}":
             problems.append(f"The VCEK was issued by {printable(_x509.common_name(ask.subject), 64)}, not by SEV-{product}.")
-        problems += _x509.path_problems([vcek, ask, ark], now=now)
+        problems += _x509.path_problems([vcek, ask, ark], now=admitted or now)
         crls = [crl for crl in self._crls if crl.issuer == ark.subject]
         if self._require_crl and not crls:
             problems.append("There is no revocation list of the issuer of the ASK certificate, and one is required.")
         for crl in crls:
-            problems += crl.signature_problems(ark) + crl.problems(ask, now=now)
+            problems += crl.signature_problems(ark) + crl.problems(ask, now=now, admitted=admitted)
         problems += _vcek_problems(vcek, report, product)
         point = _x509.ec_point(vcek, ec.SECP384R1)
         if point is None:

@@ -309,14 +309,14 @@ class SimulatedVerifier:
             raise EvidenceRefused(_SUBJECT, [error.what]) from None
         self._oemid = _oemid(root)
 
-    def verify(self, token: bytes, *, now: datetime) -> Claims:
+    def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
         """See `Verifier.verify`. All of chain, signature and profile is judged; what cannot be parsed ends it early."""
         try:
             signed = cose.parse(token)
             chain = [load_certificate(der) for der in signed.chain]
         except ProtocolError as error:
             raise EvidenceRefused(_SUBJECT, [error.what]) from None
-        reasons = chain_problems(chain, self._root, self._crls, now)
+        reasons = chain_problems(chain, self._root, self._crls, now, admitted)
         key = p384_key(chain[0])
         if key is not None and not signed.signed_by(key):
             reasons.append("the token is not signed by its device")

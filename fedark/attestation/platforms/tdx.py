@@ -77,7 +77,7 @@ class TdxVerifier:
         self._minimum_evaluation = minimum_evaluation
         self._root_key = root_key
 
-    def verify(self, token: bytes, *, now: datetime) -> Claims:
+    def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
         """The claims of a quote whose whole path, collateral and signatures hold at `now` (aware).
 
         A quote of a debug guest verifies and says `debug`; to refuse it is the policy's part. `svn` is the date of the oldest
@@ -91,10 +91,10 @@ class TdxVerifier:
         identity = pck_identity(pck)
         collateral = self._collateral_for(identity, pck)
 
-        problems = _x509.path_problems(quote.pck_path, now=now) + root_problems(root, self._root_key)
+        problems = _x509.path_problems(quote.pck_path, now=admitted or now) + root_problems(root, self._root_key)
         if "Intel SGX PCK Certificate" not in _x509.common_name(pck.subject):
             problems.append("The leaf of the certificate path is not a PCK certificate.")
-        problems += collateral.problems(quote.pck_path, now=now)
+        problems += collateral.problems(quote.pck_path, now=now, admitted=admitted)
         if collateral.evaluation < self._minimum_evaluation:
             problems.append(
                 f"The collateral is of Intel's evaluation {collateral.evaluation}, older than {self._minimum_evaluation}."

@@ -144,17 +144,21 @@ class Collateral:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             raise _malformed("has a field of a wrong form") from None
 
-    def problems(self, pck_path: Sequence[x509.Certificate], *, now: datetime) -> list[str]:
-        """What stands against using it at `now` (aware) for a platform with this PCK path; empty if nothing does."""
+    def problems(self, pck_path: Sequence[x509.Certificate], *, now: datetime, admitted: datetime | None = None) -> list[str]:
+        """What stands against using it at `now` (aware) for a platform with this PCK path; empty if nothing does.
+
+        Args:
+            admitted: when a quote of the platform was verified before; see `Verifier.verify`.
+        """
         pck, pck_ca, _ = pck_path
         problems: list[str] = []
         for path in self._paths.values():
-            problems += _x509.date_problems(path, now=now)
-            problems += self._root_crl.problems(path[0], now=now)
-        problems += self._root_crl.problems(pck_ca, now=now)
-        problems += self._pck_crl.problems(pck, now=now)
+            problems += _x509.date_problems(path, now=now, admitted=admitted)
+            problems += self._root_crl.problems(path[0], now=now, admitted=admitted)
+        problems += self._root_crl.problems(pck_ca, now=now, admitted=admitted)
+        problems += self._pck_crl.problems(pck, now=now, admitted=admitted)
         for name, (issued, due) in self._periods.items():
-            if not issued <= now <= due:
+            if not _x509.current(issued, due, now=now, admitted=admitted):
                 problems.append(f"The {name} is current from {issued:%Y-%m-%d} to {due:%Y-%m-%d}, not at {now:%Y-%m-%d %H:%M}.")
         return list(dict.fromkeys(problems))
 

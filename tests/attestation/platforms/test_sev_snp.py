@@ -387,3 +387,14 @@ def test_parsing_keeps_every_field_of_the_real_report(real):
     parsed = parse_report(real.report)
     assert parsed.reported == parsed.committed == parsed.launch == parsed.current == REAL_TCB
     assert (parsed.version, parsed.guest_svn, parsed.vmpl) == (2, 0, 0)
+
+
+def test_a_report_is_verified_again_with_a_list_that_was_renewed_since(pki, authority):
+    later = {"start": pki.now + 10 * authority.day, "end": pki.now + 40 * authority.day}
+    now = pki.now + 31 * authority.day  # and the certificates have expired
+    checker = verifier(pki, crls=[authority.revoke(pki.ark, **later)])
+    assert checker.verify(token(pki), now=now, admitted=pki.now)
+    assert "is current from" in reasons(checker, token(pki), pki.now)
+    revoked = verifier(pki, crls=[authority.revoke(pki.ark, [pki.ask.cert], **later)])
+    with pytest.raises(EvidenceRefused, match="was revoked"):
+        revoked.verify(token(pki), now=now, admitted=pki.now)

@@ -332,3 +332,33 @@ def test_the_attester_takes_the_padding_off_and_its_quote_verifies(maker, tmp_pa
 
     token = TdxAttester(folder=tmp_path, files=Kernel()).quote(b"\x2a" * 64, bytes(32))
     assert maker.verifier().verify(token, now=maker.now).report_data == b"\x2a" * 64
+
+
+# Readmission: a token that was verified before, and collateral that was renewed since
+
+
+def renewed(maker, days, *revoked):
+    """Collateral that Intel has signed `days` later."""
+    later = maker.now + timedelta(days=days)
+    period = {"issueDate": f"{later:%Y-%m-%dT%H:%M:%SZ}", "nextUpdate": f"{later + timedelta(days=30):%Y-%m-%dT%H:%M:%SZ}"}
+    return maker.collateral(
+        info=maker.tcb_info() | period,
+        identity=maker.qe_identity() | period,
+        root_ca_crl=maker.authority.revoke(maker.root, start=later, end=later + timedelta(days=30)).hex(),
+        pck_crl=maker.authority.revoke(maker.pck_ca, revoked, start=later, end=later + timedelta(days=30)).hex(),
+    )
+
+
+def test_a_quote_is_verified_again_with_collateral_that_was_renewed_since(maker):
+    token, now = maker.quote(), maker.now + timedelta(days=11)
+    checker = maker.verifier(renewed(maker, 10))
+    assert checker.verify(token, now=now, admitted=maker.now)
+    assert "is current from" in reasons(checker, token, maker.now), "a first admission asks for what is current now"
+    with pytest.raises(EvidenceRefused, match="is current from"):
+        maker.verifier(renewed(maker, -60)).verify(token, now=now, admitted=maker.now)
+
+
+def test_a_platform_that_was_revoked_since_is_not_verified_again(maker):
+    checker = maker.verifier(renewed(maker, 10, maker.pck.cert))
+    with pytest.raises(EvidenceRefused, match="was revoked"):
+        checker.verify(maker.quote(), now=maker.now + timedelta(days=11), admitted=maker.now)
