@@ -44,7 +44,11 @@ __all__ = [
 _MAX_CERTIFICATE = 8192
 _UNDERSTOOD = {x509.BasicConstraints.oid, x509.KeyUsage.oid}
 _Value = TypeVar("_Value")
-# All that a strange certificate or list can make `cryptography` raise when its parts are looked at.
+# AMD's real VCEKs have serial number 0. The filter is set once, for all threads: to set and undo one around every reading would let
+# threads undo each other's, so nothing below depends on what happens to a warning.
+warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive", category=UserWarning)
+# All that a strange certificate or list can make `cryptography` raise when its parts are looked at; a warning where the process
+# was told to raise them.
 MALFORMED = (
     ValueError,
     TypeError,
@@ -60,13 +64,27 @@ MALFORMED = (
 def _parsed(parse: Callable[[], _Value], what: str) -> _Value:
     """`parse()`, where whatever `cryptography` says of malformed input becomes a protocol error."""
     try:
-        with warnings.catch_warnings():
-            # What `cryptography` only warns about is malformed here, but for AMD's real VCEKs: they have serial number 0.
-            warnings.simplefilter("error", UserWarning)
-            warnings.filterwarnings("ignore", message="Parsed a serial number which wasn't positive")
-            return parse()
+        return parse()
     except MALFORMED:
         raise ProtocolError(f"{what} is malformed.") from None
+
+
+def _strict(name: x509.Name) -> x509.Name:
+    """`name`, if every text in it has a length that X.520 allows: of one that has not, `cryptography` only warns.
+
+    Raises:
+        ValueError: it has not.
+    """
+    for attribute in name:
+        if isinstance(attribute.value, str):
+            x509.NameAttribute(attribute.oid, attribute.value)
+    return name
+
+
+def _not_negative(serial: int) -> int:
+    if serial < 0:
+        raise ValueError("negative serial number")  # another that `cryptography` only warns about
+    return serial
 
 
 def read_certificate(der: bytes, what: str = "A certificate", *, limit: int = _MAX_CERTIFICATE) -> x509.Certificate:
@@ -82,10 +100,10 @@ def read_certificate(der: bytes, what: str = "A certificate", *, limit: int = _M
         lambda: (
             certificate.extensions,
             certificate.public_key(),
-            certificate.subject,
-            certificate.issuer,
+            _strict(certificate.subject),
+            _strict(certificate.issuer),
             certificate.version,
-            certificate.serial_number,
+            _not_negative(certificate.serial_number),
             certificate.signature_algorithm_oid,
             certificate.not_valid_before_utc,
             certificate.not_valid_after_utc,
@@ -104,7 +122,7 @@ def read_crl(der: bytes, what: str = "A certificate revocation list") -> x509.Ce
     crl = _parsed(lambda: x509.load_der_x509_crl(der), what)
     _parsed(
         lambda: (
-            crl.issuer,
+            _strict(crl.issuer),
             crl.last_update_utc,
             crl.next_update_utc,
             crl.signature_algorithm_oid,

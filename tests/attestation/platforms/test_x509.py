@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cryptography import x509
@@ -122,11 +125,66 @@ def test_no_bit_of_a_signatures_encoding_is_free(path, authority):
                     load(changed, "It", "a test")
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_name_that_is_only_warned_about_elsewhere_is_refused_here(path):
-    strange = path[0].der.replace(bytes.fromhex("0603550403"), bytes.fromhex("0603550406"))  # common name -> country
+def renamed(der):
+    """With a country in place of the common name: one of more than two letters."""
+    return der.replace(bytes.fromhex("0603550403"), bytes.fromhex("0603550406"))
+
+
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_a_name_that_is_only_warned_about_elsewhere_is_refused_here(path, authority, action):
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        with pytest.raises(EvidenceRefused, match="malformed"):
+            _x509.load_certificate(renamed(path[0].der), "The certificate", "a test")
+        with pytest.raises(EvidenceRefused, match="malformed"):
+            _x509.RevocationList(renamed(authority.revoke(path[1])), "The list", "a test")
+
+
+def with_serial(der, first):
+    """`der` with another first byte of its serial number, which stands after the version."""
+    at = der.index(bytes.fromhex("a00302010202")) + 7
+    return der[:at] + bytes((first,)) + der[at + 1 :]
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_a_negative_serial_number_is_refused(path):
     with pytest.raises(EvidenceRefused, match="malformed"):
-        _x509.load_certificate(strange, "The certificate", "a test")
+        _x509.load_certificate(with_serial(path[0].der, 0x80), "The certificate", "a test")
+    assert _x509.load_certificate(with_serial(path[0].der, 0x40), "The certificate", "a test").serial_number > 0
+
+
+def test_a_reading_leaves_the_processs_warnings_alone(path, monkeypatch):
+    seen, real = [], x509.load_der_x509_certificate
+
+    def load(der):
+        seen.append(list(warnings.filters))
+        return real(der)
+
+    monkeypatch.setattr(x509, "load_der_x509_certificate", load)
+    before = list(warnings.filters)
+    _x509.load_certificate(path[0].der, "The certificate", "a test")
+    assert seen == [before]
+
+
+@pytest.mark.filterwarnings("ignore:Attribute's length")
+def test_many_threads_refuse_each_strange_name_and_leave_the_processs_warnings_alone(path):
+    good, strange, before = path[0].der, renamed(path[0].der), list(warnings.filters)
+
+    def read(number):
+        if number % 2:
+            return bool(_x509.load_certificate(good, "The certificate", "a test"))
+        with pytest.raises(EvidenceRefused, match="malformed"):
+            _x509.load_certificate(strange, "The certificate", "a test")
+        return True
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, range(2000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert list(warnings.filters) == before
 
 
 def test_an_oversized_certificate_is_refused_before_it_is_parsed():
