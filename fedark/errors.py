@@ -112,7 +112,13 @@ class Refused(FedarkError):
 
 
 class EvidenceRefused(Refused):
-    """Attestation evidence was refused, with every reason found."""
+    """Attestation evidence was refused, with every reason found.
+
+    Attributes:
+        answered: it answered a nonce that was waiting for an answer, and used it up.
+    """
+
+    answered: bool = False
 
     def __init__(
         self, subject: str, reasons: Iterable[str], *, safe: str = "No weight key and no data was given to it."

@@ -188,7 +188,7 @@ class Gate:
             decoded = Evidence.decode(evidence)
         except ProtocolError as error:
             raise EvidenceRefused(subject, [error.what]) from None
-        binding, reasons = decoded.binding, list[str]()
+        binding, reasons, answered = decoded.binding, list[str](), False
 
         verifier = self._verifiers.get(decoded.platform)
         if decoded.platform not in self._terms.platforms:
@@ -199,6 +199,7 @@ class Gate:
             try:
                 purpose = self._purpose(role, party)
                 self._nonces.spend(binding.nonce, purpose, now=now, by=decoded.digest(), again=again)
+                answered = True
             except EvidenceRefused as error:
                 reasons += error.reasons
         reasons += self._binding_reasons(binding, role, party)
@@ -225,7 +226,9 @@ class Gate:
                 demands.append(self._own.check(role, claims.platform))
             reasons += policy.AllOf(tuple(demands)).reasons(claims, now=admitted or now)
         if reasons or claims is None:
-            raise EvidenceRefused(subject, dict.fromkeys(reasons))
+            refused = EvidenceRefused(subject, dict.fromkeys(reasons))
+            refused.answered = answered
+            raise refused
         return _admitted(claims, binding, decoded.digest())
 
     def _binding_reasons(self, binding: KeyBinding, role: str, party: str) -> list[str]:

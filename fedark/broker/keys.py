@@ -6,18 +6,22 @@ The order of every call:
 2. the contract agrees with what this node knows itself (`NodeBase`), no key of it went to another run, and every customer signed
    it;
 3. the party is one of its customers.
+Whoever has the signed contract gets this far, the relay too. Nobody can fill the log by it: only evidence that answers a nonce of
+this book that waits for an answer makes an entry, and of a party under a contract at most `MOST_REFUSALS` refusals are logged. What
+is refused beyond that is counted and told to the people of this node.
 Release goes on as in a run: appraise, log, wrap, sign (`fedark.vault.release`), for every model of the contract or for none.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fedark.contract import CONTRACT_LABEL, SignedContract, now
-from fedark.errors import EvidenceRefused, FederationError, InputError, ProtocolError, Refused, ReleaseRefused
-from fedark.federation.node import own_bundles
+from fedark.contract import CONTRACT_LABEL, Contract, SignedContract, now
+from fedark.errors import EvidenceRefused, FedarkError, FederationError, InputError, ProtocolError, Refused, ReleaseRefused
+from fedark.federation.node import NodeSettings, own_bundles
 from fedark.federation.party import WEIGHT_KEYS, load_node
 from fedark.federation.provider import ProviderNode
 from fedark.keys import verify_signature
@@ -26,13 +30,25 @@ from fedark.translog.update import make_update
 from fedark.v1 import broker_pb2 as pb
 from fedark.v1 import stage_pb2
 from fedark.vault.release import logged_as, release
-from fedark.vault.weightkey import KeyStore
+from fedark.vault.weightkey import KeyStore, WeightKey
 
-__all__ = ["KeyBroker", "load_broker"]
+__all__ = ["MOST_REFUSALS", "KeyBroker", "load_broker"]
+
+MOST_REFUSALS = 1000
+"""Of one party under one contract that the log takes from a broker."""
 
 
 class KeyBroker(ProviderNode):
-    """A provider's node that also answers directly. Safe for threads; processes may share one folder."""
+    """A provider's node that also answers directly. Safe for threads; processes may share one folder.
+
+    Attributes:
+        unlogged: how many refusals of this process are not in the log.
+    """
+
+    def __init__(self, settings: NodeSettings, weight_keys: Mapping[str, WeightKey]) -> None:
+        super().__init__(settings, weight_keys)
+        self._refusing = threading.Lock()
+        self.unlogged = 0
 
     def challenge(self, request: pb.BrokerChallengeRequest) -> pb.BrokerChallengeReply:
         """A nonce for the trainer enclave of the party.
@@ -51,7 +67,8 @@ class KeyBroker(ProviderNode):
             waiting: whether the caller still is; asked before each key, for nothing is released to one who has gone.
 
         Raises:
-            FedarkError: why not; the refusal of an enclave is in the log, and the error carries the log's word of it.
+            FedarkError: why not; where the refusal of an enclave is in the log, the error carries the log's word of it, and else
+                it says why not.
         """
         about = request.about
         signed = self._case(about)
@@ -69,6 +86,7 @@ class KeyBroker(ProviderNode):
         contract, run_id, party = signed.contract, request.about.run_id, request.about.party
         peer = self._admit(contract, run_id, request.evidence, role="trainer", party=party)
         indexes = [self._admissions.pop(peer.evidence_digest)]
+        self._proofs.pop(peer.evidence_digest)  # nobody is readmitted here
         reply = stage_pb2.Grants()
         try:
             self._consent.use(contract, run_id)
@@ -106,10 +124,26 @@ class KeyBroker(ProviderNode):
         self.settings.on_progress(f"released {len(reply.by_model)} keys to the attested enclave of {party}, asked directly")
         return reply
 
+    def _log_refusal(
+        self, contract: Contract, run_id: str, evidence: bytes, error: FedarkError, *, party: str, asked: str
+    ) -> int | None:
+        """Log it, if whoever asks cannot fill the log so; the index of its entry."""
+        with self._refusing:
+            if isinstance(error, EvidenceRefused) and not error.answered:
+                why = "it answers no nonce that waits for an answer"
+            elif self._log.refusals(contract=contract.digest(), party=party) >= MOST_REFUSALS:
+                why = f"{MOST_REFUSALS} refusals of {party} under this contract are, which is the most"
+            else:
+                return super()._log_refusal(contract, run_id, evidence, error, party=party, asked=asked)
+            self.unlogged += 1
+        error.safe = f"{error.safe} This refusal is not in the log: {why}.".lstrip()
+        return None
+
     def tell(self, party: str, error: Exception) -> None:
         """Tell the people of this node of a refusal; `party` is the caller's own word."""
         kind = "refused" if isinstance(error, EvidenceRefused | ReleaseRefused) else type(error).__name__
-        self.settings.on_progress(f"{kind}, asked directly by {party or 'somebody'}: {str(error).splitlines()[0]}")
+        count = f" ({self.unlogged} refusals are not in the log)" if self.unlogged else ""
+        self.settings.on_progress(f"{kind}, asked directly by {party or 'somebody'}: {str(error).splitlines()[0]}{count}")
 
     def _case(self, about: pb.BrokerCase) -> SignedContract:
         me = self.settings.keys.signing.public

@@ -381,7 +381,7 @@ class NodeBase(ABC):
 
     def _log_refusal(
         self, contract: Contract, run_id: str, evidence: bytes, error: FedarkError, *, party: str, asked: str
-    ) -> int:
+    ) -> int | None:
         """Log it; the index of its entry."""
         done = self._log.refuse(
             party=party,

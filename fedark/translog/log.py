@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ class TransparencyLog:
         self._lock = threading.Lock()
         self._tree = Tree()
         self._head = sign_head(key, size=0, root=EMPTY_ROOT, time=0)
+        self._counted, self._refusals = 0, Counter[tuple[Fact, Fact]]()
         open_database(path, _SCHEMA, create=True).close()
         self.head()
 
@@ -139,6 +141,23 @@ class TransparencyLog:
             "reasons": note_digest(note),
         }
         return self.append(Entry("refusal", int(now.timestamp()), facts), note)
+
+    def refusals(self, *, contract: bytes, party: str) -> int:
+        """How many refusals of `party` under the contract of that digest are in it.
+
+        Raises:
+            LogRefused: the log was altered.
+            StorageError: it cannot be read.
+        """
+        with self._current() as database:
+            for number, data in database.execute(
+                "SELECT number, entry FROM log WHERE number >= ? ORDER BY number", (self._counted,)
+            ):
+                entry = Entry.decode(data)
+                if entry.kind == "refusal":
+                    self._refusals[entry.facts["contract"], entry.facts["party"]] += 1
+                self._counted = number + 1
+            return self._refusals[contract, log_name(party)]
 
     def head(self) -> TreeHead:
         """The latest head."""

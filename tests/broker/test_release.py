@@ -27,7 +27,7 @@ from fedark.errors import (
 from fedark.federation.party import DEVICE
 from fedark.keys import SigningKey
 from fedark.simulation import InProcessEnclave
-from fedark.v1 import broker_pb2, enclave_pb2
+from fedark.v1 import enclave_pb2
 from fedark.vault.bundle import SealedBundle
 
 
@@ -58,6 +58,14 @@ def forget(world: Any) -> None:
     """The provider loses its log, or makes away with it."""
     for path in world.provider.glob("log.sqlite*"):
         path.unlink()
+
+
+def foreign(world: Any) -> None:
+    """North gets a device of another manufacturer, whose evidence is refused everywhere."""
+    device = world.federation.folder("north") / DEVICE
+    for path in device.iterdir():
+        path.unlink()
+    SimulatedRoot(now=now()).issue(now=now()).save(device)
 
 
 # -- the good way --------------------------------------------------------------------------------------------------------
@@ -114,9 +122,8 @@ def test_a_key_that_the_log_does_not_show_is_not_given_to_the_enclave(world: Any
 
 @pytest.mark.parametrize("withheld", [False, True])
 def test_a_caller_who_is_refused_gets_the_proof_that_this_is_logged(world: Any, withheld: bool) -> None:
-    client, trainer = world.client(world.serve()), world.trainer()
-    ask, heads = client.challenge, world.heads()
-    client.challenge = lambda request: broker_pb2.BrokerChallengeReply(nonce=bytes(32)) if ask(request).nonce else None
+    foreign(world)
+    client, trainer, heads = world.client(world.serve()), world.trainer(), world.heads()
     if withheld:
         release = client.release
 
@@ -146,7 +153,8 @@ def test_a_nonce_counts_once(world: Any) -> None:
     with pytest.raises(EvidenceRefused) as caught:
         client.release(world.claim(evidence))
     assert caught.value.reasons == ("its nonce was used before: this is a replay",)
-    assert world.entries() == [("attestation", "north"), ("release", "north"), ("refusal", "north")]
+    assert "not in the log: it answers no nonce that waits for an answer" in caught.value.safe
+    assert world.entries() == [("attestation", "north"), ("release", "north")]
 
 
 def test_of_many_concurrent_uses_of_one_nonce_one_gets_keys(world: Any) -> None:
@@ -164,7 +172,7 @@ def test_of_many_concurrent_uses_of_one_nonce_one_gets_keys(world: Any) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = sorted(pool.map(attempt, range(8)))
     assert answers == sorted([("tiny",), *[("its nonce was used before: this is a replay",)] * 7])
-    assert sorted(kind for kind, _ in world.entries()) == ["attestation", *["refusal"] * 7, "release"]
+    assert sorted(kind for kind, _ in world.entries()) == ["attestation", "release"]
 
 
 def test_a_nonce_that_was_never_given_out_is_refused(world: Any) -> None:
@@ -287,7 +295,7 @@ def test_each_field_of_a_release_that_is_altered_on_its_way_is_refused(
     with pytest.raises(EvidenceRefused) as caught:
         client.release(world.claim(evidence, **changes))
     assert reason in caught.value.reasons
-    assert all(kind == "refusal" for kind, _ in world.entries())
+    assert world.entries() == []
 
 
 def test_every_byte_of_evidence_that_is_altered_on_its_way_is_refused(world: Any) -> None:
@@ -313,14 +321,56 @@ def test_an_aggregator_enclaves_evidence_gets_no_keys(world: Any) -> None:
 
 
 def test_an_enclave_of_a_foreign_manufacturer_gets_no_keys(world: Any) -> None:
-    device = world.federation.folder("north") / "device"
-    for path in device.iterdir():
-        path.unlink()
-    SimulatedRoot(now=now()).issue(now=now()).save(device)
+    foreign(world)
     client = world.client(world.serve())
     with pytest.raises(EvidenceRefused):
         client.release(world.claim(world.evidence(world.trainer(), client.challenge(world.ask()).nonce)))
     assert world.entries() == [("refusal", "north")]
+
+
+def test_whoever_has_the_signed_contract_cannot_fill_the_log(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    broker = world.broker()
+    monkeypatch.setitem(broker.settings.__dict__, "on_progress", told.append)
+    client = world.client(world.serve(broker))
+    strange = world.evidence(world.trainer(), b"n" * 32)
+    for evidence in (b"", b"x", strange, strange):
+        with pytest.raises(EvidenceRefused) as caught:
+            client.release(world.claim(evidence))
+        assert caught.value.proof == b""
+        assert "not in the log: it answers no nonce that waits for an answer" in caught.value.safe
+    assert world.entries() == []
+    assert broker.unlogged == 4
+    assert "(4 refusals are not in the log)" in told[-1]
+
+
+def test_the_log_takes_so_many_refusals_of_a_party_under_a_contract_and_no_more(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_module, "MOST_REFUSALS", 2)
+    honest = world.evidence(world.trainer("east"), world.broker().challenge(world.ask(world.about(party="east"))).nonce)
+    foreign(world)
+    trainer = world.trainer()
+
+    def refused(broker: Any) -> EvidenceRefused:
+        with pytest.raises(EvidenceRefused) as caught:
+            broker.release(world.claim(world.evidence(trainer, broker.challenge(world.ask()).nonce)))
+        return caught.value
+
+    assert [refused(world.broker()).logged for _ in range(2)] == [0, 1]
+    for broker in (world.broker(), world.broker()):
+        error = refused(broker)
+        assert error.logged is None
+        assert "not in the log: 2 refusals of north under this contract are, which is the most" in error.safe
+    assert world.entries() == [("refusal", "north")] * 2
+    assert world.broker().release(world.claim(honest, party="east")).by_model, "another party is none the worse"
+
+
+def test_the_broker_forgets_evidence_that_it_has_answered(world: Any) -> None:
+    broker, trainer = world.broker(), world.trainer()
+    for _ in range(2):
+        broker.release(world.claim(world.evidence(trainer, broker.challenge(world.ask()).nonce)))
+    assert (broker._proofs, broker._admissions) == ({}, {})
 
 
 def test_a_head_that_the_provider_signed_and_its_log_does_not_hold_stops_the_release(world: Any) -> None:
@@ -343,7 +393,7 @@ def test_the_broker_and_the_node_of_a_run_share_one_log_and_one_nonce_book(world
     two.release(world.claim(evidence))
     with pytest.raises(EvidenceRefused, match="this is a replay"):
         one.release(world.claim(evidence))
-    assert [kind for kind, _ in world.entries()] == ["attestation", "release", "refusal"]
+    assert [kind for kind, _ in world.entries()] == ["attestation", "release"]
 
 
 def test_keys_go_to_every_trainer_of_one_run_of_a_contract_and_to_no_other_run(world: Any) -> None:
