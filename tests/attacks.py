@@ -2,14 +2,18 @@
 
 A test says which attack it is: `@pytest.mark.attack("replayed nonce")`, or, where its parameters are several attacks,
 `@pytest.mark.attack({"mount": "mount"}, param="name")`. What refused it is recorded from what happened: the last refusal that
-was raised (`fedark.errors`), what a probe inside the sandbox got, or what the test tells the fixture `refusal`. At the end
-build/attacks.md has the table. `test_attacks.py` compares the marks with `ATTACKS`: an attack whose test is gone fails the suite.
+was raised (`fedark.errors`), what a probe inside the sandbox got, or what the test tells the fixture `refusal`. Where a test also has
+a control, or several acts, each act stands in a `with refusing():`, and only what is raised inside counts. When all marked tests
+ran, build/attacks.md has the table; docs/attacks.md is a copy of it. `test_attacks.py` compares the marks with `ATTACKS` and with
+that copy: an attack whose test is gone fails the suite.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +52,32 @@ _BY = {
     "PermissionError": "no capability (EPERM)",
     "ValueError": "hard limit (EINVAL)",
 }
-_WIDTH = 150
+_WIDTH = 300
+_INMATES = ("landlock, ordinary user", "landlock, own user", "namespaces, ordinary user", "namespaces, own user")
+_MODES = ("landlock", "namespaces")
 
 Row = tuple[str, str, str]  # attack, mode, refused by
 
 _rows: dict[Row, bool] = {}
 _active: list[_Recorder] = []
+_ran: set[str] = set()
 
 
 class _Recorder:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.raised: list[FedarkError] = []
+        self.acts: list[str] = []
 
     def text(self) -> str:
-        if self.told:
-            return "; ".join(dict.fromkeys(self.told))
-        refusals = [error for error in self.raised if isinstance(error, Refused)] or self.raised
+        if self.acts:
+            return "; ".join(dict.fromkeys(self.acts)) if all(self.acts) else ""
+        return "; ".join(dict.fromkeys(self.told)) or self.said(0)
+
+    def said(self, since: int) -> str:
+        """The last refusal among what was raised, the first `since` left out."""
+        raised = self.raised[since:]
+        refusals = [error for error in raised if isinstance(error, Refused)] or raised
         if not refusals:
             return ""
         error = refusals[-1]
@@ -78,6 +91,18 @@ def probed(result: object) -> None:
     """What a probe inside the sandbox got."""
     if _active and isinstance(result, str) and result in _BY:
         _active[-1].told.append(_BY[result])
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Around an act of a marked test: what is raised outside of all of them is of the set-up, or of a control."""
+    if not _active:
+        yield
+        return
+    recorder = _active[-1]
+    since = len(recorder.raised)
+    yield
+    recorder.acts.append(recorder.said(since))
 
 
 @pytest.fixture
@@ -145,6 +170,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Gather what was recorded, from other processes too."""
+    _ran.add(report.nodeid.removeprefix("tests/").partition("[")[0])
     if report.when == "call":
         for kind, value in report.user_properties:
             if kind == "attack":
@@ -160,9 +186,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     seen = {name for name, _, _ in _rows}
     bad = sorted({name for (name, _, _), good in _rows.items() if not good})
     path = config.rootpath / "build" / "attacks.md"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(table(), encoding="utf-8")
-    line = f"attacks: {len(seen)} of {len(every)} tried, {len(seen) - len(bad)} refused; table in {path.relative_to(config.rootpath)}"
+    said = f"table in {path.relative_to(config.rootpath)}"
+    if marked(config.rootpath / "tests") <= _ran:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(table(), encoding="utf-8")
+    else:
+        said = "not all their tests ran, so no table was written"
+    line = f"attacks: {len(seen)} of {len(every)} tried, {len(seen) - len(bad)} refused; {said}"
     terminalreporter.write_line(f"{line}; NOT REFUSED: {', '.join(bad)}" if bad else line, red=bool(bad))
 
 
@@ -192,16 +222,34 @@ def _plain(text: str) -> str:
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
 
 
-def marks(folder: Path) -> dict[str, list[str]]:
-    """Attack -> "file::function" of its marked tests, read from their sources."""
-    import ast
-
-    found: dict[str, list[str]] = {}
+def marks(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """Attack -> (mode, "file::function") of its marked tests, read from their sources."""
+    found: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(folder.rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        if "mark.attack" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
             for decorator in getattr(node, "decorator_list", []):
                 if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.attack":
                     what = ast.literal_eval(decorator.args[0])
                     for name in [what] if isinstance(what, str) else what.values():
-                        found.setdefault(name, []).append(f"{path.relative_to(folder)}::{node.name}")
+                        place = f"{path.relative_to(folder)}::{node.name}"
+                        found.setdefault(name, []).extend((mode, place) for mode in _modes(node, decorator))
     return found
+
+
+def marked(folder: Path) -> set[str]:
+    """Every marked test, as "file::function"."""
+    return {place for places in marks(folder).values() for _, place in places}
+
+
+def _modes(node: Any, mark: ast.Call) -> tuple[str, ...]:
+    """Those of a marked test, as `_mode` finds them in its parameters when it runs."""
+    if "inmate" in [argument.arg for argument in node.args.args]:
+        return _INMATES
+    for keyword in mark.keywords:
+        if keyword.arg == "mode":
+            return (ast.literal_eval(keyword.value),)
+    each = any(ast.unparse(decorator).startswith("pytest.mark.parametrize('mode', MODES") for decorator in node.decorator_list)
+    return _MODES if each else ("",)

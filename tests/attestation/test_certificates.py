@@ -98,7 +98,7 @@ def test_a_path_of_three_in_order_has_no_problem_and_an_independent_verifier_agr
     assert len(verifier.verify(path.leaf, [path.middle]).chain) == 3
 
 
-@pytest.mark.attack("intermediate with CA:false")
+@pytest.mark.attack("intermediate with CA:false", mode="simulated")
 def test_an_intermediate_with_ca_false_is_refused(lab: Any, refusal: Any) -> None:
     path = Path3(lab.now, middle=certificate("middle", "root", lab.now, ca=False))
     (problem,) = path.problems()

@@ -71,7 +71,7 @@ def test_every_key_of_a_run_is_of_the_contracts_kem(run: Any, extra: str, kem: s
         assert list(folder.glob("runs/*/adapter-tiny/adapter_model.safetensors")), name
 
 
-@pytest.mark.attack("KEM downgrade", mode="in a whole job")
+@pytest.mark.attack({"x25519": "KEM downgrade"}, param="offered", mode="in a whole job")
 @pytest.mark.parametrize(("role", "party"), [("trainer", "east"), ("aggregator", "pool")])
 @pytest.mark.parametrize(("extra", "offered"), [("", "x25519"), (PLAIN, HYBRID)])
 def test_an_enclave_that_offers_a_key_of_another_kem_is_refused_by_name(

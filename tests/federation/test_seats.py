@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def steal(running: Simulation, party: str, state: Path) -> Callable[[bytes], byt
 
 @pytest.mark.attack("an enclave that its party did not start", mode="in process")
 @pytest.mark.parametrize("mode", ["sealed", "masked"])
-def test_a_relay_cannot_fill_a_customers_seat_with_an_enclave_of_its_own(mode: str, tmp_path: Path) -> None:
+def test_a_relay_cannot_fill_a_customers_seat_with_an_enclave_of_its_own(mode: str, tmp_path: Path, refusal: Any) -> None:
     torch.set_num_threads(1)
     job = Job.load(
         write_job(tmp_path / "job", rounds=1, minimum=3, customers=(*CUSTOMERS, "west")),
@@ -61,4 +62,6 @@ def test_a_relay_cannot_fill_a_customers_seat_with_an_enclave_of_its_own(mode: s
         report = coordinate(InProcessLink(seats, parallel=1), running.host.handle)
     assert list(report["customers"]) == list(CUSTOMERS)
     assert list(report["passed_over"]) == ["west"]
-    assert "west has not signed that this enclave is its own" in report["passed_over"]["west"]
+    reason = "west has not signed that this enclave is its own"
+    assert reason in report["passed_over"]["west"]
+    refusal(f"EvidenceRefused: {reason}")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from attacks import refusing
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from hypothesis import given, settings
@@ -221,7 +222,7 @@ def test_a_grant_made_before_its_log_entry_is_of_no_use(world: Any) -> None:
     trainer = world.trainer()
     body = unsigned(world.release(trainer))
     for change in ({"log_index": 7}, {"log_entry": b"e" * 32}, {"logged": body["logged"] - 1}, {"log_path": [bytes(32)]}):
-        with pytest.raises(ReleaseRefused, match=r"log does not hold this release|log_entry is not"):
+        with refusing(), pytest.raises(ReleaseRefused, match=r"log does not hold this release|log_entry is not"):
             world.accept(signed(body | change, world.keys.signing), trainer)
 
 
@@ -262,12 +263,12 @@ def test_the_log_of_releases_and_refusals_holds_no_key_and_no_text_of_others(wor
 def test_a_second_enclave_cannot_take_the_first_ones_grant(world: Any) -> None:
     first, second = world.trainer(), world.trainer()
     grant = world.release(first)
-    with pytest.raises(ReleaseRefused) as caught:
+    with refusing(), pytest.raises(ReleaseRefused) as caught:
         world.accept(grant, second)
     for field in ("nonce", "evidence", "recipient"):
         assert f"its {field} is not" in caught.value.what
     # Even one that lies to itself about nonce and evidence has not the key.
-    with pytest.raises(ReleaseRefused, match="recipient"):
+    with refusing(), pytest.raises(ReleaseRefused, match="recipient"):
         world.accept(grant, second, nonce=first.peer.nonce, evidence=first.peer.evidence_digest)
 
 
@@ -311,7 +312,7 @@ def test_each_field_is_bound_by_the_encryption_itself_and_not_by_the_signature_a
     terms = terms_of(body)
     context = replace(terms, **{name: other}).context()
     WeightKey.unwrap(body["wrapped"], trainer.hpke, terms.context())
-    with pytest.raises(Exception, match="does not open"):
+    with refusing(), pytest.raises(Exception, match="does not open"):
         WeightKey.unwrap(body["wrapped"], trainer.hpke, context)
     with pytest.raises(ReleaseRefused):
         world.accept(signed(body | {name: other}, world.keys.signing), trainer)

@@ -219,6 +219,7 @@ def test_an_attester_makes_no_statement_that_its_verifier_would_not_read() -> No
         attester.quote(bytes(64), bytes(32))
 
 
+@pytest.mark.attack("debug mode", mode="tdx")
 def test_a_guest_in_debug_mode_is_refused(maker: Any, terms: Any) -> None:
     assert "it runs in debug mode" in refused(maker, terms(), attributes=maker.sept_ve_disable | 1)
 
@@ -227,6 +228,7 @@ def test_a_quote_over_other_report_data_is_refused(maker: Any, terms: Any) -> No
     assert refused(maker, terms(), report_data=bytes(64)) == ("its quote is not over its launcher's statement",)
 
 
+@pytest.mark.attack("low security version", mode="tdx")
 def test_a_contracts_and_a_policys_oldest_tcb_date_count(
     maker: Any, terms: Any, reference: dict[str, str], tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_document_carries_report_data_and_nonce(pki):
     assert (claims.report_data, claims.nonce) == (bytes(range(64)), bytes(32))
 
 
+@pytest.mark.attack("wrong root", mode="nitro")
 def test_a_foreign_root_is_refused_however_well_the_path_holds(pki):
     assert "pinned AWS Nitro root" in reasons(NitroVerifier(), document(pki), pki.now)
 
@@ -130,6 +131,7 @@ def test_a_path_that_leaves_out_the_pinned_root_is_refused(pki):
     assert "pinned AWS Nitro root" in reasons(pki.verifier, document(pki, cabundle=[pki.zone.der]), pki.now)
 
 
+@pytest.mark.attack("intermediate with CA:false", mode="nitro")
 def test_an_intermediate_that_is_no_ca_is_refused(pki, authority):
     zone = authority.issue("zone.test", pki.root, ca=False)
     leaf = authority.issue("enclave.test", zone, ca=False)
@@ -156,6 +158,7 @@ def test_an_unknown_critical_extension_is_refused(pki, authority):
     assert "unknown critical extension" in reasons(pki.verifier, document(forged), pki.now)
 
 
+@pytest.mark.attack("expired certificate", mode="nitro")
 def test_an_expired_signing_certificate_is_refused(pki, authority):
     leaf = authority.issue("enclave.test", pki.zone, ca=False, end=authority.now - authority.day)
     forged = SimpleNamespace(**{**vars(pki), "leaf": leaf})
@@ -181,10 +184,12 @@ def test_a_signing_key_on_another_curve_is_refused(pki, authority):
     assert "no P-384 key" in reasons(pki.verifier, document(forged, signature=bytes(96)), pki.now)
 
 
-def test_a_debug_enclave_is_known_as_one_and_refused_by_policy(pki):
+@pytest.mark.attack("debug mode", mode="nitro")
+def test_a_debug_enclave_is_known_as_one_and_refused_by_policy(pki, refusal):
     claims = pki.verifier.verify(document(pki, pcrs=dict.fromkeys(range(16), bytes(48))), now=pki.now)
     assert claims.debug is True
-    assert list(NotDebug().reasons(claims, now=pki.now))
+    (reason,) = NotDebug().reasons(claims, now=pki.now)
+    refusal(f"policy: {reason}")
 
 
 @pytest.mark.parametrize("register", [0, 1, 2])

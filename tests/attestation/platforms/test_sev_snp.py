@@ -128,6 +128,7 @@ def test_a_platform_below_the_minimum_tcb_is_refused_part_by_part(real):
         assert part in said
 
 
+@pytest.mark.attack("low security version", mode="sev-snp")
 @pytest.mark.parametrize("which", ["current", "committed", "launch"])
 def test_every_tcb_of_the_report_must_reach_the_minimum(pki, which):
     old = SnpTcb(4, 0, 21, 213)
@@ -154,6 +155,13 @@ def test_an_expired_vcek_is_refused(real):
     )
 
 
+@pytest.mark.attack("expired certificate", mode="sev-snp")
+def test_an_expired_vcek_of_our_own_is_refused(pki, authority):
+    vcek = authority.issue("SEV-VCEK", pki.ask, ca=None, extensions=vcek_extensions(), end=pki.now - authority.day)
+    expired = SimpleNamespace(**{**vars(pki), "vcek": vcek})
+    assert "The certificate SEV-VCEK is valid from" in reasons(verifier(pki), token(expired), pki.now)
+
+
 @pytest.mark.parametrize("version", [2, 3, 4, 5])
 def test_reports_of_all_known_versions_verify(pki, version):
     claims = verifier(pki).verify(token(pki, version=version), now=pki.now)
@@ -168,10 +176,12 @@ def test_a_report_of_an_unknown_version_is_refused(pki, version):
     assert "version" in reasons(verifier(pki), token(pki, version=version), pki.now)
 
 
+@pytest.mark.attack("wrong root", mode="sev-snp")
 def test_a_foreign_root_is_refused_however_well_the_path_holds(pki):
     assert "pinned AMD root key" in reasons(SevSnpVerifier(minimum_tcb={"Milan": TCB}), token(pki), pki.now)
 
 
+@pytest.mark.attack("intermediate with CA:false", mode="sev-snp")
 def test_an_ask_that_is_no_ca_is_refused(pki, authority):
     ask = authority.issue("SEV-Milan", pki.ark, ca=False)
     vcek = authority.issue("SEV-VCEK", ask, ca=None, extensions=vcek_extensions())
@@ -193,6 +203,7 @@ def test_an_ask_for_other_keys_of_the_same_root_is_refused(pki, authority):
     assert "not by SEV-Milan" in reasons(verifier(pki), token(forged), pki.now)
 
 
+@pytest.mark.attack("revoked certificate", mode="sev-snp")
 def test_a_revoked_ask_is_refused(pki, authority):
     crl = authority.revoke(pki.ark, [pki.ask.cert])
     assert "was revoked" in reasons(verifier(pki, crls=[crl]), token(pki), pki.now)
@@ -274,10 +285,12 @@ def test_other_report_data_than_was_signed_is_refused(pki):
     assert "signature of the report" in reasons(verifier(pki), swapped + chain(pki), pki.now)
 
 
-def test_a_debug_guest_is_known_as_one_and_refused_by_policy(pki):
+@pytest.mark.attack("debug mode", mode="sev-snp")
+def test_a_debug_guest_is_known_as_one_and_refused_by_policy(pki, refusal):
     claims = verifier(pki).verify(token(pki, policy=1 << 17 | 1 << 19), now=pki.now)
     assert claims.debug is True
-    assert list(NotDebug().reasons(claims, now=pki.now))
+    (reason,) = NotDebug().reasons(claims, now=pki.now)
+    refusal(f"policy: {reason}")
 
 
 def test_a_guest_that_may_be_migrated_is_refused(pki):

@@ -100,32 +100,38 @@ def test_a_foreign_root_is_refused_however_well_the_path_holds(maker):
         TdxVerifier([maker.collateral()])
 
 
+@pytest.mark.attack("wrong root", mode="tdx")
 def test_a_quote_under_a_root_of_the_same_name_is_refused(maker, authority):
     other = type(maker)(authority)
     assert "pinned Intel SGX root key" in reasons(maker.verifier(), other.quote(), maker.now)
 
 
+@pytest.mark.attack("intermediate with CA:false", mode="tdx")
 def test_a_pck_ca_that_is_no_ca_is_refused(maker, authority):
     pck_ca = authority.issue("Intel SGX PCK Platform CA", maker.root, ca=False, curve=ec.SECP256R1())
     token = maker.quote(pck=maker.make_pck(pck_ca), pck_ca=pck_ca)
     assert "CA:false" in reasons(maker.verifier(), token, maker.now)
 
 
+@pytest.mark.attack("expired certificate", mode="tdx")
 def test_an_expired_pck_certificate_is_refused(maker):
     pck = maker.make_pck(end=maker.now - timedelta(days=1))
     assert "valid from" in reasons(maker.verifier(), maker.quote(pck=pck), maker.now)
 
 
+@pytest.mark.attack("revoked certificate", mode="tdx")
 def test_a_revoked_pck_certificate_is_refused(maker, authority):
     data = maker.collateral(pck_crl=authority.revoke(maker.pck_ca, [maker.pck.cert]).hex())
     assert "PCK Certificate was revoked" in reasons(maker.verifier(data), maker.quote(), maker.now)
 
 
+@pytest.mark.attack("revoked certificate", mode="tdx")
 def test_a_revoked_pck_ca_is_refused(maker, authority):
     data = maker.collateral(root_ca_crl=authority.revoke(maker.root, [maker.pck_ca.cert]).hex())
     assert "Platform CA was revoked" in reasons(maker.verifier(data), maker.quote(), maker.now)
 
 
+@pytest.mark.attack("revoked certificate", mode="tdx")
 def test_a_revoked_tcb_signer_is_refused(maker, authority):
     data = maker.collateral(root_ca_crl=authority.revoke(maker.root, [maker.signer.cert]).hex())
     assert "TCB Signing was revoked" in reasons(maker.verifier(data), maker.quote(), maker.now)
