@@ -10,9 +10,10 @@
 
 Threat model. The server is malicious: it sees, drops, delays, replays and alters every message, and works with up to
 `Policy.colluders` clients, the same ones all along. Clients are attested enclaves on a signed roster. Against that the
-protocol keeps privacy: whatever the server does, what it learns about honest clients is one sum for each (layout, model), over
-all honest survivors of a set of at least the minimum cohort (less what `Topology` bounds where no agreement is asked for). It
-does not keep availability or correctness: a server that lies, or a client that uploads rubbish, can spoil a sum. What the sum
+protocol keeps privacy: whatever the server does, what it learns about honest clients is sums, each over all honest survivors of a
+set of at least the minimum cohort (less what `Topology` bounds where no agreement is asked for), and no honest client is in two
+of one (layout, model): one session gives one sum for it, and the sums of two sessions have no honest client in common. It does
+not keep availability or correctness: a server that lies, or a client that uploads rubbish, can spoil a sum. What the sum
 itself tells is a matter of differential privacy. So is the difference between the sums for two models that the server makes
 equal in all but their digest, as an encryption of one model is each time: with a client left out of one of the two, it is that
 client's vector, up to the randomness of its training.
@@ -23,7 +24,8 @@ The argument in short, for 2 t > c + g (each step is a test in tests/secagg):
     who answered a set without v. An honest member answers one set, and 2 (t - g) > c - g, so never both. (Bonawitz 2017, 6.2)
 (c) So an upload whose sender counts as gone keeps its self-mask, and the survivors' uploads keep their mutual masks, which
     cancel only in the sum of all of them: the graph of honest survivors is connected. (Bell 2020; `topology`)
-(d) The same quorum argument over two rounds: a sum is released once for each model digest, which says nothing of two digests.
+(d) The same quorum argument over two rounds of a session: a sum is released once for each model digest, which says nothing of two
+    digests. Two sessions have two committees, so there a client uploads for a model digest in one session alone. (`Releases`)
 (e) A revealed s_uv is a PRF output at ctx. Other rounds use other outputs. (Flamingo 2023)
 
 Papers: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017; Bell et al., "Secure

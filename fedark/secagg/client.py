@@ -15,9 +15,10 @@ It follows Bonawitz et al. 2017 (pairwise masks and a self-mask), with keys agre
    one party. With 2 t > c + g no second set finds a quorum. Asked again for the same U it repeats the same bytes.
 6. |U| is at least the minimum cohort, U is a set of participants, each keeps enough neighbours in U.
 7. Where the topology asks for agreement, a member signs one U, and releases shares only against t members' signatures on it.
-8. A member releases once for a layout and model digest, over all rounds and sessions that share `Releases`: a server that pretends
-   a failure and repeats the round, with the same digest, without a victim gets nothing to subtract from. If the digest is of a
-   ciphertext, as in a fedark job, who encrypts one model twice has two: then only differential privacy bounds the difference.
+8. For a layout and model digest an enclave uploads in one session alone and releases once, over all rounds and sessions that share
+   `Releases`: a server that pretends a failure and repeats the round, with the same digest, without a victim gets nothing to subtract
+   from, neither in this session nor in another with other members. If the digest is of a ciphertext, as in a fedark job, who encrypts
+   one model twice has two: then only differential privacy bounds the difference.
 
 Secrets live in this object only. It cannot be copied or pickled; `state` is for a checkpoint that the enclave seals to itself
 (`fedark.enclave.checkpoint`). What an old checkpoint does: a round that is begun again with the same request uses the same pair masks
@@ -53,13 +54,39 @@ _NONCE = bytes(12)
 
 @dataclass
 class Releases:
-    """For which (layout, model) this enclave has helped to unmask a sum. Shared by all sessions of one enclave.
+    """What this enclave has given for each (layout, model). Shared by all sessions of one enclave.
 
     A round whose unmasking stalls is therefore not repeated with its model: the server asks the same members again, and those
     that have answered repeat their answer.
+
+    Attributes:
+        done: it has helped to unmask a sum.
+        sessions: the identifier of the one session that it uploads in. The quorum argument holds within a session; the sums of two
+            sessions have no honest uploader in common.
     """
 
     done: set[tuple[str, bytes]] = field(default_factory=set)
+    sessions: dict[tuple[str, bytes], bytes] = field(default_factory=dict)
+
+    def check(self, layout: str, model: bytes, sid: bytes) -> None:
+        """Refuse an upload that could be subtracted from what was given before.
+
+        Raises:
+            Refused: a sum was released, or another session has an upload.
+        """
+        if (layout, model) in self.done:
+            raise _second("A sum for this model was released before; a second one could be subtracted from it.")
+        if self.sessions.get((layout, model), sid) != sid:
+            raise _second("An upload for this model went to another session; a second sum could be subtracted from that one's.")
+
+    def bind(self, layout: str, model: bytes, sid: bytes) -> None:
+        """Upload in this session and in no other.
+
+        Raises:
+            Refused: as `check`.
+        """
+        self.check(layout, model, sid)
+        self.sessions[layout, model] = sid
 
 
 @dataclass
@@ -133,7 +160,7 @@ class Client:
 
         Raises:
             ProtocolError: malformed, or a round number that is not new.
-            Refused: a cohort that is too small, or a model whose sum was released before.
+            Refused: a cohort that is too small, or a model whose sum was released before, or that another session has an upload for.
         """
         directory = self._joined()
         frame = wire.parse(request, request_limit(directory))
@@ -144,12 +171,7 @@ class Client:
             raise ProtocolError(f"Round {number} is not new: round {self._last} was begun.", safe="Nothing was uploaded.")
         check_round(directory, number, values["layout"], participants)
         layout = self._policy.by_name[values["layout"]]
-        if (layout.name, model_digest) in self._releases.done:
-            raise Refused(
-                "A sum for this model was released before; a second one could be subtracted from it.",
-                safe="Nothing was uploaded.",
-                fix="Continue with the next model.",
-            )
+        self._releases.check(layout.name, model_digest, directory.sid)
         self._last = number
         self._round = None
         ctx = schedule.context(directory.sid, number, layout.name, model_digest, participants)
@@ -164,12 +186,14 @@ class Client:
         Raises:
             InputError: the contribution does not fit the layout; the round still waits for one that does.
             ProtocolError: no round was begun, this client is no participant, or it uploaded already.
+            Refused: the model's sum was released, or another session has an upload for it, since the round was begun.
         """
         directory, current = self._joined(), self._current()
         if self._me not in current.participants:
             raise ProtocolError("This client is not a participant of the round.", safe="Nothing was uploaded.")
         if current.uploaded or current.answered is not None:
             raise ProtocolError("This client has uploaded to this round, or helped to close it.", safe="Nothing was uploaded.")
+        self._releases.bind(current.layout.name, current.model_digest, directory.sid)
         current.uploaded = True
 
         others = current.participants.slots(self._me)
@@ -313,6 +337,7 @@ class Client:
             "chains": [[i, *chain.state()] for i, chain in sorted(self._chains.items())],
             "last": self._last,
             "released": [[layout, model] for layout, model in sorted(self._releases.done)],
+            "sessions": [[layout, model, sid] for (layout, model), sid in sorted(self._releases.sessions.items())],
             "round": None
             if current is None
             else {
@@ -339,6 +364,7 @@ class Client:
         self._secret = X25519PrivateKey.from_private_bytes(state["secret"]) if state["secret"] else None
         self._public, self._hello, self._last = state["public"], state["hello"], state["last"]
         self._releases.done = {(layout, model) for layout, model in state["released"]}
+        self._releases.sessions |= {(layout, model): sid for layout, model, sid in state["sessions"]}
         self._directory, self._round = directory, None
         if directory is None:
             return
@@ -365,6 +391,10 @@ class Client:
 
     def __repr__(self) -> str:
         return f"Client(party={self._party!r}, round={self._last})"
+
+
+def _second(what: str) -> Refused:
+    return Refused(what, safe="Nothing was uploaded.", fix="Continue with the next model.")
 
 
 def _check_endorsements(directory: Directory, ctx: bytes, digest: bytes, endorsements: list[object]) -> None:

@@ -71,6 +71,7 @@ class Lab:
         self.layout = layouts[0]
         self.signing = {p: SigningKey() for p in self.parties}
         self.identities = [Identity(p, self.signing[p].public) for p in self.parties]
+        self.models = 0
         self.start()
 
     def start(self) -> None:
@@ -87,9 +88,9 @@ class Lab:
         self.number = 0
 
     def open(self, participants: Iterable[str] | None = None, model: bytes = b"", layout: str = "m/update") -> Round:
-        """A round that every participant and committee member has begun."""
-        self.number += 1
-        model = model or self.number.to_bytes(48, "big")
+        """A round that every participant and committee member has begun; for a model of its own if none is given."""
+        self.number, self.models = self.number + 1, self.models + 1
+        model = model or self.models.to_bytes(48, "big")
         current = self.server.open(self.number, layout, list(participants or self.parties), model)
         for party in {*(participants or self.parties), *current.committee}:
             self.clients[party].begin(current.request, model)

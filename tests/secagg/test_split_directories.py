@@ -1,4 +1,6 @@
-"""A server that shows clients different directories of one contract: every sum is of enough clients, all of one view."""
+"""A server that shows clients different directories of one contract: every sum is of enough clients, all of one view, and no
+client is in two sums for one model.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedark.errors import Refused
-from fedark.secagg import Client, Directory, Server, wire
+from fedark.secagg import Client, Directory, Releases, Server, wire
 
 
 @pytest.fixture
@@ -92,3 +94,106 @@ def test_shares_that_were_sealed_in_one_view_do_not_open_in_the_other(sides) -> 
     reply = two.clients[member].unmask(two.survivors_request(mine, survivors, "unmask", body, endorsements=[]))
     values = wire.fields(wire.parse(reply, 1 << 20).header, "shares", {"party": str, "ctx": 32, "digest": 32, "missing": list})
     assert values["missing"] == [second.index[victim]]
+
+
+# --- two sessions of the same enclaves ---
+
+MODEL = b"m" * 48
+
+
+@pytest.fixture
+def two_sessions(lab):
+    """Ten enclaves that joined a session of all of them, and seven of the ten, both colluders among them, a second one."""
+    whole = lab(size=10, minimum=7, colluders=2, agreement=True, length=30)
+    part = copy.copy(whole)
+    part.parties = whole.parties[3:]
+    part.clients = {p: Client(whole.policy, p, whole.signing[p], whole.releases[p], 1) for p in part.parties}
+    part.directory = Directory.verify(whole.policy, whole.identities, [c.hello() for c in part.clients.values()])
+    for client in part.clients.values():
+        client.join(part.directory)
+    part.server = Server(part.directory, 1)
+    return whole, part
+
+
+def forget(session, parties):
+    """What colluders do, and what every client would do without the rule."""
+    for party in parties:
+        session.releases[party].done.clear()
+        session.releases[party].sessions.clear()
+
+
+def opened(session, parties):
+    """A round for `MODEL` of the whole session, begun by `parties`."""
+    current = session.server.open(1, "m/update", session.parties, MODEL)
+    for party in parties:
+        session.clients[party].begin(current.request, MODEL)
+    return current
+
+
+def unmasked(session, current, quorum, colluders):
+    """The sum, by the answers of `quorum` and the colluders alone."""
+    members = [*quorum, *colluders]
+    forget(session, colluders)
+    current.close()
+    for party in members:
+        current.endorse(session.clients[party].endorse(current.endorsement_request()), party)
+    requests = current.unmask_requests()
+    for party in members:
+        current.accept(session.clients[party].unmask(requests[party]), party)
+    return current.finish().total()
+
+
+@pytest.mark.parametrize("begun_before", [True, False])
+def test_who_uploaded_for_a_model_in_one_session_uploads_for_it_in_no_other(two_sessions, begun_before) -> None:
+    whole, part = two_sessions
+    first = opened(whole, whole.parties)
+    second = opened(part, part.parties if begun_before else ())
+    whole.upload(first, whole.inputs())
+    for party, contribution in part.inputs().items():
+        client = part.clients[party]
+        with pytest.raises(Refused, match="went to another session"):
+            client.upload(contribution) if begun_before else client.begin(second.request, MODEL)
+    total = unmasked(whole, first, whole.parties[:5], whole.parties[8:])
+    assert np.abs(total - sum(c.vector for c in whole.inputs().values())).max() <= 10 * whole.layout.step
+
+
+def test_a_model_is_bound_to_its_session_by_an_upload_and_not_before(two_sessions) -> None:
+    """A round that was begun and not uploaded to hinders nobody; nor does another model."""
+    whole, part = two_sessions
+    opened(whole, whole.parties)
+    current = opened(part, part.parties)
+    part.upload(current, part.inputs())
+    again = whole.server.open(2, "m/update", whole.parties, b"n" * 48)
+    for party in whole.parties:
+        whole.clients[party].begin(again.request, b"n" * 48)
+    whole.upload(again, whole.inputs())
+
+
+def test_a_restarted_enclave_remembers_in_which_session_it_uploaded(two_sessions) -> None:
+    whole, part = two_sessions
+    party = part.parties[0]
+    current = opened(whole, whole.parties)
+    whole.clients[party].upload(whole.inputs()[party])
+    state, second = whole.clients[party].state(), part.clients[party].state()
+    restored, sibling = (Client(whole.policy, party, whole.signing[party], shared) for shared in [Releases()] * 2)
+    restored.restore(state, whole.directory)
+    sibling.restore(second, part.directory)
+    with pytest.raises(Refused, match="went to another session"):
+        sibling.begin(part.server.open(1, "m/update", part.parties, MODEL).request, MODEL)
+    retry = whole.server.open(2, "m/update", whole.parties, MODEL)
+    restored.begin(retry.request, MODEL)
+    restored.upload(whole.inputs()[party])
+    assert current.request != retry.request
+
+
+def test_control_without_the_rule_two_sessions_give_two_sums_that_overlap(two_sessions) -> None:
+    """Found in review: disjoint quorums release in either session, and the difference is of those who are not in the second."""
+    whole, part = two_sessions
+    inputs = whole.inputs()
+    first, second = opened(whole, whole.parties), opened(part, part.parties)
+    whole.upload(first, inputs)
+    forget(part, part.parties)
+    part.upload(second, {p: inputs[p] for p in part.parties})
+    colluders = whole.parties[8:]
+    learnt = unmasked(whole, first, whole.parties[:5], colluders) - unmasked(part, second, whole.parties[5:8], colluders)
+    assert np.abs(learnt - sum(inputs[p].vector for p in whole.parties[:3])).max() <= 20 * whole.layout.step
