@@ -363,7 +363,8 @@ class Client:
         """
         self._secret = X25519PrivateKey.from_private_bytes(state["secret"]) if state["secret"] else None
         self._public, self._hello, self._last = state["public"], state["hello"], state["last"]
-        self._releases.done = {(layout, model) for layout, model in state["released"]}
+        # Added to what a sibling session has given meanwhile.
+        self._releases.done |= {(layout, model) for layout, model in state["released"]}
         self._releases.sessions |= {(layout, model): sid for layout, model, sid in state["sessions"]}
         self._directory, self._round = directory, None
         if directory is None:

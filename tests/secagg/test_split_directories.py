@@ -186,6 +186,21 @@ def test_a_restarted_enclave_remembers_in_which_session_it_uploaded(two_sessions
     assert current.request != retry.request
 
 
+def test_restoring_one_session_forgets_nothing_of_its_siblings(two_sessions) -> None:
+    whole, part = two_sessions
+    party = part.parties[0]
+    early = part.clients[party].state()
+    current = opened(whole, whole.parties)
+    whole.upload(current, whole.inputs())
+    unmasked(whole, current, whole.parties[:5], whole.parties[8:])
+    restored = Client(whole.policy, party, whole.signing[party], whole.releases[party])
+    restored.restore(early, part.directory)
+    with pytest.raises(Refused, match="released before"):
+        restored.begin(part.server.open(1, "m/update", part.parties, MODEL).request, MODEL)
+    assert whole.releases[party].done == {("m/update", MODEL)}
+    assert whole.releases[party].sessions == {("m/update", MODEL): whole.directory.sid}
+
+
 def test_control_without_the_rule_two_sessions_give_two_sums_that_overlap(two_sessions) -> None:
     """Found in review: disjoint quorums release in either session, and the difference is of those who are not in the second."""
     whole, part = two_sessions
