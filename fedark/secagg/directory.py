@@ -5,7 +5,7 @@ The server only relays announcements; `Directory.verify` is the one way to a `Di
 1. the attested identities are trainers of this contract and this run, one for each party, and stand on the roster: an enclave
    that was not attested, or a party that the customers did not sign for, is nobody (no Sybils);
 2. each announcement is signed by the attested key of the party that it names, under this very policy;
-3. no party and no key stands twice, so a key can be neither reflected nor claimed by another party;
+3. no party and no key stands twice, in whatever form, so a key can be neither reflected nor claimed by another party;
 4. at least the minimum cohort is there.
 
 The session identifier hashes the whole directory, so two clients that were shown different directories share no key.
@@ -96,6 +96,7 @@ class Directory:
                 raise _refused(f"The attested identity of {peer.party} stands twice.")
             signers[peer.party] = peer.signing_public
         entries: dict[str, tuple[str, bytes, bytes, bytes]] = {}
+        classes: set[bytes] = set()
         for hello in hellos:
             frame = wire.parse(hello, _LIMIT)
             frame.split(0)
@@ -103,8 +104,10 @@ class Directory:
             party = values["party"]
             if values["policy"] != policy.digest:
                 raise _refused(f"{party} announced a key for other terms.")
-            if party in entries or any(values["key"] == entry[1] for entry in entries.values()):
+            found = schedule.key_class(values["key"], party)
+            if party in entries or found in classes:
                 raise _refused(f"The key announcement of {party} repeats a party or a key.")
+            classes.add(found)
             entries[party] = (party, values["key"], values["nonce"], signers[party])
         if len(entries) < policy.minimum:
             raise _refused(f"{len(entries)} clients are fewer than the minimum cohort of {policy.minimum}.")

@@ -32,6 +32,7 @@ __all__ = [
     "Chain",
     "commitment",
     "context",
+    "key_class",
     "mask_seed",
     "pair_root",
     "round_info",
@@ -65,19 +66,37 @@ def session_id(policy_digest: bytes, entries: Iterable[tuple[str, bytes, bytes, 
     return _hash("session", policy_digest, [list(entry) for entry in entries])
 
 
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(32))
+
+
+def key_class(public: bytes, theirs: str) -> bytes:
+    """The same 32 bytes for all keys that agree on the same secrets with everybody, and for no others.
+
+    X25519 ignores the top bit of a key, takes the rest modulo p, and multiplies by 8: keys that differ by a point of small order
+    agree too. A product with any fixed secret key has lost what sets such keys apart.
+
+    Raises:
+        Refused: `public` is a point of small order.
+    """
+    return _exchange(_PROBE, public, theirs)
+
+
 def pair_root(secret: X25519PrivateKey, public: bytes, sid: bytes, mine: str, theirs: str) -> bytes:
     """chain_0 of two parties; the same on both sides.
 
     Raises:
         Refused: `public` is a point of small order.
     """
+    return HKDF(SHA256(), 32, sid, _info("pair", *sorted((mine, theirs)))).derive(_exchange(secret, public, theirs))
+
+
+def _exchange(secret: X25519PrivateKey, public: bytes, theirs: str) -> bytes:
     try:
-        shared = secret.exchange(X25519PublicKey.from_public_bytes(public))
+        return secret.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
         raise Refused(
             f"The key that {theirs} announced is not a usable X25519 key.", safe="No mask was made with it."
         ) from None
-    return HKDF(SHA256(), 32, sid, _info("pair", *sorted((mine, theirs)))).derive(shared)
 
 
 class Chain:

@@ -7,6 +7,7 @@ import pickle
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from fedark.errors import ProtocolError, Refused
 from fedark.keys import SigningKey
@@ -78,6 +79,67 @@ def test_a_key_cannot_be_reflected_or_claimed_by_another_party(lab):
     copied = announce(session.policy, "c0001", key_of(session, "c0000"), bytes(32), session.signing["c0001"])
     with pytest.raises(Refused, match="repeats"):
         verify(session, {**session.hellos, "c0001": copied})
+
+
+P = 2**255 - 19
+A = 486662
+
+
+def number(key):
+    return int.from_bytes(key, "little")
+
+
+def top_bit(key):
+    """RFC 7748, section 5: it is ignored."""
+    return key[:31] + bytes([key[31] | 0x80])
+
+
+def beside_order_two(key):
+    """u of the point plus (0, 0), which has order 2: 1 / u."""
+    return pow(number(key), -1, P).to_bytes(32, "little")
+
+
+def beside_order_four(key):
+    """u of the point plus (1, sqrt(A + 2)), which has order 4, by either sign of the point."""
+    u = number(key)
+    v = root(u * (u * u + A * u + 1) % P)
+    slope = (v - root(A + 2)) * pow(u - 1, -1, P)
+    return ((slope * slope - A - u - 1) % P).to_bytes(32, "little")
+
+
+def root(square):
+    """A square root modulo P, which is 5 modulo 8."""
+    for found in (pow(square, (P + 3) // 8, P), pow(square, (P + 3) // 8, P) * pow(2, (P - 1) // 4, P) % P):
+        if found * found % P == square:
+            return found
+    raise AssertionError("no square")
+
+
+@pytest.mark.parametrize("twin", [top_bit, beside_order_two, beside_order_four])
+def test_a_key_cannot_be_reflected_in_another_form_that_agrees_on_the_same_secrets(lab, twin):
+    session = lab(size=4)
+    key = key_of(session, "c0000")
+    assert twin(key) != key
+    mine = X25519PrivateKey.generate()
+    assert mine.exchange(X25519PublicKey.from_public_bytes(twin(key))) == mine.exchange(X25519PublicKey.from_public_bytes(key))
+    other = announce(session.policy, "c0001", twin(key), bytes(32), session.signing["c0001"])
+    with pytest.raises(Refused, match="repeats"):
+        verify(session, {**session.hellos, "c0001": other})
+
+
+def test_a_key_at_or_above_p_is_the_one_that_it_is_taken_for(lab):
+    session = lab(size=4)
+    keys = {"c0000": (9).to_bytes(32, "little"), "c0001": (P + 9).to_bytes(32, "little")}
+    hellos = {p: announce(session.policy, p, key, bytes(32), session.signing[p]) for p, key in keys.items()}
+    with pytest.raises(Refused, match="repeats"):
+        verify(session, {**session.hellos, **hellos})
+
+
+def test_a_key_of_small_order_is_in_no_directory(lab):
+    session = lab(size=4)
+    other = announce(session.policy, "c0001", bytes(32), bytes(32), session.signing["c0001"])
+    with pytest.raises(Refused, match="not a usable"):
+        verify(session, {**session.hellos, "c0001": other})
 
 
 def test_a_party_cannot_announce_twice(lab):
