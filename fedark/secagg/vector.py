@@ -45,6 +45,7 @@ __all__ = [
     "Noise",
     "RoundSum",
     "apply_masks",
+    "l2_norm",
     "mask",
     "threads_available",
 ]
@@ -95,14 +96,8 @@ class Contribution:
             raise InputError(f"The weight for {layout.name} is not in 1..{layout.max_weight}.", safe="Nothing was uploaded.")
         if set(self.metrics) != {m.name for m in layout.metrics}:
             raise InputError(f"The metrics for {layout.name} are not the layout's.", safe="Nothing was uploaded.")
-        square = 0.0
-        for at in range(0, layout.length, BLOCK):
-            piece = self.vector[at : at + BLOCK]
-            square += float(np.dot(piece, piece))
-        if not math.isfinite(square):
-            # float32 squares overflow near 1e19: decide in double precision before calling the vector bad.
-            square = float(np.square(self.vector, dtype=np.float64).sum())
-        if not math.isfinite(square):
+        norm = l2_norm(self.vector)
+        if not math.isfinite(norm):
             raise InputError(f"The vector for {layout.name} holds a value that is not finite.", safe="Nothing was uploaded.")
         lanes = [self.weight]
         for metric in layout.metrics:
@@ -110,7 +105,25 @@ class Contribution:
             if not (math.isfinite(value) and abs(value) <= metric.limit):
                 raise InputError(f"Metric {metric.name!r} is not within +-{metric.limit}.", safe="Nothing was uploaded.")
             lanes.append(round(value / metric.resolution) + metric.bound)
-        return math.sqrt(square), lanes
+        return norm, lanes
+
+
+def l2_norm(vector: NDArray[np.float32]) -> float:
+    """The L2 norm, block by block; not finite where a value is not.
+
+    In single precision where that is enough. Its squares overflow from 2^64 on, and below 2^-63 they lose up to 2^-126 each: where
+    that could be more than 2^-26 of the whole, they are added in double precision, which holds all of them.
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        square = _square_norm(vector, np.float32)
+        if not vector.size * 2.0**-100 <= square < math.inf:
+            square = _square_norm(vector, np.float64)
+    return math.sqrt(square)
+
+
+def _square_norm(vector: NDArray[np.float32], kind: type[np.float32] | type[np.float64]) -> float:
+    pieces = (vector[at:end].astype(kind, copy=False) for at, end in _pieces(0, vector.size, BLOCK))
+    return math.fsum(float(np.dot(piece, piece)) for piece in pieces)
 
 
 def threads_available() -> int:

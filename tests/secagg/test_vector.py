@@ -20,7 +20,7 @@ from fedark.secagg import stream as stream_module
 from fedark.secagg import vector as vector_module
 from fedark.secagg.policy import Layout, Metric, Policy
 from fedark.secagg.stream import BLOCK, LONGEST, SPARE, Keystream, Masks
-from fedark.secagg.vector import Contribution, MaskedSum, RoundSum, apply_masks, mask
+from fedark.secagg.vector import Contribution, MaskedSum, RoundSum, apply_masks, l2_norm, mask
 
 
 def names(count):
@@ -392,3 +392,32 @@ def test_a_piece_that_cannot_be_masked_is_an_error_and_never_passed_over(monkeyp
             [],
             threads=threads,
         )
+
+
+@pytest.mark.parametrize("power", [-100, -90, -80, -70, -60, 0, 60, 63])
+def test_the_clip_holds_at_every_magnitude(power):
+    """Found in review: squares below 2^-149 are 0 in single precision, and such a vector stayed as long as it was."""
+    clip = 2.0**power
+    layout = Layout("x", 1000, 16, clip, clip)
+    words = np.empty(layout.words(3), np.uint64)
+    mask(words, layout, 3, Contribution(np.full(1000, clip, np.float32)), [])
+    length = np.linalg.norm(RoundSum(layout, ("a",), 3, words).integers()) * layout.step
+    assert length / clip == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 1e-30, 2e-22, 1e-19, 1.0, 1e19, 1e30, 3e38])
+def test_a_norm_is_right_at_every_magnitude_and_warns_of_nothing(size):
+    vector = np.zeros(3 * BLOCK + 5, np.float32)
+    vector[::7] = size
+    assert l2_norm(vector) / float(np.linalg.norm(vector.astype(np.float64))) == pytest.approx(1, abs=1e-6)
+    vector[0] = 1.0
+    assert l2_norm(vector) / float(np.linalg.norm(vector.astype(np.float64))) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_norm_of_what_is_not_finite_is_not_finite(value):
+    vector = np.full(BLOCK + 5, 3e38, np.float32)
+    vector[-1] = value
+    assert not np.isfinite(l2_norm(vector))
