@@ -1,9 +1,10 @@
 """The server's complete view of a run must not tell two inputs apart, as long as their sum is the same.
 
-Two worlds: in one the victim holds x and another client y, in the other the reverse. Everything that the server sees or derives
-(every message of a session whole, announcements and endorsements too, recovered seeds, uploads with the recovered self-masks
-taken off, the sum) is turned into features; a threshold on each
-feature and a trained linear classifier try to tell the worlds apart. Controls show that both notice a missing mask.
+Two worlds: in one the victim holds x and another client y, in the other the reverse; and whoever is lost holds x or y. Everything
+that the server sees or derives in two rounds (every message of a session whole, announcements and endorsements too, recovered seeds,
+every upload, the lost ones too, with all masks taken off that were recovered, the sums) is turned into features; a threshold on
+each feature and a trained linear classifier try to tell the worlds apart. Controls show that both notice a missing mask, of a pair
+alone or of a lost client alone.
 """
 
 from __future__ import annotations
@@ -19,32 +20,56 @@ from fedark.secagg import server as server_module
 from fedark.secagg.vector import apply_masks
 
 ROUNDS = 240
+SWAPPED, GONE = (3, 997), 11
+"""Figures by which a contribution is known: of the two that are swapped, and of a lost client."""
 
 
-def view(session, inputs):
-    """Every byte that the server sees in a session of one round with one client lost, and what it derives from them."""
+LOST = (3, 2)
+"""Whose upload comes too late, in each round of a session: one survives the round in which the other is lost."""
+
+
+def view(session, rounds):
+    """Every byte that the server sees in a session whose `rounds` lose one client each, and all that it derives from them."""
     session.start()
-    current = session.open(model=os.urandom(48))
-    messages = session.upload(current, inputs, lost=[session.parties[3]])
-    current.close()
-    replies = []
-    for party in current.committee:
-        replies.append(session.clients[party].endorse(current.endorsement_request()))
-        current.endorse(replies[-1], party)
-    for party, request in current.unmask_requests().items():
-        replies.append(session.clients[party].unmask(request))
-        current.accept(replies[-1], party)
+    seen = [*session.hellos.values()]
+    for inputs, lost in zip(rounds, LOST, strict=True):
+        current = session.open(model=os.urandom(48))
+        messages = session.upload(current, inputs, lost=[session.parties[lost]])
+        current.close()
+        replies = []
+        for party in current.committee:
+            replies.append(session.clients[party].endorse(current.endorsement_request()))
+            current.endorse(replies[-1], party)
+        for party, request in current.unmask_requests().items():
+            replies.append(session.clients[party].unmask(request))
+            current.accept(replies[-1], party)
+        streams = recovered(current)
+        keys = [key for found in streams.values() for key, _ in found]
+        bare = [stripped(session, current, messages, index, found) for index, found in streams.items()]
+        seen += [*messages.values(), *replies, *keys, *bare, current.finish().words.tobytes()]
+    return np.unpackbits(np.frombuffer(b"".join(bytes(piece) for piece in seen), np.uint8))
 
-    result = current.finish()
-    captured, bare = result.packed._streams, []
-    for index, party in enumerate(session.parties[:3]):
-        frame = wire.parse(messages[party], 1 << 20)
-        _, masked = frame.split(current._cohort.sealed_bytes(index), session.layout.words(len(session.parties)))
-        bare.append(masked.copy())
-        apply_masks(bare[-1], [captured[::2][index]], 1)
-    seen = [*session.hellos.values(), *messages.values(), *replies]
-    derived = [*(words.tobytes() for words in bare), *(key for key, _ in captured), result.words.tobytes()]
-    return np.unpackbits(np.frombuffer(b"".join([*seen, *derived]), np.uint8))
+
+def recovered(current):
+    """Client -> every stream of its upload that the server knows: what takes it off again."""
+    streams = {index: [] for index in current._cohort.members}
+    for owner, secrets in sorted(current._recover(current._survivors).items()):
+        streams[owner].append((secrets[0], False))
+        slots = current._cohort.slots(owner)
+        for position, secret in zip(current._released[owner][1:], secrets[1:], strict=True):
+            lost = slots[position - 1]
+            streams[owner].append((secret, owner > lost))
+            streams[lost].append((secret, lost > owner))
+    return streams
+
+
+def stripped(session, current, messages, index, streams):
+    """An upload's words without the masks that the server knows."""
+    frame = wire.parse(messages[session.parties[index]], 1 << 20)
+    _, masked = frame.split(current._cohort.sealed_bytes(index), session.layout.words(len(current._cohort)))
+    words = masked.copy()
+    apply_masks(words, streams, 1)
+    return words.tobytes()
 
 
 def observe(session):
@@ -53,14 +78,16 @@ def observe(session):
     rng = np.random.default_rng(7)
     worlds = np.concatenate([rng.permutation(np.arange(ROUNDS // 2) % 2) for _ in range(2)])
     ramp = np.linspace(-1, 1, session.length).astype(np.float32)
-    rows = []
-    for world in worlds:
-        held = [(ramp, 3), (-ramp, 997), (session.vector(1), 5), (session.vector(2), 7)]
-        held[:2] = held[:2] if world else held[1::-1]
-        inputs = {p: Contribution(v, 1, {"m": m}) for p, (v, m) in zip(session.parties, held, strict=True)}
-        rows.append(view(session, inputs))
-    rows = np.stack(rows)
+    rows = np.stack([view(session, [inputs_of(session, ramp, world, lost) for lost in LOST]) for world in worlds])
     return rows[:, rows.min(axis=0) < rows.max(axis=0)].astype(np.float32), worlds
+
+
+def inputs_of(session, ramp, world, lost):
+    """The contributions of one round in which the client `lost` is lost."""
+    held = [(ramp, SWAPPED[0]), (-ramp, SWAPPED[1]), (session.vector(1), 5), (session.vector(2), 7)]
+    held[:2] = held[:2] if world else held[1::-1]
+    held[lost] = (ramp if world else -ramp, GONE)
+    return {p: Contribution(v, 1, {"m": m}) for p, (v, m) in zip(session.parties, held, strict=True)}
 
 
 def tells_apart(rows, worlds):
@@ -83,23 +110,34 @@ def small(lab):
 def test_the_servers_view_does_not_tell_two_inputs_apart(lab):
     """By Hoeffding's inequality either bound fails by chance less than once in 4 * 10^6 runs."""
     rows, worlds = observe(small(lab))
-    assert rows.shape[1] > 30_000, "most bits of the messages"
+    assert rows.shape[1] > 60_000, "most bits of the messages"
     strongest, accuracy = tells_apart(rows, worlds)
     assert strongest < np.sqrt(2 * np.log(2 * rows.shape[1] * 4e6))
     assert abs(accuracy - 0.5) < np.sqrt(np.log(2 * 4e6) / ROUNDS)
 
 
-@pytest.mark.parametrize("kept", ["self-mask alone", "no mask"])
+WEAKER = {
+    "the self-mask alone": lambda figure, streams: streams[:1],
+    "no mask": lambda figure, streams: [],
+    "all but the mask of the pair": lambda figure, streams: [streams[0], *streams[2:]] if figure in SWAPPED else streams,
+    "all but the self-mask of the lost": lambda figure, streams: streams[1:] if figure == GONE else streams,
+}
+"""What a client masks with: by its figure, of its self-mask and then the masks that it has with each neighbour, in order."""
+
+
+@pytest.mark.parametrize("kept", WEAKER)
 def test_control_a_missing_mask_tells_the_inputs_apart(lab, monkeypatch, kept):
     genuine = client_module.mask
-    count = 1 if kept == "self-mask alone" else 0
 
     def weaker(words, layout, cohort, contribution, streams, **more):
-        genuine(words, layout, cohort, contribution, streams[:count], **more)
+        genuine(words, layout, cohort, contribution, WEAKER[kept](contribution.metrics["m"], streams), **more)
 
     monkeypatch.setattr(client_module, "mask", weaker)
     monkeypatch.setattr(server_module.RoundSum, "check", lambda self: None)
-    rows, worlds = observe(small(lab))
+    session = small(lab)
+    first, second = session.directory.topology.neighbours(0), session.directory.topology.neighbours(1)
+    assert (first[0], second[0]) == (1, 0), "each other's first neighbours"
+    rows, worlds = observe(session)
     strongest, accuracy = tells_apart(rows, worlds)
     assert strongest > 10
     assert accuracy > 0.95
