@@ -197,7 +197,7 @@ class Client:
         current.uploaded = True
 
         others = current.participants.slots(self._me)
-        secrets = [os.urandom(shamir.SECRET_BYTES)] + [schedule.mask_seed(current.pairs[v]) for v in others]
+        secrets = self._secrets(current, others)
         streams = [(secrets[0], True)] + [(s, self._me < v) for s, v in zip(secrets[1:], others, strict=True)]
         sealed = self._seal(directory, current, secrets)
         commitments = b"".join(schedule.commitment(current.ctx, self._me, i, secret) for i, secret in enumerate(secrets))
@@ -278,6 +278,10 @@ class Client:
         current.pairs = {}
         current.own_shares = None
         return current.answer
+
+    def _secrets(self, current: _Round, others: list[int]) -> list[bytes]:
+        """The keys of this round's masks: b_u, fresh, then s_uv for each of `others`."""
+        return [os.urandom(shamir.SECRET_BYTES), *(schedule.mask_seed(current.pairs[v]) for v in others)]
 
     def _seal(self, directory: Directory, current: _Round, secrets: list[bytes]) -> bytes:
         committee = directory.topology.committee

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -341,6 +343,51 @@ def late_vector(session):
 def test_a_vector_that_comes_after_its_sender_was_declared_gone_stays_masked(lab):
     learnt = late_vector(lab(size=5, minimum=3, length=3000))
     assert np.abs(learnt).mean() > 10_000, "uniform fields of 19 bits"
+
+
+def after_a_round(session):
+    """The victim survives one round and is late in the next; the server takes the first round's self-mask off with the pair masks."""
+    first, _ = session.uploaded()
+    session.unmask(first)
+    own = first._recover(first._survivors)[2][0]
+    current = session.open()
+    messages = session.upload(current, session.inputs(), lost=[VICTIM])
+    captured = session.unmask(current).packed._streams
+    frame = wire.parse(messages[VICTIM], 1 << 24)
+    _, words = frame.split(current._cohort.sealed_bytes(2), session.layout.words(len(current._cohort)))
+    words = words.copy()
+    apply_masks(words, [(own, False), *((key, not added) for key, added in captured[1::2])], 1)
+    return RoundSum(session.layout, (VICTIM,), len(current._cohort), words).integers()
+
+
+def test_the_self_mask_of_an_earlier_round_takes_nothing_off_a_late_vector(lab):
+    learnt = after_a_round(lab(size=5, minimum=3, length=3000))
+    assert np.abs(learnt).mean() > 10_000, "uniform fields of 19 bits"
+
+
+@pytest.mark.parametrize("same", ["for all clients", "for all rounds of a session"])
+def test_control_with_one_self_mask_for_all_rounds_the_late_vector_is_readable(lab, monkeypatch, same):
+    genuine = client_module.Client._secrets
+
+    def constant(self, *more):
+        own = bytes(32) if same == "for all clients" else hashlib.sha256(self._public).digest()
+        return [own, *genuine(self, *more)[1:]]
+
+    monkeypatch.setattr(client_module.Client, "_secrets", constant)
+    session = lab(size=5, minimum=3, length=3000)
+    learnt = after_a_round(session) * session.layout.step
+    assert np.abs(learnt - session.vector(2)).max() <= 2 * session.layout.step
+
+
+def test_no_two_self_masks_are_alike_over_clients_rounds_and_sessions(lab):
+    session, seen = lab(size=5, minimum=3), []
+    for _ in range(2):
+        for _ in range(3):
+            current, _ = session.uploaded()
+            session.unmask(current)
+            seen += [secrets[0] for secrets in current._recover(current._survivors).values()]
+        session.start()
+    assert len(set(seen)) == len(seen) == 2 * 3 * 5
 
 
 def test_control_without_the_self_mask_the_late_vector_is_readable(lab, monkeypatch):
