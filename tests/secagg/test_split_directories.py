@@ -201,6 +201,26 @@ def test_restoring_one_session_forgets_nothing_of_its_siblings(two_sessions) -> 
     assert whole.releases[party].sessions == {("m/update", MODEL): whole.directory.sid}
 
 
+def test_a_member_that_released_in_one_session_releases_in_no_other(lab) -> None:
+    """Both rounds were begun before either was unmasked, and it uploaded in one of them only: nothing was there to refuse yet."""
+    session = lab(size=5, minimum=4)
+    sibling = copy.copy(session)
+    sibling.start()
+    first, second = session.open(model=MODEL), sibling.open(model=MODEL)
+    member, others = session.parties[0], session.parties[1:]
+    session.upload(first, session.inputs())
+    forget(session, others)
+    sibling.upload(second, sibling.inputs(others))
+    answers = []
+    for side, current in ((sibling, second), (session, first)):
+        current.close()
+        answers.append((side.clients[member], current.unmask_requests()[member]))
+    (elsewhere, theirs), (client, request) = answers
+    elsewhere.unmask(theirs)
+    with pytest.raises(Refused, match="released before"):
+        client.unmask(request)
+
+
 def test_control_without_the_rule_two_sessions_give_two_sums_that_overlap(two_sessions) -> None:
     """Found in review: disjoint quorums release in either session, and the difference is of those who are not in the second."""
     whole, part = two_sessions
