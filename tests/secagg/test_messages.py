@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedark.errors import FedarkError, ProtocolError, Refused
-from fedark.secagg import Contribution, shamir, wire
+from fedark.secagg import Client, Contribution, Directory, Server, shamir, wire
 from fedark.secagg import client as client_module
 
 # --- shares -----------------------------------------------------------------------------------------------------------------
@@ -158,6 +158,77 @@ def test_shares_from_a_stranger_a_non_member_or_for_another_round_are_dropped_by
     following.close()
     with pytest.raises(Refused, match="another round"):
         following.accept(old, "c0001")
+
+
+def test_a_members_own_sealed_shares_do_not_open_when_they_are_reflected_to_it(lab):
+    """What c0000 sealed for each member, brought to c0000 as what that member sealed for it: one pair, but another sender."""
+    session = lab(size=4)
+    current, _ = session.uploaded()
+    size, sealed = current._cohort.blob_bytes(0), current._uploads[0].sealed
+    mine = [sealed[at * size : (at + 1) * size] for at in range(3)]
+    assert answer_with(session, current, 0, mine) == [1, 2, 3]
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """All that clients must not send in the clear, as they make it: keys, seeds, and shares."""
+    found = []
+    take, secrets, split = client_module.schedule.Chain.take, client_module.Client._secrets, shamir.split
+
+    def taken(self, number, info):
+        pair = take(self, number, info)
+        found.extend([pair, self._key, client_module.schedule.mask_seed(pair)])
+        return pair
+
+    def made(self, current, others):
+        result = secrets(self, current, others)
+        found.extend(result)
+        return result
+
+    def shared(*arguments):
+        result = split(*arguments)
+        found.extend(bytes(row) for share in result for row in share)
+        return result
+
+    monkeypatch.setattr(client_module.schedule.Chain, "take", taken)
+    monkeypatch.setattr(client_module.Client, "_secrets", made)
+    monkeypatch.setattr(client_module.shamir, "split", shared)
+    return found
+
+
+@pytest.mark.parametrize("agreement", [True, False])
+def test_no_message_holds_a_secret_and_none_before_the_unmasking_a_share(lab, kept, agreement):
+    session = lab(size=5, minimum=4, agreement=agreement)
+    session.clients = {p: Client(session.policy, p, session.signing[p]) for p in session.parties}
+    private = [client._secret.private_bytes_raw() for client in session.clients.values()]
+    session.hellos = {p: client.hello() for p, client in session.clients.items()}
+    session.directory = Directory.verify(session.policy, session.identities, session.hellos.values())
+    for client in session.clients.values():
+        client.join(session.directory)
+    private += [chain.state()[0] for client in session.clients.values() for chain in client._chains.values()]
+    session.server = Server(session.directory, 1)
+
+    current, messages = session.uploaded(lost=["c0003"])
+    current.close()
+    sent = [*session.hellos.values(), current.request, *messages.values()]
+    if agreement:
+        for party in session.parties:
+            sent += [current.endorsement_request(), session.clients[party].endorse(current.endorsement_request())]
+            current.endorse(sent[-1], party)
+    requests = current.unmask_requests()
+    before = b"".join(bytes(message) for message in [*sent, *requests.values()])
+    assert [secret for secret in [*private, *kept] if secret in before] == []
+    replies = {party: session.clients[party].unmask(request) for party, request in requests.items()}
+    after = b"".join(replies.values())
+    whole = [*private, *(secret for secret in kept if len(secret) == shamir.SECRET_BYTES)]
+    assert [secret for secret in whole if secret in after] == []
+    assert any(share in after for share in kept), "control: shares are found where they are"
+    for party, reply in replies.items():
+        current.accept(reply, party)
+    assert {secret for found in current._recover(current._survivors).values() for secret in found} < set(kept), "control"
 
 
 # --- uploads ----------------------------------------------------------------------------------------------------------------
