@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedark.errors import Refused
-from fedark.secagg import schedule
+from fedark.secagg import Layout, Metric, Policy, schedule
 from fedark.secagg.stream import Keystream
+from fedark.secagg.topology import Topology
 
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
 
@@ -48,9 +49,8 @@ def independent():
     seal = expand(pair, info("seal", "alice", b"s" * 16))
     commitment = hashlib.sha256(b"fedark/secagg/1/commit" + ctx + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x07" + seed).digest()
     survivors = hashlib.sha256(info("survivors", ctx, [0, 4])).digest()
-    block = Cipher(algorithms.AES256(seed), modes.ECB()).encryptor()
-    # SP 800-38D: the first counter block of data is nonce || 2. Block 3 of the stream has nonce 3.
-    stream = block.update((3).to_bytes(12, "big") + b"\0\0\0\2" + (3).to_bytes(12, "big") + b"\0\0\0\3")
+    topology = expand(sid, info("topology"))
+    near, committee = drawn(topology)
     return {
         "sid": sid,
         "root": root,
@@ -60,8 +60,67 @@ def independent():
         "seal_key": seal,
         "commitment": commitment,
         "survivors": survivors,
-        "stream": stream,
+        "stream": stream(seed, 3, 32),
+        "topology_seed": topology,
+        "policy": hashlib.sha256(cbor2.dumps(["fedark/secagg/2/policy", POLICY], canonical=True)).digest(),
+        "graph": hashlib.sha256(json.dumps(near).encode()).digest(),
+        "committee": hashlib.sha256(json.dumps(committee).encode()).digest(),
     }
+
+
+COHORT, DEGREE, COMMITTEE = 120, 44, 64
+
+
+def stream(key, block, size):
+    """SP 800-38D: the first counter block of data is nonce || 2. Block 3 of the stream has nonce 3."""
+    cipher = Cipher(algorithms.AES256(key), modes.ECB()).encryptor()
+    return cipher.update(b"".join(block.to_bytes(12, "big") + (2 + at).to_bytes(4, "big") for at in range(-(-size // 16))))
+
+
+def drawn(seed):
+    """Everybody's neighbours, and the committee."""
+    edges = stream(seed, 0, 2 * COHORT * COHORT)
+    assert len(edges) <= 8 << 15, "of one block"
+    chance = round(DEGREE / (COHORT - 1) * 65536)
+
+    def joined(one, other):
+        at = 2 * (COHORT * min(one, other) + max(one, other))
+        return one != other and int.from_bytes(edges[at : at + 2], "little") < chance
+
+    near = [[other for other in range(COHORT) if joined(one, other)] for one in range(COHORT)]
+    draws = stream(seed, 1 << 32, 8 * COHORT)
+    lots = sorted(range(COHORT), key=lambda at: int.from_bytes(draws[8 * at : 8 * at + 8], "little"))
+    return near, sorted(lots[:COMMITTEE])
+
+
+POLICY = {
+    "contract_digest": bytes(range(48)),
+    "run_id": "run-1",
+    "roster": [f"c{at:04d}" for at in range(COHORT)],
+    "minimum": 60,
+    "colluders": 3,
+    "layouts": [
+        {
+            "name": "m/update",
+            "length": 40,
+            "bits": 12,
+            "clip_norm": 1.5,
+            "value_range": 0.1,
+            "max_weight": 7,
+            "metrics": [{"name": "loss", "limit": 100.0, "resolution": 0.25}],
+            "noise_bound": 5,
+        }
+    ],
+    "agreement": True,
+    "rounds": 12,
+}
+
+
+def policy():
+    """`POLICY`, as the protocol's own."""
+    (layout,) = POLICY["layouts"]
+    made = Layout(**{**layout, "metrics": tuple(Metric(**metric) for metric in layout["metrics"])})
+    return Policy(**{**POLICY, "roster": tuple(POLICY["roster"]), "layouts": (made,)})
 
 
 def test_the_vectors_are_what_the_rfcs_give():
@@ -79,7 +138,9 @@ def test_the_schedule_meets_the_vectors():
     ctx = schedule.context(sid, 3, "m/update", b"m" * 48, [0, 1, 4])
     pair = schedule.Chain(root).take(3, schedule.round_info(ctx))
     seed = schedule.mask_seed(pair)
-    stream = Keystream(seed).words(4, first=3)
+    words = Keystream(seed).words(4, first=3)
+    topology = Topology(policy(), COHORT, schedule.topology_seed(sid))
+    near = [topology.neighbours(one).tolist() for one in range(COHORT)]
     got = {
         "sid": sid,
         "root": root,
@@ -89,7 +150,11 @@ def test_the_schedule_meets_the_vectors():
         "seal_key": schedule.seal_key(pair, schedule.seal_info("alice", b"s" * 16)),
         "commitment": schedule.commitment(ctx, 2, 7, seed),
         "survivors": schedule.survivors_digest(ctx, [0, 4]),
-        "stream": stream.astype("<u8").tobytes(),
+        "stream": words.astype("<u8").tobytes(),
+        "topology_seed": schedule.topology_seed(sid),
+        "policy": policy().digest,
+        "graph": hashlib.sha256(json.dumps(near).encode()).digest(),
+        "committee": hashlib.sha256(json.dumps(topology.committee).encode()).digest(),
     }
     assert {name: value.hex() for name, value in got.items()} == VECTORS
 
