@@ -100,7 +100,7 @@ class EnclaveProcess:
 
         Raises:
             SandboxUnavailable: this machine cannot confine it as asked.
-            Refused: a file of the enclave changed after it was measured.
+            Refused: a file of the enclave changed after it was measured, or one leads past what was measured.
             EnclaveFailed: it did not start.
             FedarkError: it refused its run configuration.
         """
@@ -192,7 +192,7 @@ class EnclaveProcess:
         with self._ending_on_failure():
             frame = self._channel.receive(deadline)
             if frame.WhichOneof("kind") == "progress" and frame.progress.stage == LOCKED:
-                self._launch.check_loaded()
+                self._launch.check_locked()
                 return
             if frame.WhichOneof("kind") != "fault":
                 raise ProtocolError("it spoke before it was locked.")

@@ -5,7 +5,8 @@ would belong to one user, and the simulated platform protects nothing from its h
 In a confidential guest the launcher is part of the measured image, and states what it measured (`fedark.attestation.guest`).
 
 Order of a start:
-1. measure (`fedark.measurement`); note the identity (device, inode, size, both times) of every measured file and folder;
+1. measure (`fedark.measurement`); note the identity (device, inode, size, both times) of every measured file and folder, and
+   of the folders in which a file would lead the interpreter past them (`fedark.measurement.detours`);
 2. verify, or fill, the bytecode cache;
 3. exec the measured interpreter with a clean environment, `-I -S -B`, one inherited socket and the specification on its standard
    input; meanwhile measure again, which closes the gap between hashing and noting;
@@ -92,12 +93,28 @@ class Launch:
         """
         self._remeasure()
 
+    def check_locked(self) -> None:
+        """Compare once, when the enclave says that it is locked.
+
+        Raises:
+            Refused: as `check_loaded`; or something came, or went, where the interpreter or the loader would have taken it.
+        """
+        self.check_loaded()
+        touched = self._watched.touched()
+        if touched:
+            raise Refused(
+                f"A file was made or removed in {touched[0]} while the enclave loaded, where it could have put code into it.",
+                safe="No evidence was made for this enclave, and it was ended.",
+                fix="Start it again when the installation is at rest.",
+            )
+
     def check_loaded(self) -> None:
         """Compare, once the enclave is locked, and before each quote.
 
         Raises:
-            Refused: a measured file or folder was touched since it was measured; names it.
+            Refused: a measured file or folder was touched since it was measured, or a file leads past them; names it.
         """
+        self._watched.measurement.check_no_detours()
         changed = self._watched.changed()
         if changed:
             raise Refused(
@@ -127,7 +144,7 @@ def launch(
 
     Raises:
         SandboxUnavailable: this machine cannot confine it as asked.
-        Refused: a measured file, or the bytecode cache, was altered.
+        Refused: a measured file, or the bytecode cache, was altered, or a file leads past what was measured.
         StorageError, EnclaveFailed: it cannot be started.
     """
     support = survey()
@@ -189,6 +206,7 @@ def _spawn(
     output: int,
     channel: int | None = None,
 ) -> subprocess.Popen[bytes]:
+    measurement.check_no_detours()
     # A file, not a pipe: writing it never waits for the reader.
     with tempfile.TemporaryFile() as given:
         given.write(json.dumps(specification).encode("utf-8"))
@@ -259,6 +277,7 @@ class _Watch:
     """
 
     def __init__(self, measurement: Measurement) -> None:
+        self.measurement = measurement
         entries = [entry for part in measurement.entries.values() for entry in part]
         libraries = {os.path.realpath(path) for path in measurement.libraries}
         visible = {str(path) for path in measurement.visible}
@@ -267,6 +286,11 @@ class _Watch:
         self._folders = {os.path.dirname(path) for path in inside}
         self._before = {path: _identity(path) for path in self._files | self._folders | visible}
         self._without_bytecode = {path for path in self._folders if not os.path.lexists(f"{path}/{_BYTECODE}")}
+        self._places = {path: _identity(path) for path in {os.path.realpath(file.parent) for file in measurement.detours}}
+
+    def touched(self) -> list[str]:
+        """Folders of `Measurement.detours` in which a file came or went, sorted. It matters only until all is loaded."""
+        return sorted(path for path, before in self._places.items() if _identity(path) != before)
 
     def changed(self) -> list[str]:
         """What is not as it was, sorted."""

@@ -18,6 +18,7 @@ from typing import Any
 from fedark.errors import InputError, Refused
 from fedark.measurement import runtime
 from fedark.measurement.cache import DigestCache, default_cache
+from fedark.measurement.detours import detours, refuse_detours
 from fedark.measurement.manifest import Manifest, enclave_dir, package_dir
 from fedark.measurement.policies import reference_policies
 from fedark.measurement.tree import Entry, Root, entries_of, register
@@ -40,6 +41,7 @@ class Measurement:
             Modules are found by listing these folders, so a sandbox must let them be listed.
         visible: files and whole folders that were measured, without a symlink on the way: all that the enclave may read.
         libraries: system libraries and the loader, where the loader looks for them; possibly links to files in `visible`.
+        detours: files that must not exist as long as the enclave loads: they would put unmeasured code into it.
     """
 
     role: str
@@ -50,6 +52,15 @@ class Measurement:
     search_path: tuple[Path, ...] = field(repr=False)
     visible: tuple[Path, ...] = field(repr=False)
     libraries: tuple[Path, ...] = field(repr=False)
+    detours: tuple[Path, ...] = field(repr=False)
+
+    def check_no_detours(self) -> None:
+        """Look again for files that would lead the interpreter past what was measured.
+
+        Raises:
+            Refused: there is one; names it.
+        """
+        refuse_detours(self.detours)
 
     def check_unchanged(self) -> None:
         """Measure again.
@@ -87,7 +98,7 @@ def measure_enclave(role: str, *, cached: bool = True) -> Measurement:
 
     Raises:
         InputError: a part of it is missing, unreadable, or of a kind that cannot be measured.
-        Refused: a file changed meanwhile.
+        Refused: a file changed meanwhile, or one is there that would put unmeasured code into the enclave.
     """
     folder = enclave_dir(role)
     manifest = Manifest.load(folder / "enclave.toml")
@@ -108,6 +119,8 @@ def measure_enclave(role: str, *, cached: bool = True) -> Measurement:
     needed, others = runtime.distributions(manifest.runtime.distributions)
     library, paths = runtime.stdlib_roots(manifest.runtime.stdlib_exclude)
     python = runtime.python_binary()
+    elsewhere = detours(python, paths[0])
+    refuse_detours(elsewhere)
     ground = [Root(str(python), "python"), *library, *runtime.distribution_roots(needed, others, manifest.runtime.exclude)]
 
     entries = {"launcher": entries_of(launcher, digests), "application": entries_of(application, digests)}
@@ -134,6 +147,7 @@ def measure_enclave(role: str, *, cached: bool = True) -> Measurement:
         search_path=tuple(dict.fromkeys([*paths, *sites, package.parent])),
         visible=tuple(Path(path) for path in sorted({root.path for root in (*application, *ground)} | outside | libraries)),
         libraries=tuple(Path(entry.path) for entry in system),
+        detours=elsewhere,
     )
 
 

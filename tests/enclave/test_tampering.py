@@ -161,3 +161,45 @@ def test_the_hosts_environment_changes_nothing(do, start, own, monkeypatch: pyte
     assert str(module.parent) not in facts["path"]
     assert not {name for name in facts["environment"] if name.startswith(("PYTHON", "LD_"))}
     assert not {"site", "sitecustomize", "usercustomize"} & set(json.loads(do(enclave, "modules")))
+
+
+@pytest.fixture
+def detour(probing, tmp_path: Path) -> tuple[Path, Measurement]:
+    """Where an archive of a standard library would be, which is not there, and a measurement that looks there."""
+    path = (tmp_path / "prefix" / "python.zip").resolve()
+    path.parent.mkdir()
+    return path, dataclasses.replace(probing("aggregator"), detours=(path,))
+
+
+def test_what_leads_the_interpreter_past_its_library_stops_the_start(start, detour) -> None:
+    path, measurement = detour
+    path.write_bytes(b"")
+    with pytest.raises(Refused, match=r"python\.zip would put code into the enclave"):
+        start(measurement=measurement)
+
+
+@pytest.mark.parametrize("undone", [False, True])
+def test_what_leads_it_there_while_it_starts_is_found_even_if_it_is_undone(
+    start, detour, monkeypatch: pytest.MonkeyPatch, undone: bool
+) -> None:
+    path, measurement = detour
+    real = launcher._spawn
+
+    def divert(*arguments, **options):
+        process = real(*arguments, **options)
+        path.write_bytes(b"")
+        if undone:
+            path.unlink()
+        return process
+
+    monkeypatch.setattr(launcher, "_spawn", divert)
+    with pytest.raises(Refused, match="put code into"):
+        start(measurement=measurement)
+
+
+def test_what_leads_it_there_later_gets_no_evidence(do, start, detour) -> None:
+    path, measurement = detour
+    enclave = start(measurement=measurement)
+    path.write_bytes(b"")
+    with pytest.raises(Refused, match="would put code into the enclave"):
+        do(enclave, "quote")
