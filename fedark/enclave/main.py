@@ -58,10 +58,10 @@ def run(specification: dict[str, Any], load: Callable[[], Create]) -> NoReturn:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    imports.install({path: bytes.fromhex(digest) for path, digest in specification["digests"].items()})
     # Libraries ask for a folder as they load; without this, Python would try some, and fail where nothing can be written.
     tempfile.tempdir = SCRATCH
     try:
+        imports.install({path: bytes.fromhex(digest) for path, digest in specification["digests"].items()})
         enter(setup)
         create = load()
         from fedark.enclave.channel import Channel

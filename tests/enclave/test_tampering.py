@@ -163,6 +163,18 @@ def test_the_hosts_environment_changes_nothing(do, start, own, monkeypatch: pyte
     assert not {"site", "sitecustomize", "usercustomize"} & set(json.loads(do(enclave, "modules")))
 
 
+def test_a_module_that_came_from_elsewhere_before_the_lock_stops_the_enclave(start, own, tmp_path: Path) -> None:
+    module, measurement = own
+    script = module.parent / "main.py"
+    probe = measurement.entry_point.read_text()
+    script.write_text(probe.replace('SPECIFICATION["path"]\n', 'SPECIFICATION["path"]\nimport stray\n', 1))
+    (module.parent / "stray.py").write_text("")
+    entry = Entry("main.py", "f", False, hashlib.sha384(script.read_bytes()).digest(), str(script))
+    entries = {**measurement.entries, "application": (*measurement.entries["application"], entry)}
+    with pytest.raises(Refused, match=r"module stray was imported from .*stray\.py, which is not measured"):
+        start(measurement=dataclasses.replace(measurement, entry_point=script, entries=entries))
+
+
 @pytest.fixture
 def detour(probing, tmp_path: Path) -> tuple[Path, Measurement]:
     """Where an archive of a standard library would be, which is not there, and a measurement that looks there."""
