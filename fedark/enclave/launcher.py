@@ -49,6 +49,8 @@ _ENVIRONMENT: Final = {
     "LC_ALL": "C.UTF-8",
     "HOME": "/nonexistent",
     "PATH": "",
+    # No settings for OpenSSL: the host's may name shared objects to load, and Python hashes before it is confined.
+    "OPENSSL_CONF": "",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import py_compile
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,6 +175,17 @@ def test_a_module_that_came_from_elsewhere_before_the_lock_stops_the_enclave(sta
     entries = {**measurement.entries, "application": (*measurement.entries["application"], entry)}
     with pytest.raises(Refused, match=r"module stray was imported from .*stray\.py, which is not measured"):
         start(measurement=dataclasses.replace(measurement, entry_point=script, entries=entries))
+
+
+def test_the_hosts_settings_for_openssl_are_not_read(probing, tmp_path: Path) -> None:
+    """They can name shared objects, which would be loaded before the enclave confines itself."""
+    strace, log = shutil.which("strace"), tmp_path / "log"
+    if strace is None:
+        pytest.skip("takes strace")
+    command = [strace, "-f", "-o", str(log), "-e", "trace=open,openat", str(probing("aggregator").python)]
+    arguments = ["-I", "-S", "-B", "-c", "import hashlib; hashlib.sha384(b'')"]
+    subprocess.run([*command, *arguments], env=launcher._ENVIRONMENT, check=True)
+    assert "openssl.cnf" not in log.read_text()
 
 
 @pytest.fixture
