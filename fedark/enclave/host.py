@@ -100,7 +100,8 @@ class EnclaveProcess:
 
         Raises:
             SandboxUnavailable: this machine cannot confine it as asked.
-            Refused: a file of the enclave changed after it was measured, or one leads past what was measured.
+            Refused: a file of the enclave changed after it was measured, or one leads past what was measured; or its process is
+                not confined as its evidence would say.
             EnclaveFailed: it did not start.
             FedarkError: it refused its run configuration.
         """

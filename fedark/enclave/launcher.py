@@ -10,7 +10,8 @@ Order of a start:
 2. verify, or fill, the bytecode cache;
 3. exec the measured interpreter with a clean environment, `-I -S -B`, one inherited socket and the specification on its standard
    input; meanwhile measure again, which closes the gap between hashing and noting;
-4. the enclave confines itself, loads, locks, and says so; every identity must still be the same, or it is killed.
+4. the enclave confines itself, loads, locks, and says so; every identity must still be the same, and the kernel must show its
+   confinement from outside (`fedark.sandbox.witness`), or it is killed.
 So a file that was edited while libraries were loaded is found, even if it was put back. Python code that is imported later is
 compared by the enclave itself. What remains: someone who can write the shared objects of a running enclave changes it, as
 someone who can trace it does; on the simulated platform that is the host's root, or the owner of the installation.
@@ -37,7 +38,7 @@ from fedark.enclave.main import COMPILE
 from fedark.errors import EnclaveFailed, Refused, StorageError
 from fedark.measurement import Measurement, run_config_register
 from fedark.measurement.manifest import package_dir
-from fedark.sandbox import Root, Setup, policy_digests, survey
+from fedark.sandbox import Root, Setup, missing, policy_digests, survey
 
 __all__ = ["Launch", "launch"]
 
@@ -111,11 +112,19 @@ class Launch:
             )
 
     def check_loaded(self) -> None:
-        """Compare, once the enclave is locked, and before each quote.
+        """Compare, and look at its confinement, once the enclave is locked, and before each quote.
 
         Raises:
-            Refused: a measured file or folder was touched since it was measured, or a file leads past them; names it.
+            Refused: a measured file or folder was touched since it was measured, or a file leads past them; names it. Or the
+                process is not confined as its evidence would say.
         """
+        lacking = missing(self.process.pid, self.sandbox.mode)
+        if lacking:
+            raise Refused(
+                f"The enclave is not confined as its evidence would say (mode {self.sandbox.mode!r}); it lacks {lacking}.",
+                safe="No evidence was made for this enclave, and it was ended.",
+                fix="If /proc hides processes (hidepid), let this user's group see them (gid=).",
+            )
         self._watched.measurement.check_no_detours()
         changed = self._watched.changed()
         if changed:

@@ -13,5 +13,18 @@ from __future__ import annotations
 from fedark.sandbox.confine import Mode, Setup, enter, known_policies, lock, policy_digests
 from fedark.sandbox.namespaces import SCRATCH, Root
 from fedark.sandbox.survey import Support, survey
+from fedark.sandbox.witness import missing
 
-__all__ = ["SCRATCH", "Mode", "Root", "Setup", "Support", "enter", "known_policies", "lock", "policy_digests", "survey"]
+__all__ = [
+    "SCRATCH",
+    "Mode",
+    "Root",
+    "Setup",
+    "Support",
+    "enter",
+    "known_policies",
+    "lock",
+    "missing",
+    "policy_digests",
+    "survey",
+]
