@@ -1,7 +1,7 @@
 """What the kernel shows of a confined process from outside: so that evidence says what is installed, not what should have been.
 
 All of it is in files of /proc that any user may read, for the enclave is not dumpable and its namespaces' links are not shown to
-an ordinary host. What no file shows: the landlock domain, and the text of the filters. The two filters are counted.
+an ordinary host. What no file shows: the landlock domain, and the text of the filters. The two are counted, from Linux 5.9 on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def missing(monitor: int, mode: str) -> str:
     """
     try:
         enclave = _only_child(monitor)
-        inherited = int(_status(Path(f"/proc/{monitor}"))["Seccomp_filters"])
+        inherited = _filters(_status(Path(f"/proc/{monitor}")))
         found = [*_of_threads(enclave, inherited), *(_of_namespaces(enclave) if mode == "namespaces" else ())]
     except (OSError, ValueError, KeyError, IndexError) as error:
         return f"what the kernel says of it ({type(error).__name__})"
@@ -42,13 +42,18 @@ def _status(process: Path) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
 
 
+def _filters(status: dict[str, str]) -> int:
+    return int(status.get("Seccomp_filters", "0"))
+
+
 def _of_threads(pid: int, inherited: int) -> Iterator[str]:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         try:
             status = _status(thread)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended just now
-        if status["Seccomp"] != "2" or int(status["Seccomp_filters"]) < inherited + _FILTERS:
+        counted = "Seccomp_filters" in status
+        if status["Seccomp"] != "2" or (counted and _filters(status) < inherited + _FILTERS):
             yield "its system call filter"
         if status["NoNewPrivs"] != "1":
             yield "the ban on new privileges"
