@@ -38,6 +38,7 @@ from fedark.keys import SigningKey
 from fedark.masking import EVALUATED, figures, lanes, masked_policy
 from fedark.mechanism import mechanism
 from fedark.secagg import Client, Contribution, Directory, Round, RoundSum, Server
+from fedark.secagg.vector import l2_norm
 
 __all__ = ["AggregatorMasks", "TrainerMasks"]
 
@@ -167,8 +168,9 @@ class TrainerMasks:
         records: int,
         metrics: Mapping[str, Mapping[str, Metric]],
         on_clipped: Callable[[], None],
-    ) -> bytes:
-        """The masked message of the round that was begun.
+    ) -> memoryview:
+        """The masked message of the round that was begun. Beside it little memory is taken where the contract has one model; the
+        vectors of several are copied once, to lie in a row.
 
         Args:
             vectors: model name -> what travels; not looked at where figures alone are summed.
@@ -186,12 +188,12 @@ class TrainerMasks:
         if layout == EVALUATED:
             values = lanes(self._contract, metrics)
         else:
-            vector = np.concatenate([vectors[model.name] for model in self._contract.models])
-            norm, top = float(np.linalg.norm(vector.astype(np.float64))), float(np.abs(vector).max(initial=0.0))
+            vector = _in_a_row([vectors[model.name] for model in self._contract.models])
+            norm, top = l2_norm(vector), float(max(vector.max(initial=0.0), -vector.min(initial=0.0)))
             if norm > terms.clip_norm or top * weight / terms.max_weight > terms.value_range:
                 on_clipped()
         noise = self._private.noise() if self._private is not None and terms.noise_bound else None
-        return bytes(self._client.upload(Contribution(vector, weight, values), noise))
+        return self._client.upload(Contribution(vector, weight, values), noise)
 
     def endorse(self, request: bytes) -> bytes:
         """See `fedark.secagg.Client.endorse`."""
@@ -200,6 +202,10 @@ class TrainerMasks:
     def unmask(self, request: bytes) -> bytes:
         """See `fedark.secagg.Client.unmask`."""
         return self._client.unmask(request)
+
+
+def _in_a_row(vectors: list[Vector]) -> Vector:
+    return vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
 
 
 class AggregatorMasks:
@@ -269,7 +275,7 @@ class AggregatorMasks:
         self._opening, self._uploaded, self._survivors, self._answers = opening, set(), None, {}
         return self._round.request
 
-    def receive(self, message: bytes, party: str) -> None:
+    def receive(self, message: bytes | memoryview, party: str) -> None:
         """Take one masked upload; see `fedark.secagg.Round.receive`."""
         if self._survivors is not None and party not in self._survivors:
             raise ProtocolError(f"The upload of {party} came after the survivors were declared.", safe="It was dropped.")
@@ -309,12 +315,12 @@ class AggregatorMasks:
         self._waiting = set(current.committee)
         return {}, current.unmask_requests()
 
-    def endorse(self, message: bytes, party: str) -> None:
+    def endorse(self, message: bytes | memoryview, party: str) -> None:
         """Take one member's signature; see `fedark.secagg.Round.endorse`."""
         self._declared().endorse(message, party)
         self._waiting.discard(party)
 
-    def accept(self, message: bytes, party: str) -> None:
+    def accept(self, message: bytes | memoryview, party: str) -> None:
         """Take one member's shares; see `fedark.secagg.Round.accept`. The same bytes once more change nothing."""
         digest = hashlib.sha256(message).digest()
         if self._answers.get(party) == digest:

@@ -77,12 +77,13 @@ class Payload:
         metrics: model name -> metric name -> (correct, total, loss sum).
         masked: under masks, a message of `fedark.secagg`, with nothing beside it: what is counted or trained is inside the mask.
             When loading, the initial vectors and nothing else: they tell nothing of a customer.
+            In the enclave that masked it a view, so that it is not copied before it is encoded.
     """
 
     weight: int
     vectors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
     metrics: Mapping[str, Mapping[str, Metric]]
-    masked: bytes = b""
+    masked: bytes | memoryview = b""
 
     def encode(self) -> bytes:
         return canonical.encode(
@@ -90,7 +91,7 @@ class Payload:
                 "weight": self.weight,
                 "vectors": {name: pack_vector(vector) for name, vector in self.vectors.items()},
                 "metrics": {model: {key: list(value) for key, value in items.items()} for model, items in self.metrics.items()},
-                "masked": self.masked,
+                "masked": bytes(self.masked),
             }
         )
 

@@ -164,7 +164,7 @@ class Round:
         values = {"ctx": self._ctx, "survivors": self._closed()}
         return wire.message(wire.unsigned("survivors", values))
 
-    def endorse(self, message: bytes, sender: str) -> None:
+    def endorse(self, message: bytes | memoryview, sender: str) -> None:
         """Take one member's signature.
 
         Raises:
@@ -197,7 +197,7 @@ class Round:
         names = self._directory.parties
         return {names[member]: wire.message(header, *parts) for member, parts in pieces.items()}
 
-    def accept(self, message: bytes, sender: str) -> None:
+    def accept(self, message: bytes | memoryview, sender: str) -> None:
         """Take one member's shares from `sender`, as the caller has authenticated it.
 
         Raises:
