@@ -16,7 +16,8 @@ of one (layout, model): one session gives one sum for it, and the sums of two se
 not keep availability or correctness: a server that lies, or a client that uploads rubbish, can spoil a sum. What the sum
 itself tells is a matter of differential privacy. So is the difference between the sums for two models that the server makes
 equal in all but their digest, as an encryption of one model is each time: with a client left out of one of the two, it is that
-client's vector, up to the randomness of its training.
+client's vector, exactly if the others upload the same in both. Nothing secret blurs it: training in fedark is a function of records,
+model and the contract's public seed.
 
 The argument in short, for 2 t > c + g (each step is a test in tests/secagg):
 (a) A mask of an honest pair is known to the two clients alone: its X25519 keys are signed by attested enclaves. (directory)

@@ -480,7 +480,7 @@ def test_survivors_that_leave_the_victim_too_few_neighbours_are_neither_signed_n
 
 
 def test_what_remains_two_digests_of_one_model_and_a_victim_left_out_of_one_give_its_vector(lab):
-    """Found in review: not refused, and documented so. Only differential privacy, or a victim that trains at random, bounds it."""
+    """Found in review: not refused, and documented so. Only differential privacy bounds it."""
     session = lab(size=5, minimum=4, agreement=True)
     sums = []
     for model, lost in ((b"a" * 48, []), (b"b" * 48, [VICTIM])):
