@@ -5,7 +5,8 @@ It follows Bonawitz et al. 2017 (pairwise masks and a self-mask), with keys agre
 
     hello -> join -> { begin -> [upload] -> [endorse] -> [unmask] } for ever larger rounds
 
-1. A round number is burned by `begin`, before anything else: no round runs twice, with no other cohort, model or vector.
+1. A round number is burned by `begin` before a key of the round is derived: no round runs twice, with no other cohort, model or
+   vector. A request that is refused derives nothing and burns nothing.
 2. Everything that the round is (session, number, layout, the model that this client really received, participants) is hashed
    into ctx; every key, mask and share of the round derives from ctx.
 3. One upload a round. It carries the shares of its own recovery secrets: b_u, the self-mask seed, fresh and random; s_uv, the
