@@ -51,6 +51,10 @@ PUBLIC_HPKE_BYTES = 1184 + 32
 _PUBLIC_BYTES: Mapping[Kem, int] = {"mlkem768-x25519": PUBLIC_HPKE_BYTES, "x25519": 32}
 _FILE_HEAD = "fedark-party-keys-1"
 _SECRET_BYTES: Mapping[Kem, int] = {"mlkem768-x25519": 96, "x25519": 32}
+_FIELD = 2**255 - 19
+_ORDER_EIGHT = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+# The y of the eight points of edwards25519 whose order is small; x is +x or -x.
+_SMALL_ORDER = frozenset({0, 1, _FIELD - 1, _ORDER_EIGHT, _FIELD - _ORDER_EIGHT})
 
 
 def _framed(label: str, message: bytes) -> bytes:
@@ -79,13 +83,24 @@ class SigningKey:
 def verify_signature(public: bytes, label: str, message: bytes, signature: bytes, *, by: str) -> None:
     """Return if `signature` is `public`'s over `label || 0x00 || message`.
 
+    RFC 8032 leaves public keys of small order to the verifier, and OpenSSL takes them. Under such a key one signature holds for many
+    messages, or for all, and nobody needs a secret for it: it signs nothing here, and neither does a key in a form that is not its
+    only one.
+
     Raises:
         Refused: it is not. `by` names the claimed signer in the text.
     """
     try:
+        _require_strong(public)
         Ed25519PublicKey.from_public_bytes(public).verify(signature, _framed(label, message))
     except (InvalidSignature, ValueError):
         raise Refused(f"A signature of {by} ({label}) does not verify.", safe="The message was dropped.") from None
+
+
+def _require_strong(public: bytes) -> None:
+    y = int.from_bytes(public, "little") & ((1 << 255) - 1)
+    if y >= _FIELD or y in _SMALL_ORDER:
+        raise ValueError("a public key of small order, or in a second form")
 
 
 class HpkeKey:
