@@ -15,7 +15,8 @@
 | -70004 | svn          | uint                    | security version number of launcher and device                        |
 
 Exactly these claims; keys below -65536 are for private use (RFC 8392, section 9.1). `cnf` is not used: the quoting key signs
-what the enclave's keys hash to, and does not see the keys.
+what the enclave's keys hash to, and does not see the keys. docs/eat-profile.md says who checks each claim, and what else a
+profile settles.
 """
 
 from __future__ import annotations
