@@ -39,7 +39,7 @@ ATTACKS = {
     "release": (
         "second enclave", "second run", "each field altered by the relay", "before the log append", "chunk truncation",
         "chunks reordered", "chunk repeated or left out", "substituted weights", "KEM downgrade", "concurrent use of a nonce",
-        "verifier crash and restart",
+        "verifier crash and restart", "filling the provider's log", "a signing key of small order",
     ),
 }  # fmt: skip
 

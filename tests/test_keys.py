@@ -123,6 +123,7 @@ BASE = bytes.fromhex("5866666666666666666666666666666666666666666666666666666666
 ONE = (1).to_bytes(32, "little")
 
 
+@pytest.mark.attack("a signing key of small order")
 @pytest.mark.parametrize("public", [1, 1 | 1 << 255, FIELD + 1, FIELD + 1 | 1 << 255], ids=["1", "-1", "p+1", "-(p+1)"])
 def test_a_forgery_for_every_message_that_needs_no_secret_is_refused(public: int) -> None:
     """Constructed: A = 0, R = B, S = 1 fulfil SB = R + kA for every k. A is in each of the forms that OpenSSL reads."""

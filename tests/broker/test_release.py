@@ -328,7 +328,8 @@ def test_an_enclave_of_a_foreign_manufacturer_gets_no_keys(world: Any) -> None:
     assert world.entries() == [("refusal", "north")]
 
 
-def test_whoever_has_the_signed_contract_cannot_fill_the_log(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.attack("filling the provider's log", mode="evidence that answers nothing")
+def test_whoever_has_the_signed_contract_cannot_fill_the_log(world: Any, monkeypatch: pytest.MonkeyPatch, refusal: Any) -> None:
     told: list[str] = []
     broker = world.broker()
     monkeypatch.setitem(broker.settings.__dict__, "on_progress", told.append)
@@ -341,11 +342,13 @@ def test_whoever_has_the_signed_contract_cannot_fill_the_log(world: Any, monkeyp
         assert "not in the log: it answers no nonce that waits for an answer" in caught.value.safe
     assert world.entries() == []
     assert broker.unlogged == 4
+    refusal(caught.value.safe)
     assert "(4 refusals are not in the log)" in told[-1]
 
 
+@pytest.mark.attack("filling the provider's log", mode="answers that are refused")
 def test_the_log_takes_so_many_refusals_of_a_party_under_a_contract_and_no_more(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+    world: Any, monkeypatch: pytest.MonkeyPatch, refusal: Any
 ) -> None:
     monkeypatch.setattr(keys_module, "MOST_REFUSALS", 2)
     honest = world.evidence(world.trainer("east"), world.broker().challenge(world.ask(world.about(party="east"))).nonce)
@@ -362,6 +365,7 @@ def test_the_log_takes_so_many_refusals_of_a_party_under_a_contract_and_no_more(
         error = refused(broker)
         assert error.logged is None
         assert "not in the log: 2 refusals of north under this contract are, which is the most" in error.safe
+        refusal(error.safe)
     assert world.entries() == [("refusal", "north")] * 2
     assert world.broker().release(world.claim(honest, party="east")).by_model, "another party is none the worse"
 
