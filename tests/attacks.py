@@ -28,6 +28,7 @@ ATTACKS = {
         "process_vm_readv out of the enclave", "process_vm_readv into the enclave", "kill", "unshare", "mount", "io_uring", "bpf",
         "keyctl", "shm", "memfd", "raising rlimits", "memory bomb", "full scratch", "inherited descriptors", "clone3",
         "namespaces by clone", "x32 calls", "mode downgrade", "another filter", "a process of the same user reading memory",
+        "names of threads as a way out", "the command line as a way out",
     ),
     "evidence": (
         "wrong nonce", "replayed nonce", "expired nonce", "swapped keys", "algorithm substitution", "algorithm none",

@@ -20,6 +20,7 @@ from fedark.enclave.usage import processes_below
 from fedark.federation import daemons
 from fedark.federation.flower.deployment import Deployment
 from fedark.federation.local import Federation
+from fedark.sandbox.monitor import MONITOR
 
 __all__ = ["TARGETS", "Kill", "Victim", "run_with_kills", "step_of"]
 
@@ -144,18 +145,21 @@ class Victim:
         return 0
 
     def _enclave(self, party: str) -> int:
-        # The enclave is the innermost of its processes: below the monitor that stands between it and its host.
-        return self._below_with(party, "/enclaves/", last=True)
+        # The enclave, which shows no command line, is below the monitor that stands between it and its host.
+        monitors = [pid for pid in self._below(party) if _read(pid, "comm").strip() == MONITOR]
+        return next((pid for monitor in reversed(monitors) for pid in processes_below(monitor)), 0)
 
-    def _below_with(self, party: str, words: str, *, last: bool = False) -> int:
+    def _below_with(self, party: str, words: str) -> int:
+        return next((pid for pid in self._below(party) if words in _read(pid, "cmdline")), 0)
+
+    def _below(self, party: str) -> list[int]:
         node = self._child(party)
-        found = [pid for pid in processes_below(node) if words in _command(pid)] if node else []
-        return (found[-1] if last else found[0]) if found else 0
+        return processes_below(node) if node else []
 
 
-def _command(pid: int) -> str:
+def _read(pid: int, name: str) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        return Path(f"/proc/{pid}/{name}").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
     except OSError:
         return ""
 

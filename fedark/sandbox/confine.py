@@ -1,8 +1,8 @@
 """Confine this process before it touches a secret, in the one order that holds.
 
 `enter` (one thread, nothing but the standard library loaded):
-1. pin the host process; leave its namespaces (mode "namespaces"); stop being dumpable, so that no process of the same user can
-   attach, read memory or get a core; fork, so that the enclave's memory was never readable, not even for a moment;
+1. pin the host process; hide the arguments; leave its namespaces (mode "namespaces"); stop being dumpable, so that no process of
+   the same user can attach, read memory or get a core; fork, so that the enclave's memory was never readable, not even for a moment;
 2. new root with the measured files, read-only, and a scratch folder; the old root is let go;
 3. an unprivileged user; no capabilities; no new privileges; parent-death signal (after the change of user, which clears it);
    landlock; resource limits; the filter for loading.
@@ -30,6 +30,7 @@ from fedark.sandbox.syscalls import (
     PR_SET_DUMPABLE,
     PR_SET_PDEATHSIG,
     give_up_privileges,
+    hide_arguments,
     prctl,
     set_capabilities,
 )
@@ -134,6 +135,8 @@ def _enter(setup: Setup) -> None:
     root_user = os.geteuid() == 0
     user = _FIRST_USER + os.getpid() % _USERS if root_user and _mapped(_FIRST_USER, _USERS) else None
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    with suppress(OSError):  # a kernel without that call leaves one more of the places in /proc that docs/threat-model.md names
+        hide_arguments()
     if setup.mode == "namespaces":
         separate(own_user=user is None)
     prctl(PR_SET_DUMPABLE, 0)

@@ -15,7 +15,10 @@ from typing import NoReturn
 
 from fedark.sandbox.syscalls import CAP_KILL, PR_SET_NAME, give_up_privileges, libc, set_capabilities, syscall
 
-__all__ = ["TRACED", "pin_host", "traced", "watch"]
+__all__ = ["MONITOR", "TRACED", "pin_host", "traced", "watch"]
+
+MONITOR = "fedark-monitor"
+"""Name of the process in /proc."""
 
 TRACED = 76
 """Exit code: another process traced the enclave before it was confined, so it was not let run."""
@@ -44,7 +47,7 @@ def watch(host: int, enclave: int) -> NoReturn:
     The exit code is the enclave's, or 128 and the number of the signal that killed it.
     """
     child = os.pidfd_open(enclave)
-    libc.prctl(PR_SET_NAME, b"fedark-monitor", 0, 0, 0)
+    libc.prctl(PR_SET_NAME, MONITOR.encode(), 0, 0, 0)
     give_up_privileges()
     # The parent-death signal is sent with this process's rights: without CAP_KILL, a root monitor could not kill another uid.
     set_capabilities(*((CAP_KILL,) if os.geteuid() == 0 else ()))

@@ -17,7 +17,7 @@ import errno as codes
 
 from fedark.errors import SandboxUnavailable
 from fedark.sandbox.bpf import ALLOW, Arg, Policy, Rule, compile_policy, errno
-from fedark.sandbox.syscalls import NUMBERS, libc, no_new_privileges, syscall
+from fedark.sandbox.syscalls import NUMBERS, PR_SET_MM, libc, no_new_privileges, syscall
 
 __all__ = ["available", "enclave_policy", "install", "loading_policy"]
 
@@ -79,8 +79,9 @@ _SCRATCH = _calls(
 _IOCTLS = (0x5401, 0x541B, 0x5450, 0x5451)
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC: no locks, no owner, no signals, no leases, no seals.
 _FCNTLS = (0, 1, 2, 3, 4, 1030)
-# PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_GET_SECCOMP, PR_GET_NO_NEW_PRIVS, PR_SET_VMA.
-_PRCTLS = (3, 15, 16, 21, 39, 0x53564D41)
+# PR_GET_DUMPABLE, PR_GET_NAME, PR_GET_SECCOMP, PR_GET_NO_NEW_PRIVS, PR_SET_VMA. Not PR_SET_NAME: every user of the host reads
+# the names of threads in /proc. Libraries that would name theirs go on without.
+_PRCTLS = (3, 16, 21, 39, 0x53564D41)
 # ARCH_GET_XCOMP_SUPP, ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM: how matrix kernels switch AMX on.
 _ARCH_PRCTLS = (0x1021, 0x1022, 0x1023)
 _LOW = 0xFFFF_FFFF
@@ -105,7 +106,7 @@ def _limits_read_only() -> tuple[Rule, ...]:
 def loading_policy(pid: int) -> Policy:
     """The filter while libraries load, for the process `pid` (as it sees itself): a list of what is denied.
 
-    openat2 takes its flags through memory, which no filter sees, so it is absent from here on.
+    openat2 takes its flags through memory, which no filter sees, so it is absent from here on. What `hide_arguments` hid stays so.
     """
     return Policy(
         "loading",
@@ -114,6 +115,7 @@ def loading_policy(pid: int) -> Policy:
             *_threads_only(),
             *_own_signals(pid),
             *_limits_read_only(),
+            Rule(_EPERM, ("prctl",), (Arg(0, PR_SET_MM, _LOW),)),
             Rule(errno(codes.ENOSYS), ("openat2",)),
             Rule(_EPERM, _OUTSIDE),
         ),

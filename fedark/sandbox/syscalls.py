@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from typing import Any, Final
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "CAP_KILL",
     "NUMBERS",
     "give_up_privileges",
+    "hide_arguments",
     "libc",
     "mount",
     "no_new_privileges",
@@ -72,8 +74,10 @@ NUMBERS: Final[dict[str, int]] = {
 # fmt: on
 
 libc = ctypes.CDLL(None, use_errno=True)
+libc.sbrk.restype = ctypes.c_void_p
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+PR_SET_MM, _PR_SET_MM_MAP = 35, 14
 PR_SET_NAME, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 15, 24, 28, 38, 47
 _AMBIENT_CLEAR_ALL = 4
 # SECBIT_NOROOT, _NO_SETUID_FIXUP and _NO_CAP_AMBIENT_RAISE, each with its lock; not _KEEP_CAPS, whose lock keeps it off.
@@ -104,6 +108,27 @@ def prctl(option: int, *arguments: int) -> int:
         OSError: with the kernel's error number.
     """
     return syscall("prctl", option, *arguments, *[0] * (4 - len(arguments)))
+
+
+def hide_arguments() -> None:
+    """Let /proc/PID/cmdline show nothing: it is this process's own memory, which any user reads and this process may write.
+
+    Raises:
+        OSError: the kernel refused, or has no such call (one without CONFIG_CHECKPOINT_RESTORE).
+    """
+    with open("/proc/self/stat", "rb") as file:
+        field = [0, 0, 0, *map(_number, file.read().rpartition(b")")[2].split())]  # as numbered in proc(5), from 3 on
+    start_code, end_code, stack, start_data, end_data, start_break = (field[number] for number in (26, 27, 28, 45, 46, 47))
+    now = int(libc.sbrk(0))
+    empty = (field[48], field[48], field[50], field[50])
+    places = (start_code, end_code, start_data, end_data, start_break, now, stack, *empty)
+    # struct prctl_mm_map: eleven addresses, an auxiliary vector of no length, and no other executable.
+    layout = ctypes.create_string_buffer(struct.pack("<11QQIi", *places, 0, 0, -1))
+    syscall("prctl", PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(layout), 104, 0)
+
+
+def _number(text: bytes) -> int:
+    return int(text) if text.lstrip(b"-").isdigit() else 0
 
 
 def no_new_privileges() -> None:

@@ -189,6 +189,27 @@ def _status() -> dict[str, object]:
     }
 
 
+def _name_threads(name: str) -> list[object]:
+    """Name this thread and one that is started for it: what both attempts gave, and the other's result."""
+    found: list[object] = [call("prctl", 15, name.encode(), 0, 0, 0)]
+
+    def work() -> None:
+        found.append(call("prctl", 15, name.encode(), 0, 0, 0))
+        found.append(sum(range(10)))
+
+    worker = threading.Thread(target=work, name=name)
+    worker.start()
+    worker.join()
+    return found
+
+
+def _write_argument(text: str) -> str:
+    """Overwrite the program's first argument in memory, whose place libc knows, and try to have it shown again."""
+    place = ctypes.c_void_p.in_dll(libc, "program_invocation_name").value
+    ctypes.memmove(place, text.encode(), len(text))
+    return call("prctl", 35, 8, place, 0, 0)
+
+
 SECRET = "inmate-secret-" + os.urandom(16).hex()
 
 
@@ -201,6 +222,8 @@ PROBES = {
     "exec": _exec,
     "vm": _vm,
     "threads": _threads,
+    "name threads": _name_threads,
+    "write argument": _write_argument,
     "thread bomb": _thread_bomb,
     "memory bomb": _memory_bomb,
     "fill": _fill,

@@ -196,6 +196,23 @@ def test_flags_that_no_filter_could_see_have_no_call(inmate) -> None:
     assert inmate.ask("call", "openat2", -100, 0, 0, 0) == "ENOSYS"
 
 
+@pytest.mark.attack("names of threads as a way out")
+def test_a_thread_cannot_send_by_its_name_and_goes_on(inmate) -> None:
+    process = Path(f"/proc/{inmate.pid()}")
+    before = (process / "comm").read_text()
+    assert inmate.ask("name threads", "secret record") == ["EPERM", "EPERM", 45]
+    assert (process / "comm").read_text() == before
+    assert inmate.ask("open", f"/proc/{inmate.pid()}/comm", "w") in ABSENT
+    assert inmate.ask("open", "/proc/self/comm", "w") in ABSENT
+
+
+@pytest.mark.attack("the command line as a way out")
+def test_a_process_cannot_send_by_its_command_line(inmate, refusal) -> None:
+    assert inmate.ask("write argument", "secret record") == "EPERM"
+    assert Path(f"/proc/{inmate.pid()}/cmdline").read_bytes() == b""
+    refusal("arguments hidden before the start: /proc shows none")
+
+
 @pytest.mark.parametrize("option", [1, 4, 8, 23, 24, 28, 36, 38, 47, 0x59616D61])
 def test_prctl_changes_nothing_that_confines(inmate, option: int) -> None:
     # PDEATHSIG, DUMPABLE, KEEPCAPS, CAPBSET_READ, CAPBSET_DROP, SECUREBITS, CHILD_SUBREAPER, NO_NEW_PRIVS, CAP_AMBIENT, PTRACER
@@ -299,3 +316,7 @@ def test_the_same_probes_succeed_in_a_process_that_is_not_confined(confined, out
     for name in ("memfd_create", "unshare", "setsid", "shmget", "msgget", "getpid"):
         assert free.ask("call", name, *([0x10] if name == "memfd_create" else [0]), 0, 0) != "EPERM", name
     assert free.ask("memory bomb", "private", 1 << 30) == 1 << 30
+    assert free.ask("name threads", "secret record") == ["ok", "ok", 45]
+    free.ask("write argument", "secret record")
+    assert Path(f"/proc/{free.process.pid}/comm").read_text() == "secret record\n"
+    assert Path(f"/proc/{free.process.pid}/cmdline").read_bytes().startswith(b"secret record")

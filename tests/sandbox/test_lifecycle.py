@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedark.sandbox import Root
-from fedark.sandbox.monitor import traced
+from fedark.sandbox.monitor import MONITOR, traced
 from fedark.sandbox.namespaces import open_root
 
 MODES = ["namespaces", "landlock"]
@@ -127,6 +127,14 @@ def test_descriptors_and_environment_of_the_host_do_not_come_along(confined, mod
         os.set_inheritable(file.fileno(), True)
         inmate = confined(mode, leak=(file.fileno(),))
         assert set(inmate.ask("descriptors")) == {"0", "1", "2", str(inmate.setup.channel)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_of_a_monitor_and_its_enclave_the_host_sees_a_name_and_no_command_line(confined, mode: str) -> None:
+    inmate = confined(mode)
+    assert Path(f"/proc/{inmate.process.pid}/comm").read_text().strip() == MONITOR
+    for pid in (inmate.process.pid, inmate.pid()):
+        assert Path(f"/proc/{pid}/cmdline").read_bytes() == b""
 
 
 @pytest.mark.parametrize("mode", MODES)
