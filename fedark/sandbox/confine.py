@@ -64,7 +64,8 @@ class Setup:
         roots: what may be read.
         listed: folders whose names, at any depth, may be listed though not all in them may be read: imports look for modules
             there. For mode "landlock"; a root of our own shows only what was put there.
-        memory_bytes: private writable memory (RLIMIT_DATA).
+        memory_bytes: writable memory (RLIMIT_DATA; what that does not count, the final filter refuses). Pages that are written
+            and then made read-only count towards the address space alone, which is 8 GiB more: libraries reserve that much.
         scratch_bytes: size of the scratch folder; without effect in mode "landlock".
     """
 

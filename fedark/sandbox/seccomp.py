@@ -32,6 +32,9 @@ _CLONE_NAMESPACES = 0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x10
 # O_WRONLY | O_RDWR | O_CREAT | O_TRUNC | O_TMPFILE's own bit.
 _OPEN_WRITES = 0o1 | 0o2 | 0o100 | 0o1000 | 0o20000000
 
+# MAP_SHARED with MAP_ANONYMOUS, and MAP_GROWSDOWN: memory that RLIMIT_DATA does not count.
+_UNCOUNTED = (0x01 | 0x20, 0x100)
+
 _EPERM = errno(codes.EPERM)
 _SELF = "own process id"
 
@@ -139,6 +142,7 @@ def enclave_policy(pid: int, *, scratch: bool) -> Policy:
         "enclave with scratch" if scratch else "enclave",
         _EPERM,
         (
+            *(Rule(_EPERM, ("mmap",), (Arg(3, flags, flags),)) for flags in _UNCOUNTED),
             Rule(ALLOW, _NEEDED),
             *opens,
             *((Rule(ALLOW, _SCRATCH),) if scratch else ()),

@@ -117,13 +117,17 @@ def _thread_bomb(most: int) -> int:
     return len(started)
 
 
+SHARINGS = {"private": mmap.MAP_PRIVATE, "shared": mmap.MAP_SHARED, "stack": mmap.MAP_PRIVATE | 0x100}  # MAP_GROWSDOWN
+
+
 def _memory_bomb(kind: str, most: int) -> int:
-    """Bytes that could be had before the kernel said no."""
+    """Bytes that could be had, and written to, before the kernel said no."""
     held, size = [], 16 << 20
-    flags = mmap.MAP_ANONYMOUS | (mmap.MAP_SHARED if kind == "shared" else mmap.MAP_PRIVATE)
     try:
         while len(held) * size < most:
-            held.append(mmap.mmap(-1, size, flags=flags))
+            held.append(mmap.mmap(-1, size, flags=mmap.MAP_ANONYMOUS | SHARINGS[kind]))
+            for place in range(0, size, mmap.PAGESIZE):
+                held[-1][place] = 1
     except (OSError, MemoryError):
         pass
     count = len(held)

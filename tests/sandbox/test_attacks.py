@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fedark.enclave.usage import peak_mib
+
 DENIED = {"EPERM", "EACCES"}
 ABSENT = DENIED | {"ENOENT", "EROFS"}
 
@@ -231,12 +233,16 @@ def test_no_resource_limit_can_be_raised(inmate, name: str) -> None:
 
 
 @pytest.mark.attack("memory bomb")
-@pytest.mark.parametrize("kind", ["private", "shared"])
+@pytest.mark.parametrize("kind", ["private", "shared", "stack"])
 def test_a_memory_bomb_hits_its_limit_and_the_enclave_lives(inmate, kind: str, refusal) -> None:
-    most = 16 << 30
-    got = inmate.ask("memory bomb", kind, most)
-    assert got < (inmate.setup.memory_bytes if kind == "private" else most)
-    refusal(f"{'RLIMIT_DATA' if kind == 'private' else 'RLIMIT_AS'} after {got >> 20} MiB of {kind} memory")
+    got = inmate.ask("memory bomb", kind, 16 << 30)
+    if kind == "private":
+        assert inmate.setup.memory_bytes / 2 < got < inmate.setup.memory_bytes
+        refusal(f"RLIMIT_DATA after {got >> 20} MiB")
+    else:
+        assert got == 0
+        refusal(f"system call filter: no {kind} memory (EPERM)")
+    assert peak_mib(inmate.pid()) < inmate.setup.memory_bytes >> 20
     assert inmate.ask("sum of squares") == 332833500
 
 
@@ -315,7 +321,8 @@ def test_the_same_probes_succeed_in_a_process_that_is_not_confined(confined, out
     assert free.ask("vm", "process_vm_readv", free.process.pid) == "ok"
     for name in ("memfd_create", "unshare", "setsid", "shmget", "msgget", "getpid"):
         assert free.ask("call", name, *([0x10] if name == "memfd_create" else [0]), 0, 0) != "EPERM", name
-    assert free.ask("memory bomb", "private", 1 << 30) == 1 << 30
+    for kind in ("private", "shared", "stack"):
+        assert free.ask("memory bomb", kind, 1 << 30) == 1 << 30
     assert free.ask("name threads", "secret record") == ["ok", "ok", 45]
     free.ask("write argument", "secret record")
     assert Path(f"/proc/{free.process.pid}/comm").read_text() == "secret record\n"

@@ -119,3 +119,12 @@ def test_digests_tell_modes_and_kernels_apart() -> None:
 
 def test_digests_do_not_depend_on_the_process_that_asks() -> None:
     assert enclave_policy(1, scratch=True).digest() == enclave_policy(99, scratch=True).digest()
+
+
+@pytest.mark.parametrize("flags", [0x21, 0x23, 0x8021, 0x122])
+def test_memory_that_no_limit_counts_cannot_be_mapped(flags: int) -> None:
+    for scratch in (True, False):
+        policy = enclave_policy(1, scratch=scratch)
+        assert verdict(policy, "mmap", (0, 0, 3, flags, 0, 0)) == errno(1)
+        for private in (0x22, 0x2, 0x1, 0x20022):
+            assert verdict(policy, "mmap", (0, 0, 3, private, 0, 0)) == ALLOW
