@@ -49,6 +49,8 @@ _KERNEL_FILES = (
 )
 _MAPPING_SLACK = 8 << 30
 _THREADS = 512
+_THREADS_SHARED = 2048
+"""Above what a user's processes have when an enclave starts that is counted with them: others of that user may start later."""
 _DESCRIPTORS = 256
 
 
@@ -135,6 +137,8 @@ def _enter(setup: Setup) -> None:
     os.umask(0o022)  # the private root's folders must be passable for the user that the enclave becomes
     root_user = os.geteuid() == 0
     user = _FIRST_USER + os.getpid() % _USERS if root_user and _mapped(_FIRST_USER, _USERS) else None
+    own_count = user is not None or setup.mode == "namespaces"
+    threads = _THREADS if own_count else _threads_of(os.getuid()) + _THREADS_SHARED
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     with suppress(OSError):  # a kernel without that call leaves one more of the places in /proc that docs/threat-model.md names
         hide_arguments()
@@ -175,7 +179,7 @@ def _enter(setup: Setup) -> None:
         listed = [os.open(folder, os.O_PATH | os.O_DIRECTORY) for folder in folders]
         landlock.confine(setup.landlock, read=[descriptor for _, descriptor in roots], listed=listed, write=scratch)
     _close_all_but(setup.channel)
-    _limit(setup, own_count=user is not None or setup.mode == "namespaces")
+    _limit(setup, threads)
     seccomp.install(seccomp.loading_policy(os.getpid()))
 
 
@@ -198,8 +202,26 @@ def _mapped(first: int, count: int) -> bool:
     return any(start <= first and first + count <= start + length for start, _, length in ranges)
 
 
-def _limit(setup: Setup, *, own_count: bool) -> None:
-    """Resource limits, hard and soft. `own_count`: processes of this user number are counted for this enclave alone."""
+def _threads_of(user: int) -> int:
+    """How many threads the processes of `user` have, as far as they are shown."""
+    count = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with (
+                suppress(OSError, KeyError, ValueError),
+                open(f"/proc/{name}/status", encoding="utf-8", errors="replace") as file,
+            ):
+                status = dict(line.split(":", 1) for line in file if line.startswith(("Uid:", "Threads:")))
+                count += int(status["Threads"]) if int(status["Uid"].split()[0]) == user else 0
+    return count
+
+
+def _limit(setup: Setup, threads: int) -> None:
+    """Resource limits, hard and soft.
+
+    Args:
+        threads: how many this user number may have. The kernel exempts user 0, with capabilities or without.
+    """
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_DATA: setup.memory_bytes,
@@ -209,9 +231,8 @@ def _limit(setup: Setup, *, own_count: bool) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_RTPRIO: 0,
         resource.RLIMIT_NICE: 0,
+        resource.RLIMIT_NPROC: threads,
     }
-    if own_count:
-        limits[resource.RLIMIT_NPROC] = _THREADS
     for kind, value in limits.items():
         hard = resource.getrlimit(kind)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
