@@ -36,7 +36,7 @@ from fedark.attestation.platforms.base import Attester, Machine
 from fedark.enclave import bytecode
 from fedark.enclave.main import COMPILE
 from fedark.errors import EnclaveFailed, Refused, StorageError
-from fedark.measurement import Measurement, run_config_register
+from fedark.measurement import Measurement, loader, run_config_register
 from fedark.measurement.manifest import package_dir
 from fedark.sandbox import Root, Setup, missing, policy_digests, survey
 
@@ -106,7 +106,7 @@ class Launch:
         touched = self._watched.touched()
         if touched:
             raise Refused(
-                f"A file was made or removed in {touched[0]} while the enclave loaded, where it could have put code into it.",
+                f"{touched[0]} was changed while the enclave loaded, which could have put code into it that is not measured.",
                 safe="No evidence was made for this enclave, and it was ended.",
                 fix="Start it again when the installation is at rest.",
             )
@@ -297,10 +297,14 @@ class _Watch:
         self._folders = {os.path.dirname(path) for path in inside}
         self._before = {path: _identity(path) for path in self._files | self._folders | visible}
         self._without_bytecode = {path for path in self._folders if not os.path.lexists(f"{path}/{_BYTECODE}")}
-        self._places = {path: _identity(path) for path in {os.path.realpath(file.parent) for file in measurement.detours}}
+        places = {loader.CACHE, *(os.path.realpath(file.parent) for file in measurement.detours)}
+        self._places = {path: _identity(path) for path in places}
 
     def touched(self) -> list[str]:
-        """Folders of `Measurement.detours` in which a file came or went, sorted. It matters only until all is loaded."""
+        """Folders of `Measurement.detours` in which a file came or went, and the loader's cache if it was written; sorted.
+
+        It matters only until all is loaded.
+        """
         return sorted(path for path, before in self._places.items() if _identity(path) != before)
 
     def changed(self) -> list[str]:

@@ -7,7 +7,7 @@ Rules that make two installs of the same wheels equal:
   are, and only they are visible to the enclave.
 - Of `*.dist-info` four files count, which are the same in every install of a wheel. RECORD, INSTALLER, REQUESTED and
   direct_url.json are not; they, scripts and `.pth` files are not part of an enclave, and need not be visible to it.
-- A system library is measured under its soname.
+- A system library is measured under its soname, and must be the only one that the loader could take for it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from fedark.errors import InputError
-from fedark.measurement.cache import DigestCache
+from fedark.errors import InputError, Refused
+from fedark.measurement.cache import DigestCache, FileFacts
+from fedark.measurement.loader import cached_libraries, variants
 from fedark.measurement.tree import Entry, Root, facts_of
 
 __all__ = ["Distribution", "distribution_roots", "distributions", "library_entries", "python_binary", "stdlib_roots"]
@@ -132,37 +133,60 @@ def library_entries(entries: Sequence[Entry], extra: Sequence[str], cache: Diges
     """The system libraries that measured ELF files load, directly or through one another, and the loader itself.
 
     A soname that a measured file provides, or that is not on this system, is left out: what is not there cannot be loaded.
+
+    Raises:
+        InputError: the loader's cache cannot be read.
+        Refused: the loader could take another file for one; names both.
     """
     linked = [entry for entry in entries if entry.facts is not None and entry.facts.linkage is not None]
     provided = {os.path.basename(entry.path) for entry in linked}
     folders = _loader_folders()
+    cached = cached_libraries()
     found: dict[str, Entry] = {}
-    queue = [(name, folders) for name in extra]
+    queue = [(name, list[str]()) for name in extra]
     for entry in linked:
-        queue += _asks(entry, folders)
+        queue += _asks(entry)
     while queue:
-        name, search = queue.pop()
+        name, own = queue.pop()
         label = f"lib/{os.path.basename(name)}"
         if label in found or os.path.basename(name) in provided:
             continue
-        path = next((path for path in (os.path.join(folder, name) for folder in search) if os.path.isfile(path)), None)
+        places = [os.path.join(folder, name) for folder in (*own, *folders)]
+        path = next((path for path in (*places, *cached.get(name, ())) if os.path.isfile(path)), None)
         if path is None:
             continue
         status = os.stat(path)
         (facts,) = facts_of([(os.path.realpath(path), status)], cache)
+        searched = places[: places.index(path) + 1] if path in places else places
+        rivals = [rival for place in searched for rival in variants(*os.path.split(place))]
+        if os.path.dirname(path) not in own:
+            rivals += cached.get(name, ())
+        _check_alone(path, facts, rivals, cache)
         found[label] = Entry(label, "f", bool(status.st_mode & 0o100), facts.digest, path, facts=facts)
-        queue += _asks(found[label], folders)
+        queue += _asks(found[label])
     return sorted(found.values(), key=lambda entry: entry.label)
 
 
-def _asks(entry: Entry, folders: list[str]) -> list[tuple[str, list[str]]]:
+def _check_alone(path: str, facts: FileFacts, rivals: Iterable[str], cache: DigestCache) -> None:
+    for rival in {os.path.realpath(rival) for rival in rivals if os.path.isfile(rival)} - {os.path.realpath(path)}:
+        (other,) = facts_of([(rival, os.stat(rival))], cache)
+        if other.digest != facts.digest:
+            raise Refused(
+                f"The loader may take {rival} for {path}, which is the one that is measured.",
+                safe="Nothing was started.",
+                fix="Remove it, or its folder from /etc/ld.so.conf, and run ldconfig.",
+            )
+
+
+def _asks(entry: Entry) -> list[tuple[str, list[str]]]:
+    """What it needs, and the folders that it names itself."""
     linked = entry.facts.linkage if entry.facts is not None else None
     if linked is None:
         return []
     origin = os.path.dirname(os.path.realpath(entry.path))
     own = [part.replace("$ORIGIN", origin).replace("${ORIGIN}", origin) for part in linked.search]
     names = [*linked.needed, *([linked.interpreter] if linked.interpreter else [])]
-    return [(name, [*own, *folders]) for name in names]
+    return [(name, own) for name in names]
 
 
 def _loader_folders() -> list[str]:

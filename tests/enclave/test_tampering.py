@@ -228,3 +228,19 @@ def test_what_leads_it_there_later_gets_no_evidence(do, start, detour) -> None:
     path.write_bytes(b"")
     with pytest.raises(Refused, match="would put code into the enclave"):
         do(enclave, "quote")
+
+
+def test_a_change_of_the_loaders_cache_while_it_starts_is_found(start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cache, real = tmp_path / "ld.so.cache", launcher._spawn
+    monkeypatch.setattr(launcher.loader, "CACHE", str(cache))
+
+    def change(*arguments, **options):
+        process = real(*arguments, **options)
+        cache.write_bytes(b"")
+        cache.unlink()
+        cache.symlink_to("nowhere")
+        return process
+
+    monkeypatch.setattr(launcher, "_spawn", change)
+    with pytest.raises(Refused, match=r"ld\.so\.cache was changed while the enclave loaded"):
+        start()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -12,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fedark.errors import InputError
-from fedark.measurement import runtime
+from fedark.errors import InputError, Refused
+from fedark.measurement import loader, runtime
 from fedark.measurement.cache import DigestCache
 from fedark.measurement.tree import Root, entries_of, register
 
@@ -212,3 +214,80 @@ def test_libc_and_the_loader_are_found_for_the_interpreter_and_a_changed_library
         file.write(b"\0")
     (two,) = (e for e in runtime.library_entries([], [str(library)], cache) if e.label == "lib/libextra.so.1")
     assert one.digest != two.digest
+
+
+def loader_cache(path: Path, libraries: dict[str, Path], *, old: bytes = b"", flags: int = 0x0303) -> None:
+    """Write what ldconfig would, with `old` for the older format before it."""
+    head, strings, entries = 48, b"", b""
+    start = head + 24 * len(libraries)
+    for name, place in libraries.items():
+        entries += struct.pack("<iIIIQ", flags, start + len(strings), start + len(strings) + len(name) + 1, 0, 0)
+        strings += name.encode() + b"\0" + os.fsencode(place) + b"\0"
+    path.write_bytes(old + struct.pack("<20sII20x", b"glibc-ld.so.cache1.1", len(libraries), len(strings)) + entries + strings)
+
+
+def python_libraries() -> dict[str, Path]:
+    cache = DigestCache(None)
+    binary = entries_of([Root(str(runtime.python_binary()), "python")], cache)
+    return {entry.label.removeprefix("lib/"): Path(entry.path) for entry in runtime.library_entries(binary, [], cache)}
+
+
+@pytest.fixture
+def cache_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "ld.so.cache"
+    monkeypatch.setattr(loader, "CACHE", str(path))
+    return path
+
+
+def test_the_loaders_cache_of_this_machine_is_understood() -> None:
+    if not Path(loader.CACHE).exists():
+        pytest.skip("no such cache here")
+    (path, *_) = loader.cached_libraries()["libc.so.6"]
+    assert Path(path).resolve() == python_libraries()["libc.so.6"].resolve()
+
+
+@pytest.mark.parametrize("old", [b"", b"ld.so-1.7.0\0" + bytes(4)])
+def test_a_library_that_the_loaders_cache_has_elsewhere_is_refused(cache_file: Path, tmp_path: Path, old: bytes) -> None:
+    known = python_libraries()
+    copy = tmp_path / "libc.so.6"
+    shutil.copy(known["libc.so.6"], copy)
+    loader_cache(cache_file, {"libc.so.6": known["libc.so.6"], "libgone.so": tmp_path / "gone"}, old=old)
+    assert python_libraries() == known
+    loader_cache(cache_file, {"libc.so.6": copy}, old=old)
+    assert python_libraries() == known
+    with copy.open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(Refused, match=r"may take .*libc\.so\.6"):
+        python_libraries()
+    loader_cache(cache_file, {"libc.so.6": copy}, old=old, flags=0x0003)  # for another processor
+    assert python_libraries() == known
+
+
+def test_a_library_that_only_the_loaders_cache_knows_is_measured(cache_file: Path, tmp_path: Path) -> None:
+    library = tmp_path / "libonly-there.so.1"
+    shutil.copy(python_libraries()["libc.so.6"], library)
+    loader_cache(cache_file, {library.name: library})
+    found = runtime.library_entries([], [library.name], DigestCache(None))
+    assert str(library) in {entry.path for entry in found}
+
+
+def test_a_build_for_newer_processors_is_refused(tmp_path: Path) -> None:
+    library, variant = tmp_path / "libextra.so.1", tmp_path / "glibc-hwcaps" / "x86-64-v3" / "libextra.so.1"
+    shutil.copy(python_libraries()["libc.so.6"], library)
+    runtime.library_entries([], [str(library)], DigestCache(None))
+    variant.parent.mkdir(parents=True)
+    variant.write_bytes(b"another")
+    with pytest.raises(Refused, match="x86-64-v3"):
+        runtime.library_entries([], [str(library)], DigestCache(None))
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"glibc-ld.so.cache1.1\xff\xff\xff"])
+def test_a_loaders_cache_that_cannot_be_read_is_refused(cache_file: Path, content: bytes) -> None:
+    cache_file.write_bytes(content)
+    with pytest.raises(InputError, match="loader's cache"):
+        python_libraries()
+
+
+def test_without_a_loaders_cache_nothing_changes(cache_file: Path) -> None:
+    assert not cache_file.exists()
+    assert "libc.so.6" in python_libraries()
