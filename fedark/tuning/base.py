@@ -1,7 +1,7 @@
 """A base model from the bytes of its files: nothing read from disk or network, no code of the model's own, no pickle.
 
 The weights go through `transformers`' own loader as a state dict, so renamed and tied tensors of every architecture it knows
-are treated as `from_pretrained` treats them. Keys of a configuration that would make it fetch or run something are dropped.
+are treated as `from_pretrained` treats them. What is believed of a configuration is in `settings`.
 
 Three kinds of model come out:
     mean-pool  an encoder in the sentence-transformers layout whose pooling is the mean: encoder, masked mean, unit length
@@ -19,14 +19,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from fedark.contract import AdapterTerms, TensorSpec
 from fedark.errors import ModelError
 from fedark.jsontext import read_json
+from fedark.tuning.settings import bounded, make_config, read_settings
 from fedark.tuning.weights import Files, tensors
 
 __all__ = ["PREFIX", "Base", "Kind", "load_base"]
@@ -34,10 +34,6 @@ __all__ = ["PREFIX", "Base", "Kind", "load_base"]
 Kind = Literal["mean-pool", "sequence", "causal"]
 PREFIX = "base_model.model."  # what PEFT puts before the name of every tensor that it saves
 _HEADS = ("classifier", "score")  # what PEFT always takes for a sequence classifier's head
-# Each of these can name a file, a kernel or code to fetch, or changes how weights are read.
-_DROPPED = re.compile(
-    r"auto_map|_?attn_implementation.*|_?experts_implementation.*|fusion_config|kernel.*|use_kernels|transformers_weights"
-)
 
 
 @dataclass(frozen=True)
@@ -160,7 +156,9 @@ def load_base(
     Raises:
         ModelError: the files are no model that `transformers` knows natively, or weights are missing from them.
     """
-    config = _config(files)
+    settings = read_settings(files)
+    state = tensors(files, shapes_only=shapes_only)
+    config = make_config(settings, state)
     kind: Kind = "causal"
     auto: Any = AutoModelForCausalLM
     if task == "classification":
@@ -178,17 +176,24 @@ def load_base(
             safe="Nothing was loaded.",
             fix="Choose another base model or task.",
         )
-    state = tensors(files, shapes_only=shapes_only)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     architecture = mapping[type(config)]
     if isinstance(architecture, list | tuple):
         architecture = architecture[0]
     try:
-        model, info = architecture.from_pretrained(
-            None, config=config, state_dict=state, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
+        with bounded(state):
+            model, info = architecture.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except ModelError:
+        raise
+    except Exception as error:  # a configuration that fits no model makes the library fail in any way
         raise ModelError(
             f"The base model cannot be built from its configuration and weights ({type(error).__name__}).",
             safe="Nothing was kept.",
@@ -205,34 +210,6 @@ def load_base(
             fix="Check that config.json and the safetensors files belong together.",
         )
     return base
-
-
-def _config(files: Files) -> Any:
-    try:
-        value = read_json(files["config.json"])
-        name = value["model_type"]
-    except KeyError:
-        raise _no_config("is missing or names no model_type") from None
-    except (ValueError, TypeError):
-        raise _no_config("is not a JSON object") from None
-    if not isinstance(name, str) or name not in CONFIG_MAPPING:
-        raise _no_config(
-            "names an architecture that transformers does not know itself; fedark runs no code that comes with a model"
-        )
-    if "quantization_config" in value:
-        raise _no_config("asks for quantised weights, which fedark does not train yet")
-    try:
-        return AutoConfig.for_model(name, **{key: item for key, item in _clean(value).items() if key != "model_type"})
-    except Exception:  # strict dataclasses of the library raise many types, with values in their texts
-        raise _no_config(f"does not fit the architecture {name!r}") from None
-
-
-def _no_config(why: str) -> ModelError:
-    return ModelError(f"The base model's config.json {why}.", safe="Nothing was loaded.", fix="Choose another base model.")
-
-
-def _clean(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: _clean(item) if isinstance(item, dict) else item for key, item in value.items() if not _DROPPED.fullmatch(key)}
 
 
 def _mean_pooled(files: Files) -> bool:
