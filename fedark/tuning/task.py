@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedark.contract import ModelTerms
-from fedark.errors import DataError, InputError, ModelError
+from fedark.errors import DataError, FedarkError, InputError, ModelError
 from fedark.tuning.base import PREFIX, Base, load_base
 from fedark.tuning.data import Record
 from fedark.tuning.features import Features
@@ -120,7 +120,7 @@ class TaskModel:
             terms: the contract's, whose layout must be this model's own.
 
         Raises:
-            ModelError: the files are not a usable model, or not the one that `terms` describe.
+            ModelError: the files are not a usable model, or not the one that `terms` describe, or it fails on a text.
         """
         with _LOADING:
             return cls._load(files, terms)
@@ -137,21 +137,33 @@ class TaskModel:
         config: Any = base.model.config
         length = terms.training.max_length
         encoder = TextEncoder(files, max_length=length, pad_id=_id(config, "pad_token_id"), eos_id=_id(config, "eos_token_id"))
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = _whole(config, "max_position_embeddings")
         if limit is not None and length > limit:
             raise ModelError(
                 f"max_length {length} is more than the {limit} tokens that the model {terms.name} can read.",
                 safe="Nothing was trained.",
                 fix=f"Set max_length to at most {limit}.",
             )
-        if encoder.vocabulary_size > getattr(config, "vocab_size", encoder.vocabulary_size):
+        known = _whole(config, "vocab_size")
+        if known is not None and encoder.vocabulary_size > known:
             raise ModelError(
                 f"The tokenizer of {terms.name} has more tokens than the model.",
                 safe="Nothing was trained.",
                 fix="Check that tokenizer and weights belong together.",
             )
-        config.pad_token_id = encoder.pad_id
-        return cls(base, terms, encoder)
+        try:
+            config.pad_token_id = encoder.pad_id
+            task = cls(base, terms, encoder)
+            task._try_out()
+        except FedarkError:
+            raise
+        except Exception as error:  # from the library, at a configuration that its weights happen to fit
+            raise ModelError(
+                f"The model {terms.name} fails on a text ({type(error).__name__}).",
+                safe="It has seen no record.",
+                fix="Check that config.json, tokenizer and weights belong together.",
+            ) from None
+        return task
 
     def initial(self) -> Flat:
         """The vector before any training, float32 [travelling]: the base's own behaviour, and a head that knows the labels."""
@@ -440,6 +452,12 @@ class TaskModel:
         return torch.optim.SGD(used) if terms.optimizer == "sgd" else torch.optim.AdamW(used, weight_decay=0.0)
 
     @torch.no_grad()
+    def _try_out(self) -> None:
+        """Run the model on texts that are nobody's, one of them padded."""
+        answer = self.terms.labels[0] if self.terms.labels else "a"
+        self._score(self._encoded([Record("a", answer), Record("a b c", answer)]))
+
+    @torch.no_grad()
     def _initialise(self, base: Base) -> Flat:
         """Put the initial adapter in place and return its vector."""
         seed = self.terms.adapter.seed
@@ -465,6 +483,12 @@ def _id(config: Any, name: str) -> int | None:
     value = getattr(config, name, None)
     value = value[0] if isinstance(value, list) and value else value
     return value if type(value) is int and value >= 0 else None
+
+
+def _whole(config: Any, name: str) -> int | None:
+    """A number in a configuration that says how many there are of something, or None."""
+    value = getattr(config, name, None)
+    return value if type(value) is int else None
 
 
 def _sample(population: int, count: int, generator: torch.Generator) -> list[int]:

@@ -15,6 +15,7 @@ from torch import nn
 from fedark.errors import ModelError
 from fedark.tuning.base import load_base
 from fedark.tuning.settings import bounded, make_config, read_settings
+from fedark.tuning.task import TaskModel
 
 
 def bent(tiny: Any, **fields: Any) -> dict[str, bytes]:
@@ -129,3 +130,19 @@ def test_a_bound_is_that_of_its_own_thread() -> None:
         other.start()
         other.join()
     assert not failed
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("gpt2", "eos_token_id", 1000),
+        ("gpt2", "n_head", 3),
+        ("bert", "num_attention_heads", -1),
+        ("minilm", "num_attention_heads", -1),
+        ("llama", "num_key_value_heads", -1),
+    ],
+)
+def test_a_model_that_fails_on_a_text_is_refused_when_it_is_loaded(zoo: Any, name: str, field: str, value: object) -> None:
+    tiny = zoo[name]
+    with pytest.raises(ModelError):
+        TaskModel.load(bent(tiny, **{field: value}), tiny.terms())
