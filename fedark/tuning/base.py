@@ -156,6 +156,8 @@ def load_base(
     Raises:
         ModelError: the files are no model that `transformers` knows natively, or weights are missing from them.
     """
+    transformers_logging.set_verbosity_error()  # it would print a configuration that it doubts
+    transformers_logging.disable_progress_bar()
     settings = read_settings(files)
     state = tensors(files, shapes_only=shapes_only)
     config = make_config(settings, state)
@@ -176,8 +178,6 @@ def load_base(
             safe="Nothing was loaded.",
             fix="Choose another base model or task.",
         )
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     architecture = mapping[type(config)]
     if isinstance(architecture, list | tuple):
         architecture = architecture[0]
