@@ -145,8 +145,8 @@ class Victim:
         return 0
 
     def _enclave(self, party: str) -> int:
-        # The enclave, which shows no command line, is below the monitor that stands between it and its host.
-        monitors = [pid for pid in self._below(party) if _read(pid, "comm").strip() == MONITOR]
+        # The enclave, which shows no command line, is below the monitor that stands between it and its host, and leads a session.
+        monitors = [pid for pid in self._below(party) if _read(pid, "comm").strip() == MONITOR and _leads(pid)]
         return next((pid for monitor in reversed(monitors) for pid in processes_below(monitor)), 0)
 
     def _below_with(self, party: str, words: str) -> int:
@@ -155,6 +155,13 @@ class Victim:
     def _below(self, party: str) -> list[int]:
         node = self._child(party)
         return processes_below(node) if node else []
+
+
+def _leads(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
 
 
 def _read(pid: int, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedark.sandbox.confine import Mode
 
 __all__ = ["Support", "survey"]
 
+_PROBES = 3
 _PROBE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -75,6 +77,15 @@ def survey() -> Support:
 
 
 def _namespaces() -> str:
+    for _ in range(_PROBES):
+        missing, sure = _probed()
+        if sure:
+            break
+    return missing
+
+
+def _probed() -> tuple[str, bool]:
+    """What stands in the way, "" for nothing; and whether the machine said so, and not somebody who killed the probe."""
     import subprocess  # here, because this module is loaded in enclaves too, which need neither
     import tempfile
 
@@ -91,10 +102,11 @@ def _namespaces() -> str:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            return f"the probe did not run: {type(error).__name__}"
+            return f"the probe did not run: {type(error).__name__}", isinstance(error, OSError)
         output.seek(0)
         text = output.read(300).decode("utf-8", "replace").strip()
-    return "" if done.returncode == 0 else text or f"the probe ended with {done.returncode}"
+    killed = done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    return "" if done.returncode == 0 else text or f"the probe ended with {done.returncode}", not killed
 
 
 def probe() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +105,19 @@ def test_the_strongest_mode_is_taken_and_never_one_below_the_minimum(support: Su
 def test_this_machine_is_surveyed_once() -> None:
     assert survey() is survey()
     assert sys.platform == "linux" or not survey().seccomp
+
+
+@pytest.mark.parametrize(("kills", "found"), [(1, ""), (2, ""), (9, "the probe ended with -9")])
+def test_a_probe_that_somebody_killed_says_nothing_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int, found: str
+) -> None:
+    survey_module = importlib.import_module("fedark.sandbox.survey")  # the package has a function of that name
+    deaths = tmp_path / "deaths"
+    deaths.write_text("")
+    script = (
+        f"import os\nwith open({str(deaths)!r}, 'a') as file:\n    file.write('x')\n"
+        f"if os.path.getsize({str(deaths)!r}) <= {kills}:\n    os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setattr(survey_module, "_PROBE", script)
+    assert survey_module._namespaces() == found
+    assert deaths.read_text() == "x" * min(kills + 1, survey_module._PROBES)
