@@ -36,6 +36,7 @@ _DROPPED = re.compile(
     r"auto_map|_?attn_implementation.*|_?experts_implementation.*|fusion_config|kernel.*|use_kernels|transformers_weights"
     r"|num_labels|num_classes|id2label|label2id"
 )
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}  # as `transformers` writes what JSON lacks
 # A tied tensor is built once for each place that it has: an encoder-decoder has its embedding in four.
 _COPIES = 4
 _FRESH_VALUES = 1 << 24  # of heads and poolers that the files lack
@@ -155,6 +156,8 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, list):
         return [_cleaned(item) for item in value]
     if isinstance(value, dict):
+        if value.keys() == {"__float__"} and isinstance(value["__float__"], str):
+            return _FLOATS.get(value["__float__"])
         return {key: _cleaned(item) for key, item in value.items() if not _DROPPED.fullmatch(key)}
     return value
 

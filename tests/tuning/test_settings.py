@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import Mamba2Config
 
 from fedark.errors import ModelError
 from fedark.tuning.base import load_base
@@ -93,6 +95,13 @@ def test_what_would_fetch_or_run_something_is_dropped_wherever_it_stands() -> No
     value = {"model_type": "bert", **hostile, "text_config": hostile, "list": [hostile]}
     cleaned = read_settings({"config.json": json.dumps(value).encode()})
     assert cleaned == {"model_type": "bert", "text_config": {}, "list": [{}]}
+
+
+def test_an_infinite_number_is_read_as_the_library_writes_it() -> None:
+    text = Mamba2Config(num_heads=4, head_dim=8, hidden_size=16).to_json_string()
+    assert "__float__" in text
+    settings = read_settings({"config.json": text.encode()})
+    assert list(make_config(settings, {}).time_step_limit) == [0.0, math.inf]
 
 
 def test_layers_that_share_tensors_may_outnumber_them() -> None:
