@@ -11,6 +11,7 @@ Inputs follow from the target's name and a seed, so a failure can be made again.
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -74,7 +75,7 @@ class Target:
         samples: what it accepts.
         parse: raises `expected`, or accepts.
         kind: see the module's docstring.
-        structure: samples are CBOR, and are bent as such too.
+        structure: samples are CBOR, or JSON, and are bent as such too.
         words: byte strings that mean something in its language.
         message: samples are of this protocol buffer, and are bent field by field too.
     """
@@ -83,7 +84,7 @@ class Target:
     samples: Sequence[bytes]
     parse: Callable[[bytes], Any]
     kind: Literal["closed", "exact", "open"]
-    structure: bool = True
+    structure: bool | Literal["json"] = True
     words: Sequence[bytes] = ()
     message: type[Message] | None = None
     expected: tuple[type[Exception], ...] = (FedarkError,)
@@ -105,7 +106,7 @@ def fuzz(target: Target, inputs: int, *, seed: int, seconds: float = float("inf"
     """Try up to `inputs` inputs within `seconds`; how many were tried, and up to five failures."""
     failures: list[Failure] = []
     known = set(target.samples)
-    done, ends = 0, time.monotonic() + seconds
+    done, ends, armed = 0, time.monotonic() + seconds, 0.0
     current = b""
 
     def late(number: int, frame: FrameType | None) -> None:
@@ -114,8 +115,9 @@ def fuzz(target: Target, inputs: int, *, seed: int, seconds: float = float("inf"
     before = signal.signal(signal.SIGALRM, late)
     try:
         for data in bent(target, inputs, seed):
-            if done % _BATCH == 0:
-                if time.monotonic() > ends:
+            if done % _BATCH == 0 or time.monotonic() > armed + 1:
+                armed = time.monotonic()
+                if armed > ends:
                     break
                 signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
             current = data
@@ -150,14 +152,16 @@ def _tried(target: Target, data: bytes, known: set[bytes]) -> str:
 def bent(target: Target, count: int, seed: int) -> Iterator[bytes]:
     """`count` inputs."""
     rng = random.Random(f"{target.name}/{seed}")
-    parsed = [_loaded(sample) for sample in target.samples] if target.structure else []
+    json_ = target.structure == "json"
+    parsed = [json.loads(sample) if json_ else _loaded(sample) for sample in target.samples] if target.structure else []
     trees = [tree for tree in parsed if tree is not None]
     for _ in range(count):
         kind = rng.random()
         if kind < 0.02:
             yield rng.randbytes(rng.choice((0, 1, 2, 8, 64, 300)))
         elif trees and kind < 0.5:
-            yield _encoded(_changed(rng, rng.choice(trees), 0), rng)
+            tree = _changed(rng, rng.choice(trees), 0)
+            yield _json(tree) if json_ else _encoded(tree, rng)
         elif target.message is not None and kind < 0.7:
             message = target.message.FromString(rng.choice(target.samples))
             _bend(rng, message)
@@ -176,6 +180,10 @@ def _loaded(sample: bytes) -> Any:
 def _encoded(tree: Any, rng: random.Random) -> bytes:
     data: bytes = cbor2.dumps(tree, canonical=rng.random() < 0.9)
     return data
+
+
+def _json(tree: Any) -> bytes:
+    return json.dumps(tree, skipkeys=True, default=lambda value: value.decode("latin-1")).encode()
 
 
 def _changed(rng: random.Random, tree: Any, depth: int) -> Any:

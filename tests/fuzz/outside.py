@@ -1,10 +1,13 @@
-"""Targets outside a run: what nodes and their host tell each other to join, what a key broker answers, and a provider's tokenizer."""
+"""Targets outside a run: what nodes and their host tell each other to join, what a key broker answers, and a provider's model."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import itertools
+import re
+import resource
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +38,7 @@ def outside(world: Any, folder: Path) -> Made:
     yield from _joining(folder / "host", world.contract, world.recorded.clock)
     yield _broker_reply(world, folder)
     yield from _tokenizer()
+    yield _configuration(folder / "models")
 
 
 def _same(name: str, read: Callable[[bytes], Any], sample: bytes) -> Target:
@@ -198,3 +202,81 @@ def _tokenizer() -> Made:
 
     settle(settings)
     yield Target("tokenizer settings", [settings], settle, "open", structure=False, words=_JSON)
+
+
+def _configuration(folder: Path) -> Target:
+    """A model of each kind, whose weights stay as they are; it may take no more memory than a small one needs.
+
+    One input in four names another architecture, any that the library has.
+    """
+    from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from fedark.contract import AdapterTerms, ModelTerms, ServerTerms, TrainingTerms
+    from fedark.tuning.base import load_base
+    from fedark.tuning.data import Record
+    from fedark.tuning.task import TaskModel
+
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "open", "close", "the", "line", "a", "b", "c")
+    sizes = {"vocab_size": len(words), "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"bos_token_id": 2, "eos_token_id": 3}
+    narrow = {"intermediate_size": 8, "max_position_embeddings": 32}
+    labels, pooling = ("open", "close"), {"1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}'}
+    architectures = sorted(CONFIG_MAPPING.keys())
+    bases: dict[str, tuple[dict[str, bytes], ModelTerms]] = {}
+    for model, targets, extra in (
+        (BertModel(BertConfig(**sizes, **narrow)), ("query", "value"), pooling),
+        (
+            GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=8, n_layer=2, n_head=2, n_positions=32, **ids)),
+            ("c_attn",),
+            {},
+        ),
+        (LlamaForCausalLM(LlamaConfig(**sizes, **narrow, num_key_value_heads=1)), ("q_proj",), {}),
+    ):
+        name = model.config.model_type
+        model.save_pretrained(folder / name)
+        files = {file: (folder / name / file).read_bytes() for file in ("config.json", "model.safetensors")}
+        files |= {"vocab.txt": "\n".join(words).encode(), **extra}
+        task: Any = "classification" if extra else "instruction"
+        adapter = AdapterTerms(rank=1, targets=targets)
+        layout = load_base(files, task, labels, shapes_only=True).layout(adapter)
+        terms = ModelTerms(
+            name="m", task=task, bundle="0" * 96, labels=labels if extra else (), adapter=adapter,
+            training=TrainingTerms(max_length=16), server=ServerTerms(), layout=layout,
+        )  # fmt: skip
+        bases[name] = files, terms
+
+    def load(data: bytes) -> None:
+        named = re.search(b"|".join(name.encode() for name in bases), data)
+        files, terms = bases[named[0].decode() if named else "bert"]
+        chosen = zlib.crc32(data)
+        if chosen % 4 == 0 and data not in samples:
+            name = architectures[chosen // 4 % len(architectures)]
+            data = re.sub(rb'"model_type": "[^"]*"', f'"model_type": "{name}"'.encode(), data)
+        with _little_memory():
+            loaded = TaskModel.load({**files, "config.json": data}, terms)
+            loaded.evaluate([Record("open the line", "open"), Record("a", "close")])
+
+    samples = [files["config.json"] for files, _ in bases.values()]
+    for sample in samples:
+        load(sample)
+    return Target("model configuration", samples, load, "open", structure="json", words=_JSON)
+
+
+@contextlib.contextmanager
+def _little_memory() -> Iterator[None]:
+    """For the time being, this process gets a gigabyte more than it has; to ask for it is a failure, refused or not."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), hard))
+    try:
+        yield
+    except FedarkError as error:
+        cause = error.__context__
+        while cause is not None:
+            if isinstance(cause, MemoryError) or "allocate memory" in str(cause):
+                raise AssertionError("asked for too much memory") from cause
+            cause = cause.__context__
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

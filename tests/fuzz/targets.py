@@ -90,7 +90,7 @@ PARSERS = (
     "enclave call, trainer, masked", "enclave call, aggregator, masked", "job file",
     "checkpoint", "ledger head", "ledger head, signed", "report", "report, signed", "stage reply", "safetensors",
     "invitation", "join request", "join bundle", "offer", "offer, signed", "host call", "host answer", "broker reply",
-    "tokenizer", "tokenizer settings",
+    "tokenizer", "tokenizer settings", "model configuration",
 )  # fmt: skip
 
 Made = Iterator[Target]
