@@ -21,6 +21,7 @@ from engine import Target
 from fuzzed_world import World
 from midrun import parties
 from outside import outside
+from strangers import strangers
 from sum_messages import sum_messages
 
 sys.path[:0] = [
@@ -90,7 +91,7 @@ PARSERS = (
     "enclave call, trainer, masked", "enclave call, aggregator, masked", "job file",
     "checkpoint", "ledger head", "ledger head, signed", "report", "report, signed", "stage reply", "safetensors",
     "invitation", "join request", "join bundle", "offer", "offer, signed", "host call", "host answer", "broker reply",
-    "tokenizer", "tokenizer settings", "model configuration",
+    "tokenizer", "tokenizer settings", "model configuration", "front",
 )  # fmt: skip
 
 Made = Iterator[Target]
@@ -409,7 +410,7 @@ def targets() -> dict[str, Target]:
     world = World(folder)
     found = [
         *_evidence(), *_hardware(), *_reference(folder), *_vault(world), *_translog(folder), *_channel(), *_protection(),
-        *sum_messages(), *parties(world), *outside(world, folder),
+        *sum_messages(), *parties(world), *outside(world, folder), *strangers(),
     ]  # fmt: skip
     return {target.name: target for target in found}
 
