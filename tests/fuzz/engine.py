@@ -30,6 +30,7 @@ HANG_SECONDS = 20
 _BATCH = 64
 _MAX_GROWTH = 1 << 16
 _BYTES = (0x00, 0x01, 0x7F, 0x80, 0xFF, 0x30, 0x40, 0x5F, 0x9F, 0xA0, 0xBF, 0xC2, 0xD2, 0xF6, 0xF9, 0xFB)
+_Nested = dict | list | tuple | cbor2.CBORTag  # what is in a tag is read as a tuple
 _INTEGERS = (
     0,
     1,
@@ -188,6 +189,8 @@ def _json(tree: Any) -> bytes:
 
 def _changed(rng: random.Random, tree: Any, depth: int) -> Any:
     """`tree` with one place in it changed; a byte string that is CBOR itself may be changed inside."""
+    if isinstance(tree, cbor2.CBORTag) and rng.random() < 0.95:
+        return cbor2.CBORTag(tree.tag, _changed(rng, tree.value, depth))
     if isinstance(tree, dict) and tree and (depth == 0 or rng.random() < 0.8):
         key = rng.choice(list(tree))
         copy = dict(tree)
@@ -201,7 +204,7 @@ def _changed(rng: random.Random, tree: Any, depth: int) -> Any:
             case _:
                 copy[key] = _changed(rng, copy[key], depth + 1)
         return copy
-    if isinstance(tree, list) and tree and rng.random() < 0.8:
+    if isinstance(tree, list | tuple) and tree and (depth == 0 or rng.random() < 0.8):
         index = rng.randrange(len(tree))
         items = list(tree)
         match rng.randrange(8):
@@ -216,7 +219,7 @@ def _changed(rng: random.Random, tree: Any, depth: int) -> Any:
         return items
     if isinstance(tree, bytes) and len(tree) > 16 and rng.random() < 0.3:
         inner = _loaded(tree)
-        if isinstance(inner, dict | list):
+        if isinstance(inner, _Nested):
             return cbor2.dumps(_changed(rng, inner, depth + 1), canonical=True)
     return _leaf(rng, tree)
 
@@ -256,7 +259,7 @@ def _scalar(rng: random.Random, field: FieldDescriptor, value: Any) -> Any:
     """Another value of the field's own type."""
     if isinstance(value, bytes):
         tree = _loaded(value) if rng.random() < 0.5 else None
-        if isinstance(tree, dict | list):
+        if isinstance(tree, _Nested):
             return cbor2.dumps(_changed(rng, tree, 0), canonical=True)
         return _edited(rng, value, Target("", [value], bytes, "open"))
     if field.type == FieldDescriptor.TYPE_ENUM:

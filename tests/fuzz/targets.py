@@ -77,7 +77,8 @@ REGISTERS = {name: os.urandom(48) for name in ("launcher", "runtime", "applicati
 FACTS = SandboxFacts("namespaces", b"s" * 48, b"l" * 48)
 
 PARSERS = (
-    "cbor", "evidence", "gate", "cose", "claims", "simulated token", "certificate", "revocation list", "vendor certificate",
+    "cbor", "evidence", "gate", "cose", "claims", "simulated token", "simulated token, signed", "certificate",
+    "revocation list", "vendor certificate",
     "vendor revocation list", "pem chain", "snp token", "snp table", "tdx quote", "tdx collateral", "nitro document",
     "guest statement", "guest token", "reference values", "reference values, signed", "policy file",
     "manifest", "manifest, signed", "sealed payload", "grant", "grant, signed", "receipt", "receipt, signed",
@@ -124,6 +125,7 @@ def _evidence() -> Made:
     yield Target("cose", [token], cose.parse, "open")
     yield Target("claims", [claims], lambda data: SimulatedClaims.decode(data).encode(), "exact")
     yield Target("simulated token", [token], lambda data: verifier.verify(data, now=NOW), "closed")
+    yield Target("simulated token, signed", [claims], lambda data: verifier.verify(device.sign(data), now=NOW), "open")
 
     terms = SimpleNamespace(
         platforms=("simulated",), trainer={}, aggregator={}, kem=HYBRID, hardware=SimpleNamespace(tables=dict), minimum_svn=0,

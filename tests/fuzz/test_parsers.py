@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import cbor2
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine import Target, fuzz
+from engine import Target, bent, fuzz
 from targets import PARSERS, targets
 
 from fedark.v1 import stage_pb2
@@ -87,6 +89,16 @@ def test_inputs_follow_from_the_seed() -> None:
     assert fuzz_inputs(7) == first
     assert fuzz_inputs(8) != first
     assert len(set(first)) > 150
+
+
+def test_what_is_tagged_is_bent_inside_its_tag() -> None:
+    sample = cbor2.dumps(cbor2.CBORTag(18, [cbor2.dumps({1: b"x" * 20}), {}, b"payload", b"signature"]))
+    fields = [set(), set(), set(), set()]
+    for data in bent(Target("tagged", [sample], bytes, "open"), 2000, seed=1):
+        with suppress(Exception):
+            for seen, value in zip(fields, cbor2.loads(data).value, strict=True):
+                seen.add(repr(value))
+    assert min(map(len, fields)) > 20
 
 
 def fuzz_inputs(seed: int) -> list[bytes]:
