@@ -12,6 +12,7 @@ Three kinds of model come out:
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def load_base(
     Raises:
         ModelError: the files are no model that `transformers` knows natively, or weights are missing from them.
     """
-    transformers_logging.set_verbosity_error()  # it would print a configuration that it doubts
+    transformers_logging.set_verbosity(logging.CRITICAL)  # its errors print the configuration
     transformers_logging.disable_progress_bar()
     settings = read_settings(files)
     state = tensors(files, shapes_only=shapes_only)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import threading
 import time
@@ -102,6 +103,21 @@ def test_an_infinite_number_is_read_as_the_library_writes_it() -> None:
     assert "__float__" in text
     settings = read_settings({"config.json": text.encode()})
     assert list(make_config(settings, {}).time_step_limit) == [0.0, math.inf]
+
+
+def test_nothing_of_a_configuration_is_printed(zoo: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    tiny, printed = zoo["bert"], []
+    printer = logging.StreamHandler()
+    printer.emit = printed.append
+    library = logging.getLogger("transformers")
+    library.addHandler(printer)
+    try:
+        with pytest.raises(ModelError):
+            load(tiny, bent(tiny, model_type="xcodec"))
+    finally:
+        library.removeHandler(printer)
+    assert not printed
+    assert capfd.readouterr() == ("", "")
 
 
 def test_layers_that_share_tensors_may_outnumber_them() -> None:
