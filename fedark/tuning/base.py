@@ -179,10 +179,10 @@ def load_base(
             safe="Nothing was loaded.",
             fix="Choose another base model or task.",
         )
-    architecture = mapping[type(config)]
-    if isinstance(architecture, list | tuple):
-        architecture = architecture[0]
     try:
+        architecture = mapping[type(config)]  # which may name a class that the library lacks
+        if isinstance(architecture, list | tuple):
+            architecture = architecture[0]
         with bounded(state):
             model, info = architecture.from_pretrained(
                 None,

@@ -105,6 +105,12 @@ def test_an_infinite_number_is_read_as_the_library_writes_it() -> None:
     assert list(make_config(settings, {}).time_step_limit) == [0.0, math.inf]
 
 
+def test_an_architecture_that_the_library_names_and_lacks_is_refused(zoo: Any) -> None:
+    """Found by fuzzing: the library looks the class up when it is asked for, and raises ValueError."""
+    with pytest.raises(ModelError):
+        load(zoo["minilm"], bent(zoo["minilm"], model_type="voxtral_realtime_text"))
+
+
 def test_nothing_of_a_configuration_is_printed(zoo: Any, capfd: pytest.CaptureFixture[str]) -> None:
     tiny, printed = zoo["bert"], []
     printer = logging.StreamHandler()
