@@ -199,13 +199,14 @@ def test_flags_that_no_filter_could_see_have_no_call(inmate) -> None:
 
 
 @pytest.mark.attack("names of threads as a way out")
-def test_a_thread_cannot_send_by_its_name_and_goes_on(inmate) -> None:
+def test_a_thread_cannot_send_by_its_name_and_goes_on(inmate, refusal) -> None:
     process = Path(f"/proc/{inmate.pid()}")
     before = (process / "comm").read_text()
     assert inmate.ask("name threads", "secret record") == ["EPERM", "EPERM", 45]
     assert (process / "comm").read_text() == before
     assert inmate.ask("open", f"/proc/{inmate.pid()}/comm", "w") in ABSENT
     assert inmate.ask("open", "/proc/self/comm", "w") in ABSENT
+    refusal("system call filter: no thread names itself (EPERM)")
 
 
 @pytest.mark.attack("the command line as a way out")
