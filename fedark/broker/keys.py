@@ -86,7 +86,7 @@ class KeyBroker(ProviderNode):
         contract, run_id, party = signed.contract, request.about.run_id, request.about.party
         peer = self._admit(contract, run_id, request.evidence, role="trainer", party=party)
         indexes = [self._admissions.pop(peer.evidence_digest)]
-        self._proofs.pop(peer.evidence_digest)  # nobody is readmitted here
+        self._proofs.pop(peer.evidence_digest, None)  # nobody is readmitted here
         reply = stage_pb2.Grants()
         try:
             self._consent.use(contract, run_id)
