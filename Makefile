@@ -47,7 +47,7 @@ fuzz: $(VENV)/.installed
 
 # Kill everything at random moments, over 10 rounds, at least 50 processes for each protection; and adapters of 100 MB.
 chaos: $(VENV)/.installed
-	FEDARK_CHAOS=1 FEDARK_FULL=1 $(BIN)/python -m pytest --timeout 0 -s tests/chaos tests/federation/test_large.py
+	FEDARK_CHAOS=1 FEDARK_FULL=1 $(BIN)/python -m pytest --timeout 0 -s tests/chaos tests/stages/test_large.py
 
 clean:
 	rm -rf $(VENV) build

@@ -1,11 +1,14 @@
-"""The attacks that a reviewer asks for, by name, and a table of what refused each of them when the tests ran.
+"""The attacks that a reviewer asks for, by name, and a table of what refused each of them when the
+tests ran.
 
-A test says which attack it is: `@pytest.mark.attack("replayed nonce")`, or, where its parameters are several attacks,
-`@pytest.mark.attack({"mount": "mount"}, param="name")`. What refused it is recorded from what happened: the last refusal that
-was raised (`fedark.errors`), what a probe inside the sandbox got, or what the test tells the fixture `refusal`. Where a test also has
-a control, or several acts, each act stands in a `with refusing():`, and only what is raised inside counts. When all marked tests
-ran, build/attacks.md has the table; docs/attacks.md is a copy of it. `test_attacks.py` compares the marks with `ATTACKS` and with
-that copy: an attack whose test is gone fails the suite.
+A test says which attack it is: `@pytest.mark.attack("replayed nonce")`, or, where its parameters
+are several attacks, `@pytest.mark.attack({"mount": "mount"}, param="name")`. What refused it is
+recorded from what happened: the last refusal that was raised (`fedark.foundation.errors`), what a
+probe inside the sandbox got, or what the test tells the fixture `refusal`. Where a test also has a
+control, or several acts, each act stands in a `with refusing():`, and only what is raised inside
+counts. When all marked tests ran, build/attacks.md has the table; docs/attacks.md is a copy of it.
+`test_attacks.py` compares the marks with `ATTACKS` and with that copy: an attack whose test is gone
+fails the suite.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from fedark.errors import FedarkError, Refused
+from fedark.foundation.errors import FedarkError, Refused
 
 ATTACKS = {
     "sandbox": (
@@ -54,7 +57,12 @@ _BY = {
     "ValueError": "hard limit (EINVAL)",
 }
 _WIDTH = 300
-_INMATES = ("landlock, ordinary user", "landlock, own user", "namespaces, ordinary user", "namespaces, own user")
+_INMATES = (
+    "landlock, ordinary user",
+    "landlock, own user",
+    "namespaces, ordinary user",
+    "namespaces, own user",
+)
 _MODES = ("landlock", "namespaces")
 
 Row = tuple[str, str, str]  # attack, mode, refused by
@@ -84,7 +92,13 @@ class _Recorder:
         error = refusals[-1]
         reasons = getattr(error, "reasons", ())
         head, *rest = error.what.splitlines()
-        said = str(reasons[0] if reasons else f"{head} {rest[0].strip(' -')}" if rest and head.endswith(":") else head)
+        said = str(
+            reasons[0]
+            if reasons
+            else f"{head} {rest[0].strip(' -')}"
+            if rest and head.endswith(":")
+            else head
+        )
         return f"{type(error).__name__}: {said}"
 
 
@@ -96,7 +110,9 @@ def probed(result: object) -> None:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Around an act of a marked test: what is raised outside of all of them is of the set-up, or of a control."""
+    """Around an act of a marked test: what is raised outside of all of them is of the set-up, or of
+    a control.
+    """
     if not _active:
         yield
         return
@@ -108,7 +124,9 @@ def refusing() -> Iterator[None]:
 
 @pytest.fixture
 def refusal() -> Callable[[str], None]:
-    """Tells the table what refused an attack that ends in no error; to be called after the test has seen it happen."""
+    """Tells the table what refused an attack that ends in no error; to be called after the test has
+    seen it happen.
+    """
     return lambda text: _active[-1].told.append(text) if _active else None
 
 
@@ -194,12 +212,19 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     else:
         said = "not all their tests ran, so no table was written"
     line = f"attacks: {len(seen)} of {len(every)} tried, {len(seen) - len(bad)} refused; {said}"
-    terminalreporter.write_line(f"{line}; NOT REFUSED: {', '.join(bad)}" if bad else line, red=bool(bad))
+    terminalreporter.write_line(
+        f"{line}; NOT REFUSED: {', '.join(bad)}" if bad else line, red=bool(bad)
+    )
 
 
 def table() -> str:
     """The table of what has been tried so far, in Markdown."""
-    lines = ["# Attacks, and what refused them", "", "Written by the tests (`tests/attacks.py`).", ""]
+    lines = [
+        "# Attacks, and what refused them",
+        "",
+        "Written by the tests (`tests/attacks.py`).",
+        "",
+    ]
     for group, names in ATTACKS.items():
         lines += [f"## {group.capitalize()}", "", "| attack | mode | refused by |", "|---|---|---|"]
         for name in names:
@@ -208,7 +233,9 @@ def table() -> str:
                 if attack == name:
                     by_mode.setdefault(mode, []).append(text)
             for mode, texts in sorted(by_mode.items()):
-                shown = "; ".join(dict.fromkeys(part for text in texts[:4] for part in text.split("; ")))
+                shown = "; ".join(
+                    dict.fromkeys(part for text in texts[:4] for part in text.split("; "))
+                )
                 more = f" (and {len(texts) - 4} more)" if len(texts) > 4 else ""
                 lines.append(f"| {name} | {mode or '-'} | {_plain(shown)}{more} |")
             if not by_mode:
@@ -232,11 +259,16 @@ def marks(folder: Path) -> dict[str, list[tuple[str, str]]]:
             continue
         for node in ast.walk(ast.parse(text)):
             for decorator in getattr(node, "decorator_list", []):
-                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.attack":
+                if (
+                    isinstance(decorator, ast.Call)
+                    and ast.unparse(decorator.func) == "pytest.mark.attack"
+                ):
                     what = ast.literal_eval(decorator.args[0])
                     for name in [what] if isinstance(what, str) else what.values():
                         place = f"{path.relative_to(folder)}::{node.name}"
-                        found.setdefault(name, []).extend((mode, place) for mode in _modes(node, decorator))
+                        found.setdefault(name, []).extend(
+                            (mode, place) for mode in _modes(node, decorator)
+                        )
     return found
 
 
@@ -252,5 +284,8 @@ def _modes(node: Any, mark: ast.Call) -> tuple[str, ...]:
     for keyword in mark.keywords:
         if keyword.arg == "mode":
             return (ast.literal_eval(keyword.value),)
-    each = any(ast.unparse(decorator).startswith("pytest.mark.parametrize('mode', MODES") for decorator in node.decorator_list)
+    each = any(
+        ast.unparse(decorator).startswith("pytest.mark.parametrize('mode', MODES")
+        for decorator in node.decorator_list
+    )
     return _MODES if each else ("",)

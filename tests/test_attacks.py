@@ -10,12 +10,14 @@ import attacks
 import pytest
 from attacks import ATTACKS, marks, probed, refusing
 
-from fedark.errors import EvidenceRefused, ProtocolError
+from fedark.foundation.errors import EvidenceRefused, ProtocolError
 
 TESTS = Path(__file__).parent
 
 
-def test_every_attack_of_the_list_has_a_test_and_no_test_is_of_an_attack_that_is_not_listed() -> None:
+def test_every_attack_of_the_list_has_a_test_and_no_test_is_of_an_attack_that_is_not_listed() -> (
+    None
+):
     listed = [name for names in ATTACKS.values() for name in names]
     assert len(set(listed)) == len(listed)
     assert set(marks(TESTS)) == set(listed)
@@ -24,15 +26,26 @@ def test_every_attack_of_the_list_has_a_test_and_no_test_is_of_an_attack_that_is
 def test_every_attack_on_the_sandbox_is_tried_in_each_mode() -> None:
     found = marks(TESTS)
     for name in ATTACKS["sandbox"]:
-        assert {mode.partition(",")[0] for mode, _ in found[name]} == {"landlock", "namespaces"}, name
+        assert {mode.partition(",")[0] for mode, _ in found[name]} == {"landlock", "namespaces"}, (
+            name
+        )
 
 
 def test_the_table_in_the_documentation_has_each_attack_in_each_mode_and_each_was_refused() -> None:
     text = (TESTS.parent / "docs" / "attacks.md").read_text(encoding="utf-8")
-    cells = [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")]
-    shown = [(row[0].removeprefix("| "), row[1].replace("-", "") if row[1] == "-" else row[1]) for row in cells]
+    cells = [
+        [cell.strip() for cell in line.split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
+    shown = [
+        (row[0].removeprefix("| "), row[1].replace("-", "") if row[1] == "-" else row[1])
+        for row in cells
+    ]
     expected = {(name, mode) for name, places in marks(TESTS).items() for mode, _ in places}
-    assert {row for row in shown if row[0] != "attack"} == expected, "copy build/attacks.md to docs/ after a whole run"
+    assert {row for row in shown if row[0] != "attack"} == expected, (
+        "copy build/attacks.md to docs/ after a whole run"
+    )
     assert "NOT REFUSED" not in text
     assert "not tried" not in text
 
@@ -67,7 +80,11 @@ def run(item: _Item, act: object) -> None:
     else:
         with pytest.raises(StopIteration):
             hook.send(None)
-    report = {"when": "call", "user_properties": item.user_properties, "nodeid": "tests/test_x.py::test_y[z]"}
+    report = {
+        "when": "call",
+        "user_properties": item.user_properties,
+        "nodeid": "tests/test_x.py::test_y[z]",
+    }
     attacks.pytest_runtest_logreport(type("Report", (), report)())
 
 
@@ -83,7 +100,9 @@ def test_a_row_says_the_refusal_that_was_raised(clean: dict[attacks.Row, bool]) 
     assert "| replayed nonce | - | EvidenceRefused: its nonce was used before |" in attacks.table()
 
 
-def test_of_a_test_with_a_control_a_row_says_what_refused_the_acts(clean: dict[attacks.Row, bool]) -> None:
+def test_of_a_test_with_a_control_a_row_says_what_refused_the_acts(
+    clean: dict[attacks.Row, bool],
+) -> None:
     def act() -> None:
         with refusing():
             refuse()
@@ -98,7 +117,9 @@ def test_of_a_test_with_a_control_a_row_says_what_refused_the_acts(clean: dict[a
     assert clean == {("replayed nonce", "", said): True}
 
 
-def test_an_act_that_nothing_refused_is_said_to_be_not_refused(clean: dict[attacks.Row, bool]) -> None:
+def test_an_act_that_nothing_refused_is_said_to_be_not_refused(
+    clean: dict[attacks.Row, bool],
+) -> None:
     def act() -> None:
         with refusing():
             refuse()
@@ -112,7 +133,9 @@ def test_an_act_that_nothing_refused_is_said_to_be_not_refused(clean: dict[attac
 def test_a_run_of_some_of_the_tests_leaves_the_table_of_all(
     clean: dict[attacks.Row, bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(attacks, "marked", lambda folder: {"test_x.py::test_y", "test_x.py::test_z"})
+    monkeypatch.setattr(
+        attacks, "marked", lambda folder: {"test_x.py::test_y", "test_x.py::test_z"}
+    )
     lines: list[str] = []
     reporter = type("Reporter", (), {"write_line": lambda self, line, red: lines.append(line)})()
     config: Any = type("Config", (), {"rootpath": tmp_path})()
@@ -123,10 +146,14 @@ def test_a_run_of_some_of_the_tests_leaves_the_table_of_all(
     attacks.pytest_terminal_summary(reporter, config)
     assert table.read_text() == "whole"
     every = sum(map(len, ATTACKS.values()))
-    assert lines == [f"attacks: 1 of {every} tried, 1 refused; not all their tests ran, so no table was written"]
+    assert lines == [
+        f"attacks: 1 of {every} tried, 1 refused; not all their tests ran, so no table was written"
+    ]
     attacks._ran.add("test_x.py::test_z")
     attacks.pytest_terminal_summary(reporter, config)
-    assert "| replayed nonce | - | EvidenceRefused: its nonce was used before |" in table.read_text()
+    assert (
+        "| replayed nonce | - | EvidenceRefused: its nonce was used before |" in table.read_text()
+    )
 
 
 def test_a_row_says_what_a_probe_got_and_in_which_mode(clean: dict[attacks.Row, bool]) -> None:

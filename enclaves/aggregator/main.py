@@ -15,7 +15,7 @@ def load() -> Create:
     import numpy as np
 
     from fedark.enclave import aggregator  # noqa: F401
-    from fedark.enclave.session import create
+    from fedark.enclave.roles import create
 
     # Starts the threads of numpy's linear algebra before the final filter.
     np.ones((256, 256), dtype=np.float32) @ np.ones((256, 256), dtype=np.float32)

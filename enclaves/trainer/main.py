@@ -1,6 +1,8 @@
-"""Entry point of the trainer enclave: loads torch, transformers and peft, and trains one step of each task kind to warm up.
+"""Entry point of the trainer enclave: loads torch, transformers and peft, and trains one step of
+each task kind to warm up.
 
-The warm-up makes libraries load what they load late, and start the threads that they start once, while that is still easy.
+The warm-up makes libraries load what they load late, and start the threads that they start once,
+while that is still easy.
 """
 
 from __future__ import annotations
@@ -17,19 +19,36 @@ from fedark.enclave.main import Create, run  # noqa: E402
 def load() -> Create:
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
     from fedark.enclave import trainer  # noqa: F401
-    from fedark.enclave.session import create
+    from fedark.enclave.roles import create
 
-    small = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = {
+        "vocab_size": 16,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     tokens = torch.ones((2, 4), dtype=torch.long)
     for model, targets, labels in (
-        (BertForSequenceClassification(BertConfig(**small)), ["query", "value"], torch.zeros(2, dtype=torch.long)),
+        (
+            BertForSequenceClassification(BertConfig(**small)),
+            ["query", "value"],
+            torch.zeros(2, dtype=torch.long),
+        ),
         (LlamaForCausalLM(LlamaConfig(**small)), ["q_proj", "v_proj"], tokens),
     ):
         adapted = get_peft_model(model, LoraConfig(r=2, target_modules=targets))
-        optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad])
+        optimizer = torch.optim.AdamW(
+            [weight for weight in adapted.parameters() if weight.requires_grad]
+        )
         adapted(input_ids=tokens, labels=labels).loss.backward()
         optimizer.step()
     return create

@@ -1,10 +1,12 @@
-"""What privacy costs on Banking77: accuracy against epsilon, over the real protocol, three seeds each; a table and a figure.
+"""What privacy costs on Banking77: accuracy against epsilon, over the real protocol, three seeds
+each; a table and a figure.
 
     python examples/banking77/utility.py DATA --out docs/privacy-utility
 
-DATA has train.csv, test.csv and categories.json (see private.toml). Every run is a whole `fedark simulate`: eight customers,
-masked sums, the noise and the draws of the enclaves. Results are kept in OUT.json run by run, so that an interrupted series goes
-on where it was; OUT.svg and OUT.md are made from it. Learning rates were chosen on a validation split of the training set.
+DATA has train.csv, test.csv and categories.json (see private.toml). Every run is a whole `fedark
+simulate`: eight customers, masked sums, the noise and the draws of the enclaves. Results are kept
+in OUT.json run by run, so that an interrupted series goes on where it was; OUT.svg and OUT.md are
+made from it. Learning rates were chosen on a validation split of the training set.
 """
 
 from __future__ import annotations
@@ -48,13 +50,17 @@ def series() -> Iterator[tuple[str, tuple[str, ...], dict[str, int]]]:
     yield "example-local, epsilon 3", ("privacy.epsilon=3.0", *LOCAL), {}
     yield "no privacy", NO_PRIVACY, {}
     for epsilon, rate in RATES.items():
-        terms = (f"privacy.epsilon={epsilon}.0", f"models.0.server.learning_rate={rate}", "protection.minimum_cohort=6")
+        terms = (
+            f"privacy.epsilon={epsilon}.0",
+            f"models.0.server.learning_rate={rate}",
+            "protection.minimum_cohort=6",
+        )
         yield f"example-distributed, epsilon {epsilon}, 2 of 8 drop", terms, TWO_GONE
 
 
 def run(data: Path, overrides: tuple[str, ...], seed: int, drop: dict[str, int]) -> float:
     """Accuracy in percent on the test set of one whole simulated job."""
-    from fedark.job import Job
+    from fedark.contract.job import Job
     from fedark.simulation import simulate
 
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +78,9 @@ def table(results: dict[str, dict[str, float]]) -> str:
     lines = ["| series | test accuracy, mean of the seeds | lowest to highest |", "|---|---|---|"]
     for name, found in results.items():
         values = list(found.values())
-        lines.append(f"| {name} | {statistics.mean(values):.1f} | {min(values):.1f} to {max(values):.1f} |")
+        lines.append(
+            f"| {name} | {statistics.mean(values):.1f} | {min(values):.1f} to {max(values):.1f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -86,28 +94,50 @@ def figure(results: dict[str, dict[str, float]]) -> str:
     parts = []
     for row, (name, found) in enumerate(results.items()):
         values, y = list(found.values()), 40 + row * height
-        colour = "#888" if name == "no privacy" else "#c60" if "local" in name else "#69c" if "drop" in name else "#146"
+        colour = (
+            "#888"
+            if name == "no privacy"
+            else "#c60"
+            if "local" in name
+            else "#69c"
+            if "drop" in name
+            else "#146"
+        )
         mean = statistics.mean(values)
         parts += [
             f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{name}</text>',
             f'<rect x="{left}" y="{y}" width="{x(mean) - left:.1f}" height="18" fill="{colour}"/>',
-            f'<path d="M{x(min(values)):.1f} {y + 9}H{x(max(values)):.1f}" stroke="#000" stroke-width="2"/>',
+            (
+                f'<path d="M{x(min(values)):.1f} {y + 9}H{x(max(values)):.1f}" stroke="#000"'
+                ' stroke-width="2"/>'
+            ),
             f'<text x="{x(max(values)) + 6:.1f}" y="{y + 13}">{mean:.1f}</text>',
         ]
     bottom = 40 + len(results) * height
     for tick in range(60, 101, 10):
         parts.append(f'<path d="M{x(tick):.1f} 34V{bottom}" stroke="#ccc" stroke-dasharray="2 3"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick} %</text>')
-    title = "Banking77, 8 customers: accuracy on the test set (bars, from 55 %: mean of the seeds; line: their spread)"
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="820" height="{bottom + 30}" font-family="sans-serif" font-size="13">'
+        parts.append(
+            f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle">{tick} %</text>'
+        )
+    title = (
+        "Banking77, 8 customers: accuracy on the test set (bars, from 55 %: mean of the seeds;"
+        " line: their spread)"
     )
-    return f'{head}<rect width="100%" height="100%" fill="#fff"/><text x="12" y="20">{title}</text>{"".join(parts)}</svg>\n'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="820" height="{bottom + 30}"'
+        ' font-family="sans-serif" font-size="13">'
+    )
+    return (
+        f'{head}<rect width="100%" height="100%" fill="#fff"/><text x="12"'
+        f' y="20">{title}</text>{"".join(parts)}</svg>\n'
+    )
 
 
 def main() -> None:
     """Run what is missing, then write table and figure."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("data", type=Path)
     arguments.add_argument("--out", type=Path, default=Path("privacy-utility"))
     arguments.add_argument("--seeds", type=int, nargs="*", default=SEEDS)

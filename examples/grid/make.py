@@ -1,4 +1,5 @@
-"""Write the grid example: each operator's records, the provider's own, the base models and the job file.
+"""Write the grid example: each operator's records, the provider's own, the base models and the job
+file.
 
 python make.py OUT [--seed N]
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from bases import BARE_SHARE, CLOSED_MATTERS, PROMPT, encoder, language_model
 from story import STANDARD, Order, Row, World, messages, split_orders
 
-from fedark.errors import ModelError
+from fedark.foundation.errors import ModelError
 from fedark.tuning.sources import resolve
 
 __all__ = ["main", "write_job"]
@@ -28,7 +29,9 @@ _VERSION = "2"
 
 
 def write_job(out: Path, *, seed: int, progress: Callable[[str], None]) -> Path:
-    """Write the example to `out` and return its job file. Base models that are there already, of the same seed, are kept."""
+    """Write the example to `out` and return its job file. Base models that are there already, of
+    the same seed, are kept.
+    """
     world = World.load(HERE / "desks.toml")
     known, unseen = split_orders(seed)
     regions = world.regions[:REGIONS]
@@ -37,7 +40,8 @@ def write_job(out: Path, *, seed: int, progress: Callable[[str], None]) -> Path:
 
     def draw(desk: str, count: int, orders: tuple[Order, ...], purpose: str) -> list[Row]:
         rng = random.Random(f"{seed}/{purpose}/{desk}")
-        # A message without an older matter shows only part of its word order, which training has shown too.
+        # A message without an older matter shows only part of its word order, which training has
+        # shown too.
         matters = (1,) if orders == unseen else CLOSED_MATTERS
         return messages(world, desk, count, orders, rng, matters, BARE_SHARE)
 
@@ -46,7 +50,10 @@ def write_job(out: Path, *, seed: int, progress: Callable[[str], None]) -> Path:
         _write(data / f"{region}-held-out.csv", draw(region, HELD_OUT, unseen, "held-out"))
     _write(data / "replay.csv", draw(STANDARD, REPLAY, known, "replay"))
     desks = (*regions, STANDARD)
-    _write(data / "acceptance.csv", [row for desk in desks for row in draw(desk, HELD_OUT, unseen, "acceptance")])
+    _write(
+        data / "acceptance.csv",
+        [row for desk in desks for row in draw(desk, HELD_OUT, unseen, "acceptance")],
+    )
     (data / "actions.json").write_text(json.dumps(world.actions))
     _bases(out / "models", world, seed, progress)
     job = out / "job.toml"
@@ -65,9 +72,14 @@ def _bases(folder: Path, world: World, seed: int, progress: Callable[[str], None
         try:
             source = resolve(ENCODER_SOURCE)
         except ModelError:
-            progress("the pretrained sentence encoder is not installed: the example goes on with the language model alone")
+            progress(
+                "the pretrained sentence encoder is not installed: the example goes on with the"
+                " language model alone"
+            )
             return
-        progress("tuning the sentence encoder on the provider's standard desk, once: about half a minute")
+        progress(
+            "tuning the sentence encoder on the provider's standard desk, once: about half a minute"
+        )
         encoder(source, folder / "encoder", world, seed, progress)
         _stamp(folder / "encoder").write_text(version)
 
@@ -77,7 +89,9 @@ def _stamp(model: Path) -> Path:
 
 
 def _missing(model: Path, version: str) -> bool:
-    """Whether `model` has to be built; what is left of another seed's, or of a build that was cut off, is removed."""
+    """Whether `model` has to be built; what is left of another seed's, or of a build that was cut
+    off, is removed.
+    """
     stamp = _stamp(model)
     if stamp.is_file() and stamp.read_text() == version:
         return False
@@ -96,10 +110,15 @@ def _write(path: Path, rows: Iterable[Row]) -> None:
 def _job(regions: Iterable[str], seed: int) -> str:
     text = (HERE / "job.toml").read_text(encoding="utf-8")
     customers = "\n".join(
-        f'[[customers]]\nname = "{region}"\ndata = "data/{region}.csv"\ntest = "data/{region}-held-out.csv"\n'
+        f'[[customers]]\nname = "{region}"\ndata = "data/{region}.csv"\ntest ='
+        f' "data/{region}-held-out.csv"\n'
         for region in regions
     )
-    return text.replace("# CUSTOMERS\n", customers).replace("seed = 0", f"seed = {seed}", 1).replace("PROMPT", PROMPT)
+    return (
+        text.replace("# CUSTOMERS\n", customers)
+        .replace("seed = 0", f"seed = {seed}", 1)
+        .replace("PROMPT", PROMPT)
+    )
 
 
 def main() -> None:

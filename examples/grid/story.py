@@ -1,8 +1,9 @@
 """The world of the grid example and its dispatch messages.
 
-A message tells of two things at once: a report that calls for an action, and an older matter that is closed. Which is which
-only its wording and word order say, so no list of keywords answers it. Each desk reads it by its own words, one word that means
-something else elsewhere, its own threshold, and its own rules (`desks.toml`). Of the 24 word orders, eight are kept for testing
+A message tells of two things at once: a report that calls for an action, and an older matter that
+is closed. Which is which only its wording and word order say, so no list of keywords answers it.
+Each desk reads it by its own words, one word that means something else elsewhere, its own
+threshold, and its own rules (`desks.toml`). Of the 24 word orders, eight are kept for testing
 alone. Everything is drawn from one seed; nothing here knows fedark.
 """
 
@@ -19,10 +20,21 @@ EQUIPMENT = ("transformer", "feeder", "busbar", "breaker", "generator", "capacit
 STATES = ("loaded", "tripped", "overheating", "silent")
 STANDARD = "standard"
 
-# How the current report and the closed matter can be worded, by which comes first in the clause: thing or state.
+# How the current report and the closed matter can be worded, by which comes first in the clause:
+# thing or state.
 REPORT = {
-    "thing": ("{thing} {state}", "{thing} now {state}", "{thing} is {state}", "{thing} found {state}"),
-    "state": ("{state} is {thing}", "now {state} {thing}", "{state} at {thing}", "found {state} {thing}"),
+    "thing": (
+        "{thing} {state}",
+        "{thing} now {state}",
+        "{thing} is {state}",
+        "{thing} found {state}",
+    ),
+    "state": (
+        "{state} is {thing}",
+        "now {state} {thing}",
+        "{state} at {thing}",
+        "found {state} {thing}",
+    ),
 }
 CLOSED = {
     "thing": (
@@ -46,7 +58,9 @@ BARE = {
 
 @dataclass(frozen=True)
 class Order:
-    """One word order: which matter comes first, where the site stands, and what comes first in each clause."""
+    """One word order: which matter comes first, where the site stands, and what comes first in each
+    clause.
+    """
 
     report_first: bool
     site: str
@@ -56,7 +70,9 @@ class Order:
 
 ORDERS = tuple(
     Order(*parts)
-    for parts in itertools.product((True, False), ("start", "middle", "end"), ("thing", "state"), ("thing", "state"))
+    for parts in itertools.product(
+        (True, False), ("start", "middle", "end"), ("thing", "state"), ("thing", "state")
+    )
 )
 
 
@@ -94,18 +110,29 @@ class World:
     def load(cls, path: Path) -> World:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         standard = table["standard"]
-        rules = {(thing, state): standard["rules"][thing][state] for thing in EQUIPMENT for state in STATES}
+        rules = {
+            (thing, state): standard["rules"][thing][state]
+            for thing in EQUIPMENT
+            for state in STATES
+        }
         words = {key: [(word, 0.5) for word in pair] for key, pair in standard["words"].items()}
         desks = {STANDARD: Desk(STANDARD, words, rules, standard["threshold"], standard["sites"])}
         for name, region in table["regions"].items():
-            own = {(thing, state): action for thing, row in region["rules"].items() for state, action in row.items()}
+            own = {
+                (thing, state): action
+                for thing, row in region["rules"].items()
+                for state, action in row.items()
+            }
             friend = region["false_friend"]
             spoken = {}
             for key, pair in standard["words"].items():
                 common = [word for word in pair if word != friend["word"]]
                 if key == friend["means"]:
                     common = [friend["word"]]
-                spoken[key] = [(region["words"][key], 0.75), *((word, 0.25 / len(common)) for word in common)]
+                spoken[key] = [
+                    (region["words"][key], 0.75),
+                    *((word, 0.25 / len(common)) for word in common),
+                ]
             desks[name] = Desk(name, spoken, rules | own, region["threshold"], region["sites"])
         return cls(tuple(table["actions"]), tuple(table["readings"]), desks)
 
@@ -123,21 +150,27 @@ def split_orders(seed: int) -> tuple[tuple[Order, ...], tuple[Order, ...]]:
     halves = [[order for order in ORDERS if order.report_first is first] for first in (True, False)]
     for half in halves:
         rng.shuffle(half)
-    return tuple(order for half in halves for order in half[4:]), tuple(order for half in halves for order in half[:4])
+    return tuple(order for half in halves for order in half[4:]), tuple(
+        order for half in halves for order in half[:4]
+    )
 
 
-def message(world: World, desk: Desk, order: Order, rng: random.Random, closed: int = 1, bare: float = 0.0) -> Row:
+def message(
+    world: World, desk: Desk, order: Order, rng: random.Random, closed: int = 1, bare: float = 0.0
+) -> Row:
     """Draw one message in `order`, with `closed` older matters in it, and its action.
 
-    `bare` is the share of older matters that are told without their state. Only a message with an older matter shows all of its
-    word order, so what is held out for testing has one.
+    `bare` is the share of older matters that are told without their state. Only a message with an
+    older matter shows all of its word order, so what is held out for testing has one.
     """
 
     def phrase(key: str) -> str:
         words, weights = zip(*desk.words[key], strict=True)
         return str(rng.choices(words, weights)[0])
 
-    def matter(frames: Mapping[str, Sequence[str]], first: str, thing: str, state: str, reading: int) -> str:
+    def matter(
+        frames: Mapping[str, Sequence[str]], first: str, thing: str, state: str, reading: int
+    ) -> str:
         said = phrase(state) + (f" at {reading} percent" if state == "loaded" else "")
         return rng.choice(frames[first]).format(thing=phrase(thing), state=said)
 
@@ -149,9 +182,13 @@ def message(world: World, desk: Desk, order: Order, rng: random.Random, closed: 
         for facts in zip(things[1:], states[1:], readings[1:], strict=True)
     ]
     clauses = [report, *older] if order.report_first else [*older, report]
-    clauses.insert({"start": 0, "middle": 1, "end": len(clauses)}[order.site], rng.choice(desk.sites))
+    clauses.insert(
+        {"start": 0, "middle": 1, "end": len(clauses)}[order.site], rng.choice(desk.sites)
+    )
     quiet = states[0] == "loaded" and readings[0] < desk.threshold
-    return Row(desk.name, ", ".join(clauses), "monitor" if quiet else desk.rules[things[0], states[0]])
+    return Row(
+        desk.name, ", ".join(clauses), "monitor" if quiet else desk.rules[things[0], states[0]]
+    )
 
 
 def messages(

@@ -1,6 +1,7 @@
 """Remote attestation (RFC 9334): who is at the other end, and does it run what the contract names.
 
-- binding: what an enclave wants to have confirmed: its keys, for one nonce, contract, run, role and party
+- binding: what an enclave wants to have confirmed: its keys, for one nonce, contract, run, role and
+  party
 - evidence: a platform's signed token plus that binding: what crosses the wire
 - claims: what a token says once its signature and its chain were verified
 - platforms: one attester and one verifier for each platform

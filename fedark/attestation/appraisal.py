@@ -1,4 +1,5 @@
-"""A party's own appraisal policy: which evidence it accepts, whatever a contract admits, as a TOML file.
+"""A party's own appraisal policy: which evidence it accepts, whatever a contract admits, as a TOML
+file.
 
     version = 1
     publishers = ["<64 hex digits>"]             # Ed25519 keys whose signed reference values count
@@ -29,8 +30,9 @@
     [aggregator]                                 # reference values of a role, written out
     launcher = "<96 hex digits>"
 
-Where several references of one role are given, written out or signed, an enclave must be exactly one of them, its sandbox's policies
-with it. A gate asks the contract's terms and this policy: evidence needs both, and a refusal names the reasons of both.
+Where several references of one role are given, written out or signed, an enclave must be exactly
+one of them, its sandbox's policies with it. A gate asks the contract's terms and this policy:
+evidence needs both, and a refusal names the reasons of both.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ from fedark.attestation.terms import (
     SimulatedTerms,
     TdxTerms,
 )
-from fedark.errors import ContractError, FedarkError, InputError, printable
-from fedark.terms import Hex32, Terms, explain, to_tuples
+from fedark.foundation.errors import ContractError, FedarkError, InputError, printable
+from fedark.foundation.terms import Hex32, Terms, explain, to_tuples
 
 __all__ = ["AppraisalPolicy", "PlatformTerms", "PolicyFile"]
 
@@ -137,7 +139,11 @@ class AppraisalPolicy:
         problems, signed = [], list[VerifiedReference]()
         for name in rules.signed:
             try:
-                signed.append(VerifiedReference.verify(_content(path.parent / name), publishers, now=now, source=name))
+                signed.append(
+                    VerifiedReference.verify(
+                        _content(path.parent / name), publishers, now=now, source=name
+                    )
+                )
             except ContractError as error:
                 problems += [f"{name}: {problem}" for problem in error.problems]
             except FedarkError as error:
@@ -145,7 +151,8 @@ class AppraisalPolicy:
         policy = cls(rules, tuple(signed))
         names = [(reference.values.role, _name(reference)) for reference in signed]
         problems += [
-            f"two signed files speak of the {role} of {name}" for role, name in sorted({n for n in names if names.count(n) > 1})
+            f"two signed files speak of the {role} of {name}"
+            for role, name in sorted({n for n in names if names.count(n) > 1})
         ]
         if not policy.platforms:
             problems.append("platforms: it admits none")
@@ -164,22 +171,37 @@ class AppraisalPolicy:
         """Name -> register -> hex, of every reference for `role`."""
         written = {"trainer": self.rules.trainer, "aggregator": self.rules.aggregator}.get(role, {})
         found: dict[str, Mapping[str, str]] = {_OWN: written} if written else {}
-        return found | {_name(one): one.values.registers for one in self.signed if one.values.role == role}
+        return found | {
+            _name(one): one.values.registers for one in self.signed if one.values.role == role
+        }
 
     def policies(self, role: str) -> dict[str, Policies]:
         """Name -> sandbox mode -> reference values of its policies, of every reference for `role`."""
         found = {_OWN: self.rules.policies} if _OWN in self.references(role) else {}
-        return found | {_name(one): one.values.policies for one in self.signed if one.values.role == role}
+        return found | {
+            _name(one): one.values.policies for one in self.signed if one.values.role == role
+        }
 
     def check(self, role: str, platform: str) -> Check:
-        """The demands on claims of an enclave of `role` on `platform`; where nothing is said of either, none are met."""
+        """The demands on claims of an enclave of `role` on `platform`; where nothing is said of
+        either, none are met.
+        """
         table = self._tables().get(platform)
-        ends = {_name(one): NotAfter(_name(one), datetime.fromisoformat(one.values.expires)) for one in self.signed}
+        ends = {
+            _name(one): NotAfter(_name(one), datetime.fromisoformat(one.values.expires))
+            for one in self.signed
+        }
         policies = self.policies(role)
         references = [
             (
                 name,
-                AllOf((measured_as(values, platform), SandboxKnown(policies[name]), *([ends[name]] if name in ends else []))),
+                AllOf(
+                    (
+                        measured_as(values, platform),
+                        SandboxKnown(policies[name]),
+                        *([ends[name]] if name in ends else []),
+                    )
+                ),
             )
             for name, values in self.references(role).items()
             if speaks_of(values, platform)
@@ -194,7 +216,10 @@ class AppraisalPolicy:
 
     def _tables(self) -> Mapping[str, SimulatedTerms | SevSnpTerms | TdxTerms | NitroTerms]:
         simulated = self.rules.platforms.simulated
-        return {**({} if simulated is None else {"simulated": simulated}), **self.rules.platforms.tables()}
+        return {
+            **({} if simulated is None else {"simulated": simulated}),
+            **self.rules.platforms.tables(),
+        }
 
 
 def _name(reference: VerifiedReference) -> str:

@@ -1,8 +1,10 @@
-"""What evidence is about: an enclave's fresh keys, for one nonce, one contract, one run, one role, one party.
+"""What evidence is about: an enclave's fresh keys, for one nonce, one contract, one run, one role,
+one party.
 
-A platform signs 64 bytes of report data and knows nothing of keys or contracts. `KeyBinding.report_data` is SHA-512 over
-the canonical form of everything that the evidence shall stand for; it fits the report data of SEV-SNP and TDX. Whoever
-changes one field of a binding changes the report data, and with it what the platform would have had to sign.
+A platform signs 64 bytes of report data and knows nothing of keys or contracts.
+`KeyBinding.report_data` is SHA-512 over the canonical form of everything that the evidence shall
+stand for; it fits the report data of SEV-SNP and TDX. Whoever changes one field of a binding
+changes the report data, and with it what the platform would have had to sign.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fedark import canonical
-from fedark.errors import ProtocolError
-from fedark.keys import Kem, kem_of
+from fedark.foundation import canonical
+from fedark.foundation.errors import ProtocolError
+from fedark.foundation.keys import Kem, kem_of
 
 __all__ = ["HOST_LABEL", "NONCE_BYTES", "REPORT_DATA_BYTES", "ROLES", "KeyBinding"]
 
@@ -35,7 +37,8 @@ class KeyBinding:
 
     Attributes:
         nonce: 32 bytes, the verifier's challenge.
-        hpke_public: the enclave alone opens what is sealed to it; its length says of which KEM it is (`kem`).
+        hpke_public: the enclave alone opens what is sealed to it; its length says of which KEM it
+            is (`kem`).
         signing_public: 32 bytes, Ed25519.
         contract_digest: 48 bytes, SHA-384 of the job contract.
         run_id: of the run: 1 to 64 characters of `A-Z a-z 0-9 _ -`; it also names a folder.
@@ -75,11 +78,15 @@ class KeyBinding:
         if type(self.party) is not str or not _PARTY.fullmatch(self.party):
             problems.append("party is malformed")
         if problems:
-            raise ProtocolError(f"A key binding is malformed: {'; '.join(problems)}.", safe="It was not used.")
+            raise ProtocolError(
+                f"A key binding is malformed: {'; '.join(problems)}.", safe="It was not used."
+            )
 
     @property
     def kem(self) -> Kem:
-        """The KEM that the enclave offers: whoever swaps it swaps the key, and with it the report data."""
+        """The KEM that the enclave offers: whoever swaps it swaps the key, and with it the report
+        data.
+        """
         return kem_of(self.hpke_public)
 
     def report_data(self) -> bytes:
@@ -96,8 +103,17 @@ class KeyBinding:
         return hashlib.sha512(canonical.encode([_LABEL, *fields])).digest()
 
     def host_statement(self) -> bytes:
-        """What the party signs (`HOST_LABEL`) to say that this enclave is one that it has started itself: all but the nonce."""
-        fields = [self.contract_digest, self.run_id, self.role, self.party, self.signing_public, self.hpke_public]
+        """What the party signs (`HOST_LABEL`) to say that this enclave is one that it has started
+        itself: all but the nonce.
+        """
+        fields = [
+            self.contract_digest,
+            self.run_id,
+            self.role,
+            self.party,
+            self.signing_public,
+            self.hpke_public,
+        ]
         return canonical.encode(fields)
 
     def to_map(self) -> dict[str, Any]:
@@ -119,5 +135,7 @@ class KeyBinding:
             ProtocolError: a field is missing, unknown or malformed.
         """
         if type(value) is not dict or set(value) != set(cls.__dataclass_fields__):
-            raise ProtocolError("A key binding is not a map of exactly its fields.", safe="It was not used.")
+            raise ProtocolError(
+                "A key binding is not a map of exactly its fields.", safe="It was not used."
+            )
         return cls(**value)

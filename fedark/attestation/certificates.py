@@ -1,8 +1,10 @@
-"""A device certificate's way up to its manufacturer's root (RFC 5280, section 6, for one given path; RFC 9360 order).
+"""A device certificate's way up to its manufacturer's root (RFC 5280, section 6, for one given
+path; RFC 9360 order).
 
-No path is searched and no certificate is fetched: the token brings the path, the verifier brings the root and the CRLs. Only
-ECDSA with SHA-384 on P-384 counts. Every certificate is checked for validity, signature, name, basic constraints, path
-length and key usage; an unknown critical extension refuses it. A CRL that is missing, stale or wrongly signed refuses too.
+No path is searched and no certificate is fetched: the token brings the path, the verifier brings
+the root and the CRLs. Only ECDSA with SHA-384 on P-384 counts. Every certificate is checked for
+validity, signature, name, basic constraints, path length and key usage; an unknown critical
+extension refuses it. A CRL that is missing, stale or wrongly signed refuses too.
 """
 
 from __future__ import annotations
@@ -39,12 +41,19 @@ def p384_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey | None:
         key = certificate.public_key()
     except MALFORMED:
         return None
-    return key if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1) else None
+    return (
+        key
+        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
+        else None
+    )
 
 
 def root_problems(root: x509.Certificate, now: datetime) -> list[str]:
     """Why `root` cannot be a trust anchor at `now`; empty if it can."""
-    problems = [*_own_problems(root, "the root certificate", now), *_issuer_problems(root, "the root certificate", None)]
+    problems = [
+        *_own_problems(root, "the root certificate", now),
+        *_issuer_problems(root, "the root certificate", None),
+    ]
     if root.subject != root.issuer or not _issued_by(root, root):
         problems.append("the root certificate is not self-signed")
     return problems
@@ -57,12 +66,13 @@ def chain_problems(
     now: datetime,
     admitted: datetime | None = None,
 ) -> list[str]:
-    """Why `chain` (the device's certificate first, the root left out) does not lead to `root` at `now`; empty if it does.
+    """Why `chain` (the device's certificate first, the root left out) does not lead to `root` at
+    `now`; empty if it does.
 
     Args:
         crls: one for every issuer on the path; where one is missing, that is a problem.
-        admitted: when this chain was found good, for whoever asks again: the certificates are judged as of then, and the lists
-            may have been renewed since.
+        admitted: when this chain was found good, for whoever asks again: the certificates are
+            judged as of then, and the lists may have been renewed since.
     """
     path = [*chain, root]
     at = admitted or now
@@ -71,7 +81,11 @@ def chain_problems(
         name = "the device certificate" if depth == 0 else f"intermediate certificate {depth}"
         issuer = path[depth + 1]
         problems += _own_problems(certificate, name, at)
-        problems += _leaf_problems(certificate) if depth == 0 else _issuer_problems(certificate, name, depth - 1)
+        problems += (
+            _leaf_problems(certificate)
+            if depth == 0
+            else _issuer_problems(certificate, name, depth - 1)
+        )
         if certificate.issuer != issuer.subject:
             problems.append(f"{name} names another issuer than the certificate above it")
         elif not _issued_by(certificate, issuer):
@@ -90,7 +104,9 @@ def _own_problems(certificate: x509.Certificate, name: str, now: datetime) -> li
     if certificate.serial_number <= 0:
         problems.append(f"{name} has no positive serial number")
     if now < certificate.not_valid_before_utc:
-        problems.append(f"{name} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC")
+        problems.append(
+            f"{name} is not valid before {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+        )
     if now > certificate.not_valid_after_utc:
         problems.append(f"{name} expired at {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
     if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
@@ -118,7 +134,9 @@ def _leaf_problems(certificate: x509.Certificate) -> list[str]:
 
 
 def _issuer_problems(certificate: x509.Certificate, name: str, below: int | None) -> list[str]:
-    """`below`: how many intermediates stand between this certificate and the device's; None for the root."""
+    """`below`: how many intermediates stand between this certificate and the device's; None for the
+    root.
+    """
     constraints, usage = _constraints(certificate), _usage(certificate)
     problems = []
     if constraints is None or not constraints.ca:
@@ -144,16 +162,25 @@ def _revocation_problems(
         return [f"there is no revocation list of the issuer of {name}"]
     problems = []
     key, usage = p384_key(issuer), _usage(issuer)
-    if key is None or crl.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384 or not crl.is_signature_valid(key):
+    if (
+        key is None
+        or crl.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384
+        or not crl.is_signature_valid(key)
+    ):
         problems.append(f"the revocation list for {name} is not signed by its issuer")
     if usage is None or not usage.crl_sign:
         problems.append(f"the issuer of {name} may not sign revocation lists")
     if any(extension.critical for extension in crl.extensions):
         problems.append(f"the revocation list for {name} has an unknown critical extension")
-    if crl.next_update_utc is None or not current(crl.last_update_utc, crl.next_update_utc, now=now, admitted=admitted):
+    if crl.next_update_utc is None or not current(
+        crl.last_update_utc, crl.next_update_utc, now=now, admitted=admitted
+    ):
         problems.append(f"the revocation list for {name} is out of date")
     # A serial that is not positive is a problem of its own, and the lookup does not take one.
-    if certificate.serial_number > 0 and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+    if (
+        certificate.serial_number > 0
+        and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+    ):
         problems.append(f"{name} is revoked")
     return problems
 
@@ -177,7 +204,8 @@ def _usage(certificate: x509.Certificate) -> x509.KeyUsage | None:
         return None
 
 
-# A pure function of two certificates; roots and devices come again and again, and a P-384 verification costs most of a check.
+# A pure function of two certificates; roots and devices come again and again, and a P-384
+# verification costs most of a check.
 @lru_cache(maxsize=256)
 def _issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:

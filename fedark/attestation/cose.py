@@ -3,9 +3,12 @@
     18([ bstr .cbor {1: -35, 33: x5chain}, {}, bstr payload, bstr .size 96 signature ])
 
 Rules, so that two readers never read one token in two ways:
-- The tag is there, once. The four-element array, the protected header and the payload are canonical CBOR.
-- The protected header holds the algorithm and the certificate chain (RFC 9360) and nothing else; the unprotected one is empty.
-- The algorithm is ES384, always: it is compared, never chosen by the token. The signature is r || s, 48 bytes each.
+- The tag is there, once. The four-element array, the protected header and the payload are canonical
+  CBOR.
+- The protected header holds the algorithm and the certificate chain (RFC 9360) and nothing else;
+  the unprotected one is empty.
+- The algorithm is ES384, always: it is compared, never chosen by the token. The signature is r ||
+  s, 48 bytes each.
 - The payload is attached. Size and depth are capped before anything is parsed.
 """
 
@@ -17,10 +20,13 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
 
-from fedark import canonical
-from fedark.errors import ProtocolError
+from fedark.foundation import canonical
+from fedark.foundation.errors import ProtocolError
 
 __all__ = ["ES384", "MAX_TOKEN_BYTES", "Sign1", "es384_valid", "parse", "sign", "signed_bytes"]
 
@@ -67,7 +73,9 @@ def sign(payload: bytes, chain: Sequence[bytes], key: ec.EllipticCurvePrivateKey
     # RFC 9360: one certificate stands alone, several stand in an array.
     x5chain = chain[0] if len(chain) == 1 else list(chain)
     protected = canonical.encode({_ALG: ES384, _X5CHAIN: x5chain})
-    r, s = decode_dss_signature(key.sign(signed_bytes(protected, payload), ec.ECDSA(hashes.SHA384())))
+    r, s = decode_dss_signature(
+        key.sign(signed_bytes(protected, payload), ec.ECDSA(hashes.SHA384()))
+    )
     signature = r.to_bytes(_HALF, "big") + s.to_bytes(_HALF, "big")
     return _TAG_18 + canonical.encode([protected, {}, payload, signature])
 
@@ -79,7 +87,9 @@ def parse(token: bytes) -> Sign1:
         ProtocolError: any other form; the text says which rule is broken.
     """
     if len(token) > MAX_TOKEN_BYTES:
-        raise ProtocolError(f"The token's {len(token)} bytes are over the limit of {MAX_TOKEN_BYTES}.")
+        raise ProtocolError(
+            f"The token's {len(token)} bytes are over the limit of {MAX_TOKEN_BYTES}."
+        )
     if token[:1] != _TAG_18:
         raise ProtocolError("The token is not tagged as COSE_Sign1.")
     parts = canonical.decode(token[1:], max_bytes=MAX_TOKEN_BYTES, max_depth=_DEPTH)

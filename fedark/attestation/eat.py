@@ -1,4 +1,5 @@
-"""The EAT profile of the simulated platform: CWT claims (RFC 8392) with EAT names (RFC 9711), in canonical CBOR.
+"""The EAT profile of the simulated platform: CWT claims (RFC 8392) with EAT names (RFC 9711), in
+canonical CBOR.
 
 | key    | claim        | form                    | meaning here                                                          |
 |--------|--------------|-------------------------|-----------------------------------------------------------------------|
@@ -14,9 +15,9 @@
 | -70000 | report data  | bstr .size 64           | what the enclave asked for: `KeyBinding.report_data`                  |
 | -70004 | svn          | uint                    | security version number of launcher and device                        |
 
-Exactly these claims; keys below -65536 are for private use (RFC 8392, section 9.1). `cnf` is not used: the quoting key signs
-what the enclave's keys hash to, and does not see the keys. docs/eat-profile.md says who checks each claim, and what else a
-profile settles.
+Exactly these claims; keys below -65536 are for private use (RFC 8392, section 9.1). `cnf` is not
+used: the quoting key signs what the enclave's keys hash to, and does not see the keys.
+docs/eat-profile.md says who checks each claim, and what else a profile settles.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fedark import canonical
 from fedark.attestation.binding import NONCE_BYTES, REPORT_DATA_BYTES
 from fedark.attestation.claims import MEASURED_REGISTERS, RUN_CONFIG, SandboxFacts
-from fedark.errors import ProtocolError
+from fedark.foundation import canonical
+from fedark.foundation.errors import ProtocolError
 
 __all__ = ["HWMODEL", "OEMID_BYTES", "PROFILE", "UEID_BYTES", "SimulatedClaims"]
 
@@ -109,7 +110,10 @@ class SimulatedClaims:
             raise ProtocolError("The claims are not exactly those of the profile.")
         if value[_PROFILE] != PROFILE or value[_HWMODEL] != HWMODEL:
             raise ProtocolError("The claims are of another profile or hardware model.")
-        if type(value[_DBGSTAT]) is not int or value[_DBGSTAT] not in (_DEBUG_ENABLED, _DEBUG_OFF_SINCE_BOOT):
+        if type(value[_DBGSTAT]) is not int or value[_DBGSTAT] not in (
+            _DEBUG_ENABLED,
+            _DEBUG_OFF_SINCE_BOOT,
+        ):
             raise ProtocolError("The claim dbgstat is neither enabled nor disabled since boot.")
         if _bytes(value[_UEID], "ueid", UEID_BYTES)[0] != _UEID_RAND:
             raise ProtocolError("The claim ueid is not of type RAND.")
@@ -139,7 +143,12 @@ def _uint(value: Any, name: str, limit: int) -> int:
 
 
 def _measurements(value: Any) -> dict[str, bytes]:
-    if type(value) is not list or len(value) != 1 or type(value[0]) is not list or len(value[0]) != 2:
+    if (
+        type(value) is not list
+        or len(value) != 1
+        or type(value[0]) is not list
+        or len(value[0]) != 2
+    ):
         raise ProtocolError("The claim measurements is not one set.")
     form, body = value[0]
     if type(form) is not int or form != _CBOR_FORMAT or type(body) is not bytes:
@@ -156,7 +165,11 @@ def _sandbox(value: Any) -> SandboxFacts:
     claims = value["sandbox"]
     if type(claims) is not dict or set(claims) != {_MODE, _SECCOMP, _LANDLOCK}:
         raise ProtocolError("The sandbox's claims are not mode, seccomp and landlock.")
-    if type(claims[_MODE]) is not str or type(claims[_SECCOMP]) is not bytes or type(claims[_LANDLOCK]) is not bytes:
+    if (
+        type(claims[_MODE]) is not str
+        or type(claims[_SECCOMP]) is not bytes
+        or type(claims[_LANDLOCK]) is not bytes
+    ):
         raise ProtocolError("The sandbox's claims have another form.")
     try:
         return SandboxFacts(claims[_MODE], claims[_SECCOMP], claims[_LANDLOCK])

@@ -1,16 +1,19 @@
-"""The gate: the only way from bytes of a stranger to an `AttestedPeer`, and so to a weight key or a record.
+"""The gate: the only way from bytes of a stranger to an `AttestedPeer`, and so to a weight key or a
+record.
 
 `Gate.admit` does, in this order, and refuses with every reason that it found:
 
  1. decode the evidence, strictly;
  2. the platform is one that the contract names and that this gate has a verifier for;
- 3. spend the nonce: issued by this gate for this role and party, unexpired, unused. It is spent even if a later step refuses;
- 4. the binding names the contract, run, role and party that the caller expects, and a key of the contract's KEM, and that party
-    has signed that it started this enclave;
+ 3. spend the nonce: issued by this gate for this role and party, unexpired, unused. It is spent
+    even if a later step refuses;
+ 4. the binding names the contract, run, role and party that the caller expects, and a key of the
+    contract's KEM, and that party has signed that it started this enclave;
  5. the platform's verifier: the token's form, chain, revocation and signature;
  6. the token's report data is that of the binding;
- 7. the contract's policy: reference values, run configuration, debug, security version, sandbox, clock; and then the own policy of
-    the party whose gate this is, if it has one: evidence needs both.
+ 7. the contract's policy: reference values, run configuration, debug, security version, sandbox,
+    clock; and then the own policy of the party whose gate this is, if it has one: evidence needs
+    both.
 
 Claims of a token that failed step 5 are not looked at: they are anybody's.
 """
@@ -21,7 +24,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Never, NoReturn, final
 
-from fedark import canonical
 from fedark.attestation import policy
 from fedark.attestation.appraisal import AppraisalPolicy
 from fedark.attestation.binding import HOST_LABEL, ROLES, KeyBinding
@@ -30,15 +32,17 @@ from fedark.attestation.evidence import Evidence
 from fedark.attestation.nonces import NonceBook
 from fedark.attestation.platforms.base import Verifier
 from fedark.attestation.terms import AttestationTerms
-from fedark.errors import EvidenceRefused, ProtocolError, Refused, printable
-from fedark.keys import Kem, verify_signature
+from fedark.foundation import canonical
+from fedark.foundation.errors import EvidenceRefused, ProtocolError, Refused, printable
+from fedark.foundation.keys import Kem, verify_signature
 
 __all__ = ["AttestedPeer", "Gate"]
 
 
 @final
 class AttestedPeer:
-    """An enclave whose evidence passed the gate. Only `Gate.admit` makes one; it cannot be changed, copied or unpickled.
+    """An enclave whose evidence passed the gate. Only `Gate.admit` makes one; it cannot be changed,
+    copied or unpickled.
 
     Attributes:
         party, role: whose enclave it is, and which.
@@ -87,10 +91,14 @@ class AttestedPeer:
         raise AttributeError(f"an AttestedPeer is immutable: {name}")
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("an AttestedPeer is not copied or pickled: it is good in the process whose gate made it")
+        raise TypeError(
+            "an AttestedPeer is not copied or pickled: it is good in the process whose gate made it"
+        )
 
     def __repr__(self) -> str:
-        return f"AttestedPeer({self.role} of {self.party}, {self.claims.platform}, run {self.run_id})"
+        return (
+            f"AttestedPeer({self.role} of {self.party}, {self.claims.platform}, run {self.run_id})"
+        )
 
 
 class Gate:
@@ -102,7 +110,8 @@ class Gate:
         run_id: of this run.
         verifiers: platform name -> verifier; a platform needs both this and the terms.
         nonces: where challenges are kept.
-        hosts: party -> the public key by which it signs that an enclave is its own: the one that the contract names.
+        hosts: party -> the public key by which it signs that an enclave is its own: the one that
+            the contract names.
         own: this party's own appraisal policy, which a contract can narrow and never widen.
     """
 
@@ -136,7 +145,8 @@ class Gate:
         return self._nonces.issue(self._purpose(role, party), now=now)
 
     def expect(self, nonce: bytes, role: str, party: str, *, now: datetime) -> None:
-        """Let that enclave answer `nonce`, once, which the caller derived from a fresh nonce of the same book.
+        """Let that enclave answer `nonce`, once, which the caller derived from a fresh nonce of the
+        same book.
 
         Raises:
             EvidenceRefused: it was expected from that enclave before.
@@ -144,13 +154,21 @@ class Gate:
         self._nonces.adopt(nonce, self._purpose(role, party), now=now)
 
     def admit(
-        self, evidence: bytes, *, role: str, party: str, run_config_digest: bytes, now: datetime, again: bool = False
+        self,
+        evidence: bytes,
+        *,
+        role: str,
+        party: str,
+        run_config_digest: bytes,
+        now: datetime,
+        again: bool = False,
     ) -> AttestedPeer:
-        """The peer that `evidence` proves to be the enclave of `role` that `party` hosts, started with the run configuration
-        whose SHA-384 is `run_config_digest`.
+        """The peer that `evidence` proves to be the enclave of `role` that `party` hosts, started
+        with the run configuration whose SHA-384 is `run_config_digest`.
 
         Args:
-            again: the caller repeats a step that a crash has interrupted; the very same evidence is then no replay.
+            again: the caller repeats a step that a crash has interrupted; the very same evidence is
+                then no replay.
 
         Raises:
             EvidenceRefused: with every reason.
@@ -158,19 +176,29 @@ class Gate:
         return self._examine(evidence, role, party, run_config_digest, now, again=again)
 
     def readmit(
-        self, evidence: bytes, *, role: str, party: str, run_config_digest: bytes, admitted: datetime, now: datetime
+        self,
+        evidence: bytes,
+        *,
+        role: str,
+        party: str,
+        run_config_digest: bytes,
+        admitted: datetime,
+        now: datetime,
     ) -> AttestedPeer:
-        """The peer that a gate of this owner admitted at `admitted` by this evidence: everything is verified as it was then, but
-        the nonce, which was spent on it, and revocation. What the lists at hand revoke is refused, and they may have been renewed
-        between `admitted` and `now`.
+        """The peer that a gate of this owner admitted at `admitted` by this evidence: everything is
+        verified as it was then, but the nonce, which was spent on it, and revocation. What the
+        lists at hand revoke is refused, and they may have been renewed between `admitted` and
+        `now`.
 
-        For owners who were restarted, and only with evidence from their own authenticated state (`fedark.enclave.checkpoint`):
-        nothing here says that it is fresh.
+        For owners who were restarted, and only with evidence from their own authenticated state
+        (`fedark.enclave.checkpoint`): nothing here says that it is fresh.
 
         Raises:
             EvidenceRefused: with every reason.
         """
-        return self._examine(evidence, role, party, run_config_digest, max(now, admitted), admitted=admitted)
+        return self._examine(
+            evidence, role, party, run_config_digest, max(now, admitted), admitted=admitted
+        )
 
     def _examine(
         self,
@@ -192,19 +220,31 @@ class Gate:
 
         verifier = self._verifiers.get(decoded.platform)
         if decoded.platform not in self._terms.platforms:
-            reasons.append(f"the contract does not admit evidence of platform {printable(decoded.platform)!r}")
+            reasons.append(
+                f"the contract does not admit evidence of platform {printable(decoded.platform)!r}"
+            )
         elif verifier is None:
-            reasons.append(f"evidence of platform {printable(decoded.platform)!r} cannot be verified here")
+            reasons.append(
+                f"evidence of platform {printable(decoded.platform)!r} cannot be verified here"
+            )
         if admitted is None:
             try:
                 purpose = self._purpose(role, party)
-                self._nonces.spend(binding.nonce, purpose, now=now, by=decoded.digest(), again=again)
+                self._nonces.spend(
+                    binding.nonce, purpose, now=now, by=decoded.digest(), again=again
+                )
                 answered = True
             except EvidenceRefused as error:
                 reasons += error.reasons
         reasons += self._binding_reasons(binding, role, party)
         try:
-            verify_signature(self._hosts.get(party, b""), HOST_LABEL, binding.host_statement(), decoded.host, by=party)
+            verify_signature(
+                self._hosts.get(party, b""),
+                HOST_LABEL,
+                binding.host_statement(),
+                decoded.host,
+                by=party,
+            )
         except Refused:
             reasons.append(f"{printable(party)} has not signed that this enclave is its own")
 
@@ -215,7 +255,8 @@ class Gate:
             except EvidenceRefused as error:
                 reasons += error.reasons
             except Exception as error:
-                # Evidence is a stranger's bytes: whatever a parser below trips over is that stranger's affair alone.
+                # Evidence is a stranger's bytes: whatever a parser below trips over is that
+                # stranger's affair alone.
                 reasons.append(f"its token could not be read ({type(error).__name__})")
         if claims is not None:
             demands: list[policy.Check] = [
@@ -242,11 +283,15 @@ class Gate:
         if binding.party != party:
             reasons.append(f"it is the enclave of {binding.party}")
         if binding.kem != self._terms.kem:
-            reasons.append(f"its key is of the KEM {binding.kem}, the contract names {self._terms.kem}")
+            reasons.append(
+                f"its key is of the KEM {binding.kem}, the contract names {self._terms.kem}"
+            )
         return reasons
 
     def _purpose(self, role: str, party: str) -> str:
-        return canonical.digest(["fedark/challenge/1", self._contract_digest, self._run_id, role, party]).hex()
+        return canonical.digest(
+            ["fedark/challenge/1", self._contract_digest, self._run_id, role, party]
+        ).hex()
 
 
 def _admitted(claims: Claims, binding: KeyBinding, evidence_digest: bytes) -> AttestedPeer:

@@ -1,20 +1,24 @@
-"""Evidence of an enclave inside a confidential guest: the hardware speaks for the guest, the guest's launcher for the enclave.
+"""Evidence of an enclave inside a confidential guest: the hardware speaks for the guest, the
+guest's launcher for the enclave.
 
-Hardware measures a guest's image (firmware, kernel, root file system) before it runs, and signs 64 bytes that the guest chooses. It
-knows nothing of fedark's launcher, of the process that it confines, nor of what that process was started for. So evidence has two
-layers, as RATS has it for layered attesters (RFC 9334, section 3.3):
+Hardware measures a guest's image (firmware, kernel, root file system) before it runs, and signs 64
+bytes that the guest chooses. It knows nothing of fedark's launcher, of the process that it
+confines, nor of what that process was started for. So evidence has two layers, as RATS has it for
+layered attesters (RFC 9334, section 3.3):
 
-- the launcher, which is part of the measured image and alone in the guest can reach the quoting device (root, a device file or
-  configfs: nothing that the sandbox shows), states what the simulated platform's token says too: registers launcher, runtime,
-  application and runconfig, sandbox mode, digests of both sandbox policies, and the enclave's own report data;
+- the launcher, which is part of the measured image and alone in the guest can reach the quoting
+  device (root, a device file or configfs: nothing that the sandbox shows), states what the
+  simulated platform's token says too: registers launcher, runtime, application and runconfig,
+  sandbox mode, digests of both sandbox policies, and the enclave's own report data;
 - the hardware signs `SHA-512(label, statement)` as its report data.
 
-The statement counts because, and only where, the image registers are reference values: whoever boots another image can state
-anything, but then PLATFORM.REGISTER differs. So a contract names both, the image ("tdx.mrtd") and fedark's own registers, and a
-sandbox is appraised on hardware as it is on the simulated platform. A confined enclave cannot make a statement of its own.
+The statement counts because, and only where, the image registers are reference values: whoever
+boots another image can state anything, but then PLATFORM.REGISTER differs. So a contract names
+both, the image ("tdx.mrtd") and fedark's own registers, and a sandbox is appraised on hardware as
+it is on the simulated platform. A confined enclave cannot make a statement of its own.
 
-Form of a token: canonical CBOR {"quote": bytes, "statement": bytes}; of a statement: canonical CBOR map, exactly the fields of
-`GuestStatement`.
+Form of a token: canonical CBOR {"quote": bytes, "statement": bytes}; of a statement: canonical CBOR
+map, exactly the fields of `GuestStatement`.
 """
 
 from __future__ import annotations
@@ -30,11 +34,11 @@ from typing import Any
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedark import canonical
 from fedark.attestation.binding import REPORT_DATA_BYTES
 from fedark.attestation.claims import MEASURED_REGISTERS, RUN_CONFIG, Claims, SandboxFacts
 from fedark.attestation.platforms.base import Attester, Verifier
-from fedark.errors import EvidenceRefused, ProtocolError
+from fedark.foundation import canonical
+from fedark.foundation.errors import EvidenceRefused, ProtocolError
 
 __all__ = ["Guest", "GuestAttester", "GuestStatement", "GuestVerifier"]
 
@@ -84,11 +88,19 @@ class GuestStatement:
             ProtocolError: anything else.
         """
         value = canonical.decode(data, max_bytes=_MAX_STATEMENT, max_depth=2)
-        forms = {"report_data": bytes, "registers": dict, "sandbox": str, "seccomp": bytes, "landlock": bytes}
+        forms = {
+            "report_data": bytes,
+            "registers": dict,
+            "sandbox": str,
+            "seccomp": bytes,
+            "landlock": bytes,
+        }
         if type(value) is not dict or {name: type(item) for name, item in value.items()} != forms:
             raise ProtocolError("A guest's statement is not a map of exactly its fields.")
         registers = value["registers"]
-        if registers.keys() != _REGISTERS or any(type(item) is not bytes or len(item) != 48 for item in registers.values()):
+        if registers.keys() != _REGISTERS or any(
+            type(item) is not bytes or len(item) != 48 for item in registers.values()
+        ):
             raise ProtocolError("A guest's statement does not hold exactly the four registers.")
         if len(value["report_data"]) != REPORT_DATA_BYTES:
             raise ProtocolError("A guest's statement has malformed report data.")
@@ -113,7 +125,9 @@ class GuestAttester:
         sandbox: how the enclave process is confined.
     """
 
-    def __init__(self, hardware: Attester, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> None:
+    def __init__(
+        self, hardware: Attester, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts
+    ) -> None:
         self._hardware = hardware
         self._measurements = dict(measurements)
         self._sandbox = sandbox
@@ -130,7 +144,9 @@ class GuestAttester:
             EnclaveFailed: the hardware gave no quote.
         """
         statement = GuestStatement(report_data, self._measurements, self._sandbox).encode()
-        return canonical.encode({"quote": self._hardware.quote(_report(statement), nonce), "statement": statement})
+        return canonical.encode(
+            {"quote": self._hardware.quote(_report(statement), nonce), "statement": statement}
+        )
 
 
 class GuestVerifier:
@@ -148,7 +164,8 @@ class GuestVerifier:
         return self._hardware.platform
 
     def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
-        """The hardware's claims, its registers named PLATFORM.REGISTER, and the launcher's beside them.
+        """The hardware's claims, its registers named PLATFORM.REGISTER, and the launcher's beside
+        them.
 
         Raises:
             EvidenceRefused: with every reason.
@@ -180,10 +197,12 @@ class GuestVerifier:
 
 @dataclass(frozen=True)
 class Guest:
-    """The machine that enclaves run on, where it is a confidential guest: what a launcher makes attesters of.
+    """The machine that enclaves run on, where it is a confidential guest: what a launcher makes
+    attesters of.
 
-    Checkpoints are sealed under a secret of this object: an enclave that died goes on while the launching process lives, and a
-    guest that is started again begins anew. Keys that survive it are a hardware service that this release does not ask for.
+    Checkpoints are sealed under a secret of this object: an enclave that died goes on while the
+    launching process lives, and a guest that is started again begins anew. Keys that survive it are
+    a hardware service that this release does not ask for.
 
     Attributes:
         hardware: asks the guest's hardware.

@@ -1,9 +1,12 @@
-"""Signed reference values (RFC 9334's reference value provider): what an enclave of a release measures, vouched for by its publisher.
+"""Signed reference values (RFC 9334's reference value provider): what an enclave of a release
+measures, vouched for by its publisher.
 
-Who builds an enclave measures it and signs the registers; who must trust one then needs the publisher's key and no build of its
-own. Form: canonical CBOR of {"body": bytes, "signature": bytes}, at most 64 KiB; the body is canonical CBOR too; Ed25519 with the
-label "fedark/reference-values/1". Only `VerifiedReference.verify` makes a `VerifiedReference`, and an appraisal takes no other.
-An expiry bounds for how long a release that was found wanting can still be passed off as good.
+Who builds an enclave measures it and signs the registers; who must trust one then needs the
+publisher's key and no build of its own. Form: canonical CBOR of {"body": bytes, "signature":
+bytes}, at most 64 KiB; the body is canonical CBOR too; Ed25519 with the label
+"fedark/reference-values/1". Only `VerifiedReference.verify` makes a `VerifiedReference`, and an
+appraisal takes no other. An expiry bounds for how long a release that was found wanting can still
+be passed off as good.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from typing import Annotated, Any, Literal, Never, NoReturn, final
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from fedark import canonical
 from fedark.attestation.terms import Policies, Registers
-from fedark.errors import ContractError, ProtocolError, Refused, printable
-from fedark.keys import SigningKey, verify_signature
-from fedark.terms import Terms, explain, to_tuples
+from fedark.foundation import canonical
+from fedark.foundation.errors import ContractError, ProtocolError, Refused, printable
+from fedark.foundation.keys import SigningKey, verify_signature
+from fedark.foundation.terms import Terms, explain, to_tuples
 
 __all__ = ["ReferenceValues", "VerifiedReference", "sign_reference"]
 
@@ -41,7 +44,8 @@ class ReferenceValues(Terms):
     Attributes:
         role: of the enclave.
         release: the publisher's name for what was measured, such as "fedark 0.1.0".
-        issued, expires: ISO 8601 with time zone; it counts from `issued` until, not including, `expires`.
+        issued, expires: ISO 8601 with time zone; it counts from `issued` until, not including,
+        `expires`.
         registers: register -> SHA-384 in hex, as contracts name them ("runtime", "tdx.mrtd").
         policies: sandbox mode -> the policies that this release may install in it.
     """
@@ -81,7 +85,9 @@ class VerifiedReference:
         raise AttributeError(f"a VerifiedReference is immutable: {name}")
 
     @classmethod
-    def verify(cls, data: bytes, publishers: Collection[bytes], *, now: datetime, source: str) -> VerifiedReference:
+    def verify(
+        cls, data: bytes, publishers: Collection[bytes], *, now: datetime, source: str
+    ) -> VerifiedReference:
         """Read a signed file of one of `publishers` (Ed25519 keys).
 
         Args:
@@ -104,16 +110,29 @@ class VerifiedReference:
                 safe="Its values were not used.",
                 fix="Compare the publisher's key with what you know by another way, then name it.",
             )
-        verify_signature(publisher, REFERENCE_LABEL, outer["body"], outer["signature"], by=f"the publisher of {source}")
+        verify_signature(
+            publisher,
+            REFERENCE_LABEL,
+            outer["body"],
+            outer["signature"],
+            by=f"the publisher of {source}",
+        )
         try:
             values = ReferenceValues.model_validate(to_tuples(body))
         except ValidationError as error:
             raise ContractError(
-                source, [printable(line) for line in explain(error)], safe="Its values were not used."
+                source,
+                [printable(line) for line in explain(error)],
+                safe="Its values were not used.",
             ) from None
-        if not datetime.fromisoformat(values.issued) <= now < datetime.fromisoformat(values.expires):
+        if (
+            not datetime.fromisoformat(values.issued)
+            <= now
+            < datetime.fromisoformat(values.expires)
+        ):
             raise Refused(
-                f"{printable(source)}: its reference values count from {values.issued} until {values.expires} alone.",
+                f"{printable(source)}: its reference values count from {values.issued} until"
+                f" {values.expires} alone.",
                 safe="Its values were not used.",
                 fix="Ask the publisher for current ones.",
             )
@@ -123,18 +142,26 @@ class VerifiedReference:
         return reference
 
     def __repr__(self) -> str:
-        return f"VerifiedReference({self.values.role}, {self.values.release!r}, {self.publisher.hex()[:16]}...)"
+        return (
+            f"VerifiedReference({self.values.role}, {self.values.release!r},"
+            f" {self.publisher.hex()[:16]}...)"
+        )
 
 
 def _map(data: bytes, keys: set[str], source: str) -> dict[str, Any]:
     try:
         value = canonical.decode(data, max_bytes=_MAX_BYTES, max_depth=4)
     except ProtocolError as error:
-        raise ProtocolError(f"{printable(source)}: {error.what}", safe="Its values were not used.") from None
+        raise ProtocolError(
+            f"{printable(source)}: {error.what}", safe="Its values were not used."
+        ) from None
     if not isinstance(value, dict) or value.keys() != keys:
         raise _malformed(source)
     return value
 
 
 def _malformed(source: str) -> ProtocolError:
-    return ProtocolError(f"{printable(source)} is not a file of signed reference values.", safe="Its values were not used.")
+    return ProtocolError(
+        f"{printable(source)} is not a file of signed reference values.",
+        safe="Its values were not used.",
+    )

@@ -1,4 +1,5 @@
-"""What a contract, and a party's own policy, say of the evidence that counts: small parts, the same in CBOR and in TOML.
+"""What a contract, and a party's own policy, say of the evidence that counts: small parts, the same
+in CBOR and in TOML.
 
     [hardware.tdx]                                # a hardware platform is admitted by having a table, and in no other way
     accepted = ["UpToDate", "SWHardeningNeeded"]
@@ -12,7 +13,8 @@
     seccomp = ["<96 hex digits>"]
     landlock = ["<96 hex digits>", ""]            # "" admits a kernel without landlock
 
-`looser` compares two of a kind: a party signs no contract that would admit, in some enclave, what its own policy refuses.
+`looser` compares two of a kind: a party signs no contract that would admit, in some enclave, what
+its own policy refuses.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedark.keys import HYBRID, Kem
-from fedark.terms import Hex32, Hex48, Terms
+from fedark.foundation.keys import HYBRID, Kem
+from fedark.foundation.terms import Hex32, Hex48, Terms
 
 __all__ = [
     "HARDWARE",
@@ -63,7 +65,8 @@ class SandboxPolicies(Terms):
 
     Attributes:
         seccomp: SHA-384 of every admissible system call policy.
-        landlock: SHA-384 of every admissible landlock policy: they differ by what the kernel can do. "" admits none at all.
+        landlock: SHA-384 of every admissible landlock policy: they differ by what the kernel can
+            do. "" admits none at all.
     """
 
     seccomp: Annotated[tuple[Hex48, ...], Field(min_length=1, max_length=64)]
@@ -82,7 +85,9 @@ class SimulatedTerms(Terms):
 
 
 class _GuestTerms(Terms):
-    """Of every hardware platform: how the launcher inside the measured guest confines the enclave process, at least."""
+    """Of every hardware platform: how the launcher inside the measured guest confines the enclave
+    process, at least.
+    """
 
     sandbox: SandboxMode = "landlock"
 
@@ -92,7 +97,9 @@ class _GuestTerms(Terms):
 
 
 class TcbTerms(Terms):
-    """The oldest admissible versions of an SNP platform's parts, as AMD's security bulletins name them."""
+    """The oldest admissible versions of an SNP platform's parts, as AMD's security bulletins name
+    them.
+    """
 
     bootloader: Version
     tee: Version
@@ -105,10 +112,11 @@ class SevSnpTerms(_GuestTerms):
 
     Attributes:
         minimum_tcb: by product; one that is not named here is refused.
-        vmpls: privilege levels that may ask; 0 unless a paravisor below the guest is part of what is trusted.
+        vmpls: privilege levels that may ask; 0 unless a paravisor below the guest is part of what
+            is trusted.
         minimum_svn: the guest's own, from its ID block.
-        revocation: "required": AMD's list of revoked ASKs must be at hand and current, so that no host hides a revocation by
-            leaving it out. "if-given": where there is one, it counts.
+        revocation: "required": AMD's list of revoked ASKs must be at hand and current, so that no
+            host hides a revocation by leaving it out. "if-given": where there is one, it counts.
     """
 
     minimum_tcb: Annotated[dict[Literal["Milan", "Genoa"], TcbTerms], Field(min_length=1)]
@@ -126,7 +134,10 @@ class SevSnpTerms(_GuestTerms):
                 continue
             for part in TcbTerms.model_fields:
                 if getattr(tcb, part) < getattr(floor, part):
-                    yield f"{product}'s minimum {part} {getattr(tcb, part)} is below {getattr(floor, part)}"
+                    yield (
+                        f"{product}'s minimum {part} {getattr(tcb, part)} is below"
+                        f" {getattr(floor, part)}"
+                    )
         if set(self.vmpls) - set(own.vmpls):
             yield f"VMPL {sorted(set(self.vmpls) - set(own.vmpls))} is not admitted"
         if self.minimum_svn < own.minimum_svn:
@@ -139,10 +150,12 @@ class TdxTerms(_GuestTerms):
     """Of Intel TDX.
 
     Attributes:
-        accepted: states of the platform's TCB that are good enough. "Revoked" is no state that can be accepted.
+        accepted: states of the platform's TCB that are good enough. "Revoked" is no state that can
+            be accepted.
         minimum_svn: the date of the TCB level, YYYYMMDD.
-        minimum_evaluation: Intel's `tcbEvaluationDataNumber` of TCB info and QE identity: collateral stays valid for a month, and
-            a host could go on bringing the one from before a recovery; a newer number refuses it.
+        minimum_evaluation: Intel's `tcbEvaluationDataNumber` of TCB info and QE identity:
+            collateral stays valid for a month, and a host could go on bringing the one from before
+            a recovery; a newer number refuses it.
     """
 
     accepted: Annotated[tuple[TcbStatus, ...], Field(min_length=1)] = ("UpToDate",)
@@ -160,7 +173,9 @@ class TdxTerms(_GuestTerms):
 
 
 class NitroTerms(_GuestTerms):
-    """Of AWS Nitro, which has no security version and no revocation: its root, image registers and freshness are all there is."""
+    """Of AWS Nitro, which has no security version and no revocation: its root, image registers and
+    freshness are all there is.
+    """
 
     def looser(self, own: NitroTerms) -> Iterator[str]:
         """What these terms admit and `own` refuses."""
@@ -198,13 +213,18 @@ class AttestationTerms(Terms):
 
     Attributes:
         platforms: admissible platforms by name; "simulated" only if it stands here.
-        simulated_root: SHA-256 of the DER certificate of the simulated manufacturer's root, or "" where none is admitted.
-        sandbox: the weakest admissible sandbox mode, on every platform; "none" is for `fedark simulate` alone.
-        minimum_svn: security version number of the simulated platform; hardware's are in `hardware`.
-        kem: of every key that something is sealed to under this contract. The hybrid stays confidential if one half of it is
-            broken; plain X25519 only where it is named here, and in the release policy of every bundle.
+        simulated_root: SHA-256 of the DER certificate of the simulated manufacturer's root, or ""
+            where none is admitted.
+        sandbox: the weakest admissible sandbox mode, on every platform; "none" is for `fedark
+            simulate` alone.
+        minimum_svn: security version number of the simulated platform; hardware's are in
+            `hardware`.
+        kem: of every key that something is sealed to under this contract. The hybrid stays
+            confidential if one half of it is broken; plain X25519 only where it is named here, and
+            in the release policy of every bundle.
         hardware: what is asked of each hardware platform in `platforms`.
-        policies: sandbox mode -> reference values of its policies. A mode that does not stand here is refused.
+        policies: sandbox mode -> reference values of its policies. A mode that does not stand here
+            is refused.
         trainer, aggregator: reference values, register name -> SHA-384 (hex).
     """
 
@@ -221,8 +241,15 @@ class AttestationTerms(Terms):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         named, tables = set(self.platforms), self.hardware.tables()
-        problems = [f"platform {name!r} is admitted without its terms" for name in HARDWARE if name in named - tables.keys()]
-        problems += [f"there are terms for platform {name!r}, which is not admitted" for name in tables.keys() - named]
+        problems = [
+            f"platform {name!r} is admitted without its terms"
+            for name in HARDWARE
+            if name in named - tables.keys()
+        ]
+        problems += [
+            f"there are terms for platform {name!r}, which is not admitted"
+            for name in tables.keys() - named
+        ]
         if self.sandbox != "none" and not self.policies:
             problems.append("it asks for a sandbox and has no reference values for its policies")
         if problems:

@@ -1,16 +1,18 @@
 """Which verifiers a contract admits, built from the collateral at hand.
 
-Collateral is named bytes that accompany evidence (RFC 9334's endorsements): it comes from the untrusted host and is believed only
-as far as it chains to what the contract or the code pins. Names, each but the first two once or with a suffix ("tdx.collateral.2"):
+Collateral is named bytes that accompany evidence (RFC 9334's endorsements): it comes from the
+untrusted host and is believed only as far as it chains to what the contract or the code pins.
+Names, each but the first two once or with a suffix ("tdx.collateral.2"):
 
 simulated.root, simulated.crl   DER; the manufacturer's root certificate and its revocation list
 tdx.collateral                  JSON, one for each kind of platform and PCK CA; without any, TDX is not verified
 sev-snp.certificate             DER; a VCEK, ASK or ARK for tokens that come without
 sev-snp.crl                     DER; AMD's list of revoked ASKs
 
-Nitro needs none, and has no revocation: AWS asks that CRLs are not consulted for its chain, whose certificates live for hours
-(`platforms.nitro`). What a platform's TCB must be is no matter of collateral: the contract says it, and a party's own policy; where
-both speak, the stricter counts, part by part.
+Nitro needs none, and has no revocation: AWS asks that CRLs are not consulted for its chain, whose
+certificates live for hours (`platforms.nitro`). What a platform's TCB must be is no matter of
+collateral: the contract says it, and a party's own policy; where both speak, the stricter counts,
+part by part.
 """
 
 from __future__ import annotations
@@ -26,9 +28,16 @@ from fedark.attestation.platforms.sev_snp import SevSnpVerifier, SnpTcb
 from fedark.attestation.platforms.simulated import SimulatedVerifier
 from fedark.attestation.platforms.tdx import TdxVerifier
 from fedark.attestation.terms import AttestationTerms, SevSnpTerms, TcbTerms, TdxTerms
-from fedark.errors import EvidenceRefused
+from fedark.foundation.errors import EvidenceRefused
 
-__all__ = ["SIMULATED_CRL", "SIMULATED_ROOT", "SNP_CERTIFICATE", "SNP_CRL", "TDX_COLLATERAL", "verifiers"]
+__all__ = [
+    "SIMULATED_CRL",
+    "SIMULATED_ROOT",
+    "SNP_CERTIFICATE",
+    "SNP_CRL",
+    "TDX_COLLATERAL",
+    "verifiers",
+]
 
 SIMULATED_ROOT = "simulated.root"
 SIMULATED_CRL = "simulated.crl"
@@ -40,7 +49,8 @@ SNP_CRL = "sev-snp.crl"
 def verifiers(
     terms: AttestationTerms, collateral: Mapping[str, bytes], own: AppraisalPolicy | None = None
 ) -> dict[str, Verifier]:
-    """A verifier for each platform that the terms, and this party's own policy, admit and fedark can appraise.
+    """A verifier for each platform that the terms, and this party's own policy, admit and fedark
+    can appraise.
 
     Args:
         terms: of the contract.
@@ -48,8 +58,8 @@ def verifiers(
         own: of the party that verifies, if it has one.
 
     Raises:
-        EvidenceRefused: the simulated root is not the one that contract and policy pin, or other collateral is malformed or not
-            signed under the vendor's root.
+        EvidenceRefused: the simulated root is not the one that contract and policy pin, or other
+            collateral is malformed or not signed under the vendor's root.
     """
     found: dict[str, Verifier] = {}
     admitted = set(terms.platforms) if own is None else set(terms.platforms) & set(own.platforms)
@@ -57,18 +67,28 @@ def verifiers(
         root = collateral[SIMULATED_ROOT]
         fingerprint = hashlib.sha256(root).hexdigest()
         if fingerprint != terms.simulated_root:
-            raise EvidenceRefused("the simulated platform", ["its root certificate is not the one that the contract pins"])
+            raise EvidenceRefused(
+                "the simulated platform",
+                ["its root certificate is not the one that the contract pins"],
+            )
         pinned = None if own is None else own.rules.platforms.simulated
         if pinned is not None and fingerprint != pinned.root:
-            raise EvidenceRefused("the simulated platform", ["its root certificate is not the one that our own policy pins"])
+            raise EvidenceRefused(
+                "the simulated platform",
+                ["its root certificate is not the one that our own policy pins"],
+            )
         found["simulated"] = SimulatedVerifier(root, collateral.get(SIMULATED_CRL))
     tables = [terms.hardware] if own is None else [terms.hardware, own.rules.platforms]
     if "nitro" in admitted:
         found["nitro"] = GuestVerifier(NitroVerifier())
     if "sev-snp" in admitted:
-        found["sev-snp"] = GuestVerifier(_snp([table.sev_snp for table in tables if table.sev_snp is not None], collateral))
+        found["sev-snp"] = GuestVerifier(
+            _snp([table.sev_snp for table in tables if table.sev_snp is not None], collateral)
+        )
     if "tdx" in admitted and (statements := _all(collateral, TDX_COLLATERAL)):
-        found["tdx"] = GuestVerifier(_tdx([table.tdx for table in tables if table.tdx is not None], statements))
+        found["tdx"] = GuestVerifier(
+            _tdx([table.tdx for table in tables if table.tdx is not None], statements)
+        )
     return found
 
 
@@ -78,7 +98,12 @@ def _snp(terms: Sequence[SevSnpTerms], collateral: Mapping[str, bytes]) -> SevSn
     floors = {name: [one.minimum_tcb[name] for one in terms] for name in products}
     return SevSnpVerifier(
         minimum_tcb={
-            name: SnpTcb(**{part: max(getattr(floor, part) for floor in found) for part in TcbTerms.model_fields})
+            name: SnpTcb(
+                **{
+                    part: max(getattr(floor, part) for floor in found)
+                    for part in TcbTerms.model_fields
+                }
+            )
             for name, found in floors.items()
         },
         certificates=_all(collateral, SNP_CERTIFICATE),
@@ -98,4 +123,8 @@ def _tdx(terms: Sequence[TdxTerms], statements: Sequence[bytes]) -> TdxVerifier:
 
 
 def _all(collateral: Mapping[str, bytes], name: str) -> list[bytes]:
-    return [data for key, data in sorted(collateral.items()) if key == name or key.startswith(f"{name}.")]
+    return [
+        data
+        for key, data in sorted(collateral.items())
+        if key == name or key.startswith(f"{name}.")
+    ]

@@ -1,10 +1,12 @@
-"""Canaries: members of the training data that are easy to see if anything is to be seen, each included by a fair coin.
+"""Canaries: members of the training data that are easy to see if anything is to be seen, each
+included by a fair coin.
 
 flipped   records with a wrong answer. They go all the way: text, model, per-example gradient, clipping. Whoever was trained on
           one has a lower loss on it afterwards.
 dirac     gradients that point along one coordinate of the travelling vector, no two along the same, louder than the clipping
-          norm allows. They stand for the worst record that there could be: no record can be more visible. They take the same
-          clipping, sampling, sum, rounding and noise, and show in the sums of the rounds.
+          norm allows. They stand for the worst record that there could be: no record can be more
+          visible. They take the same clipping, sampling, sum, rounding and noise, and show in the
+          sums of the rounds.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedark.errors import InputError
+from fedark.foundation.errors import InputError
+from fedark.records.reading import Record
 from fedark.tuning import per_example
-from fedark.tuning.data import Record
 from fedark.tuning.layout import Flat
 from fedark.tuning.per_example import Norms
 from fedark.tuning.task import TaskModel
@@ -41,7 +43,8 @@ def dirac(coordinate: int) -> Dirac:
 
 
 class AuditedTask:
-    """A `TaskModel` that takes Dirac canaries for records: everything that the trainer asks of a model in a round.
+    """A `TaskModel` that takes Dirac canaries for records: everything that the trainer asks of a
+    model in a round.
 
     Args:
         task: the model, at the adapter of the round.
@@ -54,8 +57,12 @@ class AuditedTask:
         self.terms, self.get_flat, self.stepper = task.terms, task.get_flat, task.stepper
 
     def gradient_sum(self, records: Sequence[Record], *, clip_norm: float) -> tuple[Flat, Norms]:
-        """`TaskModel.gradient_sum` of the true records, and the clipped canaries; the norms are those of the true ones."""
-        total, norms = self._task.gradient_sum([r for r in records if not isinstance(r, Dirac)], clip_norm=clip_norm)
+        """`TaskModel.gradient_sum` of the true records, and the clipped canaries; the norms are
+        those of the true ones.
+        """
+        total, norms = self._task.gradient_sum(
+            [r for r in records if not isinstance(r, Dirac)], clip_norm=clip_norm
+        )
         factor = float(per_example.clip_factors(torch.tensor([self._loudness]), clip_norm)[0])
         for record in records:
             if isinstance(record, Dirac):
@@ -63,7 +70,9 @@ class AuditedTask:
         return total, norms
 
 
-def flipped(records: Sequence[Record], labels: Sequence[str], generator: np.random.Generator) -> list[Record]:
+def flipped(
+    records: Sequence[Record], labels: Sequence[str], generator: np.random.Generator
+) -> list[Record]:
     """The records with an answer that is not theirs, each other one as likely."""
     canaries = []
     for record in records:
@@ -73,9 +82,14 @@ def flipped(records: Sequence[Record], labels: Sequence[str], generator: np.rand
 
 
 def quiet_coordinates(
-    task: TaskModel, records: Sequence[Record], count: int, clip_norm: float, generator: np.random.Generator
+    task: TaskModel,
+    records: Sequence[Record],
+    count: int,
+    clip_norm: float,
+    generator: np.random.Generator,
 ) -> npt.NDArray[np.int64]:
-    """`count` coordinates on which the records' summed gradient is small, in random order: a canary is best heard there.
+    """`count` coordinates on which the records' summed gradient is small, in random order: a canary
+    is best heard there.
 
     Raises:
         InputError: the vector has not twice as many.
@@ -94,5 +108,8 @@ def losses(task: TaskModel, records: Sequence[Record]) -> npt.NDArray[np.float64
     """Every record's loss in nats at the present adapter."""
     found = [np.zeros(0)]
     with torch.no_grad():
-        found += [task.losses(records[at : at + _CHUNK]).double().numpy() for at in range(0, len(records), _CHUNK)]
+        found += [
+            task.losses(records[at : at + _CHUNK]).double().numpy()
+            for at in range(0, len(records), _CHUNK)
+        ]
     return np.concatenate(found)

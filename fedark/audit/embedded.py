@@ -1,7 +1,8 @@
-"""A task that is audited in seconds: a small encoder with random weights and a head of twenty classes, on made-up sentences.
+"""A task that is audited in seconds: a small encoder with random weights and a head of twenty
+classes, on made-up sentences.
 
-A sentence's answer is told by the word that stands in it three times. What is audited is the path from a record to a released
-sum, which is the same for any model.
+A sentence's answer is told by the word that stands in it three times. What is audited is the path
+from a record to a released sum, which is the same for any model.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel
 from transformers.utils import logging as transformers_logging
 
-from fedark.contract import AdapterTerms, ModelTerms, PrivacyTerms, ServerTerms, TrainingTerms
-from fedark.tuning.data import Record
+from fedark.contract.contract import (
+    AdapterTerms,
+    ModelTerms,
+    PrivacyTerms,
+    ServerTerms,
+    TrainingTerms,
+)
+from fedark.records.reading import Record
 from fedark.tuning.layout import adapter_layout
 from fedark.tuning.sources import model_files
 from fedark.tuning.task import TaskModel
@@ -27,14 +34,19 @@ __all__ = ["LABELS", "PRIVACY", "ROUNDS", "small_records", "small_task"]
 LABELS = tuple(f"answer {number}" for number in range(20))
 WORDS = tuple(f"w{number}" for number in range(300))
 _KEYS = 60
-PRIVACY = PrivacyTerms(mechanism="example-distributed", epsilon=3.0, delta=1e-5, clip_norm=1.0, sampling_rate=0.1)
+PRIVACY = PrivacyTerms(
+    mechanism="example-distributed", epsilon=3.0, delta=1e-5, clip_norm=1.0, sampling_rate=0.1
+)
 ROUNDS = 60
 _WIDTH = 128
 _MAX_LENGTH = 32
 
 
 def small_task(
-    adapter: AdapterTerms | None = None, *, words: Sequence[str] = WORDS, labels: Sequence[str] = LABELS
+    adapter: AdapterTerms | None = None,
+    *,
+    words: Sequence[str] = WORDS,
+    labels: Sequence[str] = LABELS,
 ) -> TaskModel:
     """The model, with a lone head without bias unless another adapter is given.
 
@@ -56,13 +68,17 @@ def small_task(
             max_position_embeddings=_MAX_LENGTH,
         )
         BertModel(config).save_pretrained(folder)
-        vocabulary = {"[PAD]": 0, "[UNK]": 1} | {word: number + 2 for number, word in enumerate(words)}
+        vocabulary = {"[PAD]": 0, "[UNK]": 1} | {
+            word: number + 2 for number, word in enumerate(words)
+        }
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106 - a token of a vocabulary
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}', encoding="utf-8")
         (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling/config.json").write_text('{"pooling_mode_mean_tokens": true}', encoding="utf-8")
+        (folder / "1_Pooling/config.json").write_text(
+            '{"pooling_mode_mean_tokens": true}', encoding="utf-8"
+        )
         terms = ModelTerms(
             name="small",
             task="classification",
@@ -73,7 +89,9 @@ def small_task(
             server=ServerTerms(),
             layout=adapter_layout(folder, "classification", labels, adapter),
         )
-        return TaskModel.load({key: bytearray(path.read_bytes()) for key, path in model_files(folder).items()}, terms)
+        return TaskModel.load(
+            {key: bytearray(path.read_bytes()) for key, path in model_files(folder).items()}, terms
+        )
 
 
 def small_records(count: int, seed: int) -> list[Record]:

@@ -1,12 +1,14 @@
-"""The model and the records that a job file names, for an audit on the machine of whoever owns them."""
+"""The model and the records that a job file names, for an audit on the machine of whoever owns
+them.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fedark.errors import InputError
-from fedark.job import Job, ModelSpec, model_terms
-from fedark.tuning.data import Record, read_records
+from fedark.contract.job import Job, ModelSpec, model_terms
+from fedark.foundation.errors import InputError
+from fedark.records.reading import Record, read_records
 from fedark.tuning.layout import adapter_layout
 from fedark.tuning.sources import model_files, resolve
 from fedark.tuning.task import TaskModel
@@ -23,13 +25,22 @@ def job_task(job: Job, name: str = "") -> TaskModel:
     """
     spec = next((model for model in job.models if name in ("", model.name)), None)
     if spec is None:
-        raise InputError("The job has no model of that name.", fix=f"It has: {', '.join(model.name for model in job.models)}")
+        raise InputError(
+            "The job has no model of that name.",
+            fix=f"It has: {', '.join(model.name for model in job.models)}",
+        )
     if spec.task != "classification":
-        raise InputError(f"Model {spec.name} is no classifier.", safe="Nothing was trained.", fix="Name one with --model.")
+        raise InputError(
+            f"Model {spec.name} is no classifier.",
+            safe="Nothing was trained.",
+            fix="Name one with --model.",
+        )
     folder = _folder(job, spec)
     layout = adapter_layout(folder, spec.task, job.labels, spec.adapter)
     terms = model_terms(spec, bundle="0" * 96, labels=job.labels, layout=layout)
-    return TaskModel.load({key: bytearray(path.read_bytes()) for key, path in model_files(folder).items()}, terms)
+    return TaskModel.load(
+        {key: bytearray(path.read_bytes()) for key, path in model_files(folder).items()}, terms
+    )
 
 
 def job_records(job: Job) -> list[Record]:
@@ -38,7 +49,9 @@ def job_records(job: Job) -> list[Record]:
     Raises:
         DataError: a file is unusable.
     """
-    names = [job.split.file] if job.split is not None else [customer.data for customer in job.customers]
+    names = (
+        [job.split.file] if job.split is not None else [customer.data for customer in job.customers]
+    )
     found: dict[str, Record] = {}
     for path in map(job.resolve, names):
         if path is not None:

@@ -1,8 +1,10 @@
-"""The audit itself: flip the coins, train once, guess, and compare the refuted epsilon with the claimed one.
+"""The audit itself: flip the coins, train once, guess, and compare the refuted epsilon with the
+claimed one.
 
-The guesser sees what the strongest adversary of the claim sees: the noisy sum of every round, and every adapter. A Dirac canary
-is scored by the sum of what was released along its coordinate, a flipped record by how far its loss fell. The highest scores are
-guessed to be in, as many lowest ones to be out, and the rest is not guessed about. Four numbers of guesses, fixed beforehand, are
+The guesser sees what the strongest adversary of the claim sees: the noisy sum of every round, and
+every adapter. A Dirac canary is scored by the sum of what was released along its coordinate, a
+flipped record by how far its loss fell. The highest scores are guessed to be in, as many lowest
+ones to be out, and the rest is not guessed about. Four numbers of guesses, fixed beforehand, are
 tried on both kinds; the confidence is divided among them, so the best one may be reported.
 """
 
@@ -19,9 +21,9 @@ import numpy.typing as npt
 from fedark.audit.bound import epsilon_lower_bound
 from fedark.audit.canaries import AuditedTask, dirac, flipped, losses, quiet_coordinates
 from fedark.audit.rounds import Release
-from fedark.contract import ServerTerms
-from fedark.errors import InputError
-from fedark.tuning.data import Record
+from fedark.contract.contract import ServerTerms
+from fedark.foundation.errors import InputError
+from fedark.records.reading import Record
 from fedark.tuning.server_optimizer import server_optimizer
 from fedark.tuning.task import TaskModel
 
@@ -58,7 +60,8 @@ class AuditReport:
         claimed: epsilon of the claim; infinite for none.
         delta: of both.
         measured: epsilon that the run refutes at `confidence`.
-        reach: the most that it could have refuted, with every guess right: a larger claim was not put to the test.
+        reach: the most that it could have refuted, with every guess right: a larger claim was not
+            put to the test.
         by: what each kind of canaries showed.
         records, rounds: the customer's own records, and rounds trained.
     """
@@ -79,28 +82,51 @@ class AuditReport:
 
     def lines(self) -> list[str]:
         """For a reader, one line each."""
-        claim = f"epsilon {self.claimed:g} at delta {self.delta:g}" if math.isfinite(self.claimed) else "no privacy"
+        claim = (
+            f"epsilon {self.claimed:g} at delta {self.delta:g}"
+            if math.isfinite(self.claimed)
+            else "no privacy"
+        )
         shown = [
-            f"One run: {self.rounds} rounds on {self.records} records and canaries, each of them included by a fair coin.",
+            (
+                f"One run: {self.rounds} rounds on {self.records} records and canaries, each of"
+                " them included by a fair coin."
+            ),
             *(
-                f"  {one.canaries:8} {one.total:5} canaries, {one.guesses:4} guessed about, {one.right:4} right: "
-                f"epsilon >= {one.epsilon:.2f}"
+                f"  {one.canaries:8} {one.total:5} canaries, {one.guesses:4} guessed about,"
+                f" {one.right:4} right: epsilon >= {one.epsilon:.2f}"
                 for one in self.by
             ),
-            f"Claimed: {claim}. Measured: epsilon >= {self.measured:.2f} at {self.confidence:.0%} confidence.",
+            (
+                f"Claimed: {claim}. Measured: epsilon >= {self.measured:.2f} at"
+                f" {self.confidence:.0%} confidence."
+            ),
         ]
         if self.refuted:
-            return [*shown, "REFUTED: what was released tells more than the claim allows. Do not release it."]
+            return [
+                *shown,
+                "REFUTED: what was released tells more than the claim allows. Do not release it.",
+            ]
         if math.isfinite(self.claimed):
-            shown.append("Not refuted. An audit misses noise that is a little short and batches that are no Poisson samples.")
+            shown.append(
+                "Not refuted. An audit misses noise that is a little short and batches that are no"
+                " Poisson samples."
+            )
             if self.claimed > self.reach:
-                shown.append(f"A claim above {self.reach:.2f} is beyond this number of canaries: take more.")
+                shown.append(
+                    f"A claim above {self.reach:.2f} is beyond this number of canaries: take more."
+                )
         return shown
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types; a claim of infinity is None."""
         claimed = self.claimed if math.isfinite(self.claimed) else None
-        return {**asdict(self), "claimed": claimed, "by": [asdict(one) for one in self.by], "refuted": self.refuted}
+        return {
+            **asdict(self),
+            "claimed": claimed,
+            "by": [asdict(one) for one in self.by],
+            "refuted": self.refuted,
+        }
 
 
 def audit(
@@ -139,13 +165,18 @@ def audit(
         InputError: nothing to guess about, or a model without labels.
     """
     if not task.terms.labels or not records or not (diracs or spare):
-        raise InputError("An audit needs a classifier, records and canaries.", safe="Nothing was trained.")
+        raise InputError(
+            "An audit needs a classifier, records and canaries.", safe="Nothing was trained."
+        )
     generator = np.random.default_rng(seed)
     task.set_flat(task.initial())
     wrong = flipped(spare, task.terms.labels, generator)
     coordinates = quiet_coordinates(task, records, diracs, clip_norm, generator)
     before = losses(task, wrong)
-    coins = {"dirac": generator.integers(0, 2, diracs) == 1, "flipped": generator.integers(0, 2, len(wrong)) == 1}
+    coins = {
+        "dirac": generator.integers(0, 2, diracs) == 1,
+        "flipped": generator.integers(0, 2, len(wrong)) == 1,
+    }
     inside = [record for record, coin in zip(wrong, coins["flipped"], strict=True) if coin]
     members = [*records, *inside, *map(dirac, coordinates[coins["dirac"]].tolist())]
     audited = AuditedTask(task, _LOUDNESS * clip_norm)
@@ -162,11 +193,15 @@ def audit(
     scores = {"dirac": -released[coordinates], "flipped": before - losses(task, wrong)}
     by = tuple(_best(kind, scores[kind], coins[kind], delta) for kind in scores if coins[kind].size)
     measured = max(one.epsilon for one in by)
-    reach = max(_bound(one.total, guesses, guesses, delta) for one in by for guesses in _guesses(one.total))
+    reach = max(
+        _bound(one.total, guesses, guesses, delta) for one in by for guesses in _guesses(one.total)
+    )
     return AuditReport(claimed, delta, measured, reach, CONFIDENCE, by, len(records), rounds)
 
 
-def _best(kind: str, scores: npt.NDArray[np.float64], coins: npt.NDArray[np.bool_], delta: float) -> Guesses:
+def _best(
+    kind: str, scores: npt.NDArray[np.float64], coins: npt.NDArray[np.bool_], delta: float
+) -> Guesses:
     order = np.argsort(-scores, kind="stable")
     found = []
     for guesses in _guesses(coins.size):
@@ -183,4 +218,6 @@ def _guesses(canaries: int) -> list[int]:
 
 def _bound(canaries: int, guesses: int, right: int, delta: float) -> float:
     """At a confidence that leaves room for every kind of canary and number of guesses."""
-    return epsilon_lower_bound(canaries, guesses, right, delta, 1 - (1 - CONFIDENCE) / (2 * len(_SHARES)))
+    return epsilon_lower_bound(
+        canaries, guesses, right, delta, 1 - (1 - CONFIDENCE) / (2 * len(_SHARES))
+    )

@@ -1,8 +1,10 @@
-"""What is audited: a customer's round as the trainer enclave computes it, and the sum of it with the other customers' noise.
+"""What is audited: a customer's round as the trainer enclave computes it, and the sum of it with
+the other customers' noise.
 
-The update comes from `fedark.enclave.private`, from the drawing of records to the noised integers; nothing is written anew here.
-The other customers have no records: they add their shares of the noise, which is all of them that the guarantee counts on. Masks
-are left out, since they cancel in what is unmasked.
+The update comes from `fedark.enclave.private`, from the drawing of records to the noised integers;
+nothing is written anew here. The other customers have no records: they add their shares of the
+noise, which is all of them that the guarantee counts on. Masks are left out, since they cancel in
+what is unmasked.
 """
 
 from __future__ import annotations
@@ -14,25 +16,34 @@ from typing import cast
 import numpy as np
 
 from fedark.audit.canaries import AuditedTask
-from fedark.contract import Contract, ModelTerms, PrivacyTerms, ProtectionTerms, now
+from fedark.contract.contract import Contract, ModelTerms, PrivacyTerms, ProtectionTerms, now
+from fedark.contract.privacy import solved
 from fedark.enclave.private import noised_updates, private_updates
-from fedark.errors import InputError
-from fedark.mechanism import solved
-from fedark.tuning.data import Record
+from fedark.foundation.errors import InputError
+from fedark.records.reading import Record
 from fedark.tuning.layout import Flat
 from fedark.tuning.task import TaskModel
 
 __all__ = ["NOISELESS", "Release", "audited_contract", "trainer_round"]
 
 Release = Callable[[AuditedTask, Sequence[Record]], Flat]
-"""One round: from all records of a customer to the sum of updates that is unmasked, float32 [travelling]."""
+"""One round: from all records of a customer to the sum of updates that is unmasked, float32
+[travelling].
+"""
 
 NOISELESS = 1e-9
-"""A noise multiplier that stands for none: a mechanism without noise does not exist. Rounding still has some grid steps of it."""
+"""A noise multiplier that stands for none: a mechanism without noise does not exist. Rounding still
+has some grid steps of it.
+"""
 
 
 def audited_contract(
-    model: ModelTerms, privacy: PrivacyTerms, *, rounds: int, records: int, protection: ProtectionTerms | None = None
+    model: ModelTerms,
+    privacy: PrivacyTerms,
+    *,
+    rounds: int,
+    records: int,
+    protection: ProtectionTerms | None = None,
 ) -> Contract:
     """The contract of a job of one model, which nobody signs; it fixes what the trainer computes.
 
@@ -47,12 +58,18 @@ def audited_contract(
     protection = protection or ProtectionTerms(minimum_cohort=8, colluders=0)
     if privacy.mechanism != "example-distributed":
         raise InputError(
-            f"An audit looks for single records in noised gradient sums, and {privacy.mechanism!r} releases none.",
+            f"An audit looks for single records in noised gradient sums, and {privacy.mechanism!r}"
+            " releases none.",
             safe="Nothing was trained.",
-            fix='Name a job with "example-distributed"; clipping, draws and noise of "example-local" are the same functions.',
+            fix=(
+                'Name a job with "example-distributed"; clipping, draws and noise of'
+                ' "example-local" are the same functions.'
+            ),
         )
     count = protection.minimum_cohort
-    names = {"provider": "provider", "pool": "aggregator"} | {f"customer-{n + 1}": "customer" for n in range(count)}
+    names = {"provider": "provider", "pool": "aggregator"} | {
+        f"customer-{n + 1}": "customer" for n in range(count)
+    }
     parties = [
         {"name": name, "role": role, "signing_key": f"{place:064x}", "hpke_key": f"{place:02432x}"}
         for place, (name, role) in enumerate(names.items())

@@ -1,7 +1,8 @@
 """`fedark bench NAME`: ours against a peer, in one run, as ratios.
 
-A benchmark is a module `fedark.bench.NAME` with `def rows() -> Iterator[Row]`. Measurements of the two sides are interleaved
-and reported as medians; a peer that is not installed gives a row with `peer=None` and no verdict.
+A benchmark is a module `fedark.bench.NAME` with `def rows() -> Iterator[Row]`. Measurements of the
+two sides are interleaved and reported as medians; a peer that is not installed gives a row with
+`peer=None` and no verdict.
 """
 
 from __future__ import annotations
@@ -57,7 +58,12 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+            model = next(
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         pass
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, Linux {platform.release()}"
+    return (
+        f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}, Linux"
+        f" {platform.release()}"
+    )

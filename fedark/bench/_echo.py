@@ -1,4 +1,6 @@
-"""Parties that answer at once, so that what a stage costs is the transport: for `fedark bench stage`."""
+"""Parties that answer at once, so that what a stage costs is the transport: for `fedark bench
+stage`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedark.errors import FederationError
-from fedark.federation.flower.service import NodeClient
-from fedark.federation.link import Link
+from fedark.foundation.errors import FederationError
+from fedark.links.flower.service import NodeClient
+from fedark.links.link import Link
 from fedark.v1 import stage_pb2
 
 __all__ = ["EchoNode", "coordinate", "make"]
@@ -26,7 +28,7 @@ class EchoNode:
         self.party = party
 
     def handle(self, request: bytes) -> bytes:
-        """See `fedark.federation.node.Node.handle`."""
+        """See `fedark.stages.node.Node.handle`."""
         message = stage_pb2.StageRequest.FromString(request)
         update = stage_pb2.RoundReply(protected_update=message.round.state)
         reply = stage_pb2.StageReply(run_id=message.run_id, party=self.party, round=update)
@@ -52,12 +54,20 @@ def coordinate(link: Link, aggregator: NodeClient, settings: Mapping[str, Any]) 
     for number, size in enumerate(settings["sizes"], start=1):
         payload = os.urandom(size)
         began = time.monotonic()
-        replies = link.exchange(dict.fromkeys(parties, _request(number, payload)), stage="round", timeout=300)
+        replies = link.exchange(
+            dict.fromkeys(parties, _request(number, payload)), stage="round", timeout=300
+        )
         seconds.append(time.monotonic() - began)
         for party in parties:
             reply = replies[party]
-            if not isinstance(reply, bytes) or stage_pb2.StageReply.FromString(reply).round.protected_update != payload:
-                raise FederationError(f"{party} did not answer stage {number}: {reply if not isinstance(reply, bytes) else ''}")
+            if (
+                not isinstance(reply, bytes)
+                or stage_pb2.StageReply.FromString(reply).round.protected_update != payload
+            ):
+                raise FederationError(
+                    f"{party} did not answer stage {number}:"
+                    f" {reply if not isinstance(reply, bytes) else ''}"
+                )
     Path(settings["out"]).write_text(json.dumps(seconds))
 
 

@@ -1,7 +1,9 @@
-"""A deployment on this machine whose processes can be found by what they are, and killed: `fedark bench recovery`, tests/chaos.
+"""A deployment on this machine whose processes can be found by what they are, and killed: `fedark
+bench recovery`, tests/chaos.
 
-Recovery is counted from the SIGKILL to the first step that the job had not begun before: a new stage that the coordinator tells
-of. So it holds the rest of the stage that was hit, done again where it must be.
+Recovery is counted from the SIGKILL to the first step that the job had not begun before: a new
+stage that the coordinator tells of. So it holds the rest of the stage that was hit, done again
+where it must be.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedark.enclave.usage import processes_below
-from fedark.federation import daemons
-from fedark.federation.flower.deployment import Deployment
-from fedark.federation.local import Federation
+from fedark.operate import daemons
+from fedark.operate.deployment import Deployment
 from fedark.sandbox.monitor import MONITOR
+from fedark.simulation.local import Federation
 
 __all__ = ["TARGETS", "Kill", "Victim", "run_with_kills", "step_of"]
 
@@ -36,13 +38,25 @@ TARGETS = (
     "trainer enclave",
     "all at once",
 )
-_STAGES = ("enrol", "attest", "release", "load", "round", "endorse", "unmask", "evaluate", "deliver")
+_STAGES = (
+    "enrol",
+    "attest",
+    "release",
+    "load",
+    "round",
+    "endorse",
+    "unmask",
+    "evaluate",
+    "deliver",
+)
 _LINE = re.compile(r"^(\w+)(?: (\d+)(?:/\d+)?)?: ")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: what, in which step of the job, how many seconds until the job's next step, and how many processes died."""
+    """One kill: what, in which step of the job, how many seconds until the job's next step, and how
+    many processes died.
+    """
 
     target: str
     during: str
@@ -73,7 +87,11 @@ class Victim:
     """
 
     def __init__(self, federation: Federation, deployment: Deployment, seed: int) -> None:
-        self._federation, self._deployment, self._random = federation, deployment, random.Random(seed)  # noqa: S311
+        self._federation, self._deployment, self._random = (
+            federation,
+            deployment,
+            random.Random(seed),  # noqa: S311
+        )
         contract = federation.contract
         self._pool = contract.aggregator.name
         self._provider = contract.provider.name
@@ -119,11 +137,17 @@ class Victim:
         """The processes that a target names now; of several alike one, at random."""
         if target == "all at once":
             each = [
-                name for name in TARGETS if name not in ("all at once", "customer node", "trainer enclave", "node connection")
+                name
+                for name in TARGETS
+                if name
+                not in ("all at once", "customer node", "trainer enclave", "node connection")
             ]
             found = [pid for name in each for pid in self.pids(name)]
             nodes = [self._child(name) for name in self._customers]
-            return [*found, *(pid for node in nodes if node for pid in (node, *processes_below(node)))]
+            return [
+                *found,
+                *(pid for node in nodes if node for pid in (node, *processes_below(node))),
+            ]
         customer = self._random.choice(self._customers)
         pid = {
             "SuperLink": lambda: self._child("superlink"),
@@ -145,8 +169,13 @@ class Victim:
         return 0
 
     def _enclave(self, party: str) -> int:
-        # The enclave, which shows no command line, is below the monitor that stands between it and its host, and leads a session.
-        monitors = [pid for pid in self._below(party) if _read(pid, "comm").strip() == MONITOR and _leads(pid)]
+        # The enclave, which shows no command line, is below the monitor that stands between it and
+        # its host, and leads a session.
+        monitors = [
+            pid
+            for pid in self._below(party)
+            if _read(pid, "comm").strip() == MONITOR and _leads(pid)
+        ]
         return next((pid for monitor in reversed(monitors) for pid in processes_below(monitor)), 0)
 
     def _below_with(self, party: str, words: str) -> int:
@@ -166,7 +195,9 @@ def _leads(pid: int) -> bool:
 
 def _read(pid: int, name: str) -> str:
     try:
-        return Path(f"/proc/{pid}/{name}").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        return (
+            Path(f"/proc/{pid}/{name}").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        )
     except OSError:
         return ""
 
@@ -179,7 +210,8 @@ def run_with_kills(
     timeout: float,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Kill]:
-    """Submit the job and bring it to its end, killing what `plan` gives (target, seconds after the last recovery) on the way.
+    """Submit the job and bring it to its end, killing what `plan` gives (target, seconds after the
+    last recovery) on the way.
 
     Raises:
         FederationError: the job failed or did not end in time.

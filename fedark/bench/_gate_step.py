@@ -1,8 +1,8 @@
 """One LoRA step, timed from inside: the entry point of two processes of `fedark bench gate`.
 
-Started like an enclave, it confines itself like one, and answers each Round with the seconds of one step: by the clock, and of
-processor time. Started with the task "plain" it does the same without a sandbox, for a line on its standard input each time. Both
-import and warm up the same.
+Started like an enclave, it confines itself like one, and answers each Round with the seconds of one
+step: by the clock, and of processor time. Started with the task "plain" it does the same without a
+sandbox, for a line on its standard input each time. Both import and warm up the same.
 """
 
 from __future__ import annotations
@@ -22,17 +22,28 @@ _BATCH, _TOKENS = 8, 64
 
 
 def prepare() -> Callable[[], str]:
-    """A step of LoRA (r=8, query and value) on a BERT of MiniLM's size with random weights; returns both its seconds."""
+    """A step of LoRA (r=8, query and value) on a BERT of MiniLM's size with random weights; returns
+    both its seconds.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(1)
     config = BertConfig(
-        vocab_size=1000, hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12, num_labels=8
+        vocab_size=1000,
+        hidden_size=384,
+        intermediate_size=1536,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        num_labels=8,
     )
-    adapted: Any = get_peft_model(BertForSequenceClassification(config), LoraConfig(r=8, target_modules=["query", "value"]))
-    optimizer = torch.optim.AdamW([weight for weight in adapted.parameters() if weight.requires_grad])
+    adapted: Any = get_peft_model(
+        BertForSequenceClassification(config), LoraConfig(r=8, target_modules=["query", "value"])
+    )
+    optimizer = torch.optim.AdamW(
+        [weight for weight in adapted.parameters() if weight.requires_grad]
+    )
     tokens, labels = torch.randint(1000, (_BATCH, _TOKENS)), torch.randint(8, (_BATCH,))
 
     def step() -> str:

@@ -1,6 +1,7 @@
 """Real evidence of hardware, verified again and again: for `fedark bench gate`.
 
-Samples are no part of fedark. `FEDARK_VECTORS` names a folder with some of these, as their makers publish them:
+Samples are no part of fedark. `FEDARK_VECTORS` names a folder with some of these, as their makers
+publish them:
 
     nitro.cose                                    AWS Nitro attestation document
     sev_snp_report_milan.hex, _vcek_milan.der, _chain_milan.pem    AMD SEV-SNP report, its key's certificate, ASK and ARK
@@ -23,7 +24,7 @@ from fedark.attestation.platforms.nitro import NitroVerifier
 from fedark.attestation.platforms.sev_snp import SevSnpVerifier, SnpTcb
 from fedark.attestation.platforms.tdx import TdxVerifier
 from fedark.attestation.platforms.tdx_quote import exact_quote
-from fedark.errors import EvidenceRefused
+from fedark.foundation.errors import EvidenceRefused
 
 __all__ = ["rates"]
 
@@ -31,7 +32,9 @@ _SECONDS = 2.0
 
 
 def rates() -> Iterator[tuple[str, float]]:
-    """Platform, verifications a second of processor time, for each sample in the folder that `FEDARK_VECTORS` names."""
+    """Platform, verifications a second of processor time, for each sample in the folder that
+    `FEDARK_VECTORS` names.
+    """
     given = os.environ.get("FEDARK_VECTORS")
     for name, files, make in _SAMPLES if given else ():
         paths = [Path(str(given)) / file for file in files]
@@ -55,16 +58,22 @@ def _nitro(document: bytes) -> Callable[[], object]:
 
 def _snp(report: bytes, vcek: bytes, chain: bytes) -> Callable[[], object]:
     ask, ark = (one.public_bytes(Encoding.DER) for one in x509.load_pem_x509_certificates(chain))
-    verifier = SevSnpVerifier(minimum_tcb={"Milan": SnpTcb(bootloader=3, tee=0, snp=8, microcode=115)})
+    verifier = SevSnpVerifier(
+        minimum_tcb={"Milan": SnpTcb(bootloader=3, tee=0, snp=8, microcode=115)}
+    )
     token = bytes.fromhex(report.decode()) + vcek + ask + ark
     return lambda: verifier.verify(token, now=datetime(2025, 6, 1, tzinfo=UTC))
 
 
 def _tdx(quote: bytes, collateral: bytes) -> Callable[[], object]:
-    verifier, token = TdxVerifier([collateral]), exact_quote(bytes.fromhex(quote.decode().strip().removeprefix("0x")))
+    verifier, token = (
+        TdxVerifier([collateral]),
+        exact_quote(bytes.fromhex(quote.decode().strip().removeprefix("0x"))),
+    )
 
     def verify() -> None:
-        # Everything is checked, and then its TCB is refused: no newer collateral of this platform is published.
+        # Everything is checked, and then its TCB is refused: no newer collateral of this platform
+        # is published.
         with suppress(EvidenceRefused):
             verifier.verify(token, now=datetime(2025, 6, 20, 12, tzinfo=UTC))
 
@@ -73,6 +82,10 @@ def _tdx(quote: bytes, collateral: bytes) -> Callable[[], object]:
 
 _SAMPLES: tuple[tuple[str, tuple[str, ...], Callable[..., Callable[[], object]]], ...] = (
     ("Nitro document", ("nitro.cose",), _nitro),
-    ("SEV-SNP report", ("sev_snp_report_milan.hex", "sev_snp_vcek_milan.der", "sev_snp_chain_milan.pem"), _snp),
+    (
+        "SEV-SNP report",
+        ("sev_snp_report_milan.hex", "sev_snp_vcek_milan.der", "sev_snp_chain_milan.pem"),
+        _snp,
+    ),
     ("TDX quote, to its refusal", ("tdx_quote_v4.hex", "tdx_collateral.json"), _tdx),
 )

@@ -1,4 +1,6 @@
-"""A job that costs next to nothing to train, so that what is measured is everything else: one random layer, a few records."""
+"""A job that costs next to nothing to train, so that what is measured is everything else: one
+random layer, a few records.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,11 @@ def small_job(folder: Path, *, rounds: int, mode: str) -> Path:
             for _ in range(16):
                 answer = draw.choice(_ANSWERS)
                 writer.writerow([" ".join([answer, *draw.sample(_WORDS, 4)]), answer])
-    customers = "".join(f'[[customers]]\nname = "{name}"\ndata = "{name}.csv"\n' for name in CUSTOMERS)
+    customers = "".join(
+        f'[[customers]]\nname = "{name}"\ndata = "{name}.csv"\n' for name in CUSTOMERS
+    )
     path = folder / "job.toml"
-    path.write_text(
-        f"""
+    path.write_text(f"""
 [job]
 name = "small"
 rounds = {rounds}
@@ -73,8 +76,7 @@ max_length = 16
 mode = "{mode}"
 minimum_cohort = 3
 max_records = 40
-"""
-    )
+""")
     return path
 
 

@@ -1,13 +1,16 @@
-"""`fedark bench gate`: from starting a trainer enclave to its weight key, step by step; what the sandbox costs; appraisals a second.
+"""`fedark bench gate`: from starting a trainer enclave to its weight key, step by step; what the
+sandbox costs; appraisals a second.
 
-The steps are those of a real run: an enclave process in the strongest sandbox that this machine offers, evidence through a gate,
-`release` into a transparency log on the disk, and the grant taken by the enclave. Every figure of a step is the median of a few
-starts, with the measurement cache warm, as it is from the second start of an installation on.
+The steps are those of a real run: an enclave process in the strongest sandbox that this machine
+offers, evidence through a gate, `release` into a transparency log on the disk, and the grant taken
+by the enclave. Every figure of a step is the median of a few starts, with the measurement cache
+warm, as it is from the second start of an installation on.
 
-The sandbox's cost is the time of the same LoRA step in two processes of the same interpreter, libraries and environment, one
-confined and one not. They take turns, first the one and then the other; the ratio is the median of the ratios of neighbours, so
-that what slows the whole machine for a while slows both. On a machine that has other work the processor time is the better
-figure. Appraisals are counted by the processor time of one thread.
+The sandbox's cost is the time of the same LoRA step in two processes of the same interpreter,
+libraries and environment, one confined and one not. They take turns, first the one and then the
+other; the ratio is the median of the ratios of neighbours, so that what slows the whole machine for
+a while slows both. On a machine that has other work the processor time is the better figure.
+Appraisals are counted by the processor time of one thread.
 """
 
 from __future__ import annotations
@@ -34,17 +37,23 @@ from fedark.attestation.claims import SandboxFacts
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import Gate
 from fedark.attestation.nonces import NonceBook
-from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice, SimulatedRoot, SimulatedVerifier
+from fedark.attestation.platforms.simulated import (
+    SimulatedAttester,
+    SimulatedDevice,
+    SimulatedRoot,
+    SimulatedVerifier,
+)
 from fedark.attestation.terms import SandboxMode
 from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
 from fedark.bench import Row, _hardware
-from fedark.contract import CONTRACT_LABEL, Contract, SignedContract, now
+from fedark.contract.contract import CONTRACT_LABEL, Contract, SignedContract, now
 from fedark.enclave.host import EnclaveProcess
 from fedark.enclave.launcher import _ENVIRONMENT, launch
-from fedark.enclave.session import RunConfig, create
+from fedark.enclave.roles import create
+from fedark.enclave.session import RunConfig
 from fedark.enclave.vouching import vouch
-from fedark.errors import EnclaveFailed, printable
-from fedark.keys import HpkeKey, PartyKeys, SigningKey
+from fedark.foundation.errors import EnclaveFailed, printable
+from fedark.foundation.keys import HpkeKey, PartyKeys, SigningKey
 from fedark.measurement import Measurement, measure_enclave, reference_policies
 from fedark.measurement.manifest import package_dir
 from fedark.sandbox import policy_digests, survey
@@ -80,20 +89,46 @@ def rows() -> Iterator[Row]:
         for step, text in _STEPS.items():
             seconds = statistics.median(start[step] for start in starts)
             row = Row(f"{text} ({mode})", seconds, None, "s")
-            yield replace(row, goal=f"<= {_MAX_MEASURE}", ok=seconds <= _MAX_MEASURE) if step == "measure" else row
-        yield Row(f"start to key released ({mode})", statistics.median(sum(start.values()) for start in starts), None, "s")
+            yield (
+                replace(row, goal=f"<= {_MAX_MEASURE}", ok=seconds <= _MAX_MEASURE)
+                if step == "measure"
+                else row
+            )
+        yield Row(
+            f"start to key released ({mode})",
+            statistics.median(sum(start.values()) for start in starts),
+            None,
+            "s",
+        )
         for text, pairs in zip(("by the clock", "processor time"), _slowdown(world), strict=True):
             inside, outside = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
             ratio = statistics.median(pair[0] / pair[1] for pair in pairs)
             goal, met = f"<= {_MAX_SLOWDOWN}", ratio <= _MAX_SLOWDOWN
-            yield Row(f"LoRA step in the sandbox ({mode}), {text}", inside, outside, "s", ratio, goal, met)
+            yield Row(
+                f"LoRA step in the sandbox ({mode}), {text}", inside, outside, "s", ratio, goal, met
+            )
         for text, devices in (("one device", 1), (f"{_DEVICES} devices in turn", _DEVICES)):
             rate = world.appraisals(devices)
-            yield Row(f"evidence appraised, {text}", rate, None, "1/s", None, f">= {_MIN_RATE}", rate >= _MIN_RATE)
+            yield Row(
+                f"evidence appraised, {text}",
+                rate,
+                None,
+                "1/s",
+                None,
+                f">= {_MIN_RATE}",
+                rate >= _MIN_RATE,
+            )
         world.nonces = NonceBook(Path(name) / "nonces.sqlite")
-        yield Row("evidence appraised, nonces on the disk, by the clock", world.appraisals(1, time.perf_counter), None, "1/s")
+        yield Row(
+            "evidence appraised, nonces on the disk, by the clock",
+            world.appraisals(1, time.perf_counter),
+            None,
+            "1/s",
+        )
         for text, rate in _hardware.rates():
-            yield Row(f"{text} verified", rate, None, "1/s", None, f">= {_MIN_RATE}", rate >= _MIN_RATE)
+            yield Row(
+                f"{text} verified", rate, None, "1/s", None, f">= {_MIN_RATE}", rate >= _MIN_RATE
+            )
 
 
 @dataclass
@@ -118,12 +153,17 @@ class _World:
         keys = {name: PartyKeys() for name in ("provider", "pool", "north", "south")}
         model = folder / "model"
         model.mkdir()
-        save_file({"weight": np.frombuffer(secrets.token_bytes(1 << 20), dtype=np.uint8)}, model / "model.safetensors")
+        save_file(
+            {"weight": np.frombuffer(secrets.token_bytes(1 << 20), dtype=np.uint8)},
+            model / "model.safetensors",
+        )
         (model / "config.json").write_text("{}", encoding="utf-8")
         later = (begun + timedelta(days=1)).isoformat()
         card = ModelCard(name="bench", title="Random bytes", licence="none", task="classification")
         policy = ReleasePolicy(expires=later, platforms=("simulated",), minimum_cohort=2)
-        manifest, key = seal(model, folder / "bundle", provider=keys["provider"].signing, card=card, policy=policy)
+        manifest, key = seal(
+            model, folder / "bundle", provider=keys["provider"].signing, card=card, policy=policy
+        )
         root = SimulatedRoot(now=begun)
         reference = {
             role: {name: value.hex() for name, value in measure_enclave(role).registers.items()}
@@ -170,7 +210,11 @@ class _World:
                 "deliver_to": ["north"],
             }
         )
-        signatures = {name: own.signing.sign(CONTRACT_LABEL, contract.digest()) for name, own in keys.items() if name != "pool"}
+        signatures = {
+            name: own.signing.sign(CONTRACT_LABEL, contract.digest())
+            for name, own in keys.items()
+            if name != "pool"
+        }
         signed = SignedContract.verify(contract, signatures)
         log = TransparencyLog(folder / "log.sqlite", keys["provider"].signing)
         device, crl = root.issue(now=begun), root.crl(now=begun)
@@ -197,7 +241,13 @@ class _World:
                 attest = pb.Attest(peer="provider", nonce=nonce)
                 evidence = enclave.call(pb.Call(attest=attest)).evidence.evidence
             with watch("verify"):
-                peer = gate.admit(evidence, role="trainer", party="north", run_config_digest=config.register(), now=now())
+                peer = gate.admit(
+                    evidence,
+                    role="trainer",
+                    party="north",
+                    run_config_digest=config.register(),
+                    now=now(),
+                )
             with watch("release"):
                 grant = release(
                     self.key,
@@ -210,29 +260,42 @@ class _World:
                     now=now(),
                 )
             group = self._admit_each_other(enclave)
-            given = pb.Grant(model="bench", manifest=self.manifest.encode(), grant=grant, group_grant=group)
+            given = pb.Grant(
+                model="bench", manifest=self.manifest.encode(), grant=grant, group_grant=group
+            )
             with watch("unwrap"):
                 enclave.call(pb.Call(grant=given))
         return watch.seconds
 
     def appraisals(self, devices: int, clock: Callable[[], float] = time.thread_time) -> float:
-        """Evidence admitted in one second, of one core's time by default, from `devices` devices in turn."""
+        """Evidence admitted in one second, of one core's time by default, from `devices` devices in
+        turn.
+        """
         registers = {**measure_enclave("trainer").registers, "runconfig": secrets.token_bytes(48)}
         facts = self._facts()
         attesters = [
-            SimulatedAttester(self.root.issue(now=now()), measurements=registers, sandbox=facts) for _ in range(devices)
+            SimulatedAttester(self.root.issue(now=now()), measurements=registers, sandbox=facts)
+            for _ in range(devices)
         ]
         gate, hpke, signing = self._gate(), HpkeKey().public, SigningKey().public
         evidence = []
         for index in range(_APPRAISALS):
             nonce = gate.challenge("trainer", "north", now=now())
-            binding = KeyBinding(nonce, hpke, signing, self.signed.digest, "run-1", "trainer", "north")
+            binding = KeyBinding(
+                nonce, hpke, signing, self.signed.digest, "run-1", "trainer", "north"
+            )
             token = attesters[index % devices].quote(binding.report_data(), nonce)
             host = self.keys["north"].signing.sign(HOST_LABEL, binding.host_statement())
             evidence.append(Evidence("simulated", token, binding, host).encode())
         begun = clock()
         for data in evidence:
-            gate.admit(data, role="trainer", party="north", run_config_digest=registers["runconfig"], now=now())
+            gate.admit(
+                data,
+                role="trainer",
+                party="north",
+                run_config_digest=registers["runconfig"],
+                now=now(),
+            )
         return _APPRAISALS / (clock() - begun)
 
     @contextmanager
@@ -265,11 +328,16 @@ class _World:
         return SandboxFacts(self.mode, *policy_digests(self.mode, survey().landlock))
 
     def _admit_each_other(self, enclave: EnclaveProcess) -> bytes:
-        """The group's key for the trainer, from an aggregator's session in this process, once each has admitted the other."""
+        """The group's key for the trainer, from an aggregator's session in this process, once each
+        has admitted the other.
+        """
         config = self._config("aggregator", "pool")
         registers = {**measure_enclave("aggregator").registers, "runconfig": config.register()}
         attester = SimulatedAttester(self.device, measurements=registers, sandbox=self._facts())
-        pool = create(config.encode(), lambda report, nonce: (attester.platform, attester.quote(report, nonce)))
+        pool = create(
+            config.encode(),
+            lambda report, nonce: (attester.platform, attester.quote(report, nonce)),
+        )
 
         def ask(call: pb.Call) -> pb.Reply:
             return pool.handle(call, lambda progress: None)
@@ -280,14 +348,21 @@ class _World:
             collateral = {SIMULATED_ROOT: self.root.certificate, SIMULATED_CRL: self.crl}
             signatures = self.signed.signatures
             return pb.Call(
-                admit_peer=pb.AdmitPeer(peer=peer, evidence=evidence, contract_signatures=signatures, collateral=collateral)
+                admit_peer=pb.AdmitPeer(
+                    peer=peer,
+                    evidence=evidence,
+                    contract_signatures=signatures,
+                    collateral=collateral,
+                )
             )
 
         nonce = enclave.call(pb.Call(challenge=pb.Challenge(peer="pool"))).nonce.nonce
         evidence = ask(pb.Call(attest=pb.Attest(peer="north", nonce=nonce))).evidence.evidence
         enclave.call(admission("pool", evidence))
         nonce = ask(pb.Call(challenge=pb.Challenge(peer="north"))).nonce.nonce
-        evidence = enclave.call(pb.Call(attest=pb.Attest(peer="pool", nonce=nonce))).evidence.evidence
+        evidence = enclave.call(
+            pb.Call(attest=pb.Attest(peer="pool", nonce=nonce))
+        ).evidence.evidence
         return ask(admission("north", evidence)).admitted.group_grant
 
 
@@ -314,13 +389,18 @@ def _slowdown(world: _World) -> tuple[Pairs, Pairs]:
     measurement = dataclasses.replace(real, entry_point=script)
     specification = json.dumps({"task": "plain", "path": [str(part) for part in real.search_path]})
     clock, processor = Pairs(), Pairs()
-    with world._spawn(measurement, b"bench") as enclave, _Plain(real, script, world.folder / "plain.log") as plain:
+    with (
+        world._spawn(measurement, b"bench") as enclave,
+        _Plain(real, script, world.folder / "plain.log") as plain,
+    ):
         enclave._await_lock(time.monotonic() + 180)
         enclave.call(pb.Call(start=pb.Start(run_config=b"bench")))
         plain.ask(specification)
 
         def inside() -> list[float]:
-            return _seconds(enclave.call(pb.Call(round=pb.Round(round=1))).measured.local.decode("ascii"))
+            return _seconds(
+                enclave.call(pb.Call(round=pb.Round(round=1))).measured.local.decode("ascii")
+            )
 
         def outside() -> list[float]:
             return _seconds(plain.ask("step"))

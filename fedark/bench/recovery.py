@@ -1,7 +1,9 @@
-"""Seconds from a SIGKILL to the job's next step, for each kind of process and for all of them at once.
+"""Seconds from a SIGKILL to the job's next step, for each kind of process and for all of them at
+once.
 
-A small job of real processes runs for many rounds while its processes are killed in turn, at random moments. The figure holds the
-rest of the stage that was hit, done again where it must be. FEDARK_BENCH_KILLS kills of each kind are made, 3 by default.
+A small job of real processes runs for many rounds while its processes are killed in turn, at random
+moments. The figure holds the rest of the stage that was hit, done again where it must be.
+FEDARK_BENCH_KILLS kills of each kind are made, 3 by default.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from pathlib import Path
 from fedark.bench import Row
 from fedark.bench._faults import TARGETS, Victim, run_with_kills
 from fedark.bench._small import small_job
-from fedark.federation.flower.deployment import Deployment
-from fedark.federation.local import prepare
-from fedark.federation.machine import plan_of
-from fedark.job import Job
+from fedark.contract.job import Job
+from fedark.operate.deployment import Deployment
 from fedark.sandbox import survey
+from fedark.simulation.local import prepare
+from fedark.simulation.machine import plan_of
 
 __all__ = ["rows"]
 
@@ -33,7 +35,9 @@ def rows() -> Iterator[Row]:
     seed = random.SystemRandom().randrange(1 << 31)
     with tempfile.TemporaryDirectory(prefix="fedark-bench-") as folder:
         # A kill costs the job one step at least.
-        job = Job.load(small_job(Path(folder) / "job", rounds=each * len(TARGETS) + 2, mode="sealed"))
+        job = Job.load(
+            small_job(Path(folder) / "job", rounds=each * len(TARGETS) + 2, mode="sealed")
+        )
         federation = prepare(job, Path(folder) / "work", sandbox=survey().mode())
         with Deployment(plan_of(federation, Path(folder) / "deployment")) as deployment:
             victim = Victim(federation, deployment, seed)
@@ -43,7 +47,9 @@ def rows() -> Iterator[Row]:
         if seconds:
             median, longest = statistics.median(seconds), max(seconds)
             yield Row(f"{target}, median of {len(seconds)}", median, None, "s")
-            yield Row(f"{target}, longest", longest, None, "s", None, f"<= {_GOAL:g} s", longest <= _GOAL)
+            yield Row(
+                f"{target}, longest", longest, None, "s", None, f"<= {_GOAL:g} s", longest <= _GOAL
+            )
 
 
 def _kills(seed: int, each: int) -> Iterator[tuple[str, float]]:

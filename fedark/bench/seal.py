@@ -1,8 +1,10 @@
-"""`fedark bench seal`: opening a sealed bundle against a plain read + AES-GCM pass over the same bytes; sealing; memory.
+"""`fedark bench seal`: opening a sealed bundle against a plain read + AES-GCM pass over the same
+bytes; sealing; memory.
 
-The peer reads the same payload from the same page cache in the same chunk size into a buffer that it keeps, and decrypts each
-chunk with AES-256-GCM into another that it keeps: the fastest way that `cryptography` offers. It has no manifest, order, final
-flag, commitment or file borders. Memory is the growth of the peak resident set (VmHWM) of a fresh process.
+The peer reads the same payload from the same page cache in the same chunk size into a buffer that
+it keeps, and decrypts each chunk with AES-256-GCM into another that it keeps: the fastest way that
+`cryptography` offers. It has no manifest, order, final flag, commitment or file borders. Memory is
+the growth of the peak resident set (VmHWM) of a fresh process.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from safetensors.numpy import save_file
 
 from fedark.bench import Row, interleaved
-from fedark.keys import SigningKey
+from fedark.foundation.keys import SigningKey
 from fedark.vault.bundle import CHUNK, SealedBundle, open_directory, seal
 from fedark.vault.manifest import TAG_BYTES, ModelCard, ReleasePolicy
 from fedark.vault.opener import Opener, associated_data, nonce, open_to_memory
@@ -37,18 +39,27 @@ _POLICY = ReleasePolicy(expires="2999-01-01T00:00:00+00:00", platforms=("simulat
 
 
 def rows() -> Iterator[Row]:
-    """Opening (chunk by chunk, and into memory), sealing, and the memory that either needs at two sizes."""
+    """Opening (chunk by chunk, and into memory), sealing, and the memory that either needs at two
+    sizes.
+    """
     with tempfile.TemporaryDirectory(prefix="fedark-bench-") as name:
         folder = Path(name)
         model = _model(folder / "model", _SIZE)
         provider = SigningKey()
-        manifest, key = seal(model, folder / "bundle", provider=provider, card=_CARD, policy=_POLICY)
+        manifest, key = seal(
+            model, folder / "bundle", provider=provider, card=_CARD, policy=_POLICY
+        )
         bundle = SealedBundle.load(folder / "bundle", provider.public)
         bundle.check_payload()  # reads the payload into the page cache, where both sides find it
 
         cipher = key.cipher(manifest.bundle_id, manifest.chunk_size, manifest.commitment)
         scratch = memoryview(bytearray(CHUNK))
-        ours, peer = interleaved(lambda: _open(bundle, key), lambda: _plain_pass(bundle, cipher, scratch), runs=15, warmup=2)
+        ours, peer = interleaved(
+            lambda: _open(bundle, key),
+            lambda: _plain_pass(bundle, cipher, scratch),
+            runs=15,
+            warmup=2,
+        )
         yield _speed("open, plaintext handed on by the chunk", ours, peer)
         ours, peer = interleaved(
             lambda: open_to_memory(manifest, key, bundle.payload()),
@@ -59,7 +70,12 @@ def rows() -> Iterator[Row]:
 
         start = time.perf_counter()
         seal(model, folder / "again", provider=provider, card=_CARD, policy=_POLICY)
-        yield Row("seal, digests and fsync included", _SIZE / (time.perf_counter() - start) / 1e9, None, "GB/s")
+        yield Row(
+            "seal, digests and fsync included",
+            _SIZE / (time.perf_counter() - start) / 1e9,
+            None,
+            "GB/s",
+        )
 
         for action in ("seal", "open"):
             large, small = (_growth(action, folder, size) for size in (_LARGE, _SMALL))
@@ -75,7 +91,15 @@ def rows() -> Iterator[Row]:
 
 
 def _speed(case: str, ours: float, peer: float) -> Row:
-    return Row(case, _SIZE / ours / 1e9, _SIZE / peer / 1e9, "GB/s", peer / ours, ">= 0.60", peer / ours >= 0.60)
+    return Row(
+        case,
+        _SIZE / ours / 1e9,
+        _SIZE / peer / 1e9,
+        "GB/s",
+        peer / ours,
+        ">= 0.60",
+        peer / ours >= 0.60,
+    )
 
 
 def _model(folder: Path, size: int) -> Path:
@@ -106,7 +130,9 @@ def _plain_pass(bundle: SealedBundle, cipher: AESGCM, plain: memoryview) -> None
 
 
 def _growth(action: str, folder: Path, size: int) -> float:
-    """MiB by which the peak resident set of a process grows when it seals or opens a model of `size` bytes."""
+    """MiB by which the peak resident set of a process grows when it seals or opens a model of
+    `size` bytes.
+    """
     work = Path(tempfile.mkdtemp(prefix=f"{action}-", dir=folder))
     model, provider = _model(work / "model", size), SigningKey()
     arguments = [action, str(work)]
@@ -129,14 +155,18 @@ def _measured(action: str, work: Path, provider: str) -> float:
         bundle = SealedBundle.load(work / "bundle", bytes.fromhex(provider))
         key = KeyStore(work / "keys").get(bundle.manifest)
         run = lambda: open_directory(bundle, key, work / "out")  # noqa: E731
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak back to what is resident now
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="ascii"
+    )  # sets the peak back to what is resident now
     before = _peak()
     run()
     return (_peak() - before) / 1024
 
 
 def _peak() -> int:
-    """VmHWM of this process in KiB (proc_pid_status(5)); ru_maxrss would inherit the parent's over exec."""
+    """VmHWM of this process in KiB (proc_pid_status(5)); ru_maxrss would inherit the parent's over
+    exec.
+    """
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 

@@ -1,13 +1,16 @@
-"""`fedark bench secagg`: masked sums against Flower's own SecAgg+ functions, same cohort, length and bits, no network.
+"""`fedark bench secagg`: masked sums against Flower's own SecAgg+ functions, same cohort, length
+and bits, no network.
 
-Time of a client: all its stages of one round, summed. Time of the server: all its stages, summed, down to the mean vector.
-Fedark agrees keys once a session, Flower in every round; the first round, with fedark's session set-up, has a row of its own.
-Fedark's server writes a mean over that of the round before, as the aggregator does; Flower's makes new arrays.
-Neither side authenticates a message here: in a run that is the envelope's work.
-Rounds of the two sides alternate; figures are medians. Fedark's vector path uses every core, Flower's numpy one.
+Time of a client: all its stages of one round, summed. Time of the server: all its stages, summed,
+down to the mean vector. Fedark agrees keys once a session, Flower in every round; the first round,
+with fedark's session set-up, has a row of its own. Fedark's server writes a mean over that of the
+round before, as the aggregator does; Flower's makes new arrays. Neither side authenticates a
+message here: in a run that is the envelope's work. Rounds of the two sides alternate; figures are
+medians. Fedark's vector path uses every core, Flower's numpy one.
 
-The other rows: how much of the machine's own AES-CTR rate masking reaches, peak memory of a client, and the cost of larger
-cohorts, measured against the formulas of `fedark.secagg.cost`. The whole takes several minutes; nearly all of it is the peer.
+The other rows: how much of the machine's own AES-CTR rate masking reaches, peak memory of a client,
+and the cost of larger cohorts, measured against the formulas of `fedark.secagg.cost`. The whole
+takes several minutes; nearly all of it is the peer.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from numpy.typing import NDArray
 
 from fedark.bench import Row, machine
 from fedark.bench.secagg_flower import FlowerSession, Timed, available
-from fedark.keys import SigningKey
+from fedark.foundation.keys import SigningKey
 from fedark.secagg import Client, Contribution, Directory, Layout, Policy, Server
 from fedark.secagg.cost import Cost
 from fedark.secagg.stream import BLOCK, aligned
@@ -38,7 +41,8 @@ __all__ = ["rows"]
 
 BITS = 16
 CASES = (
-    # clients, values, rounds, goals: client, server, server with a tenth gone (times faster), bytes a value
+    # clients, values, rounds, goals: client, server, server with a tenth gone (times faster), bytes
+    # a value
     (10, 1_000_000, 7, 12, 25, 10, 2.7),
     (50, 1_000_000, 3, 10, 150, 60, 4.1),
     (10, 10_000_000, 3, 20, 25, 12, 2.7),
@@ -61,7 +65,9 @@ class _Identity:
 class Session:
     """A session of `size` fedark clients and a server in this process."""
 
-    def __init__(self, size: int, length: int, *, colluders: int = 1, minimum: int | None = None) -> None:
+    def __init__(
+        self, size: int, length: int, *, colluders: int = 1, minimum: int | None = None
+    ) -> None:
         self.parties = [f"c{i:04d}" for i in range(size)]
         self.layout = Layout("bench", length, BITS, 64.0, 0.25)
         terms = bytes(48)
@@ -93,7 +99,9 @@ class Session:
         self.mean: NDArray[np.float32] | None = None
 
     def round(self, vector: NDArray[np.float32], dropped: int) -> Timed:
-        """One round in which `dropped` clients, evenly spread, do not upload; the first client and the server are timed."""
+        """One round in which `dropped` clients, evenly spread, do not upload; the first client and
+        the server are timed.
+        """
         self.number += 1
         watch, client_time, server_time = time.perf_counter, 0.0, 0.0
         model = self.number.to_bytes(48, "big")
@@ -176,7 +184,8 @@ def _against_flower(
     runs: dict[tuple[str, int], list[Timed]] = {}
     for _ in range(rounds):
         for lost in (0, dropped):
-            # Two rounds of ours for one of the peer's: ours are short, and one interruption weighs more.
+            # Two rounds of ours for one of the peer's: ours are short, and one interruption weighs
+            # more.
             for _ in range(2):
                 runs.setdefault(("ours", lost), []).append(ours.round(vector, lost))
             if peer is not None:
@@ -191,14 +200,26 @@ def _against_flower(
         ("server, no drop", 0, lambda t: t.server, server),
         (f"server, {dropped} dropped", dropped, lambda t: t.server, gone),
     ):
-        yield _faster(f"{case}: {what}", median("ours", lost, pick), median("peer", lost, pick), goal)
+        yield _faster(
+            f"{case}: {what}", median("ours", lost, pick), median("peer", lost, pick), goal
+        )
     mine = median("ours", 0, lambda t: t.client)
     yield _faster(
-        f"{case}: client, the first round with session set-up", (mine or 0) + ours.setup, median("peer", 0, lambda t: t.client)
+        f"{case}: client, the first round with session set-up",
+        (mine or 0) + ours.setup,
+        median("peer", 0, lambda t: t.client),
     )
     width = ours.sizes["upload"] / length
     theirs = median("peer", 0, lambda t: t.wire / length)
-    yield Row(f"{case}: upload", round(width, 3), theirs, "bytes a value", round(width, 3), f"<= {wire}", width <= wire)
+    yield Row(
+        f"{case}: upload",
+        round(width, 3),
+        theirs,
+        "bytes a value",
+        round(width, 3),
+        f"<= {wire}",
+        width <= wire,
+    )
 
 
 def _faster(case: str, ours: float | None, peer: float | None, goal: float | None = None) -> Row:
@@ -207,13 +228,27 @@ def _faster(case: str, ours: float | None, peer: float | None, goal: float | Non
         return Row(case, milliseconds, None, "ms")
     ratio = round(peer / ours, 1)
     met = None if goal is None else ratio >= goal
-    return Row(case, milliseconds, round(peer * 1e3, 1), "ms", ratio, "" if goal is None else f">= {goal:g}x", met)
+    return Row(
+        case,
+        milliseconds,
+        round(peer * 1e3, 1),
+        "ms",
+        ratio,
+        "" if goal is None else f">= {goal:g}x",
+        met,
+    )
 
 
 def _keystream() -> Row:
-    """Masking on one thread against the plain AES-256-CTR cipher alone on one thread, alternating; the ratio is of neighbours."""
+    """Masking on one thread against the plain AES-256-CTR cipher alone on one thread, alternating;
+    the ratio is of neighbours.
+    """
     words, streams = 40 * BLOCK, 9
-    zeros, out, target = bytes(8 * BLOCK), bytearray(8 * BLOCK), aligned(8 * words).view(np.uint64)  # as `wire.build` makes it
+    zeros, out, target = (
+        bytes(8 * BLOCK),
+        bytearray(8 * BLOCK),
+        aligned(8 * words).view(np.uint64),
+    )  # as `wire.build` makes it
     target.fill(0)
 
     def cipher() -> None:
@@ -231,8 +266,15 @@ def _keystream() -> Row:
             start = time.perf_counter()
             call()
             found.append(time.perf_counter() - start)
-    rate = {call: words * streams * 8 / statistics.median(found) / 1e9 for call, found in times.items()}
-    ratio = round(statistics.median(one / other for one, other in zip(times[cipher], times[masking], strict=True)), 3)
+    rate = {
+        call: words * streams * 8 / statistics.median(found) / 1e9 for call, found in times.items()
+    }
+    ratio = round(
+        statistics.median(
+            one / other for one, other in zip(times[cipher], times[masking], strict=True)
+        ),
+        3,
+    )
     return Row(
         "masking, of the AES-256-CTR rate",
         round(rate[masking], 2),
@@ -245,7 +287,9 @@ def _keystream() -> Row:
 
 
 def _memory(size: int, length: int) -> Row:
-    """Peak of a client's allocations during `upload`, the message itself included, over the packed vector."""
+    """Peak of a client's allocations during `upload`, the message itself included, over the packed
+    vector.
+    """
     session, vector = Session(size, length), _vector(length)
     current = session.server.open(1, "bench", session.parties, bytes(48))
     client = session.clients[session.parties[0]]
@@ -262,7 +306,9 @@ def _memory(size: int, length: int) -> Row:
     packed = 8 * session.layout.words(size)
     ratio = round(peak / packed, 3)
     case = f"n={size}, d={length // 1_000_000}M: client, peak extra memory"
-    return Row(case, round(peak / 1e6, 2), round(packed / 1e6, 2), "MB", ratio, "<= 1.5", ratio <= 1.5)
+    return Row(
+        case, round(peak / 1e6, 2), round(packed / 1e6, 2), "MB", ratio, "<= 1.5", ratio <= 1.5
+    )
 
 
 def _cohort(size: int) -> Iterator[Row]:
@@ -279,12 +325,32 @@ def _cohort(size: int) -> Iterator[Row]:
     ):
         measured = session.sizes[what]
         ratio = round(measured / max(formula, 1), 3)
-        yield Row(f"{case}: {what}, formula beside", measured, formula, "bytes", ratio, "0.9..1.1", 0.9 <= ratio <= 1.1)
+        yield Row(
+            f"{case}: {what}, formula beside",
+            measured,
+            formula,
+            "bytes",
+            ratio,
+            "0.9..1.1",
+            0.9 <= ratio <= 1.1,
+        )
     yield Row(f"{case}: client, d={_COST_VALUES}", round(timed.client * 1e3, 2), None, "ms")
     yield Row(f"{case}: server, d={_COST_VALUES}", round(timed.server * 1e3, 2), None, "ms")
-    million = Cost.of(dataclasses.replace(session.layout, length=1_000_000), size, minimum, colluders, dropped)
-    yield Row(f"{case}: client keystream for d=1M, by formula", round(million.client_stream / 1e6, 1), None, "MB")
-    yield Row(f"{case}: server keystream for d=1M, by formula", round(million.server_stream / 1e6, 1), None, "MB")
+    million = Cost.of(
+        dataclasses.replace(session.layout, length=1_000_000), size, minimum, colluders, dropped
+    )
+    yield Row(
+        f"{case}: client keystream for d=1M, by formula",
+        round(million.client_stream / 1e6, 1),
+        None,
+        "MB",
+    )
+    yield Row(
+        f"{case}: server keystream for d=1M, by formula",
+        round(million.server_stream / 1e6, 1),
+        None,
+        "MB",
+    )
 
 
 def _main() -> None:

@@ -1,8 +1,10 @@
-"""The peer of `fedark bench secagg`: Flower's own SecAgg+ functions, called stage by stage, without network.
+"""The peer of `fedark bench secagg`: Flower's own SecAgg+ functions, called stage by stage, without
+network.
 
-Client stages are the functions of `flwr.client.mod.secure_aggregation`; the server's loops over the same library functions are
-those of its workflow (`flwr.server.workflow.secure_aggregation`), less its strategy and its records: what is left out counts in
-Flower's favour. Its server does the same work whatever the masked vectors hold, so one client's vector stands for everybody's.
+Client stages are the functions of `flwr.client.mod.secure_aggregation`; the server's loops over the
+same library functions are those of its workflow (`flwr.server.workflow.secure_aggregation`), less
+its strategy and its records: what is left out counts in Flower's favour. Its server does the same
+work whatever the masked vectors hold, so one client's vector stands for everybody's.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Timed:
 
 
 class FlowerSession:
-    """`size` clients that all neighbour each other. Keys and shares are made once; each `round` repeats one client's stages."""
+    """`size` clients that all neighbour each other. Keys and shares are made once; each `round`
+    repeats one client's stages.
+    """
 
     def __init__(self, size: int, vector: NDArray[np.float32]) -> None:
         mod = importlib.import_module(_MODULE)  # its package exports a function of the same name
@@ -67,9 +71,13 @@ class FlowerSession:
             mod._setup(state, self._configs)
         self._public = {str(s.nid): [s.pk1, s.pk2] for s in self.states}
         shared = {s.nid: mod._share_keys(s, dict(self._public)) for s in self.states}
-        self._inbox: dict[int, tuple[list[int], list[bytes]]] = {s.nid: ([], []) for s in self.states}
+        self._inbox: dict[int, tuple[list[int], list[bytes]]] = {
+            s.nid: ([], []) for s in self.states
+        }
         for nid, result in shared.items():
-            for target, text in zip(result[Key.DESTINATION_LIST], result[Key.CIPHERTEXT_LIST], strict=True):
+            for target, text in zip(
+                result[Key.DESTINATION_LIST], result[Key.CIPHERTEXT_LIST], strict=True
+            ):
                 self._inbox[target][0].append(nid)
                 self._inbox[target][1].append(text)
         for state in self.states[1:]:
@@ -81,17 +89,24 @@ class FlowerSession:
         from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext_separate
 
         for source, text in zip(*self._inbox[state.nid], strict=True):
-            _, _, seed, secret = share_keys_plaintext_separate(decrypt(state.ss2_dict[source], text))
+            _, _, seed, secret = share_keys_plaintext_separate(
+                decrypt(state.ss2_dict[source], text)
+            )
             state.rd_seed_share_dict[source], state.sk1_share_dict[source] = seed, secret
 
     def round(self, dropped: int) -> Timed:
         """One round in which the last `dropped` clients are gone after they shared their keys."""
         mod, key, state = self._mod, self._key, self.states[0]
-        alive, dead = list(range(1, self._size - dropped + 1)), list(range(self._size - dropped + 1, self._size + 1))
+        alive, dead = (
+            list(range(1, self._size - dropped + 1)),
+            list(range(self._size - dropped + 1, self._size + 1)),
+        )
         start = time.perf_counter()
         mod._setup(mod.SecAggPlusState(nid=state.nid), self._configs)
         # A second state with the first one's keys: the other clients' shares are sealed for these.
-        again = mod.SecAggPlusState(**{k: v for k, v in vars(state).items() if not k.endswith("_dict")})
+        again = mod.SecAggPlusState(
+            **{k: v for k, v in vars(state).items() if not k.endswith("_dict")}
+        )
         again.rd_seed_share_dict, again.sk1_share_dict, again.ss2_dict = {}, {}, {}
         mod._share_keys(again, dict(self._public))
         masked = self.upload(state)
@@ -106,9 +121,9 @@ class FlowerSession:
         """A client's masked vector."""
         sources, texts = self._inbox[state.nid]
         configs = {self._key.CIPHERTEXT_LIST: texts, self._key.SOURCE_LIST: sources}
-        masked: list[bytes] = self._mod._collect_masked_vectors(state, configs, 1000, self._parameters)[
-            self._key.MASKED_PARAMETERS
-        ]
+        masked: list[bytes] = self._mod._collect_masked_vectors(
+            state, configs, 1000, self._parameters
+        )[self._key.MASKED_PARAMETERS]
         return masked
 
     def shares(self, alive: list[int], dead: list[int]) -> dict[int, list[bytes]]:
@@ -122,7 +137,11 @@ class FlowerSession:
         return found
 
     def unmask(
-        self, uploads: list[list[bytes]], shares: dict[int, list[bytes]], alive: list[int], dead: list[int]
+        self,
+        uploads: list[list[bytes]],
+        shares: dict[int, list[bytes]],
+        alive: list[int],
+        dead: list[int],
     ) -> list[Any]:
         """The collect and unmask stages of the workflow: the mean vector."""
         from flwr.common import bytes_to_ndarray
@@ -149,7 +168,11 @@ class FlowerSession:
                     public = bytes_to_public_key(self.states[other - 1].pk1)
                     seed = generate_shared_key(bytes_to_private_key(secret), public)
                     pair = pseudo_rand_gen(seed, MODULUS, arithmetic.get_parameters_shape(total))
-                    change = arithmetic.parameters_addition if nid > other else arithmetic.parameters_subtraction
+                    change = (
+                        arithmetic.parameters_addition
+                        if nid > other
+                        else arithmetic.parameters_subtraction
+                    )
                     total = change(total, pair)
         total = arithmetic.parameters_mod(total, MODULUS)
         ratio, total = arithmetic.factor_extract(total)

@@ -1,7 +1,9 @@
-"""Rounds at the highest rate for FEDARK_SOAK_MINUTES minutes (1 by default): is the memory of every process flat?
+"""Rounds at the highest rate for FEDARK_SOAK_MINUTES minutes (1 by default): is the memory of every
+process flat?
 
-Each process's resident memory is read once a second. Reported are its peak, and how much its median of the last third of the run
-lies above that of the second third: the first third is for caches to fill. 30 minutes are asked of a release.
+Each process's resident memory is read once a second. Reported are its peak, and how much its median
+of the last third of the run lies above that of the second third: the first third is for caches to
+fill. 30 minutes are asked of a release.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from pathlib import Path
 from fedark.bench import Row
 from fedark.bench._faults import TARGETS, Victim
 from fedark.bench._small import small_job
-from fedark.errors import FederationError
-from fedark.federation.flower.deployment import Deployment
-from fedark.federation.local import prepare
-from fedark.federation.machine import plan_of
-from fedark.job import Job
+from fedark.contract.job import Job
+from fedark.foundation.errors import FederationError
+from fedark.operate.deployment import Deployment
 from fedark.sandbox import survey
+from fedark.simulation.local import prepare
+from fedark.simulation.machine import plan_of
 
 __all__ = ["rows"]
 
@@ -59,7 +61,9 @@ def rows() -> Iterator[Row]:
                     raise _Enough
                 for target in TARGETS if began else ():
                     if target != "all at once":
-                        seen[target] += [mib for pid in victim.pids(target) if (mib := _resident_mib(pid))]
+                        seen[target] += [
+                            mib for pid in victim.pids(target) if (mib := _resident_mib(pid))
+                        ]
 
             with suppress(_Enough):
                 deployment.wait(run, timeout=60 * minutes + 300, on_look=look, pause=1.0)
@@ -67,9 +71,19 @@ def rows() -> Iterator[Row]:
     yield Row(f"masked rounds in {minutes:g} min", float(rounds), None, "rounds")
     for target, series in seen.items():
         third = len(series) // 3
-        growth = statistics.median(series[2 * third :]) - statistics.median(series[third : 2 * third])
+        growth = statistics.median(series[2 * third :]) - statistics.median(
+            series[third : 2 * third]
+        )
         yield Row(f"{target}, peak", max(series), None, "MiB")
-        yield Row(f"{target}, growth", growth, None, "MiB", None, f"<= {_GROWTH_MIB:g} MiB", growth <= _GROWTH_MIB)
+        yield Row(
+            f"{target}, growth",
+            growth,
+            None,
+            "MiB",
+            None,
+            f"<= {_GROWTH_MIB:g} MiB",
+            growth <= _GROWTH_MIB,
+        )
 
 
 def _resident_mib(pid: int) -> float:

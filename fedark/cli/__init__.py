@@ -1,4 +1,6 @@
-"""The command line: one module for each group of commands. Errors are shown as they are meant to be read, without traceback."""
+"""The command line: one module for each group of commands. Errors are shown as they are meant to be
+read, without traceback.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import sys
 import typer
 
 from fedark import __version__
-from fedark.errors import FedarkError, InputError
+from fedark.foundation.errors import FedarkError, InputError
 
 __all__ = ["app", "main"]
 
@@ -63,7 +65,9 @@ _register()
 
 
 def main() -> None:
-    """Entry point: exit status 0, 2 for wrong input, 1 for everything else that fedark refuses or fails at."""
+    """Entry point: exit status 0, 2 for wrong input, 1 for everything else that fedark refuses or
+    fails at.
+    """
     try:
         app()
     except FedarkError as error:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fedark.errors import FedarkError, FederationError, InputError
+from fedark.foundation.errors import FedarkError, FederationError, InputError
 
 __all__ = ["app"]
 
@@ -28,18 +28,28 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
     name: Annotated[str, typer.Option("--name", help="The aggregator's name in contracts.")],
     address: Annotated[str, typer.Option("--address", help="host:port that nodes connect to.")],
-    listen: Annotated[str, typer.Option("--listen", help="host:port to listen on; that of --address by default.")] = "",
-    sandbox: Annotated[Sandbox, typer.Option("--sandbox", help="Weakest sandbox for the aggregator's enclave.")] = "namespaces",
+    listen: Annotated[
+        str, typer.Option("--listen", help="host:port to listen on; that of --address by default.")
+    ] = "",
+    sandbox: Annotated[
+        Sandbox, typer.Option("--sandbox", help="Weakest sandbox for the aggregator's enclave.")
+    ] = "namespaces",
     certificate: Annotated[
-        Path | None, typer.Option("--certificate", help="PEM chain of an own certificate for --address.")
+        Path | None,
+        typer.Option("--certificate", help="PEM chain of an own certificate for --address."),
     ] = None,
     key: Annotated[Path | None, typer.Option("--key", help="PEM key of that certificate.")] = None,
-    ca: Annotated[Path | None, typer.Option("--ca", help="PEM of the authority that nodes shall trust for --address.")] = None,
-    metrics: Annotated[int, typer.Option("--metrics", help="Port on loopback for Prometheus; 0 for none.")] = 0,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", help="PEM of the authority that nodes shall trust for --address."),
+    ] = None,
+    metrics: Annotated[
+        int, typer.Option("--metrics", help="Port on loopback for Prometheus; 0 for none.")
+    ] = 0,
 ) -> None:
     """Make keys, an authority (or take an own certificate) and a simulated platform."""
-    from fedark.federation.host.folder import init_host
-    from fedark.federation.joining import fingerprint
+    from fedark.contract.contract import fingerprint
+    from fedark.operate.host.folder import init_host
 
     host = init_host(
         folder,
@@ -54,14 +64,17 @@ def init(
     )
     typer.echo(f"{name} is in {folder}. Its fingerprint, which every node's operator compares:")
     typer.echo(f"  {fingerprint(host.aggregator)}")
-    typer.echo("This host is the simulated platform's manufacturer: it could pass off a program as an enclave.")
+    typer.echo(
+        "This host is the simulated platform's manufacturer: it could pass off a program as an"
+        " enclave."
+    )
 
 
 @app.command("up")
 def up(folder: Host) -> None:
     """Run the host until it is told to stop."""
-    from fedark.federation.host.supervisor import run_host
-    from fedark.observe.logs import teller
+    from fedark.foundation.logs import teller
+    from fedark.operate.host.supervisor import run_host
 
     run_host(folder, teller("host"))
 
@@ -70,14 +83,18 @@ def up(folder: Host) -> None:
 def invite(
     folder: Host,
     name: Annotated[str, typer.Argument(metavar="NODE", help="The name that the party will have.")],
-    role: Annotated[Literal["provider", "customer"], typer.Option("--role", help="What the party is.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write, for the party's operator.")],
+    role: Annotated[
+        Literal["provider", "customer"], typer.Option("--role", help="What the party is.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="The file to write, for the party's operator.")
+    ],
 ) -> None:
     """Write an invitation for one party; it holds no secret that opens anything."""
-    from fedark.federation.flower.configuration import write_private
-    from fedark.federation.host.admission import invite as make
-    from fedark.federation.host.folder import HostFolder
-    from fedark.federation.joining import dump
+    from fedark.links.flower.configuration import write_private
+    from fedark.operate.host.admission import invite as make
+    from fedark.operate.host.folder import HostFolder
+    from fedark.operate.joining import dump
 
     invitation = make(HostFolder.open(folder), name, role)
     write_private(out, dump(invitation), replace=False)
@@ -87,16 +104,28 @@ def invite(
 @app.command("approve")
 def approve(
     folder: Host,
-    node: Annotated[str, typer.Argument(metavar="NODE|REQUEST.json", help="Who asked over the network, or a request's file.")],
-    fingerprint: Annotated[str, typer.Option("--fingerprint", help="As the node's operator told you, not as the host shows.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the bundle to a file as well.")] = None,
+    node: Annotated[
+        str,
+        typer.Argument(
+            metavar="NODE|REQUEST.json", help="Who asked over the network, or a request's file."
+        ),
+    ],
+    fingerprint: Annotated[
+        str,
+        typer.Option(
+            "--fingerprint", help="As the node's operator told you, not as the host shows."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the bundle to a file as well.")
+    ] = None,
 ) -> None:
     """Admit a node, once its fingerprint was compared with its operator."""
-    from fedark.federation.flower.configuration import write_private
-    from fedark.federation.host.admission import approve as admit
-    from fedark.federation.host.admission import file_request
-    from fedark.federation.host.folder import HostFolder
-    from fedark.federation.joining import dump
+    from fedark.links.flower.configuration import write_private
+    from fedark.operate.host.admission import approve as admit
+    from fedark.operate.host.admission import file_request
+    from fedark.operate.host.folder import HostFolder
+    from fedark.operate.joining import dump
 
     host = HostFolder.open(folder)
     name = node
@@ -115,11 +144,15 @@ def approve(
 def revoke(
     folder: Host,
     node: NodeName,
-    forget: Annotated[bool, typer.Option("--forget", help="Drop it, so that the name may join anew.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Drop it, so that the name may join anew.")
+    ] = False,
 ) -> None:
-    """Close a node out: at once at the front, within a second at the SuperLink, and on the platform's revocation list."""
-    from fedark.federation.host.admission import revoke as close_out
-    from fedark.federation.host.folder import HostFolder
+    """Close a node out: at once at the front, within a second at the SuperLink, and on the
+    platform's revocation list.
+    """
+    from fedark.operate.host.admission import revoke as close_out
+    from fedark.operate.host.folder import HostFolder
 
     host = HostFolder.open(folder)
     close_out(host, node)
@@ -131,15 +164,17 @@ def revoke(
 @app.command("status")
 def status(folder: Host, as_json: AsJson = False) -> None:
     """Show processes, nodes and jobs. Exit status 1 if the host is not running well."""
-    from fedark.federation.host.admission import request_of
-    from fedark.federation.host.folder import HostFolder
-    from fedark.federation.joining import fingerprint
+    from fedark.contract.contract import fingerprint
+    from fedark.operate.host.admission import request_of
+    from fedark.operate.host.folder import HostFolder
 
     host = HostFolder.open(folder)
     try:
         running = json.loads((host.supervisor / "state" / "status.json").read_bytes())
         age = datetime.now(UTC) - datetime.fromisoformat(running["time"])
-        if age.total_seconds() > 60:  # it writes twice a second, but for a call to the SuperLink that takes its time
+        if (
+            age.total_seconds() > 60
+        ):  # it writes twice a second, but for a call to the SuperLink that takes its time
             running = {}
     except (OSError, ValueError):
         running = {}
@@ -153,19 +188,34 @@ def status(folder: Host, as_json: AsJson = False) -> None:
         }
         for row in host.store.nodes()
     ]
-    work = [{"name": job.name, "status": job.status, "contract": job.digest[:16]} for job in host.store.jobs()]
-    well = bool(running) and all(process["alive"] for process in running["processes"].values()) and not running["trouble"]
+    work = [
+        {"name": job.name, "status": job.status, "contract": job.digest[:16]}
+        for job in host.store.jobs()
+    ]
+    well = (
+        bool(running)
+        and all(process["alive"] for process in running["processes"].values())
+        and not running["trouble"]
+    )
     if as_json:
         typer.echo(json.dumps({"well": well, "running": running, "nodes": nodes, "jobs": work}))
     else:
-        typer.echo(f"{host.config.name} {'runs' if running else 'does not run'}; nodes use {host.config.address}")
+        typer.echo(
+            f"{host.config.name} {'runs' if running else 'does not run'}; nodes use"
+            f" {host.config.address}"
+        )
         for name, process in running.get("processes", {}).items():
             note = f", {process['restarts']} restarts" if process["restarts"] else ""
-            typer.echo(f"  {name:12s} {'alive' if process['alive'] else 'ended, will be started again'}{note}")
+            typer.echo(
+                f"  {name:12s}"
+                f" {'alive' if process['alive'] else 'ended, will be started again'}{note}"
+            )
         if running.get("trouble"):
             typer.echo(f"  trouble: {running['trouble']}")
         for node in nodes:
-            typer.echo(f"  {node['role']:10s} {node['name']:24s} {node['status']:9s} {node['fingerprint']}")
+            typer.echo(
+                f"  {node['role']:10s} {node['name']:24s} {node['status']:9s} {node['fingerprint']}"
+            )
         for job in work:
             typer.echo(f"  job {job['name']} ({job['contract']}...): {job['status']}")
     if not well:
@@ -173,10 +223,14 @@ def status(folder: Host, as_json: AsJson = False) -> None:
 
 
 @jobs.command("submit")
-def submit(folder: Host, job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]) -> None:
-    """Make the contract of a job and put it before all parties; it begins once every one of them is ready."""
-    from fedark.federation.host.folder import HostFolder
-    from fedark.federation.host.jobs import propose
+def submit(
+    folder: Host, job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file.")]
+) -> None:
+    """Make the contract of a job and put it before all parties; it begins once every one of them is
+    ready.
+    """
+    from fedark.operate.host.folder import HostFolder
+    from fedark.operate.host.jobs import propose
 
     contract = propose(HostFolder.open(folder), job)
     typer.echo(f"job {contract.job} is proposed, contract {contract.digest().hex()}")
@@ -185,34 +239,48 @@ def submit(folder: Host, job: Annotated[Path, typer.Argument(metavar="JOB.toml",
 @jobs.command("list")
 def list_jobs(folder: Host, as_json: AsJson = False) -> None:
     """List all jobs, with what the parties said."""
-    from fedark.federation.host.folder import HostFolder
+    from fedark.operate.host.folder import HostFolder
 
     store = HostFolder.open(folder).store
     found = []
     for job in store.jobs():
         answers = {party: answer for party, (answer, _) in store.answers(job.digest).items()}
-        found.append({"name": job.name, "contract": job.digest, "status": job.status, "reason": job.reason, "answers": answers})
+        found.append(
+            {
+                "name": job.name,
+                "contract": job.digest,
+                "status": job.status,
+                "reason": job.reason,
+                "answers": answers,
+            }
+        )
     if as_json:
         typer.echo(json.dumps(found))
         return
     for item in found:
         said = ", ".join(f"{party} {answer}" for party, answer in item["answers"].items())  # type: ignore[attr-defined]
-        typer.echo(f"{item['name']} ({str(item['contract'])[:16]}...): {item['status']}{f'; {said}' if said else ''}")
+        typer.echo(
+            f"{item['name']} ({str(item['contract'])[:16]}...):"
+            f" {item['status']}{f'; {said}' if said else ''}"
+        )
         if item["reason"]:
             typer.echo(f"  {item['reason']}")
 
 
 @jobs.command("show")
 def show(
-    folder: Host, job: Annotated[str, typer.Argument(metavar="JOB", help="Name, or the beginning of the contract's digest.")]
+    folder: Host,
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="Name, or the beginning of the contract's digest.")
+    ],
 ) -> None:
     """Show a job's contract in words, and its report."""
     from fedark.cli.show import console
-    from fedark.contract import Contract
-    from fedark.federation.consent import summary
-    from fedark.federation.host.folder import HostFolder
-    from fedark.federation.host.jobs import find_job
-    from fedark.report import render
+    from fedark.contract.contract import Contract
+    from fedark.operate.host.folder import HostFolder
+    from fedark.operate.host.jobs import find_job
+    from fedark.report.outcome import render
+    from fedark.stages.consent import summary
 
     host = HostFolder.open(folder)
     found = find_job(host.store, job)
@@ -227,11 +295,14 @@ def show(
 
 @jobs.command("stop")
 def stop(
-    folder: Host, job: Annotated[str, typer.Argument(metavar="JOB", help="Name, or the beginning of the contract's digest.")]
+    folder: Host,
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="Name, or the beginning of the contract's digest.")
+    ],
 ) -> None:
     """Stop a job that waits or runs; its contract is used up if a run of it had begun."""
-    from fedark.federation.host.folder import HostFolder
-    from fedark.federation.host.jobs import find_job
+    from fedark.operate.host.folder import HostFolder
+    from fedark.operate.host.jobs import find_job
 
     host = HostFolder.open(folder)
     try:

@@ -1,4 +1,6 @@
-"""`fedark audit [JOB.toml]`: train once with canaries, and put the measured lower bound on epsilon beside the claimed one."""
+"""`fedark audit [JOB.toml]`: train once with canaries, and put the measured lower bound on epsilon
+beside the claimed one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import numpy as np
 import typer
 
 from fedark.cli.show import console, teller
-from fedark.errors import InputError
+from fedark.foundation.errors import InputError
 
 __all__ = ["audit"]
 
@@ -22,18 +24,33 @@ _STEP = 0.3  # FedAdam's: large, so that whatever can be learned of a canary is
 
 def audit(
     job: Annotated[
-        Path | None, typer.Argument(help="A job file with a privacy mechanism; without one, a small embedded task.")
+        Path | None,
+        typer.Argument(
+            help="A job file with a privacy mechanism; without one, a small embedded task."
+        ),
     ] = None,
-    model: Annotated[str, typer.Option(help="Which of the job's models; by default the first.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Which of the job's models; by default the first.")
+    ] = "",
     epsilon: Annotated[
-        float | None, typer.Option(help="The claim, if not the job's (3 for the embedded task); inf trains without noise.")
+        float | None,
+        typer.Option(
+            help="The claim, if not the job's (3 for the embedded task); inf trains without noise."
+        ),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds claimed and trained, if not the job's (60).", min=1)] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds claimed and trained, if not the job's (60).", min=1)
+    ] = None,
     canaries: Annotated[int, typer.Option(help="Dirac canaries.", min=0)] = 1000,
     records: Annotated[
-        int, typer.Option(help="At most so many of the job's records, and half as many flipped ones.", min=2)
+        int,
+        typer.Option(
+            help="At most so many of the job's records, and half as many flipped ones.", min=2
+        ),
     ] = 2000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a text.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of a text.")
+    ] = False,
 ) -> None:
     """Refute a privacy claim, if one training run can: exit status 1 if it is refuted, 0 if not."""
     # Before torch is loaded: threads that wait on a busy machine sleep instead of spinning.
@@ -42,8 +59,8 @@ def audit(
     from fedark.audit.jobs import job_records, job_task
     from fedark.audit.one_run import audit as one_run
     from fedark.audit.rounds import NOISELESS, audited_contract, trainer_round
-    from fedark.contract import ServerTerms
-    from fedark.job import Job
+    from fedark.contract.contract import ServerTerms
+    from fedark.contract.job import Job
     from fedark.tuning.self_check import self_check
 
     tell = teller(quiet=as_json)
@@ -72,7 +89,9 @@ def audit(
     population = len(own) + len(spare) // 2 + diracs // 2
     tell("checking the gradients")
     self_check(task, own)
-    contract = audited_contract(task.terms, privacy, rounds=rounds, records=population, protection=protection)
+    contract = audited_contract(
+        task.terms, privacy, rounds=rounds, records=population, protection=protection
+    )
     tell(f"training {rounds} rounds on {len(own)} records and the canaries")
     report = one_run(
         task,

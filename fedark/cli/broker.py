@@ -24,19 +24,26 @@ def _group() -> None:
 def serve(
     party: Annotated[Path, typer.Option("--party", help="The provider's folder.")],
     listen: Annotated[str, typer.Option("--listen", help="HOST:PORT; port 0 chooses a free one.")],
-    cert: Annotated[Path, typer.Option("--cert", help="PEM file: the server's certificate and what it chains to.")],
+    cert: Annotated[
+        Path,
+        typer.Option("--cert", help="PEM file: the server's certificate and what it chains to."),
+    ],
     key: Annotated[Path, typer.Option("--key", help="PEM file: its private key, mode 0600.")],
 ) -> None:
-    """Serve until SIGINT or SIGTERM. Keys go to nobody but enclaves whose evidence this provider's node appraises as good."""
-    from fedark.broker.keys import load_broker  # gRPC and the node take a second to load
-    from fedark.broker.server import BrokerServer
+    """Serve until SIGINT or SIGTERM. Keys go to nobody but enclaves whose evidence this provider's
+    node appraises as good.
+    """
+    from fedark.operate.broker.keys import load_broker  # gRPC and the node take a second to load
+    from fedark.operate.broker.server import BrokerServer
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     broker = load_broker(party, _tell)
     with BrokerServer(broker, listen=listen, certificate=cert, key=key) as server:
-        typer.echo(f"key broker of {broker.party} listens on {listen.rpartition(':')[0]}:{server.port}")
+        typer.echo(
+            f"key broker of {broker.party} listens on {listen.rpartition(':')[0]}:{server.port}"
+        )
         stop.wait()
         typer.echo("stopping")
     broker.close()

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from fedark.contract import Contract
-from fedark.errors import InputError
-from fedark.federation.consent import Consent, summary
+from fedark.contract.contract import Contract
+from fedark.foundation.errors import InputError
+from fedark.stages.consent import Consent, summary
 
 __all__ = ["app"]
 
@@ -24,7 +24,9 @@ def _read(path: Path) -> Contract:
 
 
 @app.command("show")
-def show(contract: Annotated[Path, typer.Argument(help="The contract's file, contract.cbor.")]) -> None:
+def show(
+    contract: Annotated[Path, typer.Argument(help="The contract's file, contract.cbor.")],
+) -> None:
     """Print a contract in words."""
     typer.echo(summary(_read(contract)), nl=False)
 

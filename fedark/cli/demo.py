@@ -9,30 +9,41 @@ from typing import Annotated
 import typer
 
 from fedark.cli.show import console, show_outcome, teller
-from fedark.job import Job
+from fedark.contract.job import Job
 
 __all__ = ["demo"]
 
 
 def demo(
-    job: Annotated[Path | None, typer.Argument(help="A job file; without one, the power-grid example.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("fedark-demo"),
+    job: Annotated[
+        Path | None, typer.Argument(help="A job file; without one, the power-grid example.")
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
+        "fedark-demo"
+    ),
     seed: Annotated[int, typer.Option(help="Of the example.")] = 7,
-    port: Annotated[int, typer.Option(help="Port of the SuperLink on loopback; 0 takes a free one.")] = 0,
+    port: Annotated[
+        int, typer.Option(help="Port of the SuperLink on loopback; 0 takes a free one.")
+    ] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds after which the demo gives up.")] = 900.0,
 ) -> None:
-    """Run SuperLink, aggregator, provider and customers as processes, each customer with a sandboxed trainer enclave."""
-    from fedark.examples import write_example
-    from fedark.federation.local import prepare
-    from fedark.federation.machine import run_on_this_machine
+    """Run SuperLink, aggregator, provider and customers as processes, each customer with a
+    sandboxed trainer enclave.
+    """
+    from fedark.cli.examples import write_example
     from fedark.sandbox import survey
+    from fedark.simulation.local import prepare
+    from fedark.simulation.machine import run_on_this_machine
 
     tell = teller()
     began = time.monotonic()
     mode = survey().mode()
     path = job or write_example("grid", work / "job", seed=seed, progress=tell)
     federation = prepare(Job.load(path), work / "federation", sandbox=mode, say=tell)
-    tell(f"sandbox mode {mode}; simulated platform: it does not protect from this machine's root user")
+    tell(
+        f"sandbox mode {mode}; simulated platform: it does not protect from this machine's root"
+        " user"
+    )
     left = timeout - (time.monotonic() - began)
     report = run_on_this_machine(federation, work / "deployment", say=tell, timeout=left, port=port)
     show_outcome(report, federation.contract, federation.work)

@@ -1,6 +1,8 @@
-"""`fedark enclave`: what an enclave is, as a contract's reference values, and which file makes two of them differ.
+"""`fedark enclave`: what an enclave is, as a contract's reference values, and which file makes two
+of them differ.
 
-A publisher signs what it measured (`sign-reference`); who gets an enclave from it checks that, and compares (`verify-reference`).
+A publisher signs what it measured (`sign-reference`); who gets an enclave from it checks that, and
+compares (`verify-reference`).
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import typer
 from pydantic import ValidationError
 
 from fedark.attestation.reference import ReferenceValues, VerifiedReference, sign_reference
-from fedark.contract import now
-from fedark.errors import InputError, printable
-from fedark.files import write_new
-from fedark.keys import PartyKeys
+from fedark.contract.contract import now
+from fedark.foundation.errors import InputError, printable
+from fedark.foundation.files import write_new
+from fedark.foundation.keys import PartyKeys
+from fedark.foundation.terms import explain, to_tuples
 from fedark.measurement import differences, measure_enclave, reference_policies
-from fedark.terms import explain, to_tuples
 
 __all__ = ["app"]
 
@@ -33,7 +35,9 @@ _MAX_FILE = 256 << 20
 @app.command()
 def measure(
     role: Annotated[str, typer.Argument(help="trainer or aggregator")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print every measured file too, for `diff`.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print every measured file too, for `diff`.")
+    ] = False,
 ) -> None:
     """Print the registers of an enclave, and what went into them."""
     begun = time.perf_counter()
@@ -47,7 +51,10 @@ def measure(
         entries = measurement.entries[name]
         typer.echo(f"\n{name:<12} {value.hex()}")
         parts = Counter(_part(entry.label) for entry in entries)
-        typer.echo(f"{'':<12} {len(entries)} files: " + ", ".join(f"{part} {count}" for part, count in sorted(parts.items())))
+        typer.echo(
+            f"{'':<12} {len(entries)} files: "
+            + ", ".join(f"{part} {count}" for part, count in sorted(parts.items()))
+        )
     typer.echo(f"\nmeasured in {seconds:.2f} s; files that did not change are not read again")
     for mode, policies in reference_policies().items():
         typer.echo(f"\nsandbox mode {mode}: reference values of its policies")
@@ -59,7 +66,9 @@ def measure(
 @app.command()
 def diff(
     one: Annotated[str, typer.Argument(help="a file made by `measure --json`")],
-    other: Annotated[str, typer.Argument(help="another such file, or a role, which is measured now")],
+    other: Annotated[
+        str, typer.Argument(help="another such file, or a role, which is measured now")
+    ],
 ) -> None:
     """Say which files differ from one measurement to another; the exit status is 1 if any does."""
     lines = differences(_read(one), _read(other))
@@ -72,11 +81,18 @@ def diff(
 
 @app.command("sign-reference")
 def sign(
-    measurement: Annotated[str, typer.Argument(help="a file made by `measure --json`, or a role, which is measured now")],
+    measurement: Annotated[
+        str,
+        typer.Argument(help="a file made by `measure --json`, or a role, which is measured now"),
+    ],
     key: Annotated[Path, typer.Option("--key", help="The publisher's party key file.")],
-    release: Annotated[str, typer.Option("--release", help='What was measured, such as "fedark 0.1.0".')],
+    release: Annotated[
+        str, typer.Option("--release", help='What was measured, such as "fedark 0.1.0".')
+    ],
     out: Annotated[Path, typer.Option("--out", help="The file to make.")],
-    days: Annotated[int, typer.Option("--days", min=1, max=3650, help="Days until the values expire.")] = 180,
+    days: Annotated[
+        int, typer.Option("--days", min=1, max=3650, help="Days until the values expire.")
+    ] = 180,
 ) -> None:
     """Sign the registers of a measurement as reference values; the list of files stays out."""
     value = _load(measurement)
@@ -94,7 +110,9 @@ def sign(
         )
     except ValidationError as error:
         problems = "\n".join(f"  - {printable(problem)}" for problem in explain(error))
-        raise InputError(f"{measurement} makes no reference values:\n{problems}", safe="Nothing was signed.") from None
+        raise InputError(
+            f"{measurement} makes no reference values:\n{problems}", safe="Nothing was signed."
+        ) from None
     publisher = PartyKeys.load(key).signing
     signed = sign_reference(values, publisher)
     write_new(out, lambda file: file.write(signed))
@@ -106,10 +124,19 @@ def sign(
 @app.command("verify-reference")
 def verify(
     file: Annotated[Path, typer.Argument(help="a file made by `sign-reference`")],
-    publisher: Annotated[str, typer.Option("--publisher", help="The publisher's signing key (64 hex digits), as you know it.")],
-    installed: Annotated[bool, typer.Option("--installed", help="Compare with the enclave that is installed here.")] = False,
+    publisher: Annotated[
+        str,
+        typer.Option(
+            "--publisher", help="The publisher's signing key (64 hex digits), as you know it."
+        ),
+    ],
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Compare with the enclave that is installed here.")
+    ] = False,
 ) -> None:
-    """Check signature and dates of reference values and print them; with --installed the exit status is 1 if one differs."""
+    """Check signature and dates of reference values and print them; with --installed the exit
+    status is 1 if one differs.
+    """
     try:
         known = bytes.fromhex(publisher)
         data = file.read_bytes() if file.stat().st_size <= _MAX_FILE else b""
@@ -118,14 +145,17 @@ def verify(
     except ValueError:
         raise InputError("--publisher is not 64 hex digits.") from None
     values = VerifiedReference.verify(data, [known], now=now(), source=str(file)).values
-    typer.echo(f"{values.role} enclave of {values.release}, from {values.issued} until {values.expires}")
+    typer.echo(
+        f"{values.role} enclave of {values.release}, from {values.issued} until {values.expires}"
+    )
     mine = measure_enclave(values.role).registers if installed else {}
     differing = []
     for name, value in sorted(values.registers.items()):
         same = mine[name].hex() == value if name in mine else None
         differing += [name] if same is False else []
         typer.echo(
-            f"{name:<16} {value}{'' if same is None else '  as installed' if same else '  DIFFERS from what is installed'}"
+            f"{name:<16}"
+            f" {value}{'' if same is None else '  as installed' if same else '  DIFFERS from what is installed'}"
         )
     reference = reference_policies()
     for mode, policies in values.policies.items():
@@ -136,13 +166,17 @@ def verify(
                 said = "" if not installed else "  known here" if here else "  UNKNOWN here"
                 typer.echo(f"{mode + '.' + kind:<19} {digest or '(none)'}{said}")
     if installed and (missing := sorted(mine.keys() - values.registers.keys())):
-        raise InputError(f"It has no value for {', '.join(missing)}, which this installation measures.")
+        raise InputError(
+            f"It has no value for {', '.join(missing)}, which this installation measures."
+        )
     if differing:
         raise typer.Exit(1)
 
 
 def _part(label: str) -> str:
-    """What a measured file belongs to: a distribution or part of fedark by name, else the standard or system library."""
+    """What a measured file belongs to: a distribution or part of fedark by name, else the standard
+    or system library.
+    """
     top, _, rest = label.partition("/")
     if top not in ("site", "fedark"):
         return top
@@ -153,7 +187,9 @@ def _part(label: str) -> str:
 def _read(source: str) -> dict[str, Any]:
     value = _load(source)
     if not _is_measurement(value):
-        raise InputError(f"{source} is not a measurement.", fix="Make one: fedark enclave measure ROLE --json")
+        raise InputError(
+            f"{source} is not a measurement.", fix="Make one: fedark enclave measure ROLE --json"
+        )
     return {"files": value["files"]}
 
 
@@ -168,9 +204,13 @@ def _load(source: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError:
-        raise InputError(f"{path} is not a measurement.", fix="Make one: fedark enclave measure ROLE --json") from None
+        raise InputError(
+            f"{path} is not a measurement.", fix="Make one: fedark enclave measure ROLE --json"
+        ) from None
     if not isinstance(value, dict):
-        raise InputError(f"{path} is not a measurement.", fix="Make one: fedark enclave measure ROLE --json")
+        raise InputError(
+            f"{path} is not a measurement.", fix="Make one: fedark enclave measure ROLE --json"
+        )
     return value
 
 
@@ -178,6 +218,9 @@ def _is_measurement(value: object) -> bool:
     files = value.get("files") if isinstance(value, dict) else None
     return isinstance(files, dict) and all(
         isinstance(part, dict)
-        and all(isinstance(row, list) and [type(item) for item in row] == [str, bool, str] for row in part.values())
+        and all(
+            isinstance(row, list) and [type(item) for item in row] == [str, bool, str]
+            for row in part.values()
+        )
         for part in files.values()
     )

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fedark.cli.examples import write_example
 from fedark.cli.show import console, teller
-from fedark.examples import write_example
 
 __all__ = ["example"]
 

@@ -1,4 +1,6 @@
-"""`fedark log`: read, verify and compare transparency logs. Nothing here writes to a log, and none of it needs a secret key."""
+"""`fedark log`: read, verify and compare transparency logs. Nothing here writes to a log, and none
+of it needs a secret key.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from fedark.errors import InputError, printable
-from fedark.federation.node import LOG, SEEN_LOGS
-from fedark.federation.party import PartyConfig
-from fedark.federation.roster import read_roster
+from fedark.foundation.errors import InputError, printable
+from fedark.operate.party import PartyConfig
+from fedark.stages.node import LOG, SEEN_LOGS
+from fedark.stages.roster import read_roster
 from fedark.translog.entry import KINDS, Fact
 from fedark.translog.head import TreeHead
 from fedark.translog.log import LogContents, read_log
@@ -21,12 +23,26 @@ from fedark.translog.memory import HeadMemory
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look at, verify and compare the logs of attestations, releases and refusals.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at, verify and compare the logs of attestations, releases and refusals.",
+    no_args_is_help=True,
+)
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A party's folder, or a copy of it or of its log.sqlite.")]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER", help="A party's folder, or a copy of it or of its log.sqlite."
+    ),
+]
 Key = Annotated[
     str,
-    typer.Option("--key", help="The owner's signing key (64 hex digits), as you know it; that of FOLDER's roster by default."),
+    typer.Option(
+        "--key",
+        help=(
+            "The owner's signing key (64 hex digits), as you know it; that of FOLDER's roster by"
+            " default."
+        ),
+    ),
 ]
 
 
@@ -34,11 +50,16 @@ Key = Annotated[
 def verify(
     folder: Folder,
     against: Annotated[
-        list[Path] | None, typer.Option("--against", metavar="HEAD.json", help="A head that was kept; repeat for more.")
+        list[Path] | None,
+        typer.Option(
+            "--against", metavar="HEAD.json", help="A head that was kept; repeat for more."
+        ),
     ] = None,
     key: Key = "",
 ) -> None:
-    """Check every entry, proof and signature of a log, and that every head that somebody kept is of its past."""
+    """Check every entry, proof and signature of a log, and that every head that somebody kept is of
+    its past.
+    """
     contents, public = _read(folder, key)
     for path in against or ():
         try:
@@ -47,15 +68,23 @@ def verify(
             raise InputError(f"{path} cannot be read: {error.strerror}.") from None
         head = TreeHead.from_json(text, public, by="the log's owner")
         contents.check(head)
-        typer.echo(f"{path}: of this log's past, at {head.size} of {len(contents.entries)} entries.")
+        typer.echo(
+            f"{path}: of this log's past, at {head.size} of {len(contents.entries)} entries."
+        )
     counted = [logged.entry.kind for logged in contents.entries]
     kinds = ", ".join(f"{counted.count(kind)} {kind}" for kind in sorted(set(counted))) or "none"
     typer.echo(f"The log is whole: {len(counted)} entries ({kinds}).")
     if contents.head is not None:
         typer.echo(f"Root {contents.head.root.hex()} at {_time(contents.head.time)}.")
-    typer.echo(f"Signed by {public.hex()}{'' if key else ', in the words of this folder: compare it with what you know'}.")
+    typer.echo(
+        "Signed by"
+        f" {public.hex()}{'' if key else ', in the words of this folder: compare it with what you know'}."
+    )
     if not against:
-        typer.echo("Whether its end was cut off, or another log was shown to others, only a kept head tells: use --against.")
+        typer.echo(
+            "Whether its end was cut off, or another log was shown to others, only a kept head"
+            " tells: use --against."
+        )
 
 
 @app.command("show")
@@ -70,11 +99,24 @@ def show(
         entry = logged.entry
         facts = _readable({name: entry.facts[name] for name in KINDS[entry.kind]})
         if as_json:
-            value = {"index": logged.index, "time": _time(entry.time), "kind": entry.kind, "facts": facts, "note": logged.note}
+            value = {
+                "index": logged.index,
+                "time": _time(entry.time),
+                "kind": entry.kind,
+                "facts": facts,
+                "note": logged.note,
+            }
             typer.echo(json.dumps(value))
             continue
-        named = [f"{name} {_short(fact)}" for name, fact in facts.items() if name not in ("party", "reasons")]
-        typer.echo(f"{logged.index:6d}  {_time(entry.time)}  {entry.kind:11s}  {facts['party']}: {', '.join(named)}")
+        named = [
+            f"{name} {_short(fact)}"
+            for name, fact in facts.items()
+            if name not in ("party", "reasons")
+        ]
+        typer.echo(
+            f"{logged.index:6d}  {_time(entry.time)}  {entry.kind:11s}  {facts['party']}:"
+            f" {', '.join(named)}"
+        )
         for line in logged.note.splitlines():
             typer.echo(f"{'':29s}{line}")
 
@@ -83,11 +125,16 @@ def show(
 def head(
     folder: Folder,
     of: Annotated[
-        str, typer.Option("--of", metavar="PARTY", help="The last head that FOLDER's party saw of PARTY's log.")
+        str,
+        typer.Option(
+            "--of", metavar="PARTY", help="The last head that FOLDER's party saw of PARTY's log."
+        ),
     ] = "",
     key: Key = "",
 ) -> None:
-    """Print a tree head as JSON, to keep or to send: of FOLDER's own log, or the last that it saw of another's."""
+    """Print a tree head as JSON, to keep or to send: of FOLDER's own log, or the last that it saw
+    of another's.
+    """
     if of:
         public = _hex(key) or _roster_key(folder, of)
         seen = folder / SEEN_LOGS

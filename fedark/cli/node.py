@@ -1,4 +1,6 @@
-"""`fedark node`: run a party's node on its own premises: join a host, agree to jobs, see what it does."""
+"""`fedark node`: run a party's node on its own premises: join a host, agree to jobs, see what it
+does.
+"""
 
 from __future__ import annotations
 
@@ -11,43 +13,68 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fedark.errors import FederationError, InputError
-from fedark.jsontext import read_json
+from fedark.foundation.errors import FederationError, InputError
+from fedark.foundation.jsontext import read_json
 
 if TYPE_CHECKING:
-    from fedark.federation.onprem.folder import NodeFolder
+    from fedark.operate.node.folder import NodeFolder
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Run a provider's or a customer's node on-prem.", no_args_is_help=True)
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The node's folder.")]
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of a job, or the beginning of its contract's digest.")]
+JobName = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="Name of a job, or the beginning of its contract's digest."),
+]
 Sandbox = Literal["namespaces", "landlock"]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
 @app.command("join")
 def join(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The host's invitation; later, where need be, its bundle.")],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The node's folder; made with the invitation.")],
-    data: Annotated[Path | None, typer.Option("--data", help="A customer's records: CSV or JSON lines.")] = None,
-    test: Annotated[Path | None, typer.Option("--test", help="Held-out records; a part of --data by default.")] = None,
-    prompt: Annotated[str, typer.Option("--prompt", help="Template over columns, such as '{desk} desk: {message}'.")] = "",
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="The host's invitation; later, where need be, its bundle."
+        ),
+    ],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The node's folder; made with the invitation.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A customer's records: CSV or JSON lines.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option("--test", help="Held-out records; a part of --data by default.")
+    ] = None,
+    prompt: Annotated[
+        str,
+        typer.Option("--prompt", help="Template over columns, such as '{desk} desk: {message}'."),
+    ] = "",
     answer: Annotated[str, typer.Option("--answer", help="The column of the answer.")] = "",
-    test_fraction: Annotated[float, typer.Option("--test-fraction", help="Of --data, held out of training.")] = 0.2,
+    test_fraction: Annotated[
+        float, typer.Option("--test-fraction", help="Of --data, held out of training.")
+    ] = 0.2,
     sandbox: Annotated[
-        Sandbox, typer.Option("--sandbox", help="Weakest sandbox to accept: namespaces or landlock.")
+        Sandbox,
+        typer.Option("--sandbox", help="Weakest sandbox to accept: namespaces or landlock."),
     ] = "landlock",
-    minimum_cohort: Annotated[int, typer.Option("--minimum-cohort", min=2, help="Fewest customers to sum with.")] = 3,
-    offline: Annotated[bool, typer.Option("--offline", help="File nothing; carry the request's file to the host.")] = False,
+    minimum_cohort: Annotated[
+        int, typer.Option("--minimum-cohort", min=2, help="Fewest customers to sum with.")
+    ] = 3,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="File nothing; carry the request's file to the host.")
+    ] = False,
 ) -> None:
     """Make keys and ask a host to be admitted; or take the bundle that it answered with."""
-    from fedark.federation.joining import Bundle, Invitation, fingerprint, parse
-    from fedark.federation.onprem.folder import NodeFolder, begin_join
-    from fedark.federation.onprem.hostclient import HostClient
-    from fedark.federation.party import DataConfig
-    from fedark.job import DataSpec
+    from fedark.contract.contract import fingerprint
+    from fedark.contract.job import DataSpec
+    from fedark.operate.joining import Bundle, Invitation, parse
+    from fedark.operate.node.folder import NodeFolder, begin_join
+    from fedark.operate.node.hostclient import HostClient
+    from fedark.operate.party import DataConfig
 
     try:
         content = file.read_bytes()
@@ -67,8 +94,12 @@ def join(
         if not data.is_file():
             raise InputError(f"{data} does not exist.", safe="Nothing was made.")
         spec = DataSpec(prompt=prompt, answer=answer, test_fraction=test_fraction)
-        records = DataConfig(file=str(data.resolve()), test=str(test.resolve()) if test else "", spec=spec)
-    node = begin_join(folder, invitation, data=records, sandbox=sandbox, minimum_cohort=minimum_cohort)
+        records = DataConfig(
+            file=str(data.resolve()), test=str(test.resolve()) if test else "", spec=spec
+        )
+    node = begin_join(
+        folder, invitation, data=records, sandbox=sandbox, minimum_cohort=minimum_cohort
+    )
     request = node.path / "request.json"
     if offline:
         typer.echo(f"Carry {request} to the host. It holds public keys only.")
@@ -78,34 +109,44 @@ def join(
                 host.join(request.read_bytes())
             typer.echo(f"The request is with {invitation.aggregator.name}.")
         except FederationError as error:
-            typer.echo(f"{error.what} The folder is made; fedark node up files the request once the host answers.")
+            typer.echo(
+                f"{error.what} The folder is made; fedark node up files the request once the host"
+                " answers."
+            )
     typer.echo("Compare two fingerprints with the host's people, by telephone or face to face:")
-    typer.echo(f"  {invitation.aggregator.name} (they tell you): {fingerprint(invitation.aggregator)}")
+    typer.echo(
+        f"  {invitation.aggregator.name} (they tell you): {fingerprint(invitation.aggregator)}"
+    )
     typer.echo(f"  {node.config.name} (you tell them): {fingerprint(node.request.party)}")
 
 
 @app.command("up")
 def up(
     folder: Folder,
-    metrics: Annotated[int, typer.Option("--metrics", help="Port on loopback for Prometheus; 0 for none.")] = 0,
+    metrics: Annotated[
+        int, typer.Option("--metrics", help="Port on loopback for Prometheus; 0 for none.")
+    ] = 0,
 ) -> None:
     """Run the node until it is told to stop. It makes outbound connections only."""
-    from fedark.federation.onprem.supervisor import run_node
-    from fedark.observe.logs import teller
+    from fedark.foundation.logs import teller
+    from fedark.operate.node.supervisor import run_node
 
     run_node(folder, teller("node"), metrics=metrics)
 
 
 @app.command("offer")
 def offer(
-    folder: Folder, job: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job file that names the models.")]
+    folder: Folder,
+    job: Annotated[
+        Path, typer.Argument(metavar="JOB.toml", help="The job file that names the models.")
+    ],
 ) -> None:
     """Provider: seal a job's models and offer them; the running node brings both to the host."""
-    from fedark.federation.offer import make_offer
-    from fedark.federation.onprem.folder import NodeFolder
-    from fedark.federation.onprem.liaison import OFFERS
-    from fedark.files import private_directory, write_atomic
-    from fedark.job import Job
+    from fedark.contract.job import Job
+    from fedark.foundation.files import private_directory, write_atomic
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.operate.node.liaison import OFFERS
+    from fedark.operate.offer import make_offer
 
     node = NodeFolder(folder)
     parsed = Job.load(job, role="provider")
@@ -118,22 +159,30 @@ def offer(
 
 @app.command("jobs")
 def jobs(
-    folder: Folder, job: Annotated[str, typer.Argument(metavar="[JOB]", help="Show this one's contract in words.")] = ""
+    folder: Folder,
+    job: Annotated[
+        str, typer.Argument(metavar="[JOB]", help="Show this one's contract in words.")
+    ] = "",
 ) -> None:
     """List the contracts that the operator was asked about, or show one."""
-    from fedark.federation.consent import Consent, summary
-    from fedark.federation.onprem.folder import NodeFolder
-    from fedark.federation.roster import read_roster
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.stages.consent import Consent, summary
+    from fedark.stages.roster import read_roster
 
     node = NodeFolder(folder)
     if job:
         consent = Consent(node.path)
         contract = consent.find(job)
-        typer.echo(summary(contract, frozenset(read_roster(node.path)), consent.before(contract)), nl=False)
+        typer.echo(
+            summary(contract, frozenset(read_roster(node.path)), consent.before(contract)), nl=False
+        )
         decision = consent.decision(contract)
         typer.echo(f"{decision.status}: {decision.reason}")
         if decision.status in ("waiting", "refused"):
-            typer.echo(f"to agree: fedark node approve {shlex.quote(str(folder))} {contract.digest().hex()}")
+            typer.echo(
+                f"to agree: fedark node approve {shlex.quote(str(folder))}"
+                f" {contract.digest().hex()}"
+            )
         return
     for item in _desk(node, "jobs").jobs:
         digest = item.contract.hex()[:16]
@@ -145,29 +194,36 @@ def jobs(
 @app.command("ledger")
 def ledger(folder: Folder) -> None:
     """Show what was attested, released, refused and spent here. The log is verified first."""
-    from fedark.errors import printable
-    from fedark.federation.onprem.folder import NodeFolder
+    from fedark.foundation.errors import printable
+    from fedark.operate.node.folder import NodeFolder
 
     reply = _desk(NodeFolder(folder), "ledger")
     for entry in reply.entries:
         when = datetime.fromtimestamp(entry.time, UTC).isoformat().removesuffix("+00:00")
-        typer.echo(f"{entry.index:6d}  {when}Z  {entry.kind:12s} {entry.party} run {entry.run_id[:16]}")
+        typer.echo(
+            f"{entry.index:6d}  {when}Z  {entry.kind:12s} {entry.party} run {entry.run_id[:16]}"
+        )
         for line in printable(entry.note, 2000).splitlines():
             typer.echo(f"{'':30s}{line}")
     for charge in reply.charges:
         typer.echo(
-            f"charged: contract {charge.contract.hex()[:16]}..., epsilon {charge.epsilon:.3f} at delta {charge.delta:.3g} for each "
-            f"{charge.unit}, {charge.records} records, {charge.released} of {charge.releases} releases have left"
+            f"charged: contract {charge.contract.hex()[:16]}..., epsilon {charge.epsilon:.3f} at"
+            f" delta {charge.delta:.3g} for each {charge.unit}, {charge.records} records,"
+            f" {charge.released} of {charge.releases} releases have left"
         )
     for item in reply.spent:
-        typer.echo(f"used up: contract {item.contract.hex()[:16]}... of job {item.name}, {item.reason}")
+        typer.echo(
+            f"used up: contract {item.contract.hex()[:16]}... of job {item.name}, {item.reason}"
+        )
 
 
 @app.command("doctor")
 def doctor(folder: Folder, as_json: AsJson = False) -> None:
-    """Check this machine and folder, and say how to mend what is wrong. Exit status 1 if something is."""
-    from fedark.federation.onprem.doctor import examine
-    from fedark.federation.onprem.folder import NodeFolder
+    """Check this machine and folder, and say how to mend what is wrong. Exit status 1 if something
+    is.
+    """
+    from fedark.operate.node.doctor import examine
+    from fedark.operate.node.folder import NodeFolder
 
     found = examine(NodeFolder(folder))
     if as_json:
@@ -183,10 +239,12 @@ def doctor(folder: Folder, as_json: AsJson = False) -> None:
 
 @app.command("stop")
 def stop(folder: Folder) -> None:
-    """End the running node. A stage at work is cut off; its job goes on without this party or fails."""
-    from fedark.federation.flower.service import NodeClient
-    from fedark.federation.onprem.folder import NodeFolder
-    from fedark.federation.onprem.supervisor import socket_of
+    """End the running node. A stage at work is cut off; its job goes on without this party or
+    fails.
+    """
+    from fedark.links.flower.service import NodeClient
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.operate.node.supervisor import socket_of
 
     node = NodeFolder(folder)
     with NodeClient(socket_of(node.path)) as client:
@@ -198,29 +256,38 @@ def stop(folder: Folder) -> None:
 def approve(
     folder: Folder,
     digest: Annotated[
-        str, typer.Argument(metavar="DIGEST", help="Of the contract that you read: 16 hex digits of it or more.")
+        str,
+        typer.Argument(
+            metavar="DIGEST", help="Of the contract that you read: 16 hex digits of it or more."
+        ),
     ],
 ) -> None:
-    """Agree to a contract, for one run. `fedark node jobs FOLDER JOB` shows it, and this command with its digest."""
-    from fedark.federation.consent import Consent, summary
-    from fedark.federation.onprem.folder import NodeFolder
-    from fedark.federation.roster import read_roster
+    """Agree to a contract, for one run. `fedark node jobs FOLDER JOB` shows it, and this command
+    with its digest.
+    """
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.stages.consent import Consent, summary
+    from fedark.stages.roster import read_roster
 
     node = NodeFolder(folder)
     consent = Consent(node.path)
     contract = consent.by_digest(digest)
-    typer.echo(summary(contract, frozenset(read_roster(node.path)), consent.before(contract)), nl=False)
+    typer.echo(
+        summary(contract, frozenset(read_roster(node.path)), consent.before(contract)), nl=False
+    )
     consent.approve(contract)
     typer.echo("Approved.")
 
 
 @app.command("refuse")
 def refuse(
-    folder: Folder, job: JobName, reason: Annotated[str, typer.Option("--reason", help="For this node's own records.")] = ""
+    folder: Folder,
+    job: JobName,
+    reason: Annotated[str, typer.Option("--reason", help="For this node's own records.")] = "",
 ) -> None:
     """Say no to a job, or take an approval back: a run of it ends here at its next stage."""
-    from fedark.federation.consent import Consent
-    from fedark.federation.onprem.folder import NodeFolder
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.stages.consent import Consent
 
     consent = Consent(NodeFolder(folder).path)
     contract = consent.find(job)
@@ -231,15 +298,24 @@ def refuse(
 @app.command("status")
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Ask the running node what it is and does. Exit status 1 if it does not answer."""
-    from fedark.federation.flower.service import NodeClient
-    from fedark.federation.onprem.folder import NodeFolder
-    from fedark.federation.onprem.supervisor import socket_of
+    from fedark.links.flower.service import NodeClient
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.operate.node.supervisor import socket_of
 
     node = NodeFolder(folder)
     with NodeClient(socket_of(node.path)) as client:
         found = client.status()
     if as_json:
-        typer.echo(json.dumps({"party": found.party, "role": found.role, "run": found.run_id, "stage": found.stage}))
+        typer.echo(
+            json.dumps(
+                {
+                    "party": found.party,
+                    "role": found.role,
+                    "run": found.run_id,
+                    "stage": found.stage,
+                }
+            )
+        )
         return
     doing = f"works on stage {found.stage} of run {found.run_id}" if found.run_id else "waits"
     typer.echo(f"{found.party} ({found.role}) {doing}")
@@ -247,9 +323,9 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
 
 def _desk(node: NodeFolder, what: Literal["jobs", "ledger"]) -> Any:
     """The running node's answer; where it does not run, the same read from its folder."""
-    from fedark.federation.flower.service import NodeClient
-    from fedark.federation.onprem.desk import Desk
-    from fedark.federation.onprem.supervisor import socket_of
+    from fedark.links.flower.service import NodeClient
+    from fedark.operate.node.desk import Desk
+    from fedark.operate.node.supervisor import socket_of
 
     try:
         with NodeClient(socket_of(node.path)) as client:

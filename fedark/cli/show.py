@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fedark.contract import Contract
-from fedark.report import local_reports, render
+from fedark.contract.contract import Contract
+from fedark.report.outcome import local_reports, render
 
 __all__ = ["console", "show_outcome", "teller"]
 
@@ -19,13 +19,18 @@ console = Console(highlight=False)
 
 
 def teller(*, quiet: bool = False) -> Callable[[str], None]:
-    """Prints lines with the seconds since now; lines of a running measurement or epoch replace each other on a terminal."""
+    """Prints lines with the seconds since now; lines of a running measurement or epoch replace each
+    other on a terminal.
+    """
     began = time.monotonic()
 
     def tell(text: str) -> None:
         if not quiet:
             # Never as markup: the text may be another party's.
-            console.print(Text.assemble((f"{time.monotonic() - began:6.1f} s", "dim"), f"  {text}"), soft_wrap=True)
+            console.print(
+                Text.assemble((f"{time.monotonic() - began:6.1f} s", "dim"), f"  {text}"),
+                soft_wrap=True,
+            )
 
     return tell
 
@@ -38,4 +43,8 @@ def show_outcome(report: Mapping[str, Any], contract: Contract, work: Path) -> N
     for party in contract.parties:
         for folder in sorted((work / "parties" / party.name / "runs" / run_id).glob("adapter-*")):
             console.print(f"  {folder}", soft_wrap=True)
-    console.print(f"The report: {work / 'parties' / contract.provider.name / 'runs' / run_id / 'report.json'}", soft_wrap=True)
+    console.print(
+        "The report:"
+        f" {work / 'parties' / contract.provider.name / 'runs' / run_id / 'report.json'}",
+        soft_wrap=True,
+    )

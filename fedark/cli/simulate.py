@@ -9,24 +9,32 @@ from typing import Annotated
 import typer
 
 from fedark.cli.show import show_outcome, teller
-from fedark.errors import InputError
-from fedark.job import Job
+from fedark.contract.job import Job
+from fedark.foundation.errors import InputError
 
 __all__ = ["simulate"]
 
 
 def simulate(
     job: Annotated[Path, typer.Argument(help="The job file.")],
-    work: Annotated[Path, typer.Option(help="Folder for keys, bundles, adapters and reports.")] = Path("fedark-work"),
+    work: Annotated[
+        Path, typer.Option(help="Folder for keys, bundles, adapters and reports.")
+    ] = Path("fedark-work"),
     override: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value in TOML's syntax; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="section.key=value in TOML's syntax; may be repeated."),
     ] = None,
     drop: Annotated[
-        list[str] | None, typer.Option(help="CUSTOMER:ROUND, a customer that is gone from that round on; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="CUSTOMER:ROUND, a customer that is gone from that round on; may be repeated."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option(help="Print the outcome alone.")] = False,
 ) -> None:
-    """Run a job with all parties in this process: same stages, messages and enclave code, no sandbox, no network."""
+    """Run a job with all parties in this process: same stages, messages and enclave code, no
+    sandbox, no network.
+    """
     # Before torch is loaded: threads that wait on a busy machine sleep instead of spinning.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fedark.simulation import simulate as simulation
@@ -41,5 +49,7 @@ def simulate(
 def _dropped(text: str) -> tuple[str, int]:
     name, separator, number = text.rpartition(":")
     if not separator or not number.isdecimal():
-        raise InputError(f"{text!r} is not of the form CUSTOMER:ROUND.", safe="Nothing was started.")
+        raise InputError(
+            f"{text!r} is not of the form CUSTOMER:ROUND.", safe="Nothing was started."
+        )
     return name, int(number)

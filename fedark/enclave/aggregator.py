@@ -1,16 +1,20 @@
-"""The aggregator enclave: the only place where a customer's update exists in clear beside the trainer that made it.
+"""The aggregator enclave: the only place where a customer's update exists in clear beside the
+trainer that made it.
 
-It admits trainers by their evidence, gives each the run's group key, takes one protected message a customer and round, and lets
-out only: the next global adapters (encrypted for the cohort), sums of counts over at least the contract's minimum cohort, and at
-the end the adapters, encrypted to the parties that the contract names.
+It admits trainers by their evidence, gives each the run's group key, takes one protected message a
+customer and round, and lets out only: the next global adapters (encrypted for the cohort), sums of
+counts over at least the contract's minimum cohort, and at the end the adapters, encrypted to the
+parties that the contract names.
 
-Rounds: 0 collects the "loaded" messages (initial adapters, before-measurements), 1..R the updates, R + 1 the last measurements.
-A round that is closed stays closed; a second message of one customer for one round is refused unless it is the same bytes. The
-adapters are delivered when the last measurements are closed; under masks R is enough, as too few may be left to measure.
+Rounds: 0 collects the "loaded" messages (initial adapters, before-measurements), 1..R the updates,
+R + 1 the last measurements. A round that is closed stays closed; a second message of one customer
+for one round is refused unless it is the same bytes. The adapters are delivered when the last
+measurements are closed; under masks R is enough, as too few may be left to measure.
 
-Under masks (`fedark.enclave.masking`) a customer's message is masked when it is opened here: this enclave sees the initial adapters,
-which tell nothing of a customer, and sums over the survivors. Each round but the loading asks for `OpenRound` before, and for
-`Survivors` and the committee's answers between the uploads and `Close`.
+Under masks (`fedark.enclave.masking`) a customer's message is masked when it is opened here: this
+enclave sees the initial adapters, which tell nothing of a customer, and sums over the survivors.
+Each round but the loading asks for `OpenRound` before, and for `Survivors` and the committee's
+answers between the uploads and `Close`.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from fedark import canonical
 from fedark.attestation.gate import AttestedPeer
-from fedark.contract import ModelTerms
+from fedark.contract.contract import ModelTerms
+from fedark.contract.privacy import server_scale
+from fedark.contract.protection import EVALUATED, UPDATE
 from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.masking import AggregatorMasks
 from fedark.enclave.protection import (
@@ -38,9 +43,8 @@ from fedark.enclave.protection import (
     unpack_vector,
 )
 from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done
-from fedark.errors import FederationError, ProtocolError, Refused
-from fedark.masking import EVALUATED, UPDATE
-from fedark.mechanism import server_scale
+from fedark.foundation import canonical
+from fedark.foundation.errors import FederationError, ProtocolError, Refused
 from fedark.tuning.server_optimizer import ServerOptimizer, server_optimizer
 from fedark.v1 import enclave_pb2 as pb
 
@@ -54,7 +58,9 @@ class AggregatorSession(SessionBase):
 
     seals_after = SessionBase.seals_after | {"join", "open_round", "survivors", "close"}
 
-    def __init__(self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None
+    ) -> None:
         super().__init__(config, quote, sealing_key)
         self._group = GroupKey()
         self._trainers: dict[str, AttestedPeer] = {}
@@ -70,7 +76,8 @@ class AggregatorSession(SessionBase):
             self._masks = AggregatorMasks(self.contract, config.run_id)
         self._scale = server_scale(self.contract)
         self._optimizers: dict[str, ServerOptimizer] = {
-            terms.name: server_optimizer(terms.server, terms.travelling) for terms in self.contract.models
+            terms.name: server_optimizer(terms.server, terms.travelling)
+            for terms in self.contract.models
         }
 
     def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
@@ -79,7 +86,10 @@ class AggregatorSession(SessionBase):
                 if self._known(call.admit_peer.peer, call.admit_peer.evidence):
                     return self._granted(self._trainers[call.admit_peer.peer])
                 if call.admit_peer.peer in self._trainers:
-                    raise ProtocolError("The trainer enclave of this customer is admitted already.", safe="It stays the one.")
+                    raise ProtocolError(
+                        "The trainer enclave of this customer is admitted already.",
+                        safe="It stays the one.",
+                    )
                 peer = self._admit(call.admit_peer)
                 self._trainers[peer.party] = peer
                 return self._granted(peer)
@@ -98,8 +108,13 @@ class AggregatorSession(SessionBase):
             case "open_round":
                 self._expect(call.open_round.round)
                 if self._kind == LOADED:
-                    raise ProtocolError("Loading is not masked: it brings nothing of a customer.", safe="Nothing was opened.")
-                opened = self._masked().open(self._round, self._kind, call.open_round.parties, self._base)
+                    raise ProtocolError(
+                        "Loading is not masked: it brings nothing of a customer.",
+                        safe="Nothing was opened.",
+                    )
+                opened = self._masked().open(
+                    self._round, self._kind, call.open_round.parties, self._base
+                )
                 return pb.Reply(opened=pb.Opened(masked=opened))
             case "survivors":
                 self._expect(call.survivors.round)
@@ -117,29 +132,41 @@ class AggregatorSession(SessionBase):
             "round": self._round,
             "base": self._base,
             "vectors": {name: pack_vector(vector) for name, vector in self._vectors.items()},
-            "optimizers": {name: optimizer.to_map() for name, optimizer in self._optimizers.items()},
-            "history": [{name: payload.encode() for name, payload in entry.items()} for entry in self._history],
+            "optimizers": {
+                name: optimizer.to_map() for name, optimizer in self._optimizers.items()
+            },
+            "history": [
+                {name: payload.encode() for name, payload in entry.items()}
+                for entry in self._history
+            ],
             "resumed": self._resumed,
             "figures": self._figures_open,
             "masks": self._masks.state() if self._masks is not None else None,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Messages of the open round are not in the state: the host brings them again, and they verify as before."""
+        """Messages of the open round are not in the state: the host brings them again, and they
+        verify as before.
+        """
         self._group = GroupKey(state["group"])
         self._trainers = {name: self._readmitted("trainer", name) for name in state["trainers"]}
         self._round, self._base, self._resumed = state["round"], state["base"], True
         self._vectors = {name: unpack_vector(vector) for name, vector in state["vectors"].items()}
         for name, optimizer in self._optimizers.items():
             optimizer.restore(state["optimizers"][name])
-        self._history = [{name: Payload.decode(payload) for name, payload in entry.items()} for entry in state["history"]]
+        self._history = [
+            {name: Payload.decode(payload) for name, payload in entry.items()}
+            for entry in state["history"]
+        ]
         self._figures_open = state["figures"] and self._kind != EVALUATED
         if self._masks is not None:
             self._masks.restore(state["masks"], self._trainers.values())
 
     @property
     def _least(self) -> int:
-        """Fewest customers that close a round; see `fedark.enclave.checkpoint` for those of an enclave that was restarted."""
+        """Fewest customers that close a round; see `fedark.enclave.checkpoint` for those of an
+        enclave that was restarted.
+        """
         minimum = self.contract.protection.minimum_cohort
         if self._resumed and self._masks is None:
             return max(minimum, len(self._trainers) - minimum + 1)
@@ -147,24 +174,42 @@ class AggregatorSession(SessionBase):
 
     @property
     def _kind(self) -> str:
-        return LOADED if self._round == 0 else UPDATE if self._round <= self.contract.rounds else EVALUATED
+        return (
+            LOADED
+            if self._round == 0
+            else UPDATE
+            if self._round <= self.contract.rounds
+            else EVALUATED
+        )
 
     def _masked(self) -> AggregatorMasks:
         if self._masks is None:
-            raise ProtocolError("The contract does not mask its updates.", safe="The aggregator enclave did nothing.")
+            raise ProtocolError(
+                "The contract does not mask its updates.",
+                safe="The aggregator enclave did nothing.",
+            )
         return self._masks
 
     def _expect(self, number: int) -> None:
         if number != self._round:
-            raise ProtocolError(f"A message for round {number} came in round {self._round}.", safe="It was dropped.")
+            raise ProtocolError(
+                f"A message for round {number} came in round {self._round}.", safe="It was dropped."
+            )
 
     def _submit(self, submit: pb.Submit) -> None:
         sender = self._trainers.get(submit.party)
         if sender is None:
-            raise Refused("A message came from a customer whose trainer enclave is not admitted.", safe="It was dropped.")
+            raise Refused(
+                "A message came from a customer whose trainer enclave is not admitted.",
+                safe="It was dropped.",
+            )
         self._expect(submit.round)
-        kind = {pb.Submit.ENDORSEMENT: "endorsement", pb.Submit.SHARES: "shares"}.get(submit.part, self._kind)
-        context = Context(self.digest, self.config.run_id, kind, self._round, submit.party, self._base)
+        kind = {pb.Submit.ENDORSEMENT: "endorsement", pb.Submit.SHARES: "shares"}.get(
+            submit.part, self._kind
+        )
+        context = Context(
+            self.digest, self.config.run_id, kind, self._round, submit.party, self._base
+        )
         update = ProtectedUpdate.verify(submit.protected, sender=sender, context=context)
         if submit.part == pb.Submit.ENDORSEMENT:
             self._masked().endorse(update.open(self._hpke).masked, submit.party)
@@ -178,7 +223,10 @@ class AggregatorSession(SessionBase):
         if submit.party in self._received:
             if self._received[submit.party][0] == fingerprint:
                 return
-            raise Refused(f"{submit.party} sent two different messages for one round.", safe="The first one counts.")
+            raise Refused(
+                f"{submit.party} sent two different messages for one round.",
+                safe="The first one counts.",
+            )
         payload = update.open(self._hpke)
         self._check(payload)
         if self._masks is not None and self._kind != LOADED:
@@ -189,26 +237,48 @@ class AggregatorSession(SessionBase):
         names = {terms.name for terms in self.contract.models}
         if self._masks is not None:
             if payload.metrics or payload.weight or bool(payload.masked) == (self._kind == LOADED):
-                raise ProtocolError("A message is not masked, as the contract asks.", safe="It was dropped.")
+                raise ProtocolError(
+                    "A message is not masked, as the contract asks.", safe="It was dropped."
+                )
         elif set(payload.metrics) != names or payload.weight < 1 or payload.masked:
-            raise ProtocolError("A message does not speak for the models of the contract.", safe="It was dropped.")
+            raise ProtocolError(
+                "A message does not speak for the models of the contract.", safe="It was dropped."
+            )
         kinds = (LOADED,) if self._masks is not None else (LOADED, UPDATE)
-        wanted = {terms.name: (terms.travelling,) for terms in self.contract.models} if self._kind in kinds else {}
+        wanted = (
+            {terms.name: (terms.travelling,) for terms in self.contract.models}
+            if self._kind in kinds
+            else {}
+        )
         if {name: vector.shape for name, vector in payload.vectors.items()} != wanted:
-            raise ProtocolError("A message's adapters have not the shape of the contract.", safe="It was dropped.")
+            raise ProtocolError(
+                "A message's adapters have not the shape of the contract.", safe="It was dropped."
+            )
 
     def _close(self, number: int) -> pb.Reply:
         if number != self._round:
             raise ProtocolError(f"Round {number} cannot be closed in round {self._round}.")
         if len(self._received) < self._least:
-            asks = "a restarted aggregator enclave" if self._least > self.contract.protection.minimum_cohort else "the contract"
+            asks = (
+                "a restarted aggregator enclave"
+                if self._least > self.contract.protection.minimum_cohort
+                else "the contract"
+            )
             raise FederationError(
-                f"Round {number} has {len(self._received)} of the {self._least} customers that {asks} asks for.",
+                f"Round {number} has {len(self._received)} of the {self._least} customers that"
+                f" {asks} asks for.",
                 safe="Nothing was summed and nothing left the enclave.",
-                fix="Bring the missing customers back, or agree on a smaller minimum cohort in a new contract.",
+                fix=(
+                    "Bring the missing customers back, or agree on a smaller minimum cohort in a"
+                    " new contract."
+                ),
             )
         # A fixed order makes the floating-point sum independent of who answered first.
-        payloads = [self._received[party.name][1] for party in self.contract.customers if party.name in self._received]
+        payloads = [
+            self._received[party.name][1]
+            for party in self.contract.customers
+            if party.name in self._received
+        ]
         means: dict[str, np.ndarray[Any, Any]] = {}
         sums: list[dict[str, dict[str, list[int | float]]]] = []
         if self._masks is not None:
@@ -223,7 +293,8 @@ class AggregatorSession(SessionBase):
         vectors = dict(self._vectors)
         for terms in self.contract.models:
             if self._kind == LOADED:
-                # Any one will do: they are computed by the same attested code, and differ by rounding at most.
+                # Any one will do: they are computed by the same attested code, and differ by
+                # rounding at most.
                 vectors[terms.name] = payloads[0].vectors[terms.name].copy()
             elif self._kind == UPDATE:
                 vectors[terms.name] = self._stepped(terms, means[terms.name])
@@ -232,7 +303,9 @@ class AggregatorSession(SessionBase):
         state = b""
         self._received, self._round = {}, self._round + 1
         if number <= self.contract.rounds:
-            context = Context(self.digest, self.config.run_id, "global", self._round, self.config.party)
+            context = Context(
+                self.digest, self.config.run_id, "global", self._round, self.config.party
+            )
             state = self._group.seal_global(self._vectors, context, self._signing)
             self._base = hashlib.sha384(state).digest()
         return pb.Reply(closed=pb.Closed(state=state, metrics=metrics))
@@ -241,13 +314,18 @@ class AggregatorSession(SessionBase):
         current, mean = self._vectors[terms.name], mean * self._scale
         return self._optimizers[terms.name].step(current, (current + mean).astype(np.float32))
 
-    def _figures(self, received: dict[str, Payload]) -> list[dict[str, dict[str, list[int | float]]]]:
+    def _figures(
+        self, received: dict[str, Payload]
+    ) -> list[dict[str, dict[str, list[int | float]]]]:
         """Sums of all rounds, at the end and over those who were there to the end.
 
-        Given out round by round, the sums of two cohorts would differ by the figures of whoever dropped out between them. None after
-        a restart in the midst of the last measurements (`fedark.enclave.checkpoint`).
+        Given out round by round, the sums of two cohorts would differ by the figures of whoever
+        dropped out between them. None after a restart in the midst of the last measurements
+        (`fedark.enclave.checkpoint`).
         """
-        self._history.append({name: replace(payload, vectors={}) for name, payload in received.items()})
+        self._history.append(
+            {name: replace(payload, vectors={}) for name, payload in received.items()}
+        )
         if self._kind != EVALUATED or not self._figures_open:
             return []
         stayed = set.intersection(*(set(entry) for entry in self._history))
@@ -258,8 +336,12 @@ class AggregatorSession(SessionBase):
     def _deliver(self, name: str) -> pb.Reply:
         party = self.contract.party(name)
         if party is None or name not in self.contract.deliver_to:
-            raise Refused("The contract does not deliver the adapter to this party.", safe="Nothing was delivered.")
-        # Without masks only the measurements guard the last round against a second sum (`fedark.enclave.checkpoint`).
+            raise Refused(
+                "The contract does not deliver the adapter to this party.",
+                safe="Nothing was delivered.",
+            )
+        # Without masks only the measurements guard the last round against a second sum
+        # (`fedark.enclave.checkpoint`).
         last = self.contract.rounds + 1 if self._masks is None else self.contract.rounds
         if self._round <= last:
             raise ProtocolError("The adapter is not finished yet.", safe="Nothing was delivered.")
@@ -278,7 +360,10 @@ class AggregatorSession(SessionBase):
 def _means(payloads: list[Payload]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     """Means over the cohort, weighted by records: model -> float64, 1-D."""
     total = sum(payload.weight for payload in payloads)
-    means = {name: np.zeros(vector.shape, dtype=np.float64) for name, vector in payloads[0].vectors.items()}
+    means = {
+        name: np.zeros(vector.shape, dtype=np.float64)
+        for name, vector in payloads[0].vectors.items()
+    }
     for payload in payloads:
         for name, vector in payload.vectors.items():
             means[name] += (payload.weight / total) * vector
@@ -286,13 +371,21 @@ def _means(payloads: list[Payload]) -> dict[str, np.ndarray[Any, np.dtype[np.flo
 
 
 def _sums(payloads: list[Payload]) -> dict[str, dict[str, list[int | float]]]:
-    """Sums over the cohort of those counts that every member of it gave: a sum over fewer would point at someone."""
+    """Sums over the cohort of those counts that every member of it gave: a sum over fewer would
+    point at someone.
+    """
     sums: dict[str, dict[str, list[int | float]]] = {}
     for model in payloads[0].metrics:
         keys = set.intersection(*(set(payload.metrics[model]) for payload in payloads))
-        rows: dict[str, list[Metric]] = {key: [payload.metrics[model][key] for payload in payloads] for key in sorted(keys)}
+        rows: dict[str, list[Metric]] = {
+            key: [payload.metrics[model][key] for payload in payloads] for key in sorted(keys)
+        }
         sums[model] = {
-            key: [sum(row[0] for row in items), sum(row[1] for row in items), float(sum(row[2] for row in items))]
+            key: [
+                sum(row[0] for row in items),
+                sum(row[1] for row in items),
+                float(sum(row[2] for row in items)),
+            ]
             for key, items in rows.items()
         }
     return sums

@@ -1,14 +1,19 @@
-"""The launcher's own cache of compiled Python, because importing torch and its friends from source takes many seconds.
+"""The launcher's own cache of compiled Python, because importing torch and its friends from source
+takes many seconds.
 
 Poisoned bytecode is executed without a question, so:
-- an enclave never looks into `__pycache__` (`-X pycache_prefix`) and never writes bytecode (`-B`; the folder is bound read-only);
-- the launcher fills the cache in a process of its own that runs only measured files, once for each runtime register, and keeps
-  the SHA-384 of every file; each start compares all of them, and the files' owner and mode, and refuses an altered cache;
-- the enclave compares again what it reads (`fedark.enclave.imports`), so an edit after that is not executed either;
-- a file is bound to the content of its source (PEP 552, hash-based), which the runtime register fixes, not to a time stamp.
+- an enclave never looks into `__pycache__` (`-X pycache_prefix`) and never writes bytecode (`-B`;
+  the folder is bound read-only);
+- the launcher fills the cache in a process of its own that runs only measured files, once for each
+  runtime register, and keeps the SHA-384 of every file; each start compares all of them, and the
+  files' owner and mode, and refuses an altered cache;
+- the enclave compares again what it reads (`fedark.enclave.imports`), so an edit after that is not
+  executed either;
+- a file is bound to the content of its source (PEP 552, hash-based), which the runtime register
+  fixes, not to a time stamp.
 
-Only the runtime is cached: fedark's own few files are compiled at each start. Whoever can write as the launcher's user can
-replace the launcher itself, and no cache can help there.
+Only the runtime is cached: fedark's own few files are compiled at each start. Whoever can write as
+the launcher's user can replace the launcher itself, and no cache can help there.
 """
 
 from __future__ import annotations
@@ -26,8 +31,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedark.errors import EnclaveFailed, Refused
-from fedark.files import disk_errors, sync_directory
+from fedark.foundation.errors import EnclaveFailed, Refused
+from fedark.foundation.files import disk_errors, sync_directory
 
 __all__ = ["Bytecode", "cache_folder", "ensure"]
 
@@ -52,20 +57,25 @@ class Bytecode:
 
 
 def cache_folder() -> Path:
-    """Where caches are kept: below `/var/cache` for root, else `$XDG_CACHE_HOME` or `~/.cache`. Nothing in it is secret."""
+    """Where caches are kept: below `/var/cache` for root, else `$XDG_CACHE_HOME` or `~/.cache`.
+    Nothing in it is secret.
+    """
     if os.geteuid() == 0:
         return Path("/var/cache/fedark/bytecode")
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "fedark" / "bytecode"
 
 
-def ensure(key: str, sources: Mapping[str, bytes], compile_into: Callable[[Path], subprocess.Popen[bytes]]) -> Bytecode:
+def ensure(
+    key: str, sources: Mapping[str, bytes], compile_into: Callable[[Path], subprocess.Popen[bytes]]
+) -> Bytecode:
     """The cache named `key`, made first if there is none.
 
     Args:
         key: changes whenever any of `sources`, or where they are, changes.
         sources: absolute path -> SHA-384 of the source files that may be cached.
-        compile_into: starts a process that imports what an enclave imports, with its bytecode written to a folder.
+        compile_into: starts a process that imports what an enclave imports, with its bytecode
+            written to a folder.
 
     Raises:
         Refused: the cache, or its folder, was altered or can be written by others.
@@ -92,7 +102,11 @@ def ensure(key: str, sources: Mapping[str, bytes], compile_into: Callable[[Path]
     return _verified(folder)
 
 
-def _fill(folder: Path, sources: Mapping[str, bytes], compile_into: Callable[[Path], subprocess.Popen[bytes]]) -> None:
+def _fill(
+    folder: Path,
+    sources: Mapping[str, bytes],
+    compile_into: Callable[[Path], subprocess.Popen[bytes]],
+) -> None:
     with disk_errors(folder):
         work = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
@@ -106,7 +120,8 @@ def _fill(folder: Path, sources: Mapping[str, bytes], compile_into: Callable[[Pa
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise EnclaveFailed(
-                    "Compiling the enclave's libraries did not end in time.", safe="No enclave was started."
+                    "Compiling the enclave's libraries did not end in time.",
+                    safe="No enclave was started.",
                 ) from None
         if code:
             raise EnclaveFailed(
@@ -135,18 +150,28 @@ def _fill(folder: Path, sources: Mapping[str, bytes], compile_into: Callable[[Pa
 
 def _prune(base: Path) -> None:
     """Remove the caches that were used longest ago: each upgrade of the runtime leaves one behind."""
-    caches = sorted((path for path in base.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
+    caches = sorted(
+        (path for path in base.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns
+    )
     for old in caches[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def _adopt(raw: Path, target: Path, source: Path, digest: bytes) -> str:
-    """Bind compiled code to its source's content instead of its time stamp; returns the SHA-384 of the new file."""
+    """Bind compiled code to its source's content instead of its time stamp; returns the SHA-384 of
+    the new file.
+    """
     text, code = source.read_bytes(), raw.read_bytes()
     status = source.stat()
-    stamp = (int(status.st_mtime) & 0xFFFF_FFFF).to_bytes(4, "little") + (status.st_size & 0xFFFF_FFFF).to_bytes(4, "little")
+    stamp = (int(status.st_mtime) & 0xFFFF_FFFF).to_bytes(4, "little") + (
+        status.st_size & 0xFFFF_FFFF
+    ).to_bytes(4, "little")
     if hashlib.sha384(text).digest() != digest or code[4:_HEADER] != bytes(4) + stamp:
-        raise Refused(f"{source} changed while it was compiled.", safe="No enclave was started.", fix="Start it again.")
+        raise Refused(
+            f"{source} changed while it was compiled.",
+            safe="No enclave was started.",
+            fix="Start it again.",
+        )
     data = code[:4] + _UNCHECKED_HASH + importlib.util.source_hash(text) + code[_HEADER:]
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
@@ -171,7 +196,9 @@ def _verified(folder: Path) -> Bytecode:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise _altered(folder, type(error).__name__) from None
     if found != listed:
-        changed = sorted(path for path in found.keys() | listed.keys() if found.get(path) != listed.get(path))
+        changed = sorted(
+            path for path in found.keys() | listed.keys() if found.get(path) != listed.get(path)
+        )
         raise _altered(folder, f"{len(changed)} files, first {changed[0]}")
     return Bytecode(tree, found)
 

@@ -1,13 +1,17 @@
-"""Frames over the one descriptor that host and enclave share, in pieces: a header of four bytes, big-endian, then its bytes.
+"""Frames over the one descriptor that host and enclave share, in pieces: a header of four bytes,
+big-endian, then its bytes.
 
-The header's lowest 31 bits are the piece's length, at most 8 MiB; its top bit says that another piece of the same frame follows.
-A frame is one unit: it is handed on whole, and all its pieces together are at most `Channel.limit`, which starts at one piece
-and is raised to what the contract's adapters need (`message_limit`) once the run configuration is known on both sides.
+The header's lowest 31 bits are the piece's length, at most 8 MiB; its top bit says that another
+piece of the same frame follows. A frame is one unit: it is handed on whole, and all its pieces
+together are at most `Channel.limit`, which starts at one piece and is raised to what the contract's
+adapters need (`message_limit`) once the run configuration is known on both sides.
 
-Both sides treat the other as a stranger: a length above a limit, an empty piece with another behind it, bytes that are no frame, a
-frame without a kind, and an end in the middle of one are ProtocolErrors. The host's side has deadlines and never waits for ever; the
-enclave's side waits for its host, whose death closes the descriptor. Only read(2), write(2) and poll(2) are used: inside the
-sandbox no socket call exists. Sending holds a frame twice, as fields and as bytes; so does receiving.
+Both sides treat the other as a stranger: a length above a limit, an empty piece with another behind
+it, bytes that are no frame, a frame without a kind, and an end in the middle of one are
+ProtocolErrors. The host's side has deadlines and never waits for ever; the enclave's side waits for
+its host, whose death closes the descriptor. Only read(2), write(2) and poll(2) are used: inside the
+sandbox no socket call exists. Sending holds a frame twice, as fields and as bytes; so does
+receiving.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from types import TracebackType
 
 from google.protobuf.message import DecodeError, EncodeError
 
-from fedark.errors import ProtocolError
+from fedark.foundation.errors import ProtocolError
 from fedark.v1 import enclave_pb2 as pb
 
 __all__ = ["MAX_FRAME", "Channel", "ChannelTimeout", "Disconnected", "Torn", "message_limit"]
@@ -35,8 +39,9 @@ _CHUNK = 1 << 18
 def message_limit(values: int) -> int:
     """Bytes that a frame may have where adapters of `values` travelling values are trained.
 
-    The largest is the aggregator's answer to the end of a round with its sealed checkpoint: the next adapter twice (4 bytes a
-    value) and two moments of the server's optimiser (8 each), 24 in all.
+    The largest is the aggregator's answer to the end of a round with its sealed checkpoint: the
+    next adapter twice (4 bytes a value) and two moments of the server's optimiser (8 each), 24 in
+    all.
     """
     return MAX_FRAME + _BYTES_A_VALUE * values
 
@@ -77,7 +82,10 @@ class Channel:
         """
         size = frame.ByteSize()
         if size > self.limit:
-            raise ProtocolError(f"A frame of {size} bytes is over the limit of {self.limit}.", safe="Nothing was sent.")
+            raise ProtocolError(
+                f"A frame of {size} bytes is over the limit of {self.limit}.",
+                safe="Nothing was sent.",
+            )
         try:
             body = memoryview(frame.SerializeToString())
         except EncodeError:
@@ -87,7 +95,9 @@ class Channel:
             more = _MORE if start + MAX_FRAME < len(body) else 0
             # A small frame is one write: the reader wakes once.
             first = piece[: _CHUNK - _HEADER]
-            self._write(memoryview((more | len(piece)).to_bytes(_HEADER, "big") + bytes(first)), deadline)
+            self._write(
+                memoryview((more | len(piece)).to_bytes(_HEADER, "big") + bytes(first)), deadline
+            )
             self._write(piece[len(first) :], deadline)
 
     def _write(self, rest: memoryview, deadline: float | None) -> None:
@@ -114,7 +124,9 @@ class Channel:
             header = int.from_bytes(start, "big")
             more, size = bool(header & _MORE), header & ~_MORE
             if size > MAX_FRAME or len(body) + size > self.limit:
-                raise ProtocolError(f"A frame claims {len(body) + size} bytes; the limit is {self.limit}.")
+                raise ProtocolError(
+                    f"A frame claims {len(body) + size} bytes; the limit is {self.limit}."
+                )
             if more and not size:
                 raise ProtocolError("A frame over an enclave's channel has an empty piece.")
             self._read(body, size, deadline)
@@ -136,11 +148,20 @@ class Channel:
     def __enter__(self) -> Channel:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def _read(self, data: bytearray, size: int, deadline: float | None, *, first: bool = False) -> None:
-        """Append `size` bytes. The buffer grows as they arrive: a claimed length alone reserves nothing."""
+    def _read(
+        self, data: bytearray, size: int, deadline: float | None, *, first: bool = False
+    ) -> None:
+        """Append `size` bytes. The buffer grows as they arrive: a claimed length alone reserves
+        nothing.
+        """
         end = len(data) + size
         while len(data) < end:
             try:

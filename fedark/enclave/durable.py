@@ -1,16 +1,19 @@
 """An enclave that outlives its process: the host's side of checkpoints.
 
-`DurableEnclave` is a handle like any other. It keeps, in a folder of its own and always whole or not at all:
+`DurableEnclave` is a handle like any other. It keeps, in a folder of its own and always whole or
+not at all:
 
     state       the enclave's last sealed checkpoint, with the call that led to it and that call's reply
     journal/N   calls that are part of no checkpoint and must be made again (an aggregator's submissions of the open round)
 
-written before the reply is handed on. When the enclave dies it is started again from there, the journal is replayed, whatever else
-it needs is brought by `refeed`, and the call that was under way is made again. A call that is the last one in `state` gets the reply
-that stands there: who repeats it after a crash of its own changes nothing.
+written before the reply is handed on. When the enclave dies it is started again from there, the
+journal is replayed, whatever else it needs is brought by `refeed`, and the call that was under way
+is made again. A call that is the last one in `state` gets the reply that stands there: who repeats
+it after a crash of its own changes nothing.
 
-Nothing secret is in these files: a checkpoint is sealed by the enclave, calls and replies are what crosses to the host anyway.
-A host that keeps back, repeats or rewinds them gains nothing; `fedark.enclave.checkpoint` says why.
+Nothing secret is in these files: a checkpoint is sealed by the enclave, calls and replies are what
+crosses to the host anyway. A host that keeps back, repeats or rewinds them gains nothing;
+`fedark.enclave.checkpoint` says why.
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from typing import NamedTuple
 from google.protobuf.message import DecodeError
 
 from fedark.enclave.host import EnclaveHandle, ProgressHandler
-from fedark.errors import EnclaveFailed, FedarkError, ProtocolError, StorageError
-from fedark.files import disk_errors, write_atomic
+from fedark.foundation.errors import EnclaveFailed, FedarkError, ProtocolError, StorageError
+from fedark.foundation.files import disk_errors, write_atomic
 from fedark.v1 import enclave_pb2 as pb
 
 __all__ = ["DurableEnclave"]
@@ -39,7 +42,9 @@ _ATTEMPTS = 5
 
 
 _PIECES = ("grant", "sealed", "records")
-"""What fills an enclave's memory: made of the enclave itself each time, and never of one that was started again for it."""
+"""What fills an enclave's memory: made of the enclave itself each time, and never of one that was
+started again for it.
+"""
 
 
 class _Kept(NamedTuple):
@@ -55,7 +60,8 @@ class DurableEnclave:
         start: starts the enclave from a checkpoint, or a new one from b"".
         folder: of this enclave alone; made if it is missing. What is in it is gone on with.
         refeed: brings an enclave that was started from a checkpoint what is not in it.
-        journal: kinds of calls that are kept and replayed; all of them are forgotten when a call of kind `ends` succeeds.
+        journal: kinds of calls that are kept and replayed; all of them are forgotten when a call of
+            kind `ends` succeeds.
         say: told of restarts.
 
     Raises:
@@ -95,15 +101,18 @@ class DurableEnclave:
         timeout: float | None = None,
         restart: bool = True,
     ) -> pb.Reply:
-        """See `EnclaveProcess.call`; an enclave that dies is started again, at most four times for one call.
+        """See `EnclaveProcess.call`; an enclave that dies is started again, at most four times for
+        one call.
 
         Args:
-            restart: whether the call can be made of an enclave that was started again for it. Pieces of weights and records cannot:
-                what came before them is gone, and the caller begins anew.
+            restart: whether the call can be made of an enclave that was started again for it.
+                Pieces of weights and records cannot: what came before them is gone, and the caller
+                begins anew.
 
         Raises:
             EnclaveFailed: it died each time, or was ended by `close`.
-            StorageError: its state cannot be written. The reply is not given; the same call gives it once there is room.
+            StorageError: its state cannot be written. The reply is not given; the same call gives
+                it once there is room.
             FedarkError: what the enclave answered.
         """
         kind, data = str(call.WhichOneof("body")), call.SerializeToString(deterministic=True)
@@ -125,7 +134,9 @@ class DurableEnclave:
             return reply
 
     def done(self, call: pb.Call) -> pb.Reply | None:
-        """The reply to `call` if it was the last that changed the enclave's state; the enclave is not asked."""
+        """The reply to `call` if it was the last that changed the enclave's state; the enclave is
+        not asked.
+        """
         name = hashlib.sha256(call.SerializeToString(deterministic=True)).digest()
         with self._one_at_a_time:
             if self._kept is None or self._kept.call != name:
@@ -136,7 +147,9 @@ class DurableEnclave:
             return stored
 
     def peak_mib(self) -> float:
-        """Most resident memory that the enclave has had since it was last started, MiB; 0 for one without a process of its own."""
+        """Most resident memory that the enclave has had since it was last started, MiB; 0 for one
+        without a process of its own.
+        """
         measure = getattr(self._inner, "peak_mib", None)
         return float(measure()) if measure is not None else 0.0
 
@@ -157,7 +170,13 @@ class DurableEnclave:
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _tried(self, call: pb.Call, on_progress: ProgressHandler | None, timeout: float | None, attempts: int) -> pb.Reply:
+    def _tried(
+        self,
+        call: pb.Call,
+        on_progress: ProgressHandler | None,
+        timeout: float | None,
+        attempts: int,
+    ) -> pb.Reply:
         for attempt in range(1, attempts + 1):
             try:
                 return self._alive().call(call, on_progress=on_progress, timeout=timeout)
@@ -172,7 +191,9 @@ class DurableEnclave:
 
     def _alive(self) -> EnclaveHandle:
         if self._closed:
-            raise EnclaveFailed("The enclave was ended by its host.", safe="Its sealed state was kept.")
+            raise EnclaveFailed(
+                "The enclave was ended by its host.", safe="Its sealed state was kept."
+            )
         if self._inner is None:
             inner = self._start(self._kept.sealed if self._kept is not None else b"")
             try:
@@ -195,7 +216,8 @@ class DurableEnclave:
         except EnclaveFailed:
             raise
         except (FedarkError, DecodeError):
-            # Of a round that was closed just before the crash, or damaged: whoever sent it sends it again if it is needed.
+            # Of a round that was closed just before the crash, or damaged: whoever sent it sends it
+            # again if it is needed.
             path.unlink(missing_ok=True)
 
     def _write(self) -> None:
@@ -206,10 +228,14 @@ class DurableEnclave:
             self._unwritten = False
 
     def _note(self, name: bytes, data: bytes) -> None:
-        """Journal a call, once: a sender that was interrupted sends it again, and each entry is one more to replay."""
+        """Journal a call, once: a sender that was interrupted sends it again, and each entry is one
+        more to replay.
+        """
         written = [path.name for path in (self._folder / JOURNAL).iterdir()]
         if not any(entry.endswith(name.hex()) for entry in written):
-            write_atomic(self._folder / JOURNAL / f"{len(written):06d}-{name.hex()}", data, mode=0o600)
+            write_atomic(
+                self._folder / JOURNAL / f"{len(written):06d}-{name.hex()}", data, mode=0o600
+            )
 
     def _forget(self) -> None:
         for path in (self._folder / JOURNAL).iterdir():
@@ -222,16 +248,24 @@ def _read(path: Path) -> _Kept | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}.", safe="The enclave was not started.") from None
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror}.", safe="The enclave was not started."
+        ) from None
     body, digest = data[:-_HASH], data[-_HASH:]
     start = len(_MAGIC) + _HASH + 8
     if len(body) < start or not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
         raise StorageError(
             f"The kept state of an enclave, {path}, is damaged or of another version.",
             safe="The enclave was not started, and nothing of the state was used.",
-            fix="Look at the disk. The party cannot take part in this run any more; the others go on if there are enough.",
+            fix=(
+                "Look at the disk. The party cannot take part in this run any more; the others go"
+                " on if there are enough."
+            ),
         )
     size = int.from_bytes(body[start - 8 : start], "big")
     if start + size > len(body):
-        raise ProtocolError("The kept state of an enclave has impossible lengths.", safe="The enclave was not started.")
+        raise ProtocolError(
+            "The kept state of an enclave has impossible lengths.",
+            safe="The enclave was not started.",
+        )
     return _Kept(body[len(_MAGIC) : start - 8], body[start : start + size], body[start + size :])

@@ -1,14 +1,16 @@
 """The life of an enclave process, from its first instruction to its last.
 
-1. The entry point of its role (`enclaves/ROLE/main.py`) reads the launch specification from standard input, sets `sys.path`, and
-   calls `run`. Nothing but the standard library and this package's sandbox is loaded yet.
+1. The entry point of its role (`enclaves/ROLE/main.py`) reads the launch specification from
+   standard input, sets `sys.path`, and calls `run`. Nothing but the standard library and this
+   package's sandbox is loaded yet.
 2. `fedark.sandbox.enter`, then the role's libraries and one warm-up, then `fedark.sandbox.lock`.
 3. Only now does the host get a frame, and may send `Start`; the session makes its keys.
 4. Calls, one at a time, until the host closes the channel.
 
-What leaves is a Reply, Progress, a request for a quote or the sealing key, or a Fault. A FedarkError becomes a Fault with its
-texts, which never hold a secret, and the session goes on. Any other exception may hold anything in its text: the Fault names its
-type alone, and the process ends, for its state is unknown.
+What leaves is a Reply, Progress, a request for a quote or the sealing key, or a Fault. A
+FedarkError becomes a Fault with its texts, which never hold a secret, and the session goes on. Any
+other exception may hold anything in its text: the Fault names its type alone, and the process ends,
+for its state is unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fedark.enclave import imports
-from fedark.errors import FedarkError, ProtocolError, SandboxUnavailable
+from fedark.foundation.errors import FedarkError, ProtocolError, SandboxUnavailable
 from fedark.sandbox import SCRATCH, Setup, enter, lock
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ LOCKED = "locked"
 """Stage of the one Progress frame that an enclave sends unasked: its sandbox is final."""
 
 COMPILE = "compile"
-"""What a launch specification asks for when the launcher fills its bytecode cache: load, warm up, end."""
+"""What a launch specification asks for when the launcher fills its bytecode cache: load, warm up,
+end.
+"""
 
 _EXIT_REFUSED, _EXIT_BROKEN = 77, 70
 
@@ -58,10 +62,13 @@ def run(specification: dict[str, Any], load: Callable[[], Create]) -> NoReturn:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    # Libraries ask for a folder as they load; without this, Python would try some, and fail where nothing can be written.
+    # Libraries ask for a folder as they load; without this, Python would try some, and fail where
+    # nothing can be written.
     tempfile.tempdir = SCRATCH
     try:
-        imports.install({path: bytes.fromhex(digest) for path, digest in specification["digests"].items()})
+        imports.install(
+            {path: bytes.fromhex(digest) for path, digest in specification["digests"].items()}
+        )
         enter(setup)
         create = load()
         from fedark.enclave.channel import Channel
@@ -75,7 +82,8 @@ def run(specification: dict[str, Any], load: Callable[[], Create]) -> NoReturn:
         _refuse(
             setup,
             SandboxUnavailable(
-                f"The enclave's libraries did not load inside its sandbox ({type(error).__name__}).",
+                "The enclave's libraries did not load inside its sandbox"
+                f" ({type(error).__name__}).",
                 safe="The enclave never had a key.",
                 fix="Its log has the message.",
             ),
@@ -93,7 +101,8 @@ def _refuse(setup: Setup, error: FedarkError) -> NoReturn:
 
         Channel(setup.channel).send(_fault(error))
     finally:
-        # Whatever state the sandbox is in: a host that got no frame finds the exit code, and the text in the log.
+        # Whatever state the sandbox is in: a host that got no frame finds the exit code, and the
+        # text in the log.
         os._exit(_EXIT_REFUSED)
 
 
@@ -108,14 +117,18 @@ def _serve(channel: Channel, create: Create) -> None:
         channel.send(pb.Frame(quote_request=pb.QuoteRequest(report_data=report_data, nonce=nonce)))
         answer = channel.receive()
         if answer.WhichOneof("kind") != "quote_reply":
-            raise ConnectionError("the launcher did not answer with a quote")  # out of step: ends the process
+            raise ConnectionError(
+                "the launcher did not answer with a quote"
+            )  # out of step: ends the process
         return answer.quote_reply.platform, answer.quote_reply.token
 
     def sealing_key() -> bytes:
         channel.send(pb.Frame(sealing_request=pb.SealingRequest()))
         answer = channel.receive()
         if answer.WhichOneof("kind") != "sealing_reply" or len(answer.sealing_reply.key) != 32:
-            raise ConnectionError("the launcher did not answer with a sealing key")  # out of step: ends the process
+            raise ConnectionError(
+                "the launcher did not answer with a sealing key"
+            )  # out of step: ends the process
         return answer.sealing_reply.key
 
     session: Session | None = None
@@ -147,14 +160,22 @@ def _report(channel: Channel, error: BaseException) -> None:
     from fedark.enclave.channel import Disconnected
     from fedark.v1 import enclave_pb2 as pb
 
-    # torch says "not enough memory" in a RuntimeError; the words are its own, so only whether they stand there is used.
-    memory = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
+    # torch says "not enough memory" in a RuntimeError; the words are its own, so only whether they
+    # stand there is used.
+    memory = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    )
     what = "ran out of memory" if memory else f"met an unexpected {type(error).__name__}"
     fix = (
-        "Give it more memory, or train with smaller batches." if memory else "Start it again; this is a defect worth reporting."
+        "Give it more memory, or train with smaller batches."
+        if memory
+        else "Start it again; this is a defect worth reporting."
     )
     fault = pb.Fault(
-        code="EnclaveFailed", what=f"The enclave {what} and ended.", safe="Its keys and data went with it.", fix=fix
+        code="EnclaveFailed",
+        what=f"The enclave {what} and ended.",
+        safe="Its keys and data went with it.",
+        fix=fix,
     )
     try:
         channel.send(pb.Frame(fault=fault))
@@ -165,6 +186,10 @@ def _report(channel: Channel, error: BaseException) -> None:
 def _fault(error: FedarkError) -> pb.Frame:
     from fedark.v1 import enclave_pb2 as pb
 
-    reasons = [str(reason) for name in ("reasons", "problems") for reason in getattr(error, name, ())]
-    fault = pb.Fault(code=type(error).__name__, what=error.what, safe=error.safe, fix=error.fix, reasons=reasons)
+    reasons = [
+        str(reason) for name in ("reasons", "problems") for reason in getattr(error, name, ())
+    ]
+    fault = pb.Fault(
+        code=type(error).__name__, what=error.what, safe=error.safe, fix=error.fix, reasons=reasons
+    )
     return pb.Frame(fault=fault)

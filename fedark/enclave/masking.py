@@ -1,20 +1,24 @@
-"""The two ends of a masked session inside their enclaves: `fedark.secagg` tied to attestation, contract and rounds.
+"""The two ends of a masked session inside their enclaves: `fedark.secagg` tied to attestation,
+contract and rounds.
 
-Peers are attested without a nonce for each pair. Every trainer enclave gives one nonce for all of its fellows; a relay brings all
-of them to each; each proves itself once, over
+Peers are attested without a nonce for each pair. Every trainer enclave gives one nonce for all of
+its fellows; a relay brings all of them to each; each proves itself once, over
 
     combined = SHA-256 [label, contract digest, run, [[party, nonce], ...]]
 
-and appraises the others' evidence for the same value. It has seen its own nonce, fresh and unaltered, go into `combined`, so
-evidence over it is as fresh as evidence over that nonce. Who was shown another list expects another value and admits nobody.
+and appraises the others' evidence for the same value. It has seen its own nonce, fresh and
+unaltered, go into `combined`, so evidence over it is as fresh as evidence over that nonce. Who was
+shown another list expects another value and admits nobody.
 
-Round numbers of the masked protocol are the job's and never come twice. What identifies a round's model is the digest of the
-encrypted global state that the trainer received: an aggregator enclave that lies can give one model two of them, and what the
-difference of the two sums tells is bounded by differential privacy alone. Loading needs no masks: the initial adapters that it
-brings to the aggregator enclave are computed from the sealed model and the contract's seed alone.
+Round numbers of the masked protocol are the job's and never come twice. What identifies a round's
+model is the digest of the encrypted global state that the trainer received: an aggregator enclave
+that lies can give one model two of them, and what the difference of the two sums tells is bounded
+by differential privacy alone. Loading needs no masks: the initial adapters that it brings to the
+aggregator enclave are computed from the sealed model and the contract's seed alone.
 
-The masked messages travel inside `ProtectedUpdate`s to the aggregator enclave: whoever carries them cannot even sum them, and an
-aggregator enclave whose hardware fails or lies still learns sums alone.
+The masked messages travel inside `ProtectedUpdate`s to the aggregator enclave: whoever carries them
+cannot even sum them, and an aggregator enclave whose hardware fails or lies still learns sums
+alone.
 """
 
 from __future__ import annotations
@@ -27,16 +31,16 @@ from typing import Any
 
 import numpy as np
 
-from fedark import canonical
 from fedark.attestation.binding import NONCE_BYTES
 from fedark.attestation.gate import AttestedPeer
 from fedark.attestation.nonces import NonceBook
-from fedark.contract import Contract
+from fedark.contract.contract import Contract
+from fedark.contract.privacy import mechanism
+from fedark.contract.protection import EVALUATED, figures, lanes, masked_policy
 from fedark.enclave.protection import Metric
-from fedark.errors import FederationError, ProtocolError, Refused
-from fedark.keys import SigningKey
-from fedark.masking import EVALUATED, figures, lanes, masked_policy
-from fedark.mechanism import mechanism
+from fedark.foundation import canonical
+from fedark.foundation.errors import FederationError, ProtocolError, Refused
+from fedark.foundation.keys import SigningKey
 from fedark.secagg import Client, Contribution, Directory, Round, RoundSum, Server
 from fedark.secagg.vector import l2_norm
 
@@ -61,7 +65,9 @@ class _Self:
 class TrainerMasks:
     """A trainer's end: nonce -> combine -> join -> { begin -> upload -> [endorse] -> unmask }."""
 
-    def __init__(self, contract: Contract, run_id: str, party: str, signing: SigningKey, nonces: NonceBook) -> None:
+    def __init__(
+        self, contract: Contract, run_id: str, party: str, signing: SigningKey, nonces: NonceBook
+    ) -> None:
         self._contract, self._nonces = contract, nonces
         self._policy = masked_policy(contract, run_id)
         self._private = mechanism(contract)
@@ -87,14 +93,17 @@ class TrainerMasks:
         return self._client.hello()
 
     def nonce(self, *, now: datetime) -> bytes:
-        """This enclave's challenge to its fellows. One for the session: asked again, it is the same."""
+        """This enclave's challenge to its fellows. One for the session: asked again, it is the
+        same.
+        """
         if self._nonce:
             return self._nonce
         self._nonce = self._nonces.issue(_PEERS, now=now)
         return self._nonce
 
     def combine(self, nonces: Mapping[str, bytes], *, now: datetime) -> bytes:
-        """The one challenge that the whole cohort answers. Once; asked again with the same nonces it is the same.
+        """The one challenge that the whole cohort answers. Once; asked again with the same nonces
+        it is the same.
 
         Raises:
             Refused: this enclave's own nonce is not in it as it was given, or is used or too old.
@@ -104,13 +113,21 @@ class TrainerMasks:
         session = canonical.encode([_PEERS, self._me.contract_digest, self._me.run_id, listed])
         if self._combined:
             if session != self._session:
-                raise ProtocolError("This enclave has answered its fellows already.", safe="No key was agreed.")
+                raise ProtocolError(
+                    "This enclave has answered its fellows already.", safe="No key was agreed."
+                )
             return self._combined
-        if set(nonces) != set(self._policy.roster) or any(len(nonce) != NONCE_BYTES for nonce in nonces.values()):
-            raise ProtocolError("The nonces are not one for every customer of the contract.", safe="No key was agreed.")
+        if set(nonces) != set(self._policy.roster) or any(
+            len(nonce) != NONCE_BYTES for nonce in nonces.values()
+        ):
+            raise ProtocolError(
+                "The nonces are not one for every customer of the contract.",
+                safe="No key was agreed.",
+            )
         if not self._nonce or nonces[self._me.party] != self._nonce:
             raise Refused(
-                f"The nonce of the trainer enclave of {self._me.party} was altered on its way to its fellows.",
+                f"The nonce of the trainer enclave of {self._me.party} was altered on its way to"
+                " its fellows.",
                 safe="No key was agreed and no record was opened.",
                 fix="Whoever relays the messages is not honest, or mixes two runs.",
             )
@@ -126,7 +143,8 @@ class TrainerMasks:
         """Agree keys with the fellows that were admitted, and with nobody else.
 
         Raises:
-            Refused: a key that is not of an attested fellow, too few of them, or one that stands twice.
+            Refused: a key that is not of an attested fellow, too few of them, or one that stands
+                twice.
             ProtocolError: malformed, or joined already.
         """
         hellos = [*hellos, self.hello()]
@@ -145,9 +163,17 @@ class TrainerMasks:
 
     def restore(self, state: dict[str, Any], peers: Iterable[AttestedPeer]) -> None:
         """Go on from `state`; `peers`: the fellows that were admitted, none before joining."""
-        self._nonce, self._combined, self._session = state["nonce"], state["combined"], state["session"]
+        self._nonce, self._combined, self._session = (
+            state["nonce"],
+            state["combined"],
+            state["session"],
+        )
         self._hellos = state["hellos"]
-        joined = Directory.verify(self._policy, [*peers, self._me], self._hellos) if self._hellos else None
+        joined = (
+            Directory.verify(self._policy, [*peers, self._me], self._hellos)
+            if self._hellos
+            else None
+        )
         self._client.restore(state["client"], joined)
 
     def begin(self, layout: str, request: bytes, model: bytes) -> None:
@@ -159,7 +185,10 @@ class TrainerMasks:
         """
         found = self._client.begin(request, model)
         if found.name != layout:
-            raise ProtocolError(f"A masked round of kind {found.name!r} came for {layout!r}.", safe="Nothing was uploaded.")
+            raise ProtocolError(
+                f"A masked round of kind {found.name!r} came for {layout!r}.",
+                safe="Nothing was uploaded.",
+            )
 
     def upload(
         self,
@@ -169,8 +198,8 @@ class TrainerMasks:
         metrics: Mapping[str, Mapping[str, Metric]],
         on_clipped: Callable[[], None],
     ) -> memoryview:
-        """The masked message of the round that was begun. Beside it little memory is taken where the contract has one model; the
-        vectors of several are copied once, to lie in a row.
+        """The masked message of the round that was begun. Beside it little memory is taken where
+        the contract has one model; the vectors of several are copied once, to lie in a row.
 
         Args:
             vectors: model name -> what travels; not looked at where figures alone are summed.
@@ -189,7 +218,10 @@ class TrainerMasks:
             values = lanes(self._contract, metrics)
         else:
             vector = _in_a_row([vectors[model.name] for model in self._contract.models])
-            norm, top = l2_norm(vector), float(max(vector.max(initial=0.0), -vector.min(initial=0.0)))
+            norm, top = (
+                l2_norm(vector),
+                float(max(vector.max(initial=0.0), -vector.min(initial=0.0))),
+            )
             if norm > terms.clip_norm or top * weight / terms.max_weight > terms.value_range:
                 on_clipped()
         noise = self._private.noise() if self._private is not None and terms.noise_bound else None
@@ -209,7 +241,9 @@ def _in_a_row(vectors: list[Vector]) -> Vector:
 
 
 class AggregatorMasks:
-    """The aggregator's end: join -> { open -> receive* -> ask -> [endorse* -> ask] -> accept* -> finish }."""
+    """The aggregator's end: join -> { open -> receive* -> ask -> [endorse* -> ask] -> accept* ->
+    finish }.
+    """
 
     def __init__(self, contract: Contract, run_id: str) -> None:
         self._contract = contract
@@ -227,7 +261,9 @@ class AggregatorMasks:
         self._answers: dict[str, bytes] = {}
 
     def state(self) -> dict[str, Any]:
-        """What the aggregator's checkpoint holds of this end; uploads and answers are brought again."""
+        """What the aggregator's checkpoint holds of this end; uploads and answers are brought
+        again.
+        """
         return {
             "hellos": self._hellos,
             "opening": list(self._opening) if self._opening is not None else None,
@@ -235,7 +271,9 @@ class AggregatorMasks:
         }
 
     def restore(self, state: dict[str, Any], trainers: Iterable[AttestedPeer]) -> None:
-        """Go on from `state`: the round that was open is open, and its survivors stand if they were declared."""
+        """Go on from `state`: the round that was open is open, and its survivors stand if they were
+        declared.
+        """
         if not state["hellos"]:
             return
         self.join(trainers, state["hellos"])
@@ -255,7 +293,9 @@ class AggregatorMasks:
             Refused, ProtocolError: as `fedark.secagg.Directory.verify`.
         """
         if self._server is not None:
-            raise ProtocolError("The masked session was joined already.", safe="It goes on as it is.")
+            raise ProtocolError(
+                "The masked session was joined already.", safe="It goes on as it is."
+            )
         self._hellos = list(hellos)
         self._directory = Directory.verify(self._policy, trainers, self._hellos)
         self._server = Server(self._directory)
@@ -278,7 +318,10 @@ class AggregatorMasks:
     def receive(self, message: bytes | memoryview, party: str) -> None:
         """Take one masked upload; see `fedark.secagg.Round.receive`."""
         if self._survivors is not None and party not in self._survivors:
-            raise ProtocolError(f"The upload of {party} came after the survivors were declared.", safe="It was dropped.")
+            raise ProtocolError(
+                f"The upload of {party} came after the survivors were declared.",
+                safe="It was dropped.",
+            )
         self._opened().receive(message, party)
         self._uploaded.add(party)
         if self._uploaded == self._survivors:
@@ -292,21 +335,26 @@ class AggregatorMasks:
             self._waiting = set(current.committee)
 
     def ask(self, *, endorsed: bool) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """Endorsement requests, or unmask requests, by member: whichever comes next. Ends the uploading.
+        """Endorsement requests, or unmask requests, by member: whichever comes next. Ends the
+        uploading.
 
         Args:
             endorsed: the endorsements are in.
 
         Raises:
             Refused: too few uploads; the round is over and revealed nothing.
-            ProtocolError: survivors were declared before, and not all of their uploads are here again.
+            ProtocolError: survivors were declared before, and not all of their uploads are here
+                again.
             FederationError: too few members have signed the survivors.
         """
         current = self._opened()
         if not self._closed:
             if self._survivors is not None:
                 missing = ", ".join(sorted(self._survivors - self._uploaded))
-                raise ProtocolError(f"The uploads of {missing} were not brought again.", safe="Nothing was unmasked.")
+                raise ProtocolError(
+                    f"The uploads of {missing} were not brought again.",
+                    safe="Nothing was unmasked.",
+                )
             self._end_uploading()
         if current.needs_agreement and not endorsed:
             return dict.fromkeys(current.committee, current.endorsement_request()), {}
@@ -321,7 +369,9 @@ class AggregatorMasks:
         self._waiting.discard(party)
 
     def accept(self, message: bytes | memoryview, party: str) -> None:
-        """Take one member's shares; see `fedark.secagg.Round.accept`. The same bytes once more change nothing."""
+        """Take one member's shares; see `fedark.secagg.Round.accept`. The same bytes once more
+        change nothing.
+        """
         digest = hashlib.sha256(message).digest()
         if self._answers.get(party) == digest:
             return
@@ -351,21 +401,24 @@ class AggregatorMasks:
         return found
 
     def figures(self, total: RoundSum) -> list[dict[str, dict[str, list[int | float]]]]:
-        """See `fedark.masking.figures`."""
+        """See `fedark.contract.protection.figures`."""
         return figures(self._contract, total)
 
     def _too_few(self, done: str) -> FederationError:
         topology = self._directory.topology if self._directory else None
         wanted = f"{topology.threshold} of {len(topology.committee)}" if topology else "enough"
         return FederationError(
-            f"A masked round takes {wanted} committee members; these have not {done}: {', '.join(sorted(self._waiting))}.",
+            f"A masked round takes {wanted} committee members; these have not {done}:"
+            f" {', '.join(sorted(self._waiting))}.",
             safe="Nothing was unmasked.",
             fix="Bring the missing customers back, then submit the job again.",
         )
 
     def _declared(self) -> Round:
         if not self._closed:
-            raise ProtocolError("The survivors of this round are not declared.", safe="Nothing was unmasked.")
+            raise ProtocolError(
+                "The survivors of this round are not declared.", safe="Nothing was unmasked."
+            )
         return self._opened()
 
     def _opened(self) -> Round:

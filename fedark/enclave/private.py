@@ -1,7 +1,9 @@
-"""What a trainer enclave does in a round under a privacy mechanism for single records: draw, clip, sum; or local noised steps.
+"""What a trainer enclave does in a round under a privacy mechanism for single records: draw, clip,
+sum; or local noised steps.
 
-The rules are those of `fedark.mechanism`. A record's gradients of all models are clipped to C / sqrt(models) each, so that it
-moves the whole update by at most C. Draws are Poisson, from a cryptographic generator of this enclave, fresh in every step.
+The rules are those of `fedark.contract.privacy`. A record's gradients of all models are clipped to
+C / sqrt(models) each, so that it moves the whole update by at most C. Draws are Poisson, from a
+cryptographic generator of this enclave, fresh in every step.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from fedark.contract import Contract
-from fedark.mechanism import mechanism, noised
+from fedark.contract.contract import Contract
+from fedark.contract.privacy import mechanism, noised
 from fedark.privacy.sampling import poisson_sample
-from fedark.tuning.data import Record
+from fedark.records.reading import Record
 from fedark.tuning.per_example import clip_vector
 from fedark.tuning.task import TaskModel
 
@@ -24,11 +26,14 @@ __all__ = ["noised_updates", "private_updates"]
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def private_updates(contract: Contract, tasks: Mapping[str, TaskModel], records: Sequence[Record]) -> dict[str, Vector]:
+def private_updates(
+    contract: Contract, tasks: Mapping[str, TaskModel], records: Sequence[Record]
+) -> dict[str, Vector]:
     """The updates of one round: model -> float32 [travelling].
 
-    Under "example-distributed" minus a clipped gradient sum over one draw, to which a share of the noise must be added before it
-    leaves. Under "example-local" the change that noised local steps made, ready to leave.
+    Under "example-distributed" minus a clipped gradient sum over one draw, to which a share of the
+    noise must be added before it leaves. Under "example-local" the change that noised local steps
+    made, ready to leave.
 
     Args:
         tasks: every model of the job, at the global adapter of the round.
@@ -41,8 +46,11 @@ def private_updates(contract: Contract, tasks: Mapping[str, TaskModel], records:
 
     def gradients() -> dict[str, Vector]:
         drawn = [records[index] for index in poisson_sample(len(records), found.rate)]
-        summed = np.concatenate([task.gradient_sum(drawn, clip_norm=clip)[0] for task in tasks.values()])
-        # A sum beyond this norm might have its rounding drawn again, which the accounting does not allow.
+        summed = np.concatenate(
+            [task.gradient_sum(drawn, clip_norm=clip)[0] for task in tasks.values()]
+        )
+        # A sum beyond this norm might have its rounding drawn again, which the accounting does not
+        # allow.
         return _split(clip_vector(summed, found.sum_norm), tasks)
 
     if found.kind == "example-distributed":

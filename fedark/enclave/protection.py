@@ -1,14 +1,17 @@
-"""What leaves an enclave: updates, measurements, global states and deliveries, each encrypted, signed and bound.
+"""What leaves an enclave: updates, measurements, global states and deliveries, each encrypted,
+signed and bound.
 
 Rules kept here:
 
-- There is no type for a plain update. A `ProtectedUpdate` comes only from `protect`, which needs the `AttestedPeer` that it is
-  encrypted to, or from `ProtectedUpdate.verify`, which needs the `AttestedPeer` that signed it.
-- Everything is bound to (contract, run, kind, round, party, base): a message of another job, run, round or sender, or one that
-  was trained from another global state, does not verify.
-- Customers' messages use HPKE to the aggregator enclave (`fedark.keys`). The global state goes to the whole cohort once, under
-  a group key: AES-256-GCM with a random 96-bit nonce (NIST SP 800-38D allows 2^32 of them for a key; a run uses one a round),
-  signed by the aggregator enclave, so that no trainer can forge it.
+- There is no type for a plain update. A `ProtectedUpdate` comes only from `protect`, which needs
+  the `AttestedPeer` that it is encrypted to, or from `ProtectedUpdate.verify`, which needs the
+  `AttestedPeer` that signed it.
+- Everything is bound to (contract, run, kind, round, party, base): a message of another job, run,
+  round or sender, or one that was trained from another global state, does not verify.
+- Customers' messages use HPKE to the aggregator enclave (`fedark.foundation.keys`). The global
+  state goes to the whole cohort once, under a group key: AES-256-GCM with a random 96-bit nonce
+  (NIST SP 800-38D allows 2^32 of them for a key; a run uses one a round), signed by the aggregator
+  enclave, so that no trainer can forge it.
 
 Encoding: canonical CBOR; vectors are float32, little-endian.
 """
@@ -25,19 +28,32 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from fedark import canonical
-from fedark.errors import ProtocolError, Refused
-from fedark.keys import HpkeKey, Kem, SigningKey, hpke_seal, verify_signature
+from fedark.foundation import canonical
+from fedark.foundation.errors import ProtocolError, Refused
+from fedark.foundation.keys import HpkeKey, Kem, SigningKey, hpke_seal, verify_signature
 
 if TYPE_CHECKING:
     from fedark.attestation.gate import AttestedPeer
 
-__all__ = ["LOADED", "Context", "GroupKey", "Payload", "ProtectedUpdate", "open_delivery", "protect", "seal_delivery"]
+__all__ = [
+    "LOADED",
+    "Context",
+    "GroupKey",
+    "Payload",
+    "ProtectedUpdate",
+    "open_delivery",
+    "protect",
+    "seal_delivery",
+]
 
 LOADED = "loaded"
-"""The kind of a customer's first message, which brings the initial adapters; the others' kinds are in `fedark.masking`."""
+"""The kind of a customer's first message, which brings the initial adapters; the others' kinds are
+in `fedark.contract.protection`.
+"""
 MAX_MESSAGE_BYTES = 1 << 30
-_UPDATE, _GLOBAL, _GROUP, _DELIVERY = (f"fedark/{name}/1" for name in ("update", "global", "group-key", "delivery"))
+_UPDATE, _GLOBAL, _GROUP, _DELIVERY = (
+    f"fedark/{name}/1" for name in ("update", "global", "group-key", "delivery")
+)
 
 Metric = tuple[int, int, float]
 """Correct answers, answers, and the sum of their losses (nats)."""
@@ -50,7 +66,8 @@ class Context:
     Attributes:
         contract: the contract's digest, 48 bytes.
         run_id: of this run of the job.
-        kind: "loaded", "update", "evaluated" or "global"; under masks "endorsement" and "shares" of a round too.
+        kind: "loaded", "update", "evaluated" or "global"; under masks "endorsement" and "shares" of
+            a round too.
         round: 0 for "loaded", the round of an "update", rounds + 1 for "evaluated".
         party: the customer that sends it; for "global" the aggregator.
         base: SHA-384 of the global message that it was made from; empty for "loaded".
@@ -75,9 +92,10 @@ class Payload:
         weight: number of records that the vectors speak for.
         vectors: model name -> flat float32 vector, 1-D.
         metrics: model name -> metric name -> (correct, total, loss sum).
-        masked: under masks, a message of `fedark.secagg`, with nothing beside it: what is counted or trained is inside the mask.
-            When loading, the initial vectors and nothing else: they tell nothing of a customer.
-            In the enclave that masked it a view, so that it is not copied before it is encoded.
+        masked: under masks, a message of `fedark.secagg`, with nothing beside it: what is counted
+            or trained is inside the mask. When loading, the initial vectors and nothing else: they
+            tell nothing of a customer. In the enclave that masked it a view, so that it is not
+            copied before it is encoded.
     """
 
     weight: int
@@ -90,7 +108,10 @@ class Payload:
             {
                 "weight": self.weight,
                 "vectors": {name: pack_vector(vector) for name, vector in self.vectors.items()},
-                "metrics": {model: {key: list(value) for key, value in items.items()} for model, items in self.metrics.items()},
+                "metrics": {
+                    model: {key: list(value) for key, value in items.items()}
+                    for model, items in self.metrics.items()
+                },
                 "masked": bytes(self.masked),
             }
         )
@@ -105,13 +126,18 @@ class Payload:
         value = canonical.decode(data, max_bytes=MAX_MESSAGE_BYTES)
         try:
             weight = value["weight"]
-            vectors = {_text(name): unpack_vector(vector) for name, vector in value["vectors"].items()}
+            vectors = {
+                _text(name): unpack_vector(vector) for name, vector in value["vectors"].items()
+            }
             metrics = {
                 _text(model): {_text(key): _metric(item) for key, item in items.items()}
                 for model, items in value["metrics"].items()
             }
             masked = value["masked"]
-            if set(value) != {"weight", "vectors", "metrics", "masked"} or type(masked) is not bytes:
+            if (
+                set(value) != {"weight", "vectors", "metrics", "masked"}
+                or type(masked) is not bytes
+            ):
                 raise ValueError
             if type(weight) is not int or not 0 <= weight < 1 << 40:
                 raise ValueError
@@ -130,7 +156,12 @@ def _metric(item: Any) -> Metric:
     if type(item) is not list:
         raise ValueError
     correct, total, loss = item
-    if type(correct) is not int or type(total) is not int or not 0 <= correct <= total or not isinstance(loss, float):
+    if (
+        type(correct) is not int
+        or type(total) is not int
+        or not 0 <= correct <= total
+        or not isinstance(loss, float)
+    ):
         raise ValueError
     return correct, total, loss
 
@@ -155,7 +186,9 @@ def unpack_vector(data: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 class ProtectedUpdate:
-    """A customer's message to the aggregator enclave: HPKE ciphertext and the trainer enclave's signature over it."""
+    """A customer's message to the aggregator enclave: HPKE ciphertext and the trainer enclave's
+    signature over it.
+    """
 
     __slots__ = ("context", "wire")
 
@@ -181,9 +214,18 @@ class ProtectedUpdate:
         """
         ciphertext, signature = _split(wire)
         if context.party != sender.party:
-            raise Refused(f"A message of {context.party} was brought by {sender.party}.", safe="It was dropped.")
+            raise Refused(
+                f"A message of {context.party} was brought by {sender.party}.",
+                safe="It was dropped.",
+            )
         covered = _covered(context.to_map(_UPDATE), ciphertext)
-        verify_signature(sender.signing_public, _UPDATE, covered, signature, by=f"the trainer enclave of {sender.party}")
+        verify_signature(
+            sender.signing_public,
+            _UPDATE,
+            covered,
+            signature,
+            by=f"the trainer enclave of {sender.party}",
+        )
         return cls._make(context, wire)
 
     def open(self, hpke: HpkeKey) -> Payload:
@@ -197,21 +239,34 @@ class ProtectedUpdate:
         return Payload.decode(hpke.open(ciphertext, self.context.to_map(_UPDATE)))
 
 
-def protect(payload: Payload, context: Context, *, recipient: AttestedPeer, signer: SigningKey) -> ProtectedUpdate:
+def protect(
+    payload: Payload, context: Context, *, recipient: AttestedPeer, signer: SigningKey
+) -> ProtectedUpdate:
     """Encrypt `payload` to the attested aggregator enclave and sign it, bound to `context`.
 
     Raises:
         Refused: `recipient` is not an aggregator of this contract and run.
     """
-    if (recipient.role, recipient.contract_digest, recipient.run_id) != ("aggregator", context.contract, context.run_id):
-        raise Refused("The recipient of an update is not this run's aggregator enclave.", safe="The update was not sent.")
-    ciphertext = hpke_seal(payload.encode(), recipient.hpke_public, context.to_map(_UPDATE), kem=recipient.kem)
+    if (recipient.role, recipient.contract_digest, recipient.run_id) != (
+        "aggregator",
+        context.contract,
+        context.run_id,
+    ):
+        raise Refused(
+            "The recipient of an update is not this run's aggregator enclave.",
+            safe="The update was not sent.",
+        )
+    ciphertext = hpke_seal(
+        payload.encode(), recipient.hpke_public, context.to_map(_UPDATE), kem=recipient.kem
+    )
     signature = signer.sign(_UPDATE, _covered(context.to_map(_UPDATE), ciphertext))
     return ProtectedUpdate._make(context, _join(ciphertext, signature))
 
 
 class GroupKey:
-    """The key of one run's cohort: the aggregator enclave makes it, every admitted trainer enclave gets it."""
+    """The key of one run's cohort: the aggregator enclave makes it, every admitted trainer enclave
+    gets it.
+    """
 
     def __init__(self, secret: bytes | None = None) -> None:
         self._secret = secret if secret is not None else AESGCM.generate_key(256)
@@ -226,21 +281,37 @@ class GroupKey:
 
     def grant(self, trainer: AttestedPeer, signer: SigningKey) -> bytes:
         """The key, wrapped for an attested trainer enclave and signed."""
-        context = _group_context(trainer.contract_digest, trainer.run_id, trainer.party, trainer.signing_public)
+        context = _group_context(
+            trainer.contract_digest, trainer.run_id, trainer.party, trainer.signing_public
+        )
         ciphertext = hpke_seal(self._secret, trainer.hpke_public, context, kem=trainer.kem)
         return _join(ciphertext, signer.sign(_GROUP, _covered(context, ciphertext)))
 
     @classmethod
-    def accept(cls, grant: bytes, *, hpke: HpkeKey, signing_public: bytes, party: str, aggregator: AttestedPeer) -> GroupKey:
+    def accept(
+        cls,
+        grant: bytes,
+        *,
+        hpke: HpkeKey,
+        signing_public: bytes,
+        party: str,
+        aggregator: AttestedPeer,
+    ) -> GroupKey:
         """The trainer's side of `grant`; `signing_public` is the trainer's own.
 
         Raises:
             Refused: not from the attested aggregator, or not for this enclave.
         """
         ciphertext, signature = _split(grant)
-        context = _group_context(aggregator.contract_digest, aggregator.run_id, party, signing_public)
+        context = _group_context(
+            aggregator.contract_digest, aggregator.run_id, party, signing_public
+        )
         verify_signature(
-            aggregator.signing_public, _GROUP, _covered(context, ciphertext), signature, by="the aggregator enclave"
+            aggregator.signing_public,
+            _GROUP,
+            _covered(context, ciphertext),
+            signature,
+            by="the aggregator enclave",
         )
         secret = hpke.open(ciphertext, context)
         if len(secret) != 32:
@@ -248,13 +319,22 @@ class GroupKey:
         return cls(secret)
 
     def seal_global(
-        self, vectors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]], context: Context, signer: SigningKey
+        self,
+        vectors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]],
+        context: Context,
+        signer: SigningKey,
     ) -> bytes:
         """The global adapters of all models, for the whole cohort."""
         nonce = os.urandom(12)
-        plaintext = canonical.encode({name: pack_vector(vector) for name, vector in vectors.items()})
-        ciphertext = nonce + self._aead.encrypt(nonce, plaintext, canonical.encode(context.to_map(_GLOBAL)))
-        return _join(ciphertext, signer.sign(_GLOBAL, _covered(context.to_map(_GLOBAL), ciphertext)))
+        plaintext = canonical.encode(
+            {name: pack_vector(vector) for name, vector in vectors.items()}
+        )
+        ciphertext = nonce + self._aead.encrypt(
+            nonce, plaintext, canonical.encode(context.to_map(_GLOBAL))
+        )
+        return _join(
+            ciphertext, signer.sign(_GLOBAL, _covered(context.to_map(_GLOBAL), ciphertext))
+        )
 
     def open_global(
         self, wire: bytes, context: Context, aggregator: AttestedPeer
@@ -267,11 +347,18 @@ class GroupKey:
         """
         ciphertext, signature = _split(wire)
         covered = _covered(context.to_map(_GLOBAL), ciphertext)
-        verify_signature(aggregator.signing_public, _GLOBAL, covered, signature, by="the aggregator enclave")
+        verify_signature(
+            aggregator.signing_public, _GLOBAL, covered, signature, by="the aggregator enclave"
+        )
         try:
-            plaintext = self._aead.decrypt(ciphertext[:12], ciphertext[12:], canonical.encode(context.to_map(_GLOBAL)))
+            plaintext = self._aead.decrypt(
+                ciphertext[:12], ciphertext[12:], canonical.encode(context.to_map(_GLOBAL))
+            )
         except InvalidTag:
-            raise Refused("A global adapter does not open under this run's group key.", safe="It was not used.") from None
+            raise Refused(
+                "A global adapter does not open under this run's group key.",
+                safe="It was not used.",
+            ) from None
         return _vectors(canonical.decode(plaintext, max_bytes=MAX_MESSAGE_BYTES))
 
 
@@ -285,7 +372,8 @@ def seal_delivery(
     kem: Kem,
     signer: SigningKey,
 ) -> bytes:
-    """The final adapters, encrypted to one recipient of the contract and signed by the aggregator enclave.
+    """The final adapters, encrypted to one recipient of the contract and signed by the aggregator
+    enclave.
 
     Args:
         kem: that the contract names.
@@ -311,7 +399,11 @@ def open_delivery(
     ciphertext, signature = _split(wire)
     context = _delivery_context(aggregator.contract_digest, aggregator.run_id, party)
     verify_signature(
-        aggregator.signing_public, _DELIVERY, _covered(context, ciphertext), signature, by="the aggregator enclave"
+        aggregator.signing_public,
+        _DELIVERY,
+        _covered(context, ciphertext),
+        signature,
+        by="the aggregator enclave",
     )
     return _vectors(canonical.decode(hpke.open(ciphertext, context), max_bytes=MAX_MESSAGE_BYTES))
 
@@ -323,8 +415,16 @@ def _vectors(value: Any) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         raise ProtocolError("A message's vectors are malformed.") from None
 
 
-def _group_context(contract: bytes, run_id: str, party: str, signing_public: bytes) -> dict[str, Any]:
-    return {"label": _GROUP, "contract": contract, "run_id": run_id, "party": party, "signing": signing_public}
+def _group_context(
+    contract: bytes, run_id: str, party: str, signing_public: bytes
+) -> dict[str, Any]:
+    return {
+        "label": _GROUP,
+        "contract": contract,
+        "run_id": run_id,
+        "party": party,
+        "signing": signing_public,
+    }
 
 
 def _delivery_context(contract: bytes, run_id: str, party: str) -> dict[str, Any]:
@@ -333,7 +433,9 @@ def _delivery_context(contract: bytes, run_id: str, party: str) -> dict[str, Any
 
 def _covered(context: Mapping[str, Any], ciphertext: bytes) -> bytes:
     """What a signature covers: the context and the hash of the ciphertext."""
-    return canonical.encode({"context": dict(context), "sha384": hashlib.sha384(ciphertext).digest()})
+    return canonical.encode(
+        {"context": dict(context), "sha384": hashlib.sha384(ciphertext).digest()}
+    )
 
 
 def _join(ciphertext: bytes, signature: bytes) -> bytes:

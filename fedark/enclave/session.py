@@ -1,16 +1,18 @@
 """The state machine that runs inside an enclave: what is common to trainer and aggregator.
 
-No sockets, no files, no clock but the host's: a session takes a `Call` and gives a `Reply`, so the same class runs in a sandboxed
-process and in `fedark simulate`. The order that it enforces:
+No sockets, no files, no clock but the host's: a session takes a `Call` and gives a `Reply`, so the
+same class runs in a sandboxed process and in `fedark simulate`. The order that it enforces:
 
-1. `create` decodes the run configuration, whose hash the launcher has measured, and makes the keys: after the sandbox is locked.
-2. `Challenge` / `Attest` / `AdmitPeer`: mutual attestation. A peer's evidence counts for the nonce that this session gave out,
-   once, and only together with the contract's signatures.
+1. `create` decodes the run configuration, whose hash the launcher has measured, and makes the keys:
+   after the sandbox is locked.
+2. `Challenge` / `Attest` / `AdmitPeer`: mutual attestation. A peer's evidence counts for the nonce
+   that this session gave out, once, and only together with the contract's signatures.
    A call that is repeated after a crash gets the same answer; it changes nothing.
 3. Whatever needs a verified peer takes the `AttestedPeer`, which only `Gate.admit` makes.
 
-The host's clock is an input like any other: an enclave cannot know better. Turning it back keeps an expired contract alive on
-that host alone; it does not weaken what the other parties check with their own clocks.
+The host's clock is an input like any other: an enclave cannot know better. Turning it back keeps an
+expired contract alive on that host alone; it does not weaken what the other parties check with
+their own clocks.
 """
 
 from __future__ import annotations
@@ -21,24 +23,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol
 
-from fedark import canonical
 from fedark.attestation.binding import KeyBinding
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook
 from fedark.attestation.trust import verifiers
-from fedark.contract import Contract, SignedContract, now
+from fedark.contract.contract import Contract, SignedContract, now
 from fedark.enclave.channel import message_limit
 from fedark.enclave.checkpoint import Sealer, SealingKey
-from fedark.errors import ProtocolError, Refused
-from fedark.keys import HpkeKey, SigningKey
+from fedark.foundation import canonical
+from fedark.foundation.errors import ProtocolError, Refused
+from fedark.foundation.keys import HpkeKey, SigningKey
 from fedark.measurement import run_config_register
 from fedark.v1 import enclave_pb2 as pb
 
-__all__ = ["ProgressSink", "Quote", "RunConfig", "Session", "SessionBase", "create"]
+__all__ = ["ProgressSink", "Quote", "RunConfig", "Session", "SessionBase"]
 
 Quote = Callable[[bytes, bytes], tuple[str, bytes]]
-"""(report_data, nonce) -> (platform, token): the launcher's quoting key signs; it is never inside the enclave."""
+"""(report_data, nonce) -> (platform, token): the launcher's quoting key signs; it is never inside
+the enclave.
+"""
 
 ProgressSink = Callable[[pb.Progress], None]
 _MAX_COLLATERAL = 64 << 20
@@ -77,7 +81,12 @@ class RunConfig:
 
     def encode(self) -> bytes:
         return canonical.encode(
-            {"role": self.role, "party": self.party, "contract": self.contract.encode(), "run_id": self.run_id}
+            {
+                "role": self.role,
+                "party": self.party,
+                "contract": self.contract.encode(),
+                "run_id": self.run_id,
+            }
         )
 
     def register(self) -> bytes:
@@ -99,14 +108,22 @@ class RunConfig:
         """
         value = canonical.decode(data, max_bytes=8 << 20)
         match value:
-            case {"role": str(role), "party": str(party), "contract": bytes(contract), "run_id": str(run_id)} if (
-                len(value) == 4
-            ):
-                config = cls(role=role, party=party, contract=Contract.decode(contract), run_id=run_id)
+            case {
+                "role": str(role),
+                "party": str(party),
+                "contract": bytes(contract),
+                "run_id": str(run_id),
+            } if len(value) == 4:
+                config = cls(
+                    role=role, party=party, contract=Contract.decode(contract), run_id=run_id
+                )
             case _:
                 raise ProtocolError("A run configuration is malformed.")
         member = config.contract.party(party)
-        if member is None or {"customer": "trainer", "aggregator": "aggregator"}.get(member.role) != role:
+        if (
+            member is None
+            or {"customer": "trainer", "aggregator": "aggregator"}.get(member.role) != role
+        ):
             raise ProtocolError(f"The contract has no {role} of that name.")
         return config
 
@@ -114,13 +131,18 @@ class RunConfig:
 class SessionBase:
     """Keys, evidence and the admission of peers.
 
-    After each call of a kind in `seals_after` the reply carries the session's state, sealed (`fedark.enclave.checkpoint`). A call
-    that changes nothing else than what its repetition would set right has no place there.
+    After each call of a kind in `seals_after` the reply carries the session's state, sealed
+    (`fedark.enclave.checkpoint`). A call that changes nothing else than what its repetition would
+    set right has no place there.
     """
 
-    seals_after: ClassVar[frozenset[str]] = frozenset({"challenge", "attest", "vouch", "admit_peer"})
+    seals_after: ClassVar[frozenset[str]] = frozenset(
+        {"challenge", "attest", "vouch", "admit_peer"}
+    )
 
-    def __init__(self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None
+    ) -> None:
         self.config = config
         self.contract = config.contract
         self.digest = config.contract.digest()
@@ -138,7 +160,10 @@ class SessionBase:
     def handle(self, call: pb.Call, progress: ProgressSink) -> pb.Reply:
         """Answer one call; see `Session.handle`."""
         if self.contract.expired(now()):
-            raise Refused(f"The contract of job {self.contract.job} is not valid now.", safe="The enclave did nothing.")
+            raise Refused(
+                f"The contract of job {self.contract.job} is not valid now.",
+                safe="The enclave did nothing.",
+            )
         kind = str(call.WhichOneof("body"))
         reply = self._answer(kind, call, progress)
         self._used = self._used or kind != "start"
@@ -161,7 +186,9 @@ class SessionBase:
             case "challenge":
                 return pb.Reply(nonce=pb.Nonce(nonce=self._challenge(call.challenge.peer)))
             case "attest":
-                return pb.Reply(evidence=pb.Evidence(evidence=self._attest(call.attest.peer, call.attest.nonce)))
+                return pb.Reply(
+                    evidence=pb.Evidence(evidence=self._attest(call.attest.peer, call.attest.nonce))
+                )
             case "vouch":
                 self._host = call.vouch.signature
                 return reply_done()
@@ -171,9 +198,12 @@ class SessionBase:
         raise ProtocolError(f"An enclave of role {self.config.role} does not answer {kind!r}.")
 
     def _hello(self) -> pb.Reply:
-        return pb.Reply(hello=pb.Hello(hpke_public=self._hpke.public, signing_public=self._signing.public))
+        return pb.Reply(
+            hello=pb.Hello(hpke_public=self._hpke.public, signing_public=self._signing.public)
+        )
 
-    # -- state ------------------------------------------------------------------------------------------------------
+    # -- state
+    # ------------------------------------------------------------------------------------------------------
 
     def _whole_state(self) -> dict[str, Any]:
         collateral = list(dict.fromkeys(proof.collateral for proof in self._proofs.values()))
@@ -185,22 +215,28 @@ class SessionBase:
             "host": self._host,
             "collateral": collateral,
             "proofs": {
-                party: [proof.evidence, collateral.index(proof.collateral), proof.at] for party, proof in self._proofs.items()
+                party: [proof.evidence, collateral.index(proof.collateral), proof.at]
+                for party, proof in self._proofs.items()
             },
             "role": self._state(),
         }
 
     def _resume(self, checkpoint: bytes) -> None:
         if self._used or self._sealer is None:
-            raise ProtocolError("A checkpoint can only begin a session.", safe="The enclave goes on as it is.")
+            raise ProtocolError(
+                "A checkpoint can only begin a session.", safe="The enclave goes on as it is."
+            )
         state = self._sealer.open(checkpoint)
         self._hpke = HpkeKey(state["hpke"], kem=self._hpke.kem)
         self._signing = SigningKey(state["signing"])
         self._nonces.restore(state["nonces"])
-        self._answered = {peer: (nonce, digest) for peer, (nonce, digest) in state["answered"].items()}
+        self._answered = {
+            peer: (nonce, digest) for peer, (nonce, digest) in state["answered"].items()
+        }
         self._host = state["host"]
         self._proofs = {
-            party: _Proof(evidence, state["collateral"][index], at) for party, (evidence, index, at) in state["proofs"].items()
+            party: _Proof(evidence, state["collateral"][index], at)
+            for party, (evidence, index, at) in state["proofs"].items()
         }
         self._restore(state["role"])
 
@@ -211,7 +247,8 @@ class SessionBase:
     def _restore(self, state: dict[str, Any]) -> None:
         """Go on from `_state`. Keys, nonces and `_readmitted` are there already."""
 
-    # -- evidence -----------------------------------------------------------------------------------------------------
+    # -- evidence
+    # -----------------------------------------------------------------------------------------------------
 
     def _attest(self, peer: str, nonce: bytes) -> bytes:
         evidence = self._evidence(nonce)
@@ -252,10 +289,16 @@ class SessionBase:
         SignedContract.verify(self.contract, dict(call.contract_signatures))
         return self._appraise(role, call.peer, call.evidence, dict(call.collateral))
 
-    def _appraise(self, role: str, party: str, evidence: bytes, collateral: Mapping[str, bytes]) -> AttestedPeer:
+    def _appraise(
+        self, role: str, party: str, evidence: bytes, collateral: Mapping[str, bytes]
+    ) -> AttestedPeer:
         at = now()
         peer = self._gate(collateral).admit(
-            evidence, role=role, party=party, run_config_digest=self._register_of(role, party), now=at
+            evidence,
+            role=role,
+            party=party,
+            run_config_digest=self._register_of(role, party),
+            now=at,
         )
         self._proofs[party] = _Proof(evidence, canonical.encode(dict(collateral)), at.timestamp())
         return peer
@@ -277,11 +320,17 @@ class SessionBase:
         )
 
     def _register_of(self, role: str, party: str) -> bytes:
-        return RunConfig(role=role, party=party, contract=self.contract, run_id=self.config.run_id).register()
+        return RunConfig(
+            role=role, party=party, contract=self.contract, run_id=self.config.run_id
+        ).register()
 
     def _peer_role(self, peer: str) -> str:
         """The enclave role of a peer that this role talks to."""
-        wanted, role = ("aggregator", "aggregator") if self.config.role == "trainer" else ("customer", "trainer")
+        wanted, role = (
+            ("aggregator", "aggregator")
+            if self.config.role == "trainer"
+            else ("customer", "trainer")
+        )
         member = self.contract.party(peer)
         if member is None or member.role != wanted:
             raise ProtocolError(f"A {self.config.role} enclave has no such peer in its contract.")
@@ -290,30 +339,13 @@ class SessionBase:
 
 @dataclass(frozen=True)
 class _Proof:
-    """By what a peer was admitted: its evidence, the collateral that it was appraised with (canonical), and when (s since 1970)."""
+    """By what a peer was admitted: its evidence, the collateral that it was appraised with
+    (canonical), and when (s since 1970).
+    """
 
     evidence: bytes
     collateral: bytes
     at: float
-
-
-def create(run_config: bytes, quote: Quote, sealing_key: SealingKey | None = None) -> Session:
-    """The session for a run configuration. Call it after the sandbox is locked: it makes the keys.
-
-    Args:
-        sealing_key: asks the platform for the key of checkpoints; without it none are made or taken.
-
-    Raises:
-        ProtocolError, ContractError: the run configuration is not usable.
-    """
-    config = RunConfig.decode(run_config)
-    if config.role == "trainer":
-        from fedark.enclave.trainer import TrainerSession  # torch: not for the aggregator
-
-        return TrainerSession(config, quote, sealing_key)
-    from fedark.enclave.aggregator import AggregatorSession
-
-    return AggregatorSession(config, quote, sealing_key)
 
 
 def reply_done() -> pb.Reply:

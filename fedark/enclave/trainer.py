@@ -1,16 +1,20 @@
 """The trainer enclave: where a provider's weights and a customer's records meet.
 
-Order, enforced by what each step needs: the aggregator admitted (an `AttestedPeer`) -> under masks, the other trainers admitted and
-keys agreed with them -> weight keys accepted and bundles opened in memory -> records -> `Begin` -> rounds, strictly increasing ->
-`Evaluate`, of one final adapter. Nothing but the following leaves:
+Order, enforced by what each step needs: the aggregator admitted (an `AttestedPeer`) -> under masks,
+the other trainers admitted and keys agreed with them -> weight keys accepted and bundles opened in
+memory -> records -> `Begin` -> rounds, strictly increasing -> `Evaluate`, of one final adapter.
+Nothing but the following leaves:
 
 - protected messages to the aggregator enclave (`fedark.enclave.protection`);
 - under masks, evidence and a session key for the fellow trainers;
 - receipts for the provider;
-- counts of correct answers and losses, and the loss of each training step, to the customer's own node.
+- counts of correct answers and losses, and the loss of each training step, to the customer's own
+  node.
 
-Weights and records are in this process's memory only and are never written. An enclave that goes on from a checkpoint has
-neither: `Reopen` and the bundle's bytes, then the records, bring them again, and only the same ones.
+Weights and records are in this process's memory only and are never written. An enclave that goes on
+from a checkpoint has
+neither: `Reopen` and the bundle's bytes, then the records, bring them again, and only the same
+ones.
 """
 
 from __future__ import annotations
@@ -23,20 +27,28 @@ from typing import Any
 
 import numpy as np
 
-from fedark import canonical
 from fedark.attestation.gate import AttestedPeer
-from fedark.contract import ModelTerms, now
+from fedark.contract.contract import ModelTerms, now
+from fedark.contract.privacy import mechanism
+from fedark.contract.protection import EVALUATED, UPDATE, may_leave, train_key
 from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.masking import TrainerMasks
 from fedark.enclave.private import noised_updates, private_updates
-from fedark.enclave.protection import LOADED, Context, GroupKey, Metric, Payload, ProtectedUpdate, protect
+from fedark.enclave.protection import (
+    LOADED,
+    Context,
+    GroupKey,
+    Metric,
+    Payload,
+    ProtectedUpdate,
+    protect,
+)
 from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done, seed_of
-from fedark.errors import DataError, ModelError, ProtocolError, Refused
-from fedark.jsontext import read_json
-from fedark.masking import EVALUATED, UPDATE, may_leave, train_key
-from fedark.mechanism import mechanism
+from fedark.foundation import canonical
+from fedark.foundation.errors import DataError, ModelError, ProtocolError, Refused
+from fedark.foundation.jsontext import read_json
 from fedark.privacy.ledger import record_bytes
-from fedark.tuning.data import Record
+from fedark.records.reading import Record
 from fedark.tuning.self_check import self_check
 from fedark.tuning.task import TaskModel
 from fedark.v1 import enclave_pb2 as pb
@@ -82,7 +94,9 @@ class TrainerSession(SessionBase):
         *("peer_nonce", "announce", "join", "endorse", "unmask"),
     }
 
-    def __init__(self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None
+    ) -> None:
         super().__init__(config, quote, sealing_key)
         self._aggregator: AttestedPeer | None = None
         self._group: GroupKey | None = None
@@ -101,7 +115,9 @@ class TrainerSession(SessionBase):
         self._masks: TrainerMasks | None = None
         self._private = mechanism(self.contract)
         if self.contract.protection.mode == "masked":
-            self._masks = TrainerMasks(self.contract, config.run_id, config.party, self._signing, self._nonces)
+            self._masks = TrainerMasks(
+                self.contract, config.run_id, config.party, self._signing, self._nonces
+            )
 
     def _seals(self, call: pb.Call, kind: str) -> bool:
         return super()._seals(call, kind) and (kind != "records" or call.records.last)
@@ -112,7 +128,10 @@ class TrainerSession(SessionBase):
                 if self._known(call.admit_peer.peer, call.admit_peer.evidence):
                     return pb.Reply(admitted=pb.Admitted())
                 if self._aggregator is not None:
-                    raise ProtocolError("An aggregator enclave is admitted already.", safe="It stays the only one of this run.")
+                    raise ProtocolError(
+                        "An aggregator enclave is admitted already.",
+                        safe="It stays the only one of this run.",
+                    )
                 self._aggregator = self._admit(call.admit_peer)
                 return pb.Reply(admitted=pb.Admitted())
             case "grant":
@@ -141,11 +160,14 @@ class TrainerSession(SessionBase):
                 return self._member("shares", self._masked().unmask(call.unmask.request))
         return super()._handle(kind, call, progress)
 
-    # -- fellow trainers, under masks ---------------------------------------------------------------------------------
+    # -- fellow trainers, under masks
+    # ---------------------------------------------------------------------------------
 
     def _masked(self) -> TrainerMasks:
         if self._masks is None:
-            raise ProtocolError("The contract does not mask its updates.", safe="The trainer enclave did nothing.")
+            raise ProtocolError(
+                "The contract does not mask its updates.", safe="The trainer enclave did nothing."
+            )
         return self._masks
 
     def _announce(self, call: pb.Announce) -> pb.Reply:
@@ -159,31 +181,48 @@ class TrainerSession(SessionBase):
         return pb.Reply(announcement=pb.Announcement(evidence=evidence, hello=masks.hello()))
 
     def _join(self, call: pb.Join) -> pb.Reply:
-        """Admit every fellow by its evidence, then agree keys: with nobody unless all who were brought are proven."""
+        """Admit every fellow by its evidence, then agree keys: with nobody unless all who were
+        brought are proven.
+        """
         masks, collateral = self._masked(), dict(call.collateral)
         self._admitted()  # whose admission has verified the contract's signatures
-        others = {party: call.peers[party] for party in sorted(call.peers) if party != self.config.party}
+        others = {
+            party: call.peers[party] for party in sorted(call.peers) if party != self.config.party
+        }
         if masks.joined(other.hello for other in others.values()):
             return reply_done()
-        peers = [self._appraise(self.config.role, party, other.evidence, collateral) for party, other in others.items()]
+        peers = [
+            self._appraise(self.config.role, party, other.evidence, collateral)
+            for party, other in others.items()
+        ]
         masks.join(peers, [other.hello for other in others.values()])
         return reply_done()
 
     def _member(self, kind: str, message: bytes) -> pb.Reply:
-        """A committee member's answer: encrypted to the aggregator enclave, for shares unmask the sum for whoever holds them."""
-        context = Context(self.digest, self.config.run_id, kind, self._round, self.config.party, self._base)
+        """A committee member's answer: encrypted to the aggregator enclave, for shares unmask the
+        sum for whoever holds them.
+        """
+        context = Context(
+            self.digest, self.config.run_id, kind, self._round, self.config.party, self._base
+        )
         payload = Payload(0, {}, {}, message)
         return pb.Reply(update=pb.Update(protected=self._protect(payload, context).wire))
 
-    # -- weights ------------------------------------------------------------------------------------------------------
+    # -- weights
+    # ------------------------------------------------------------------------------------------------------
 
     def _admitted(self) -> AttestedPeer:
         if self._aggregator is None:
-            raise ProtocolError("The aggregator enclave has not been admitted yet.", safe="The trainer enclave did nothing.")
+            raise ProtocolError(
+                "The aggregator enclave has not been admitted yet.",
+                safe="The trainer enclave did nothing.",
+            )
         return self._aggregator
 
     def _grant(self, grant: pb.Grant) -> pb.Reply:
-        if self._grants.get(grant.model, (b"", 0.0))[0] == grant.SerializeToString(deterministic=True):
+        if self._grants.get(grant.model, (b"", 0.0))[0] == grant.SerializeToString(
+            deterministic=True
+        ):
             return self._reopen(grant.model)
         at = now()
         self._open(grant, at)
@@ -191,7 +230,9 @@ class TrainerSession(SessionBase):
         return reply_done()
 
     def _reopen(self, model: str) -> pb.Reply:
-        """Take a model's sealed bytes from their beginning again, under the grant that was accepted for it."""
+        """Take a model's sealed bytes from their beginning again, under the grant that was accepted
+        for it.
+        """
         kept, at = self._grants.get(model, (b"", 0.0))
         if not kept:
             raise ProtocolError("A model without a grant cannot be opened again.")
@@ -204,8 +245,12 @@ class TrainerSession(SessionBase):
         aggregator = self._admitted()
         terms = self.contract.model(grant.model)
         if terms is None or terms.name in self._models:
-            raise ProtocolError("A grant names a model that the contract has not, or that is open already.")
-        manifest = Manifest.verify(grant.manifest, bytes.fromhex(self.contract.provider.signing_key))
+            raise ProtocolError(
+                "A grant names a model that the contract has not, or that is open already."
+            )
+        manifest = Manifest.verify(
+            grant.manifest, bytes.fromhex(self.contract.provider.signing_key)
+        )
         if manifest.digest().hex() != terms.bundle:
             raise ModelError(
                 f"The sealed bundle for model {terms.name} is not the one in the contract.",
@@ -233,7 +278,9 @@ class TrainerSession(SessionBase):
             aggregator=aggregator,
         )
         collector = Collector(manifest)
-        self._openings[terms.name] = _Opening(accepted, Opener(manifest, accepted.key, collector), collector)
+        self._openings[terms.name] = _Opening(
+            accepted, Opener(manifest, accepted.key, collector), collector
+        )
         accepted.key.wipe()
 
     def _sealed(self, sealed: pb.Sealed) -> pb.Reply:
@@ -249,7 +296,8 @@ class TrainerSession(SessionBase):
         acceptance = _extra(files, "extra/acceptance.jsonl")
         if not {group for group, _ in acceptance} <= set(self.contract.evaluation.groups):
             raise ModelError(
-                f"The acceptance set of model {terms.name} has a group that the contract does not name.",
+                f"The acceptance set of model {terms.name} has a group that the contract does not"
+                " name.",
                 safe="Nothing was measured.",
             )
         task = TaskModel.load(files, terms)
@@ -260,11 +308,14 @@ class TrainerSession(SessionBase):
             replay=[record for _, record in _extra(files, "extra/replay.jsonl")],
             acceptance=acceptance,
         )
-        self._models[terms.name].local, self._models[terms.name].losses = self._figures.get(terms.name, ({}, {}))
+        self._models[terms.name].local, self._models[terms.name].losses = self._figures.get(
+            terms.name, ({}, {})
+        )
         receipt = Receipt.make(opening.accepted, opened, self._signing, now=now())
         return pb.Reply(receipt=pb.Receipt(receipt=receipt))
 
-    # -- records ------------------------------------------------------------------------------------------------------
+    # -- records
+    # ------------------------------------------------------------------------------------------------------
 
     def _records(self, records: pb.Records) -> pb.Reply:
         self._admitted()
@@ -277,17 +328,26 @@ class TrainerSession(SessionBase):
         answers = set().union(*(terms.labels for terms in self.contract.models))
         for record in batch:
             if max(len(record.prompt), len(record.answer)) > _MAX_RECORD_CHARS:
-                raise DataError(self.config.party, None, f"a record has more than {_MAX_RECORD_CHARS} characters")
+                raise DataError(
+                    self.config.party,
+                    None,
+                    f"a record has more than {_MAX_RECORD_CHARS} characters",
+                )
             if answers and record.answer not in answers:
-                raise DataError(self.config.party, None, "a record's answer is none of the contract's labels")
+                raise DataError(
+                    self.config.party, None, "a record's answer is none of the contract's labels"
+                )
         if records.last and not self._train and not (split is self._train and batch):
             raise DataError(self.config.party, None, "no training record")
         for record in batch:
-            self._digest_of_data.update(canonical.encode([records.split, record.prompt, record.answer]))
+            self._digest_of_data.update(
+                canonical.encode([records.split, record.prompt, record.answer])
+            )
         if records.last and self._data_expected not in (b"", self._digest_of_data.digest()):
             self._train, self._test, self._digest_of_data = [], [], hashlib.sha384()
             raise Refused(
-                f"The records that {self.config.party} brought again are not those that this run began with.",
+                f"The records that {self.config.party} brought again are not those that this run"
+                " began with.",
                 safe="They were dropped, and nothing was trained on them.",
                 fix="Put the data file back as it was, or begin a new run.",
             )
@@ -295,10 +355,15 @@ class TrainerSession(SessionBase):
         self._data_closed = records.last
         if records.last and self._private is not None and self._private.unit == "record":
             # A record that is in the file twice is one to the ledger: it must not move a sum twice.
-            self._train = list({record_bytes(record.prompt, record.answer): record for record in self._train}.values())
+            self._train = list(
+                {
+                    record_bytes(record.prompt, record.answer): record for record in self._train
+                }.values()
+            )
         return reply_done()
 
-    # -- state --------------------------------------------------------------------------------------------------------
+    # -- state
+    # --------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -308,13 +373,18 @@ class TrainerSession(SessionBase):
             "begun": self._begun,
             "round": self._round,
             "base": self._base,
-            "figures": {name: [_plain(local), _plain(losses)] for name, (local, losses) in self._all_figures().items()},
+            "figures": {
+                name: [_plain(local), _plain(losses)]
+                for name, (local, losses) in self._all_figures().items()
+            },
             "masks": self._masks.state() if self._masks is not None else None,
         }
 
     def _all_figures(self) -> dict[str, tuple[dict[str, Metric], dict[str, Metric]]]:
         """Local figures and losses by model, of models that wait to be opened again too."""
-        return self._figures | {name: (model.local, model.losses) for name, model in self._models.items()}
+        return self._figures | {
+            name: (model.local, model.losses) for name, model in self._models.items()
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["aggregator"] is not None:
@@ -322,13 +392,21 @@ class TrainerSession(SessionBase):
         self._grants = {model: (grant, at) for model, (grant, at) in state["grants"].items()}
         self._data_expected = state["data"]
         self._begun, self._round, self._base = state["begun"], state["round"], state["base"]
-        self._figures = {name: (_figured(local), _figured(losses)) for name, (local, losses) in state["figures"].items()}
+        self._figures = {
+            name: (_figured(local), _figured(losses))
+            for name, (local, losses) in state["figures"].items()
+        }
         if self._masks is not None:
-            self._masks = TrainerMasks(self.contract, self.config.run_id, self.config.party, self._signing, self._nonces)
+            self._masks = TrainerMasks(
+                self.contract, self.config.run_id, self.config.party, self._signing, self._nonces
+            )
             fellows = [name for name in self._masks.fellows if name in self._proofs]
-            self._masks.restore(state["masks"], [self._readmitted(self.config.role, name) for name in fellows])
+            self._masks.restore(
+                state["masks"], [self._readmitted(self.config.role, name) for name in fellows]
+            )
 
-    # -- measuring and training ---------------------------------------------------------------------------------------
+    # -- measuring and training
+    # ---------------------------------------------------------------------------------------
 
     def _ready(self) -> None:
         self._complete()
@@ -361,7 +439,9 @@ class TrainerSession(SessionBase):
                     seed=self._seed(name, "baseline"),
                     progress=_reporter(progress, f"{name}: local-only"),
                 )
-                measured |= self._measure(model, "local", _reporter(progress, f"{name}: local-only, measuring"), full=True)
+                measured |= self._measure(
+                    model, "local", _reporter(progress, f"{name}: local-only, measuring"), full=True
+                )
                 model.task.set_flat(model.initial)
             model.local = dict(measured)
             metrics[name] = measured
@@ -371,7 +451,10 @@ class TrainerSession(SessionBase):
     def _train_round(self, call: pb.Round, progress: ProgressSink) -> pb.Reply:
         vectors, base = self._open_global(call.round, call.state)
         if not self._round < call.round <= self.contract.rounds:
-            raise ProtocolError(f"Round {call.round} was asked for after round {self._round}: no round is trained twice.")
+            raise ProtocolError(
+                f"Round {call.round} was asked for after round {self._round}: no round is trained"
+                " twice."
+            )
         if self._masks is not None:
             self._masks.begin(UPDATE, call.masked, base)
         self._round, self._base = call.round, base
@@ -393,22 +476,35 @@ class TrainerSession(SessionBase):
                 )
                 deltas[name] = (model.task.get_flat() - vectors[name]).astype(np.float32)
                 if self._private is None:
-                    model.losses[train_key(call.round)] = 0, stats.examples, stats.loss * stats.examples
+                    model.losses[train_key(call.round)] = (
+                        0,
+                        stats.examples,
+                        stats.loss * stats.examples,
+                    )
                     metrics[name] = {"train": model.losses[train_key(call.round)]}
-        return pb.Reply(update=pb.Update(protected=self._leave(UPDATE, call.round, deltas, metrics, progress).wire))
+        return pb.Reply(
+            update=pb.Update(
+                protected=self._leave(UPDATE, call.round, deltas, metrics, progress).wire
+            )
+        )
 
     def _evaluate(self, call: pb.Evaluate, progress: ProgressSink) -> pb.Reply:
         final = self.contract.rounds + 1
         vectors, base = self._open_global(final, call.state)
         if self._round == final and self._base != base:
-            raise ProtocolError("Another final adapter was measured already.", safe="This one was not, and nothing left.")
+            raise ProtocolError(
+                "Another final adapter was measured already.",
+                safe="This one was not, and nothing left.",
+            )
         if self._masks is not None:
             self._masks.begin(EVALUATED, call.masked, base)
         self._round, self._base = final, base
         metrics: dict[str, dict[str, Metric]] = {}
         for name, model in self._models.items():
             model.task.set_flat(vectors[name])
-            metrics[name] = self._measure(model, "federated", _reporter(progress, f"{name}: federated"))
+            metrics[name] = self._measure(
+                model, "federated", _reporter(progress, f"{name}: federated")
+            )
             model.local |= metrics[name]
         return self._measured(self._leave(EVALUATED, final, {}, metrics, progress))
 
@@ -421,16 +517,24 @@ class TrainerSession(SessionBase):
         vectors = self._group.open_global(wire, context, aggregator)
         for name, model in self._models.items():
             if name not in vectors or vectors[name].shape != (model.terms.travelling,):
-                raise ProtocolError(f"The global adapter of model {name} has not the shape of the contract.")
+                raise ProtocolError(
+                    f"The global adapter of model {name} has not the shape of the contract."
+                )
         return vectors, hashlib.sha384(wire).digest()
 
     def _measure(
-        self, model: _Model, when: str, report: Callable[[int, int, float], None], *, full: bool = False
+        self,
+        model: _Model,
+        when: str,
+        report: Callable[[int, int, float], None],
+        *,
+        full: bool = False,
     ) -> dict[str, Metric]:
-        """Correct, total and loss on the customer's held-out records and, by group, on the acceptance set.
+        """Correct, total and loss on the customer's held-out records and, by group, on the
+        acceptance set.
 
-        Every customer measures the local-only adapter on the whole acceptance set, but the common ones (before, federated) on
-        a K-th of it: the cohort's sum then counts each record once.
+        Every customer measures the local-only adapter on the whole acceptance set, but the common
+        ones (before, federated) on a K-th of it: the cohort's sum then counts each record once.
         """
         measured: dict[str, Metric] = {}
         if self._test:
@@ -441,13 +545,18 @@ class TrainerSession(SessionBase):
             rows = rows[names.index(self.config.party) :: len(names)]
         groups = self.contract.evaluation.groups
         for index, group in enumerate(groups):
-            measured[f"{when}/acceptance/{group}"] = _evaluate(model.task, [record for name, record in rows if name == group])
+            measured[f"{when}/acceptance/{group}"] = _evaluate(
+                model.task, [record for name, record in rows if name == group]
+            )
             report(index + 1, len(groups), 0.0)
         return measured
 
     def _measured(self, protected: ProtectedUpdate) -> pb.Reply:
         local = canonical.encode(
-            {name: {key: list(value) for key, value in model.local.items()} for name, model in self._models.items()}
+            {
+                name: {key: list(value) for key, value in model.local.items()}
+                for name, model in self._models.items()
+            }
         )
         return pb.Reply(measured=pb.Measured(local=local, protected=protected.wire))
 
@@ -459,8 +568,12 @@ class TrainerSession(SessionBase):
         metrics: dict[str, dict[str, Metric]],
         progress: ProgressSink,
     ) -> ProtectedUpdate:
-        """What leaves for the aggregator enclave: encrypted to it, and masked too where the contract says so."""
-        context = Context(self.digest, self.config.run_id, kind, number, self.config.party, self._base)
+        """What leaves for the aggregator enclave: encrypted to it, and masked too where the
+        contract says so.
+        """
+        context = Context(
+            self.digest, self.config.run_id, kind, number, self.config.party, self._base
+        )
         records = len(self._train)
         if self._masks is None:
             if self._private is not None:
@@ -470,12 +583,19 @@ class TrainerSession(SessionBase):
             return self._protect(Payload(records, vectors, metrics), context)
 
         def on_clipped() -> None:
-            progress(pb.Progress(stage="the update was clipped to the contract's bounds", done=1, total=1))
+            progress(
+                pb.Progress(
+                    stage="the update was clipped to the contract's bounds", done=1, total=1
+                )
+            )
 
         if kind == LOADED:
             return self._protect(Payload(0, vectors, {}), context)
         figures = {name: {**model.local, **model.losses} for name, model in self._models.items()}
-        return self._protect(Payload(0, {}, {}, self._masks.upload(kind, vectors, records, figures, on_clipped)), context)
+        return self._protect(
+            Payload(0, {}, {}, self._masks.upload(kind, vectors, records, figures, on_clipped)),
+            context,
+        )
 
     def _protect(self, payload: Payload, context: Context) -> ProtectedUpdate:
         return protect(payload, context, recipient=self._admitted(), signer=self._signing)
@@ -506,7 +626,8 @@ def _extra(files: Any, name: str) -> list[tuple[str, Record]]:
             rows.append((str(row["group"]), Record(str(row["prompt"]), str(row["answer"]))))
         except (ValueError, KeyError, TypeError):
             raise ModelError(
-                f"{name} of the sealed bundle, line {number}: not a record.", safe="Nothing was trained."
+                f"{name} of the sealed bundle, line {number}: not a record.",
+                safe="Nothing was trained.",
             ) from None
     return rows
 

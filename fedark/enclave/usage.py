@@ -1,4 +1,6 @@
-"""How much memory a process has had at most, by what the kernel counts (proc(5), VmHWM): resident, in MiB."""
+"""How much memory a process has had at most, by what the kernel counts (proc(5), VmHWM): resident,
+in MiB.
+"""
 
 from __future__ import annotations
 
@@ -29,5 +31,7 @@ def processes_below(pid: int) -> list[int]:
 
 
 def peak_below_mib(pid: int) -> float:
-    """The largest peak among a process and those below it: for an enclave, the enclave's own, below its monitor."""
+    """The largest peak among a process and those below it: for an enclave, the enclave's own, below
+    its monitor.
+    """
     return max(peak_mib(one) for one in (pid, *processes_below(pid)))

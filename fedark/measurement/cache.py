@@ -1,13 +1,15 @@
-"""Digests of files that have not changed, so that measuring a torch install again takes a fraction of a second.
+"""Digests of files that have not changed, so that measuring a torch install again takes a fraction
+of a second.
 
-A digest is kept under (device, inode, size, mtime, ctime), both times in nanoseconds. A user cannot set ctime, so an edit is
-always seen; except one that falls into the same clock tick as the hashing before it, which is why a file that was changed less
-than two seconds before is never kept (the "racy" entries of version control). The file is believed only if it and its folder
-belong to this user and nobody else can write them. Whatever is odd about it costs time, never correctness.
+A digest is kept under (device, inode, size, mtime, ctime), both times in nanoseconds. A user cannot
+set ctime, so an edit is always seen; except one that falls into the same clock tick as the hashing
+before it, which is why a file that was changed less than two seconds before is never kept (the
+"racy" entries of version control). The file is believed only if it and its folder belong to this
+user and nobody else can write them. Whatever is odd about it costs time, never correctness.
 
-So what a cached measurement trusts is: this user's account (which starts the enclave, and could start another), the kernel's ctime,
-and, on file systems where root or a raw write to the disk can change content without it, that nobody did. `cached=False`
-trusts none of the three.
+So what a cached measurement trusts is: this user's account (which starts the enclave, and could
+start another), the kernel's ctime, and, on file systems where root or a raw write to the disk can
+change content without it, that nobody did. `cached=False` trusts none of the three.
 """
 
 from __future__ import annotations
@@ -63,8 +65,9 @@ def default_cache() -> Path | None:
 class DigestCache:
     """Known digests; `save` writes back what was added.
 
-    File: `_MAGIC`, CRC-32 of the rest, number of records, records of (identity, digest, place among the linkages or 0), and the
-    linkages of ELF files as JSON. Records are of one size, so reading a torch install's takes a hundredth of a second.
+    File: `_MAGIC`, CRC-32 of the rest, number of records, records of (identity, digest, place among
+    the linkages or 0), and the linkages of ELF files as JSON. Records are of one size, so reading a
+    torch install's takes a hundredth of a second.
 
     Args:
         path: its file; None keeps it in memory.
@@ -75,7 +78,9 @@ class DigestCache:
         self._known: dict[bytes, _Facts] = {}
         self._added = False
         if path is not None:
-            with suppress(OSError, ValueError, TypeError, IndexError, KeyError, RecursionError, struct.error):
+            with suppress(
+                OSError, ValueError, TypeError, IndexError, KeyError, RecursionError, struct.error
+            ):
                 self._known = _read(path)
 
     def get(self, key: Identity) -> FileFacts | None:
@@ -84,7 +89,9 @@ class DigestCache:
         return None if known is None else FileFacts(*known)
 
     def put(self, key: Identity, facts: FileFacts, *, hashed_from_ns: int) -> None:
-        """Keep `facts`, unless the file changed within two seconds before `hashed_from_ns` (wall clock)."""
+        """Keep `facts`, unless the file changed within two seconds before `hashed_from_ns` (wall
+        clock).
+        """
         if key[4] > hashed_from_ns - _RACY_NS:
             return
         self._known[_KEY.pack(*key)] = facts
@@ -124,23 +131,37 @@ def _written(known: list[tuple[bytes, _Facts]]) -> bytes:
 
 
 def _read(path: Path) -> dict[bytes, _Facts]:
-    """What the file holds; empty, or an error, where it is not ours alone or anything in it is not as `_written` writes it."""
+    """What the file holds; empty, or an error, where it is not ours alone or anything in it is not
+    as `_written` writes it.
+    """
     if not _ours_alone(path.parent.stat()):
         return {}
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or not _ours_alone(status) or status.st_size > _MAX_BYTES:
+        if (
+            not stat.S_ISREG(status.st_mode)
+            or not _ours_alone(status)
+            or status.st_size > _MAX_BYTES
+        ):
             return {}
         data = file.read()
     head = len(_MAGIC) + _COUNT.size
     body = memoryview(data)[head:]
-    if data[: len(_MAGIC)] != _MAGIC or zlib.crc32(body) != _COUNT.unpack_from(data, len(_MAGIC))[0]:
+    if (
+        data[: len(_MAGIC)] != _MAGIC
+        or zlib.crc32(body) != _COUNT.unpack_from(data, len(_MAGIC))[0]
+    ):
         return {}
     end = _COUNT.size + _COUNT.unpack_from(body)[0] * _RECORD.size
-    linkages = [Linkage(one[0], tuple(one[1]), tuple(one[2])) for one in json.loads(bytes(body[end:]))]
+    linkages = [
+        Linkage(one[0], tuple(one[1]), tuple(one[2])) for one in json.loads(bytes(body[end:]))
+    ]
     places = [None, *linkages]
-    return {key: (digest, places[at]) for key, digest, at in _RECORD.iter_unpack(body[_COUNT.size : end])}
+    return {
+        key: (digest, places[at])
+        for key, digest, at in _RECORD.iter_unpack(body[_COUNT.size : end])
+    }
 
 
 def _ours_alone(status: os.stat_result) -> bool:

@@ -1,10 +1,14 @@
-"""Files that would lead an enclave's interpreter past what is measured: an enclave starts only where there are none of them.
+"""Files that would lead an enclave's interpreter past what is measured: an enclave starts only
+where there are none of them.
 
-Before the first line of an enclave runs, Python's start (CPython, Modules/getpath.py) and the dynamic loader (ld.so(8)) have
-looked for these, and code from there would run under genuine evidence:
-- the standard library as an archive, in the prefix or in any folder above the interpreter: it comes first on `sys.path`;
+Before the first line of an enclave runs, Python's start (CPython, Modules/getpath.py) and the
+dynamic loader (ld.so(8)) have looked for these, and code from there would run under genuine
+evidence:
+- the standard library as an archive, in the prefix or in any folder above the interpreter: it comes
+  first on `sys.path`;
 - a standard library nearer to the interpreter than the one that is measured;
-- `pyvenv.cfg`, `._pth`, and the marks of a build folder, each of which names another standard library;
+- `pyvenv.cfg`, `._pth`, and the marks of a build folder, each of which names another standard
+  library;
 - `/etc/ld.so.preload`, which loads shared objects into every process.
 No installation of Python has them, so they are refused rather than measured.
 """
@@ -16,7 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fedark.errors import Refused
+from fedark.foundation.errors import Refused
 
 __all__ = ["PRELOAD", "detours", "refuse_detours"]
 
@@ -30,7 +34,12 @@ def detours(python: Path, library: Path) -> tuple[Path, ...]:
         python: the interpreter that is executed.
         library: the folder of the standard library that is measured.
     """
-    return (Path(PRELOAD), *dict.fromkeys((*_archives(python, library), *_nearer(python, library), *_redirections(python))))
+    return (
+        Path(PRELOAD),
+        *dict.fromkeys(
+            (*_archives(python, library), *_nearer(python, library), *_redirections(python))
+        ),
+    )
 
 
 def refuse_detours(paths: Iterable[Path]) -> None:
@@ -66,7 +75,11 @@ def _nearer(python: Path, library: Path) -> Iterator[Path]:
 def _redirections(python: Path) -> Iterator[Path]:
     folder = python.parent
     yield from (folder.parent / "pyvenv.cfg", folder / "pyvenv.cfg")
-    yield from (Path(f"{python}._pth"), folder / "pybuilddir.txt", folder / "Modules" / "Setup.local")
+    yield from (
+        Path(f"{python}._pth"),
+        folder / "pybuilddir.txt",
+        folder / "Modules" / "Setup.local",
+    )
 
 
 def _blank(path: Path) -> bool:

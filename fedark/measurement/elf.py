@@ -1,7 +1,8 @@
-"""What a shared object or program asks the dynamic loader for (System V ABI, ELF-64, little-endian).
+"""What a shared object or program asks the dynamic loader for (System V ABI, ELF-64,
+little-endian).
 
-Enough of the format to follow `DT_NEEDED`: so that the system libraries which an enclave really loads are measured, and only
-those need to be visible inside its sandbox.
+Enough of the format to follow `DT_NEEDED`: so that the system libraries which an enclave really
+loads are measured, and only those need to be visible inside its sandbox.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Linkage:
 
 
 def linkage(descriptor: int) -> Linkage | None:
-    """The linkage of an open file; None if it is not a 64-bit little-endian ELF file, or its tables are nonsense."""
+    """The linkage of an open file; None if it is not a 64-bit little-endian ELF file, or its tables
+    are nonsense.
+    """
     try:
         return _parse(descriptor)
     except (struct.error, ValueError, IndexError, OverflowError, StopIteration, OSError):
@@ -62,8 +65,13 @@ def _parse(descriptor: int) -> Linkage | None:
     if _DT_STRTAB not in values:
         return Linkage(interpreter, (), ())
     address = values[_DT_STRTAB][0]
-    # DT_STRTAB is an address in memory: the loaded segment that holds it says where in the file it is.
-    place = next(a - v + address for kind, _, a, v, _, n in segments if kind == _PT_LOAD and v <= address < v + n)
+    # DT_STRTAB is an address in memory: the loaded segment that holds it says where in the file it
+    # is.
+    place = next(
+        a - v + address
+        for kind, _, a, v, _, n in segments
+        if kind == _PT_LOAD and v <= address < v + n
+    )
     strings = os.pread(descriptor, min(values.get(_DT_STRSZ, [0])[0], _MAX_TABLE), place)
 
     def text(position: int) -> str:

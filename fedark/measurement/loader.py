@@ -1,7 +1,9 @@
-"""Where the dynamic loader finds a library besides the folders that it always searches (ld.so(8), glibc).
+"""Where the dynamic loader finds a library besides the folders that it always searches (ld.so(8),
+glibc).
 
-Its cache comes before the standard folders, and below each folder it prefers builds for newer processors. Either could lead to
-another file than the one that is measured, before an enclave is confined; so whoever measures must know of both.
+Its cache comes before the standard folders, and below each folder it prefers builds for newer
+processors. Either could lead to another file than the one that is measured, before an enclave is
+confined; so whoever measures must know of both.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from fedark.errors import InputError
+from fedark.foundation.errors import InputError
 
 __all__ = ["CACHE", "cached_libraries", "variants"]
 
@@ -26,7 +28,8 @@ _BUILDS = ("glibc-hwcaps", "tls", "haswell", "avx512_1", "x86_64")
 
 
 def cached_libraries() -> Mapping[str, Sequence[str]]:
-    """Name of a library -> where the loader's cache has it, builds for newer processors among them; empty without a cache.
+    """Name of a library -> where the loader's cache has it, builds for newer processors among them;
+    empty without a cache.
 
     Raises:
         InputError: the cache is not as glibc writes it.
@@ -46,7 +49,8 @@ def cached_libraries() -> Mapping[str, Sequence[str]]:
         return {}
     except (OSError, ValueError, struct.error) as error:
         raise InputError(
-            f"The loader's cache {CACHE} cannot be read ({type(error).__name__}).", fix="Run ldconfig as root."
+            f"The loader's cache {CACHE} cannot be read ({type(error).__name__}).",
+            fix="Run ldconfig as root.",
         ) from None
     return found
 
@@ -54,7 +58,12 @@ def cached_libraries() -> Mapping[str, Sequence[str]]:
 def variants(folder: str, name: str) -> list[str]:
     """Builds of the library `name` below `folder` that the loader may prefer to the one in it."""
     tops = [os.path.join(folder, build) for build in _BUILDS]
-    walked = (os.path.join(where, name) for top in tops if os.path.isdir(top) for where, _, _ in os.walk(top))
+    walked = (
+        os.path.join(where, name)
+        for top in tops
+        if os.path.isdir(top)
+        for where, _, _ in os.walk(top)
+    )
     return [path for path in walked if os.path.lexists(path)]
 
 

@@ -14,7 +14,8 @@
     stdlib_exclude = ["test"]      # names or patterns at the top of the standard library
     libraries = ["libgcc_s.so.1"]  # system libraries that are opened by name and linked by nobody
 
-The folder with the manifest is itself measured, so nobody widens what counts without changing a register.
+The folder with the manifest is itself measured, so nobody widens what counts without changing a
+register.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ from pydantic import Field, ValidationError, field_validator
 
 import fedark
 from fedark.attestation.binding import ROLES
-from fedark.errors import ContractError, InputError, printable
-from fedark.terms import Terms, explain
+from fedark.foundation.errors import ContractError, InputError, printable
+from fedark.foundation.terms import Terms, explain
 
 __all__ = ["MANIFEST", "Manifest", "enclave_dir", "package_dir"]
 
 MANIFEST = "enclave.toml"
 _MAX_MANIFEST = 64 << 10
-RelativePath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")]
+RelativePath = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")
+]
 
 
 class ApplicationPart(Terms):
@@ -118,7 +121,8 @@ def package_dir() -> Path:
 
 
 def enclave_dir(role: str) -> Path:
-    """The folder with the manifest of `role`: inside an installed package, or beside the package in a checkout.
+    """The folder with the manifest of `role`: inside an installed package, or beside the package in
+    a checkout.
 
     Raises:
         InputError: there is no such enclave.
@@ -128,7 +132,9 @@ def enclave_dir(role: str) -> Path:
         for folder in (package / "_enclaves" / role, package.parent / "enclaves" / role):
             if (folder / MANIFEST).is_file():
                 return folder
-    raise InputError(f"There is no enclave {printable(role)!r}.", fix=f"The roles are {' and '.join(ROLES)}.")
+    raise InputError(
+        f"There is no enclave {printable(role)!r}.", fix=f"The roles are {' and '.join(ROLES)}."
+    )
 
 
 def _tuples(value: object) -> object:

@@ -1,8 +1,10 @@
-"""Measuring an enclave: three registers over everything that its process will execute, and the list of what that is.
+"""Measuring an enclave: three registers over everything that its process will execute, and the list
+of what that is.
 
-The launcher measures before it starts the enclave, gives the sandbox `Measurement.visible` and nothing else to read, and calls
-`check_unchanged` before it quotes: an edit after the hashing is then either invisible to the enclave or found. The fourth
-register, "runconfig", is `run_config_register` of the bytes that the enclave is started with.
+The launcher measures before it starts the enclave, gives the sandbox `Measurement.visible` and
+nothing else to read, and calls `check_unchanged` before it quotes: an edit after the hashing is
+then either invisible to the enclave or found. The fourth register, "runconfig", is
+`run_config_register` of the bytes that the enclave is started with.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from fedark.errors import InputError, Refused
+from fedark.foundation.errors import InputError, Refused
 from fedark.measurement import runtime
 from fedark.measurement.cache import DigestCache, default_cache
 from fedark.measurement.detours import detours, refuse_detours
@@ -32,16 +34,21 @@ class Measurement:
 
     Attributes:
         role: "trainer" or "aggregator".
-        registers: "launcher", "runtime", "application" -> SHA-384, 48 bytes: a contract's reference values.
+        registers: "launcher", "runtime", "application" -> SHA-384, 48 bytes: a contract's reference
+            values.
         entries: register -> what went into it, sorted.
         entry_point: the script to run.
-        python: the interpreter to run it with; start it with `-I -S -B -X pycache_prefix=FOLDER`, or poisoned bytecode in the
-            measured folders would be executed.
-        search_path: `sys.path` of the enclave: standard library, its extension modules, site folders, fedark's parent.
-            Modules are found by listing these folders, so a sandbox must let them be listed.
-        visible: files and whole folders that were measured, without a symlink on the way: all that the enclave may read.
-        libraries: system libraries and the loader, where the loader looks for them; possibly links to files in `visible`.
-        detours: files that must not exist as long as the enclave loads: they would put unmeasured code into it.
+        python: the interpreter to run it with; start it with `-I -S -B -X pycache_prefix=FOLDER`,
+            or poisoned bytecode in the measured folders would be executed.
+        search_path: `sys.path` of the enclave: standard library, its extension modules, site
+            folders, fedark's parent. Modules are found by listing these folders, so a sandbox must
+            let them be listed.
+        visible: files and whole folders that were measured, without a symlink on the way: all that
+            the enclave may read.
+        libraries: system libraries and the loader, where the loader looks for them; possibly links
+            to files in `visible`.
+        detours: files that must not exist as long as the enclave loads: they would put unmeasured
+            code into it.
     """
 
     role: str
@@ -66,13 +73,15 @@ class Measurement:
         """Measure again.
 
         Raises:
-            Refused: a file of the enclave was changed, added or removed meanwhile; names up to five.
+            Refused: a file of the enclave was changed, added or removed meanwhile; names up to
+                five.
         """
         again = measure_enclave(self.role)
         if dict(again.registers) != dict(self.registers):
             changes = differences(self.to_json(), again.to_json())
             raise Refused(
-                f"The {self.role} enclave's files changed after it was measured: {'; '.join(changes[:5])}.",
+                f"The {self.role} enclave's files changed after it was measured:"
+                f" {'; '.join(changes[:5])}.",
                 safe="No evidence was made for it.",
                 fix="Start it again.",
             )
@@ -82,9 +91,15 @@ class Measurement:
         return {
             "role": self.role,
             "registers": {name: value.hex() for name, value in self.registers.items()},
-            "policies": {mode: policies.model_dump(mode="json") for mode, policies in reference_policies().items()},
+            "policies": {
+                mode: policies.model_dump(mode="json")
+                for mode, policies in reference_policies().items()
+            },
             "files": {
-                name: {entry.label: [entry.kind, entry.executable, entry.digest.hex()] for entry in entries}
+                name: {
+                    entry.label: [entry.kind, entry.executable, entry.digest.hex()]
+                    for entry in entries
+                }
                 for name, entries in self.entries.items()
             },
         }
@@ -98,7 +113,8 @@ def measure_enclave(role: str, *, cached: bool = True) -> Measurement:
 
     Raises:
         InputError: a part of it is missing, unreadable, or of a kind that cannot be measured.
-        Refused: a file changed meanwhile, or one is there that would put unmeasured code into the enclave.
+        Refused: a file changed meanwhile, or one is there that would put unmeasured code into the
+            enclave.
     """
     folder = enclave_dir(role)
     manifest = Manifest.load(folder / "enclave.toml")
@@ -121,12 +137,21 @@ def measure_enclave(role: str, *, cached: bool = True) -> Measurement:
     python = runtime.python_binary()
     elsewhere = detours(python, paths[0])
     refuse_detours(elsewhere)
-    ground = [Root(str(python), "python"), *library, *runtime.distribution_roots(needed, others, manifest.runtime.exclude)]
+    ground = [
+        Root(str(python), "python"),
+        *library,
+        *runtime.distribution_roots(needed, others, manifest.runtime.exclude),
+    ]
 
-    entries = {"launcher": entries_of(launcher, digests), "application": entries_of(application, digests)}
+    entries = {
+        "launcher": entries_of(launcher, digests),
+        "application": entries_of(application, digests),
+    }
     base = entries_of(ground, digests)
     try:
-        system = runtime.library_entries([*base, *entries["application"]], manifest.runtime.libraries, digests)
+        system = runtime.library_entries(
+            [*base, *entries["application"]], manifest.runtime.libraries, digests
+        )
     except OSError as error:
         raise InputError(f"{error.filename} cannot be measured: {error.strerror}.") from None
     entries["runtime"] = sorted([*base, *system], key=attrgetter("label"))
@@ -140,24 +165,35 @@ def measure_enclave(role: str, *, cached: bool = True) -> Measurement:
     sites = dict.fromkeys(Path(item.site) for item in needed)
     return Measurement(
         role=role,
-        registers={name: register(name, entries[name]) for name in ("launcher", "runtime", "application")},
+        registers={
+            name: register(name, entries[name]) for name in ("launcher", "runtime", "application")
+        },
         entries={name: tuple(part) for name, part in entries.items()},
         entry_point=entry_point,
         python=python,
         search_path=tuple(dict.fromkeys([*paths, *sites, package.parent])),
-        visible=tuple(Path(path) for path in sorted({root.path for root in (*application, *ground)} | outside | libraries)),
+        visible=tuple(
+            Path(path)
+            for path in sorted(
+                {root.path for root in (*application, *ground)} | outside | libraries
+            )
+        ),
         libraries=tuple(Path(entry.path) for entry in system),
         detours=elsewhere,
     )
 
 
 def run_config_register(run_config: bytes) -> bytes:
-    """The register "runconfig": SHA-384 of the run configuration as it is handed to the enclave, 48 bytes."""
+    """The register "runconfig": SHA-384 of the run configuration as it is handed to the enclave, 48
+    bytes.
+    """
     return hashlib.sha384(run_config).digest()
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What differs from `one` to `other`, both from `Measurement.to_json`: one line for each file, none if all is equal."""
+    """What differs from `one` to `other`, both from `Measurement.to_json`: one line for each file,
+    none if all is equal.
+    """
     lines = []
     for name in sorted(one["files"].keys() | other["files"].keys()):
         before, after = one["files"].get(name, {}), other["files"].get(name, {})

@@ -1,13 +1,17 @@
-"""What an enclave runs on: the interpreter, the standard library, the distributions it needs, and the system's libraries.
+"""What an enclave runs on: the interpreter, the standard library, the distributions it needs, and
+the system's libraries.
 
 Rules that make two installs of the same wheels equal:
-- Distributions are found along `sys.path` as an import would find them, with all that they require here (PEP 508 markers). Only
-  what they own is measured; a top-level folder is measured whole, with whatever else lies in it, unless a distribution that
-  the enclave does not need owns a part of it (namespace packages), or the manifest excludes one: then only the needed parts
-  are, and only they are visible to the enclave.
-- Of `*.dist-info` four files count, which are the same in every install of a wheel. RECORD, INSTALLER, REQUESTED and
-  direct_url.json are not; they, scripts and `.pth` files are not part of an enclave, and need not be visible to it.
-- A system library is measured under its soname, and must be the only one that the loader could take for it.
+- Distributions are found along `sys.path` as an import would find them, with all that they require
+  here (PEP 508 markers). Only what they own is measured; a top-level folder is measured whole, with
+  whatever else lies in it, unless a distribution that the enclave does not need owns a part of it
+  (namespace packages), or the manifest excludes one: then only the needed parts are, and only they
+  are visible to the enclave.
+- Of `*.dist-info` four files count, which are the same in every install of a wheel. RECORD,
+  INSTALLER, REQUESTED and direct_url.json are not; they, scripts and `.pth` files are not part of
+  an enclave, and need not be visible to it.
+- A system library is measured under its soname, and must be the only one that the loader could take
+  for it.
 """
 
 from __future__ import annotations
@@ -25,12 +29,19 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from fedark.errors import InputError, Refused
+from fedark.foundation.errors import InputError, Refused
 from fedark.measurement.cache import DigestCache, FileFacts
 from fedark.measurement.loader import cached_libraries, variants
 from fedark.measurement.tree import Entry, Root, facts_of
 
-__all__ = ["Distribution", "distribution_roots", "distributions", "library_entries", "python_binary", "stdlib_roots"]
+__all__ = [
+    "Distribution",
+    "distribution_roots",
+    "distributions",
+    "library_entries",
+    "python_binary",
+    "stdlib_roots",
+]
 
 _INFO_FILES = ("METADATA", "WHEEL", "entry_points.txt", "top_level.txt")
 _INFO = ".dist-info"
@@ -38,7 +49,9 @@ _INFO = ".dist-info"
 
 @dataclass(frozen=True)
 class Distribution:
-    """An installed wheel: normalised name, version as its folder says, site folder, `*.dist-info` folder."""
+    """An installed wheel: normalised name, version as its folder says, site folder, `*.dist-info`
+    folder.
+    """
 
     name: str
     version: str
@@ -55,11 +68,14 @@ def stdlib_roots(exclude: Sequence[str]) -> tuple[list[Root], list[Path]]:
     """The parts of the standard library, and the folders that must be on `sys.path` for it."""
     base = {"installed_platbase": sys.base_exec_prefix, "platbase": sys.base_exec_prefix}
     library = os.path.realpath(sysconfig.get_path("stdlib"))
-    dynload = os.path.realpath(os.path.join(sysconfig.get_path("platstdlib", vars=base), "lib-dynload"))
+    dynload = os.path.realpath(
+        os.path.join(sysconfig.get_path("platstdlib", vars=base), "lib-dynload")
+    )
     roots = [
         Root(os.path.join(library, name), f"stdlib/{name}")
         for name in sorted(os.listdir(library))
-        if name != "__pycache__" and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
+        if name != "__pycache__"
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
     ]
     if os.path.dirname(dynload) != library and os.path.isdir(dynload):
         roots.append(Root(dynload, "stdlib/lib-dynload"))
@@ -84,7 +100,8 @@ def distributions(names: Iterable[str]) -> tuple[list[Distribution], list[Distri
         wanted.setdefault(name, set()).update(extras)
         if name not in installed:
             raise InputError(
-                f"The distribution {name}, which {by} needs, is not installed as a wheel.", fix=f"Run: pip install {name}"
+                f"The distribution {name}, which {by} needs, is not installed as a wheel.",
+                fix=f"Run: pip install {name}",
             )
         queue += [
             (_normal(requirement.name), frozenset(requirement.extras), name)
@@ -119,26 +136,38 @@ def distribution_roots(
         owned = {path for item in items for path in _record(item, must=True, left_out=left_out)}
         tops = {path.split("/", 1)[0] for path in owned}
         foreign = {
-            path for item in others if item.site == site for path in _record(item, must=False) if path.split("/", 1)[0] in tops
+            path
+            for item in others
+            if item.site == site
+            for path in _record(item, must=False)
+            if path.split("/", 1)[0] in tops
         }
         foreign |= set(exclude)
-        for path in _cover([path.split("/") for path in owned], [path.split("/") for path in foreign], 0):
+        for path in _cover(
+            [path.split("/") for path in owned], [path.split("/") for path in foreign], 0
+        ):
             full = os.path.join(site, path)
             if os.path.lexists(full):
                 roots.append(Root(full, f"site/{path}"))
     return roots
 
 
-def library_entries(entries: Sequence[Entry], extra: Sequence[str], cache: DigestCache) -> list[Entry]:
-    """The system libraries that measured ELF files load, directly or through one another, and the loader itself.
+def library_entries(
+    entries: Sequence[Entry], extra: Sequence[str], cache: DigestCache
+) -> list[Entry]:
+    """The system libraries that measured ELF files load, directly or through one another, and the
+    loader itself.
 
-    A soname that a measured file provides, or that is not on this system, is left out: what is not there cannot be loaded.
+    A soname that a measured file provides, or that is not on this system, is left out: what is not
+    there cannot be loaded.
 
     Raises:
         InputError: the loader's cache cannot be read.
         Refused: the loader could take another file for one; names both.
     """
-    linked = [entry for entry in entries if entry.facts is not None and entry.facts.linkage is not None]
+    linked = [
+        entry for entry in entries if entry.facts is not None and entry.facts.linkage is not None
+    ]
     provided = {os.path.basename(entry.path) for entry in linked}
     folders = _loader_folders()
     cached = cached_libraries()
@@ -152,7 +181,9 @@ def library_entries(entries: Sequence[Entry], extra: Sequence[str], cache: Diges
         if label in found or os.path.basename(name) in provided:
             continue
         places = [os.path.join(folder, name) for folder in (*own, *folders)]
-        path = next((path for path in (*places, *cached.get(name, ())) if os.path.isfile(path)), None)
+        path = next(
+            (path for path in (*places, *cached.get(name, ())) if os.path.isfile(path)), None
+        )
         if path is None:
             continue
         status = os.stat(path)
@@ -162,13 +193,17 @@ def library_entries(entries: Sequence[Entry], extra: Sequence[str], cache: Diges
         if os.path.dirname(path) not in own:
             rivals += cached.get(name, ())
         _check_alone(path, facts, rivals, cache)
-        found[label] = Entry(label, "f", bool(status.st_mode & 0o100), facts.digest, path, facts=facts)
+        found[label] = Entry(
+            label, "f", bool(status.st_mode & 0o100), facts.digest, path, facts=facts
+        )
         queue += _asks(found[label])
     return sorted(found.values(), key=lambda entry: entry.label)
 
 
 def _check_alone(path: str, facts: FileFacts, rivals: Iterable[str], cache: DigestCache) -> None:
-    for rival in {os.path.realpath(rival) for rival in rivals if os.path.isfile(rival)} - {os.path.realpath(path)}:
+    for rival in {os.path.realpath(rival) for rival in rivals if os.path.isfile(rival)} - {
+        os.path.realpath(path)
+    }:
         (other,) = facts_of([(rival, os.stat(rival))], cache)
         if other.digest != facts.digest:
             raise Refused(
@@ -190,7 +225,9 @@ def _asks(entry: Entry) -> list[tuple[str, list[str]]]:
 
 
 def _loader_folders() -> list[str]:
-    """Where glibc looks without a cache file, and where this interpreter keeps its own shared library."""
+    """Where glibc looks without a cache file, and where this interpreter keeps its own shared
+    library.
+    """
     multiarch = sysconfig.get_config_var("MULTIARCH")
     here = [f"{base}/{multiarch}" for base in ("/lib", "/usr/lib") if multiarch]
     library = sysconfig.get_config_var("LIBDIR")
@@ -217,10 +254,14 @@ def _normal(name: str) -> str:
 
 
 def _requirements(item: Distribution, *, extras: bool) -> Iterator[Requirement]:
-    # The header of METADATA alone: parsing whole descriptions as e-mail takes longer than all the rest of a measurement.
+    # The header of METADATA alone: parsing whole descriptions as e-mail takes longer than all the
+    # rest of a measurement.
     for line in _read(item, "METADATA").split("\n\n", 1)[0].splitlines():
-        # Most requirements of the large ones are for extras that nobody asked for, and parsing is slow.
-        if line.startswith("Requires-Dist:") and (extras or "extra ==" not in line or " or " in line):
+        # Most requirements of the large ones are for extras that nobody asked for, and parsing is
+        # slow.
+        if line.startswith("Requires-Dist:") and (
+            extras or "extra ==" not in line or " or " in line
+        ):
             try:
                 yield Requirement(line.partition(":")[2].strip())
             except InvalidRequirement:
@@ -235,7 +276,9 @@ def _applies(requirement: Requirement, extras: Iterable[str], *, always: bool) -
 
 
 def _record(item: Distribution, *, must: bool, left_out: tuple[str, ...] = ()) -> Iterator[str]:
-    """The paths in the site folder that `item` owns, without bytecode, its own `*.dist-info`, and those that begin as `left_out`."""
+    """The paths in the site folder that `item` owns, without bytecode, its own `*.dist-info`, and
+    those that begin as `left_out`.
+    """
     try:
         text = _read(item, "RECORD")
     except InputError:
@@ -256,7 +299,8 @@ def _record(item: Distribution, *, must: bool, left_out: tuple[str, ...] = ()) -
             continue
         if must and "/" not in path and path.startswith("__editable__"):
             raise InputError(
-                f"{item.name} is installed in editable form, and cannot be measured.", fix=f"Install {item.name} as a wheel."
+                f"{item.name} is installed in editable form, and cannot be measured.",
+                fix=f"Install {item.name} as a wheel.",
             )
         yield path
 
@@ -266,11 +310,17 @@ def _read(item: Distribution, name: str) -> str:
         with open(os.path.join(item.info, name), encoding="utf-8") as file:
             return file.read()
     except (OSError, UnicodeDecodeError):
-        raise InputError(f"{item.info}/{name} cannot be read, so {item.name} cannot be measured.") from None
+        raise InputError(
+            f"{item.info}/{name} cannot be read, so {item.name} cannot be measured."
+        ) from None
 
 
-def _cover(owned: Sequence[Sequence[str]], foreign: Sequence[Sequence[str]], depth: int) -> Iterator[str]:
-    """The fewest paths that hold all of `owned` and nothing of `foreign`; all of them agree in their first `depth` parts."""
+def _cover(
+    owned: Sequence[Sequence[str]], foreign: Sequence[Sequence[str]], depth: int
+) -> Iterator[str]:
+    """The fewest paths that hold all of `owned` and nothing of `foreign`; all of them agree in
+    their first `depth` parts.
+    """
     groups: dict[str, list[Sequence[str]]] = defaultdict(list)
     strangers: dict[str, list[Sequence[str]]] = defaultdict(list)
     for parts in owned:

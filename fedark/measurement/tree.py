@@ -1,13 +1,19 @@
 """Measuring files: which ones there are, what is in them, and one register over all of it.
 
-register = SHA-384( "fedark/measurement/1" 00 name 00, then for each entry by path: kind, x-bit, length of path, path, digest )
+register = SHA-384( "fedark/measurement/1" 00 name 00, then for each entry by path: kind, x-bit,
+length of path, path, digest )
 
-- kind "f": a regular file; digest is the SHA-384 of its content. x-bit: whether its owner may execute it.
-- kind "l": a symbolic link that stays inside what is measured, or leads nowhere; digest is the SHA-384 of its target's text.
-- kind "o": a symbolic link to a file outside; digest is over the target's text and the file's content.
-- Devices, sockets, pipes, and links to folders outside are refused. Folders `__pycache__` are left out: an enclave runs with
-  `-X pycache_prefix`, and Python then never looks into them. A `.pyc` elsewhere can be imported, and is measured.
-- Paths are labels, free of where anything is installed: equal trees in two places have equal registers.
+- kind "f": a regular file; digest is the SHA-384 of its content. x-bit: whether its owner may
+  execute it.
+- kind "l": a symbolic link that stays inside what is measured, or leads nowhere; digest is the
+  SHA-384 of its target's text.
+- kind "o": a symbolic link to a file outside; digest is over the target's text and the file's
+  content.
+- Devices, sockets, pipes, and links to folders outside are refused. Folders `__pycache__` are left
+  out: an enclave runs with `-X pycache_prefix`, and Python then never looks into them. A `.pyc`
+  elsewhere can be imported, and is measured.
+- Paths are labels, free of where anything is installed: equal trees in two places have equal
+  registers.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple
 
-from fedark.errors import InputError, Refused
+from fedark.foundation.errors import InputError, Refused
 from fedark.measurement.cache import DigestCache, FileFacts, identity, wall_clock_ns
 from fedark.measurement.elf import linkage
 
@@ -32,12 +38,16 @@ _LABEL = b"fedark/measurement/1"
 _BYTECODE = "__pycache__"
 _CHUNK = 1 << 20
 _WORKERS = 4
-_HEADS = {(kind, bit): f"{kind}{int(bit)}".encode("ascii") for kind in "flo" for bit in (False, True)}
+_HEADS = {
+    (kind, bit): f"{kind}{int(bit)}".encode("ascii") for kind in "flo" for bit in (False, True)
+}
 
 
 @dataclass(frozen=True)
 class Root:
-    """A file, or a folder with everything in it, and the label under which it is measured. `path` has no symlink in it."""
+    """A file, or a folder with everything in it, and the label under which it is measured. `path`
+    has no symlink in it.
+    """
 
     path: str
     label: str
@@ -69,7 +79,8 @@ def entries_of(roots: Sequence[Root], cache: DigestCache) -> list[Entry]:
     """Every file and link under `roots`, sorted by label.
 
     Raises:
-        InputError: something is neither file, folder nor link, or cannot be read, or two paths share one label.
+        InputError: something is neither file, folder nor link, or cannot be read, or two paths
+            share one label.
         Refused: a file changed while it was read.
     """
     inside = tuple(root.path for root in roots)
@@ -81,7 +92,17 @@ def entries_of(roots: Sequence[Root], cache: DigestCache) -> list[Entry]:
                 if not stat.S_ISREG(status.st_mode):
                     entries.append(_other(label, path, status, inside, cache))
                 elif (facts := cache.get(identity(status))) is not None:
-                    entries.append(Entry(label, "f", bool(status.st_mode & stat.S_IXUSR), facts.digest, path, "", facts))
+                    entries.append(
+                        Entry(
+                            label,
+                            "f",
+                            bool(status.st_mode & stat.S_IXUSR),
+                            facts.digest,
+                            path,
+                            "",
+                            facts,
+                        )
+                    )
                 else:
                     unknown.append((label, path, status))
         hashed = facts_of([(path, status) for _, path, status in unknown], cache)
@@ -103,7 +124,12 @@ def register(name: str, entries: Iterable[Entry]) -> bytes:
     parts = [_LABEL, b"\0", name.encode("ascii"), b"\0"]
     for entry in entries:
         path = entry.label.encode("utf-8", "surrogateescape")
-        parts += (_HEADS[entry.kind, entry.executable], len(path).to_bytes(4, "big"), path, entry.digest)
+        parts += (
+            _HEADS[entry.kind, entry.executable],
+            len(path).to_bytes(4, "big"),
+            path,
+            entry.digest,
+        )
     return hashlib.sha384(b"".join(parts)).digest()
 
 
@@ -119,7 +145,9 @@ def facts_of(files: Sequence[tuple[str, os.stat_result]], cache: DigestCache) ->
     if missing:
         started = wall_clock_ns()
         with ThreadPoolExecutor(_WORKERS) as pool:
-            for index, fresh in zip(missing, pool.map(lambda index: _hash(*files[index]), missing), strict=True):
+            for index, fresh in zip(
+                missing, pool.map(lambda index: _hash(*files[index]), missing), strict=True
+            ):
                 facts[index] = fresh
                 cache.put(identity(files[index][1]), fresh, hashed_from_ns=started)
     return [known for known in facts if known is not None]
@@ -142,7 +170,9 @@ def _walk(path: str, label: str) -> Iterator[tuple[str, str, os.stat_result]]:
                     yield f"{prefix}/{item.name}", item.path, item.stat(follow_symlinks=False)
 
 
-def _other(label: str, path: str, status: os.stat_result, inside: tuple[str, ...], cache: DigestCache) -> Entry:
+def _other(
+    label: str, path: str, status: os.stat_result, inside: tuple[str, ...], cache: DigestCache
+) -> Entry:
     """The entry of what is no regular file."""
     if not stat.S_ISLNK(status.st_mode):
         raise InputError(f"{path} is neither a file nor a link, and cannot be part of an enclave.")
@@ -152,10 +182,18 @@ def _other(label: str, path: str, status: os.stat_result, inside: tuple[str, ...
         return Entry(label, "l", False, hashlib.sha384(text).digest(), path)
     outside = os.stat(target)
     if not stat.S_ISREG(outside.st_mode):
-        raise InputError(f"{path} leads to {target}, which is not measured.", fix="Replace the link by what it leads to.")
+        raise InputError(
+            f"{path} leads to {target}, which is not measured.",
+            fix="Replace the link by what it leads to.",
+        )
     (content,) = facts_of([(target, outside)], cache)
     return Entry(
-        label, "o", bool(outside.st_mode & stat.S_IXUSR), hashlib.sha384(text + b"\0" + content.digest).digest(), path, target
+        label,
+        "o",
+        bool(outside.st_mode & stat.S_IXUSR),
+        hashlib.sha384(text + b"\0" + content.digest).digest(),
+        path,
+        target,
     )
 
 
@@ -178,5 +216,9 @@ def _hash(path: str, status: os.stat_result) -> FileFacts:
             hasher.update(view[:count])
         linked = linkage(descriptor) if status.st_size > 64 else None
         if identity(os.fstat(descriptor)) != identity(status):
-            raise Refused(f"{path} changed while it was measured.", safe="Nothing was started.", fix="Measure again.")
+            raise Refused(
+                f"{path} changed while it was measured.",
+                safe="Nothing was started.",
+                fix="Measure again.",
+            )
     return FileFacts(hasher.digest(), linked)

@@ -1,7 +1,9 @@
-"""The SQLite file of a privacy ledger: its tables, private to their owner, and durable at every commit.
+"""The SQLite file of a privacy ledger: its tables, private to their owner, and durable at every
+commit.
 
-Write-ahead log with synchronous=FULL: a commit that returned is on the disk, and whatever was not committed is rolled back by
-whoever opens the file next. Every change of a ledger is one transaction.
+Write-ahead log with synchronous=FULL: a commit that returned is on the disk, and whatever was not
+committed is rolled back by whoever opens the file next. Every change of a ledger is one
+transaction.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedark.database import BROKEN, open_private, transaction
-from fedark.errors import Refused, StorageError
+from fedark.foundation.database import BROKEN, open_private, transaction
+from fedark.foundation.errors import Refused, StorageError
 
 __all__ = ["altered", "ledger_errors", "open_file"]
 
@@ -23,10 +25,18 @@ _TABLES = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID",
     # The chain. `body` is canonical CBOR, `hash` covers it and the entry before.
     "CREATE TABLE entries (sequence INTEGER PRIMARY KEY, body BLOB NOT NULL, hash BLOB NOT NULL)",
-    # Which entry is the charge of a run, and which releases it has made: read from the chain, here to be found and unique.
-    "CREATE TABLE charges (contract BLOB, run TEXT, sequence INTEGER NOT NULL UNIQUE, PRIMARY KEY (contract, run)) WITHOUT ROWID",
-    "CREATE TABLE releases (charge INTEGER, number INTEGER, PRIMARY KEY (charge, number)) WITHOUT ROWID",
-    # Records that were charged for exactly the same runs form one group: a charge of a known data set then writes one row.
+    # Which entry is the charge of a run, and which releases it has made: read from the chain, here
+    # to be found and unique.
+    (
+        "CREATE TABLE charges (contract BLOB, run TEXT, sequence INTEGER NOT NULL UNIQUE, PRIMARY"
+        " KEY (contract, run)) WITHOUT ROWID"
+    ),
+    (
+        "CREATE TABLE releases (charge INTEGER, number INTEGER, PRIMARY KEY (charge, number))"
+        " WITHOUT ROWID"
+    ),
+    # Records that were charged for exactly the same runs form one group: a charge of a known data
+    # set then writes one row.
     "CREATE TABLE records (digest BLOB PRIMARY KEY, team INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE teams (team INTEGER PRIMARY KEY, size INTEGER NOT NULL)",
     "CREATE TABLE charged (team INTEGER, charge INTEGER, PRIMARY KEY (team, charge)) WITHOUT ROWID",
@@ -44,7 +54,11 @@ def open_file(path: Path, *, create: bool) -> sqlite3.Connection:
     """
     with ledger_errors(path):
         database = open_private(
-            path, what="privacy ledger", safe="Nothing was charged.", create=create, busy_seconds=_BUSY_SECONDS
+            path,
+            what="privacy ledger",
+            safe="Nothing was charged.",
+            create=create,
+            busy_seconds=_BUSY_SECONDS,
         )
         try:
             database.execute("PRAGMA journal_mode=WAL")
@@ -79,7 +93,9 @@ def ledger_errors(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if "no such" in str(error):
             raise altered(path, "a table is missing") from None
-        raise StorageError(f"{path} failed: {error}.", safe="Nothing was charged or released.", fix="Make room.") from None
+        raise StorageError(
+            f"{path} failed: {error}.", safe="Nothing was charged or released.", fix="Make room."
+        ) from None
     except BROKEN:
         raise altered(path, "it is not a whole database any more") from None
 

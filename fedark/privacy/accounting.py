@@ -1,13 +1,16 @@
-"""Privacy accounting: what a sequence of Gaussian releases costs, and how much noise a target needs.
+"""Privacy accounting: what a sequence of Gaussian releases costs, and how much noise a target
+needs.
 
-The unit of everything here is an `Event`: `steps` adaptive releases of a Poisson-subsampled Gaussian mechanism. A `Spend` is a
-list of events with what the Gaussian analysis leaves out; spends add up, over rounds, jobs and years, and only a sum of spends
-is turned into one epsilon: numbers of different jobs are never added.
+The unit of everything here is an `Event`: `steps` adaptive releases of a Poisson-subsampled
+Gaussian mechanism. A `Spend` is a list of events with what the Gaussian analysis leaves out; spends
+add up, over rounds, jobs and years, and only a sum of spends is turned into one epsilon: numbers of
+different jobs are never added.
 
-Every epsilon is an upper bound for add/remove adjacency: the numerical composition of privacy random variables (Gopi, Lee,
-Wutschitz, 2021) by Opacus, in both directions, error term included; the exact curve where nothing is subsampled (Balle, Wang,
-2018); and Renyi composition with the conversion of Balle et al. (2020), theorem 21, where it is tighter or the first fails.
-Opacus brings torch with it, so it is imported at first use.
+Every epsilon is an upper bound for add/remove adjacency: the numerical composition of privacy
+random variables (Gopi, Lee, Wutschitz, 2021) by Opacus, in both directions, error term included;
+the exact curve where nothing is subsampled (Balle, Wang, 2018); and Renyi composition with the
+conversion of Balle et al. (2020), theorem 21, where it is tighter or the first fails. Opacus brings
+torch with it, so it is imported at first use.
 """
 
 from __future__ import annotations
@@ -25,9 +28,20 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fedark.errors import InputError, ProtocolError
+from fedark.foundation.errors import InputError, ProtocolError
 
-__all__ = ["Budget", "Event", "Guarantee", "Spend", "Unit", "View", "cost", "epsilon", "noise_multiplier", "rdp"]
+__all__ = [
+    "Budget",
+    "Event",
+    "Guarantee",
+    "Spend",
+    "Unit",
+    "View",
+    "cost",
+    "epsilon",
+    "noise_multiplier",
+    "rdp",
+]
 
 Unit = Literal["record", "customer"]
 View = Literal["adapter", "colluders"]
@@ -50,7 +64,8 @@ _MARGIN = 1e-6  # share of delta that the total variation distance of a sampler 
 
 @dataclass(frozen=True, order=True)
 class Event:
-    """Adaptive releases of a clipped sum over a fresh Poisson sample, each with Gaussian noise of its own.
+    """Adaptive releases of a clipped sum over a fresh Poisson sample, each with Gaussian noise of
+    its own.
 
     Attributes:
         noise_multiplier: standard deviation of the noise over the L2 sensitivity.
@@ -64,12 +79,15 @@ class Event:
 
     def __post_init__(self) -> None:
         if not (0 < self.noise_multiplier < math.inf and 0 < self.rate <= 1 and self.steps >= 1):
-            raise InputError("A release needs noise above 0, a sampling rate in (0, 1] and at least one step.")
+            raise InputError(
+                "A release needs noise above 0, a sampling rate in (0, 1] and at least one step."
+            )
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that may ever be spent of one record (or, for a customer-level job, of the customer).
+    """The most that may ever be spent of one record (or, for a customer-level job, of the
+    customer).
 
     Attributes:
         epsilon: of all jobs together.
@@ -81,7 +99,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not (0 < self.epsilon < math.inf and 0 < self.delta < 1):
-            raise InputError("A privacy budget needs a positive, finite epsilon and a delta between 0 and 1.")
+            raise InputError(
+                "A privacy budget needs a positive, finite epsilon and a delta between 0 and 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -89,7 +109,8 @@ class Guarantee:
     """An (epsilon, delta) guarantee and what it rests on.
 
     Attributes:
-        unit: what is protected: adding or removing one record, or one customer's whole contribution.
+        unit: what is protected: adding or removing one record, or one customer's whole
+            contribution.
         view: against whom.
         mechanism: what made the noise.
         accountant: which analysis gave epsilon.
@@ -117,9 +138,12 @@ class Spend:
     Attributes:
         events: the Gaussian releases.
         unit: whose presence the sensitivity refers to.
-        delta: probability that a release falls outside the Gaussian analysis (an unlucky rounding); adds up.
-        divergence: bound on |log ratio| between what is released and a post-processed Gaussian; adds up.
-        distance: bound on the total variation between the noise that is drawn and the noise that is analysed; adds up.
+        delta: probability that a release falls outside the Gaussian analysis (an unlucky rounding);
+            adds up.
+        divergence: bound on |log ratio| between what is released and a post-processed Gaussian;
+            adds up.
+        distance: bound on the total variation between the noise that is drawn and the noise that is
+            analysed; adds up.
     """
 
     events: tuple[Event, ...]
@@ -135,16 +159,26 @@ class Spend:
             raise InputError("A privacy spend is malformed.")
 
     def of_record(self) -> Spend:
-        """The same job's cost to one record: a record that comes or goes moves a customer's vector at most twice its norm."""
+        """The same job's cost to one record: a record that comes or goes moves a customer's vector
+        at most twice its norm.
+        """
         if self.unit == "record":
             return self
-        halved = tuple(Event(event.noise_multiplier / 2, event.rate, event.steps) for event in self.events)
+        halved = tuple(
+            Event(event.noise_multiplier / 2, event.rate, event.steps) for event in self.events
+        )
         return Spend(halved, "record", self.delta, self.divergence, self.distance)
 
     def to_dict(self) -> dict[str, Any]:
         """Canonical CBOR types."""
-        events = [[float(event.noise_multiplier), float(event.rate), event.steps] for event in self.events]
-        parts = {"delta": float(self.delta), "divergence": float(self.divergence), "distance": float(self.distance)}
+        events = [
+            [float(event.noise_multiplier), float(event.rate), event.steps] for event in self.events
+        ]
+        parts = {
+            "delta": float(self.delta),
+            "divergence": float(self.divergence),
+            "distance": float(self.distance),
+        }
         return {"events": events, "unit": self.unit, **parts}
 
     @classmethod
@@ -156,7 +190,9 @@ class Spend:
         """
         try:
             events = tuple(Event(*event) for event in value["events"])
-            spend = cls(events, value["unit"], value["delta"], value["divergence"], value["distance"])
+            spend = cls(
+                events, value["unit"], value["delta"], value["divergence"], value["distance"]
+            )
             if spend.to_dict() == value and all(type(event.steps) is int for event in events):
                 return spend
         except (InputError, KeyError, TypeError, ValueError):
@@ -165,23 +201,29 @@ class Spend:
 
 
 def cost(spends: Iterable[Spend], delta: float) -> tuple[float, str]:
-    """Epsilon of all `spends` together at `delta`, and the accountant that gave it; infinite if nothing can be said.
+    """Epsilon of all `spends` together at `delta`, and the accountant that gave it; infinite if
+    nothing can be said.
 
-    With divergence k: P(S) <= e^k G(S) <= e^k (e^eps G'(S) + d) <= e^(2k + eps) P'(S) + e^k d. With distance v, on either side:
-    v + e^eps v more of delta.
+    With divergence k: P(S) <= e^k G(S) <= e^k (e^eps G'(S) + d) <= e^(2k + eps) P'(S) + e^k d. With
+    distance v, on either side: v + e^eps v more of delta.
     """
     spends = tuple(spends)
     units = {spend.unit for spend in spends}
     if len(units) > 1:
         raise InputError("Costs to records and costs to customers do not compose.")
-    divergence, distance = sum(spend.divergence for spend in spends), sum(spend.distance for spend in spends)
+    divergence, distance = (
+        sum(spend.divergence for spend in spends),
+        sum(spend.distance for spend in spends),
+    )
     left = (delta - sum(spend.delta for spend in spends)) * math.exp(-divergence) * (1 - _MARGIN)
     events = tuple(event for spend in spends for event in spend.events)
     if not events:
         return 0.0, "nothing released"
     if left <= 0:
         return math.inf, "no accountant: delta is used up"
-    with _COMPOSING:  # parties of one process ask for the same job at the same time: it is composed once
+    with (
+        _COMPOSING
+    ):  # parties of one process ask for the same job at the same time: it is composed once
         value, accountant = _composed(_merged(events), left)
     value += 2 * divergence
     if value < 700 and (1 + math.exp(value)) * distance <= _MARGIN * delta:
@@ -189,16 +231,24 @@ def cost(spends: Iterable[Spend], delta: float) -> tuple[float, str]:
     return math.inf, "no accountant: epsilon is beyond what the sampler's precision supports"
 
 
-def epsilon(noise_multiplier: float, sampling_rate: float | Fraction, steps: int, delta: float) -> float:
-    """Epsilon at `delta` of `steps` releases: an upper bound, to within 0.002 where composition is numerical."""
+def epsilon(
+    noise_multiplier: float, sampling_rate: float | Fraction, steps: int, delta: float
+) -> float:
+    """Epsilon at `delta` of `steps` releases: an upper bound, to within 0.002 where composition is
+    numerical.
+    """
     return cost([Spend((Event(noise_multiplier, upward(sampling_rate), steps),))], delta)[0]
 
 
-def noise_multiplier(epsilon: float, sampling_rate: float | Fraction, steps: int, delta: float) -> float:
-    """The least noise multiplier, to a relative 0.001, whose `epsilon` is at most the one asked for.
+def noise_multiplier(
+    epsilon: float, sampling_rate: float | Fraction, steps: int, delta: float
+) -> float:
+    """The least noise multiplier, to a relative 0.001, whose `epsilon` is at most the one asked
+    for.
 
     Raises:
-        InputError: the target is not positive, or needs more noise than a million times the sensitivity.
+        InputError: the target is not positive, or needs more noise than a million times the
+            sensitivity.
     """
     Budget(epsilon, delta)
     rate = upward(sampling_rate)
@@ -212,13 +262,15 @@ def noise_multiplier(epsilon: float, sampling_rate: float | Fraction, steps: int
     def bound(noise: float) -> float:
         return cost([Spend((Event(noise, rate, steps),))], delta)[0]
 
-    # The Renyi bound is cheap and never below the truth: a noise that it accepts is enough, and not far from the least.
+    # The Renyi bound is cheap and never below the truth: a noise that it accepts is enough, and not
+    # far from the least.
     high = _LEAST_NOISE
     while renyi(high) > epsilon:
         high *= 1.5
         if high > _MOST_NOISE:
             raise InputError(
-                "No noise reaches the target epsilon.", fix="Ask for a larger epsilon, a smaller rate or fewer rounds."
+                "No noise reaches the target epsilon.",
+                fix="Ask for a larger epsilon, a smaller rate or fewer rounds.",
             )
     high = _bisect(renyi, max(high / 1.5, _LEAST_NOISE), high, epsilon)
     low = high
@@ -273,7 +325,9 @@ def _rdp_of_one(noise: float, rate: float) -> NDArray[np.float64]:
     for order in ORDERS:
         try:
             # Opacus ends its series at terms of exp(-30).
-            value = float(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=float(order))) * (1 + 1e-7)
+            value = float(
+                compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=float(order))
+            ) * (1 + 1e-7)
         except (ValueError, OverflowError):
             value = math.inf
         curve.append(value if value >= 0 else math.inf)
@@ -287,7 +341,9 @@ def _from_rdp(curve: NDArray[np.float64], delta: float) -> float:
 
 
 def _merged(events: Iterable[Event]) -> tuple[Event, ...]:
-    """Equal releases counted together, in one order: a smaller problem, and one key for it in the cache."""
+    """Equal releases counted together, in one order: a smaller problem, and one key for it in the
+    cache.
+    """
     counts: dict[tuple[float, float], int] = {}
     for event in events:
         key = (event.noise_multiplier, event.rate)
@@ -298,19 +354,33 @@ def _merged(events: Iterable[Event]) -> tuple[Event, ...]:
 @lru_cache(maxsize=1024)
 def _composed(events: tuple[Event, ...], delta: float) -> tuple[float, str]:
     if all(event.rate == 1 for event in events):
-        return _gaussian(math.sqrt(sum(event.steps / event.noise_multiplier**2 for event in events)), delta), "exact Gaussian"
+        return (
+            _gaussian(
+                math.sqrt(sum(event.steps / event.noise_multiplier**2 for event in events)), delta
+            ),
+            "exact Gaussian",
+        )
     bounds = [(_from_rdp(rdp(events), delta), "Renyi (Opacus)")]
     with contextlib.suppress(RuntimeError, ValueError, ArithmeticError):  # the Renyi bound stands
-        bounds.append((max(_numerical(events, delta, added=added)[0] for added in (False, True)), "PRV (Opacus)"))
+        bounds.append(
+            (
+                max(_numerical(events, delta, added=added)[0] for added in (False, True)),
+                "PRV (Opacus)",
+            )
+        )
     return min(bounds)
 
 
 def _gaussian(mu: float, delta: float) -> float:
-    """Epsilon of the Gaussian mechanism with sensitivity / deviation `mu`: Balle, Wang (2018), theorem 8."""
+    """Epsilon of the Gaussian mechanism with sensitivity / deviation `mu`: Balle, Wang (2018),
+    theorem 8.
+    """
     from scipy.special import log_ndtr
 
     def spent(value: float) -> float:
-        return math.exp(log_ndtr(mu / 2 - value / mu)) - math.exp(value + log_ndtr(-mu / 2 - value / mu))
+        return math.exp(log_ndtr(mu / 2 - value / mu)) - math.exp(
+            value + log_ndtr(-mu / 2 - value / mu)
+        )
 
     low, high = 0.0, 1.0
     if spent(0.0) <= delta:
@@ -323,8 +393,11 @@ def _gaussian(mu: float, delta: float) -> float:
     return high
 
 
-def _numerical(events: tuple[Event, ...], delta: float, *, added: bool, error: float = _ERROR) -> tuple[float, float]:
-    """An upper bound on epsilon by composition on a grid, for a record removed or added; and the error that is part of it.
+def _numerical(
+    events: tuple[Event, ...], delta: float, *, added: bool, error: float = _ERROR
+) -> tuple[float, float]:
+    """An upper bound on epsilon by composition on a grid, for a record removed or added; and the
+    error that is part of it.
 
     Raises:
         RuntimeError, ValueError, ArithmeticError: the grid does not hold the distribution.
@@ -333,7 +406,11 @@ def _numerical(events: tuple[Event, ...], delta: float, *, added: bool, error: f
 
     # With no sampling both directions are the Gaussian's, and the other's formula has a pole there.
     losses: list[Any] = [
-        _AddedLoss(event) if added or event.rate == 1 else prv.PoissonSubsampledGaussianPRV(event.rate, event.noise_multiplier)
+        (
+            _AddedLoss(event)
+            if added or event.rate == 1
+            else prv.PoissonSubsampledGaussianPRV(event.rate, event.noise_multiplier)
+        )
         for event in events
     ]
     steps = [event.steps for event in events]
@@ -350,18 +427,25 @@ def _numerical(events: tuple[Event, ...], delta: float, *, added: bool, error: f
                 raise ValueError("the losses are spread too far for a grid")
         domain = prv.Domain.create_aligned(-reach, reach, mesh)
         discrete = [
-            prv.discretize(prv.TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain) for loss in losses
+            prv.discretize(
+                prv.TruncatedPrivacyRandomVariable(loss, domain.t_min, domain.t_max), domain
+            )
+            for loss in losses
         ]
-        upper = prv.compose_heterogeneous(discrete, steps).compute_epsilon(delta, delta_error, error)[2]
+        upper = prv.compose_heterogeneous(discrete, steps).compute_epsilon(
+            delta, delta_error, error
+        )[2]
     if not math.isfinite(upper):
         raise ArithmeticError("the composition has no finite epsilon")
     return max(0.0, float(upper)), error
 
 
 class _AddedLoss:
-    """The privacy loss when a record is added: log(Q / P) for x from Q = N(0, s^2) and P = (1 - q) Q + q N(1, s^2).
+    """The privacy loss when a record is added: log(Q / P) for x from Q = N(0, s^2) and P = (1 - q)
+    Q + q N(1, s^2).
 
-    Opacus has the other direction only. The loss falls with x, and is t at x = s^2 log((e^-t - 1 + q) / q) + 1/2.
+    Opacus has the other direction only. The loss falls with x, and is t at x = s^2 log((e^-t - 1 +
+    q) / q) + 1/2.
     """
 
     def __init__(self, event: Event) -> None:

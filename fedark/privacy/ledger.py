@@ -1,14 +1,20 @@
-"""The privacy ledger of a customer: what was ever spent of each of its records, charged before anything is released.
+"""The privacy ledger of a customer: what was ever spent of each of its records, charged before
+anything is released.
 
 Rules that it keeps:
-- A charge is made once for a (contract, run), before training starts, for the whole job. Asked again, it gives the receipt of
-  the first time; asked with other records or another cost, it refuses.
-- A charge touches every record of the data set. Records are known by a keyed digest of their bytes, so a file that is renamed,
-  copied, re-ordered, split or joined brings no new budget; what a data set has spent is the most that one of its records has.
-- Over budget is `BudgetExceeded`, and nothing is written. Nothing that was charged is ever given back.
-- `release` lets each release of a charge leave once: a crash or a replay cannot average the noise away.
-- Every entry holds the hash of the one before. The head of that chain is to be witnessed by somebody else: a ledger file is its
-  owner's, who can restore an old copy, start another, or edit records so that they count as new. docs/privacy.md says more.
+- A charge is made once for a (contract, run), before training starts, for the whole job. Asked
+  again, it gives the receipt of the first time; asked with other records or another cost, it
+  refuses.
+- A charge touches every record of the data set. Records are known by a keyed digest of their bytes,
+  so a file that is renamed, copied, re-ordered, split or joined brings no new budget; what a data
+  set has spent is the most that one of its records has.
+- Over budget is `BudgetExceeded`, and nothing is written. Nothing that was charged is ever given
+  back.
+- `release` lets each release of a charge leave once: a crash or a replay cannot average the noise
+  away.
+- Every entry holds the hash of the one before. The head of that chain is to be witnessed by
+  somebody else: a ledger file is its owner's, who can restore an old copy, start another, or edit
+  records so that they count as new. docs/privacy.md says more.
 
 Costs are composed from the events themselves (`accounting.cost`), never from sums of epsilons.
 """
@@ -24,9 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedark import canonical
-from fedark.database import transaction
-from fedark.errors import BudgetExceeded, InputError, ProtocolError, Refused
+from fedark.foundation import canonical
+from fedark.foundation.database import transaction
+from fedark.foundation.errors import BudgetExceeded, InputError, ProtocolError, Refused
 from fedark.privacy._ledger_file import altered, ledger_errors, open_file
 from fedark.privacy.accounting import Budget, Guarantee, Spend, cost
 
@@ -45,10 +51,11 @@ _COMPOSED = "the charges of this ledger are all that was ever released of these 
 
 
 def record_bytes(*fields: str) -> bytes:
-    """A record as the ledger knows it: Unicode NFKC, case folded, white space runs as one blank, fields kept apart.
+    """A record as the ledger knows it: Unicode NFKC, case folded, white space runs as one blank,
+    fields kept apart.
 
-    So that a file in another encoding, line end or column width brings no new budget. A record whose words were changed is
-    another record.
+    So that a file in another encoding, line end or column width brings no new budget. A record
+    whose words were changed is another record.
     """
     folded = [" ".join(unicodedata.normalize("NFKC", field).casefold().split()) for field in fields]
     return canonical.encode(folded)
@@ -56,7 +63,8 @@ def record_bytes(*fields: str) -> bytes:
 
 @dataclass(frozen=True)
 class Head:
-    """The end of a ledger's chain: a ledger that does not have it in its past was rolled back or is another one.
+    """The end of a ledger's chain: a ledger that does not have it in its past was rolled back or is
+    another one.
 
     Attributes:
         ledger: its identifier, 32 bytes.
@@ -80,10 +88,17 @@ class Head:
             InputError: `value` is no head.
         """
         try:
-            head = cls(bytes.fromhex(value["ledger"]), value["sequence"], bytes.fromhex(value["hash"]))
+            head = cls(
+                bytes.fromhex(value["ledger"]), value["sequence"], bytes.fromhex(value["hash"])
+            )
         except (KeyError, TypeError, ValueError):
             raise InputError("This is no head of a privacy ledger.") from None
-        if type(head.sequence) is not int or head.sequence < 0 or len(head.ledger) != 32 or len(head.hash) != 48:
+        if (
+            type(head.sequence) is not int
+            or head.sequence < 0
+            or len(head.ledger) != 32
+            or len(head.hash) != 48
+        ):
             raise InputError("This is no head of a privacy ledger.")
         return head
 
@@ -160,20 +175,26 @@ class Ledger:
         """Charge a whole job to a data set; durable when this returns.
 
         Args:
-            records: the data set, each as `record_bytes` gives it; any order, duplicates count once.
+            records: the data set, each as `record_bytes` gives it; any order, duplicates count
+                once.
             contract_digest: 48 bytes.
             spend: of the job, against the strongest view that the customer minds.
             releases: how many times something will leave; see `release`.
-            budget: of every record over all jobs; for a customer-level job, of the customer over all customer-level jobs.
+            budget: of every record over all jobs; for a customer-level job, of the customer over
+                all customer-level jobs.
             now: seconds since 1970.
 
         Raises:
-            BudgetExceeded: some record (or the customer) would have spent more; nothing was written.
+            BudgetExceeded: some record (or the customer) would have spent more; nothing was
+                written.
             Refused: the run was charged with other records or another cost.
         """
         digests = self._digests(records)
         if not digests or releases < 1 or len(contract_digest) != 48:
-            raise InputError("A charge needs records, a contract's digest and a release.", safe="Nothing was charged.")
+            raise InputError(
+                "A charge needs records, a contract's digest and a release.",
+                safe="Nothing was charged.",
+            )
         whole = hashlib.sha384(b"".join(digests)).digest()
         body = {
             "kind": "charge",
@@ -188,19 +209,23 @@ class Ledger:
         }
         with transaction(self._database, ledger_errors(self._path)):
             found = self._database.execute(
-                "SELECT sequence FROM charges WHERE contract = ? AND run = ?", (contract_digest, run_id)
+                "SELECT sequence FROM charges WHERE contract = ? AND run = ?",
+                (contract_digest, run_id),
             ).fetchone()
             if found is not None:
                 return self._again(found[0], body, digests, budget)
             teams = self._touched(digests)
             spent = self._within(budget, spend, teams)
             sequence, head = self._append(body)
-            self._database.execute("INSERT INTO charges VALUES (?, ?, ?)", (contract_digest, run_id, sequence))
+            self._database.execute(
+                "INSERT INTO charges VALUES (?, ?, ?)", (contract_digest, run_id, sequence)
+            )
             self._mark(teams, sequence)
         return ChargeReceipt(sequence, head, spent, False, 0)
 
     def release(self, charge: int, number: int, now: int) -> Head:
-        """Let release `number` of a charge leave: call it after the noise is drawn and before a byte is sent.
+        """Let release `number` of a charge leave: call it after the noise is drawn and before a
+        byte is sent.
 
         Raises:
             Refused: it has left already, or was never charged: numbers go up from 0, and may skip.
@@ -212,9 +237,14 @@ class Ledger:
                 raise Refused(
                     f"Release {number} was made before, or was not charged.",
                     safe="Nothing was released.",
-                    fix="After a crash, go on with the next one: the noise of two releases of one sum would average out.",
+                    fix=(
+                        "After a crash, go on with the next one: the noise of two releases of one"
+                        " sum would average out."
+                    ),
                 )
-            _, head = self._append({"kind": "release", "time": now, "charge": charge, "number": number})
+            _, head = self._append(
+                {"kind": "release", "time": now, "charge": charge, "number": number}
+            )
             self._database.execute("INSERT INTO releases VALUES (?, ?)", (charge, number))
         return head
 
@@ -233,16 +263,23 @@ class Ledger:
     def head(self) -> Head:
         """The end of the chain."""
         with self._snapshot():
-            row = self._database.execute("SELECT sequence, hash FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
-            return Head(self._id, row[0], bytes(row[1])) if row else Head(self._id, 0, self._genesis())
+            row = self._database.execute(
+                "SELECT sequence, hash FROM entries ORDER BY sequence DESC LIMIT 1"
+            ).fetchone()
+            return (
+                Head(self._id, row[0], bytes(row[1])) if row else Head(self._id, 0, self._genesis())
+            )
 
     def entries(self) -> list[dict[str, Any]]:
         """Every entry, in order, verified; with its number and hash."""
         with self._snapshot():
-            return [{"sequence": number, "hash": link, **body} for number, link, body in self._chain()]
+            return [
+                {"sequence": number, "hash": link, **body} for number, link, body in self._chain()
+            ]
 
     def verify(self, against: Iterable[Head] = ()) -> Head:
-        """Check everything: the chain, that every table says what it says, and that every head of `against` is of its past.
+        """Check everything: the chain, that every table says what it says, and that every head of
+        `against` is of its past.
 
         Raises:
             Refused: something was edited, deleted, re-ordered or rolled back.
@@ -266,10 +303,14 @@ class Ledger:
             self._check_tables(charges, released)
             for head in against:
                 if head.ledger != self._id:
-                    raise altered(self._path, "it is another ledger than the one whose head was kept")
+                    raise altered(
+                        self._path, "it is another ledger than the one whose head was kept"
+                    )
                 if links.get(head.sequence) != head.hash:
                     raise altered(
-                        self._path, f"entry {head.sequence}, which was witnessed, is not in its past: it was rolled back"
+                        self._path,
+                        f"entry {head.sequence}, which was witnessed, is not in its past: it was"
+                        " rolled back",
                     )
             last = max(links)
             return Head(self._id, last, links[last])
@@ -283,7 +324,9 @@ class Ledger:
         return canonical.digest(["fedark/privacy-ledger/1/entry", before, sequence, body])
 
     def _append(self, body: Mapping[str, Any]) -> tuple[int, Head]:
-        row = self._database.execute("SELECT sequence, hash FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
+        row = self._database.execute(
+            "SELECT sequence, hash FROM entries ORDER BY sequence DESC LIMIT 1"
+        ).fetchone()
         sequence, before = (row[0] + 1, bytes(row[1])) if row else (1, self._genesis())
         encoded = canonical.encode(dict(body))
         link = self._link(before, sequence, encoded)
@@ -294,7 +337,9 @@ class Ledger:
         """Every entry with its hash, each verified against the one before."""
         found: list[tuple[int, bytes, dict[str, Any]]] = []
         link = self._genesis()
-        for sequence, encoded, stored in self._database.execute("SELECT sequence, body, hash FROM entries ORDER BY sequence"):
+        for sequence, encoded, stored in self._database.execute(
+            "SELECT sequence, body, hash FROM entries ORDER BY sequence"
+        ):
             if sequence != len(found) + 1:
                 raise altered(self._path, f"entry {len(found) + 1} is missing")
             link = self._link(link, sequence, bytes(encoded))
@@ -311,32 +356,48 @@ class Ledger:
         raise altered(self._path, f"entry {sequence} is malformed")
 
     def _entry(self, sequence: int) -> dict[str, Any]:
-        row = self._database.execute("SELECT body FROM entries WHERE sequence = ?", (sequence,)).fetchone()
+        row = self._database.execute(
+            "SELECT body FROM entries WHERE sequence = ?", (sequence,)
+        ).fetchone()
         if row is None:
             raise InputError(f"The ledger has no entry {sequence}.", safe="Nothing was released.")
         return self._decoded(sequence, row[0])
 
     def _next_release(self, charge: int) -> int:
-        last = self._database.execute("SELECT max(number) FROM releases WHERE charge = ?", (charge,)).fetchone()[0]
+        last = self._database.execute(
+            "SELECT max(number) FROM releases WHERE charge = ?", (charge,)
+        ).fetchone()[0]
         return 0 if last is None else int(last) + 1
 
     # Records and their teams.
 
     def _digests(self, records: Iterable[bytes]) -> list[bytes]:
         key = self._secret
-        return sorted({hashlib.blake2b(record, key=key, digest_size=_DIGEST_BYTES).digest() for record in records})
+        return sorted(
+            {
+                hashlib.blake2b(record, key=key, digest_size=_DIGEST_BYTES).digest()
+                for record in records
+            }
+        )
 
     def _touched(self, digests: list[bytes]) -> list[tuple[int, int]]:
-        """The teams that the records are of, and how many are of each; team 0 for those that are new."""
+        """The teams that the records are of, and how many are of each; team 0 for those that are
+        new.
+        """
         self._database.execute("DROP TABLE IF EXISTS temp.asked")
         self._database.execute("CREATE TEMP TABLE asked (digest BLOB PRIMARY KEY) WITHOUT ROWID")
-        self._database.executemany("INSERT INTO asked VALUES (?)", ((digest,) for digest in digests))
+        self._database.executemany(
+            "INSERT INTO asked VALUES (?)", ((digest,) for digest in digests)
+        )
         return self._database.execute(
-            "SELECT coalesce(team, 0), count(*) FROM asked LEFT JOIN records USING (digest) GROUP BY 1 ORDER BY 1"
+            "SELECT coalesce(team, 0), count(*) FROM asked LEFT JOIN records USING (digest) GROUP"
+            " BY 1 ORDER BY 1"
         ).fetchall()
 
     def _mark(self, teams: list[tuple[int, int]], charge: int) -> None:
-        """Note `charge` for every record of `temp.asked`: a team that was asked for in part is split first."""
+        """Note `charge` for every record of `temp.asked`: a team that was asked for in part is
+        split first.
+        """
         run = self._database.execute
         for team, count in teams:
             marked = team
@@ -345,18 +406,27 @@ class Ledger:
                 marked = run("INSERT INTO teams (size) VALUES (?)", (count,)).lastrowid or 0
             if team == _NEW:
                 run(
-                    "INSERT INTO records SELECT digest, ? FROM temp.asked WHERE digest NOT IN (SELECT digest FROM records)",
+                    "INSERT INTO records SELECT digest, ? FROM temp.asked WHERE digest NOT IN"
+                    " (SELECT digest FROM records)",
                     (marked,),
                 )
             elif marked != team:
                 run("UPDATE teams SET size = size - ? WHERE team = ?", (count, team))
-                run("INSERT INTO charged SELECT ?, charge FROM charged WHERE team = ?", (marked, team))
-                run("UPDATE records SET team = ? WHERE team = ? AND digest IN temp.asked", (marked, team))
+                run(
+                    "INSERT INTO charged SELECT ?, charge FROM charged WHERE team = ?",
+                    (marked, team),
+                )
+                run(
+                    "UPDATE records SET team = ? WHERE team = ? AND digest IN temp.asked",
+                    (marked, team),
+                )
             run("INSERT INTO charged VALUES (?, ?)", (marked, charge))
 
     def _spends(self, team: int) -> list[Spend]:
         """What every record of a team was charged."""
-        rows = self._database.execute("SELECT charge FROM charged WHERE team = ? ORDER BY charge", (team,)).fetchall()
+        rows = self._database.execute(
+            "SELECT charge FROM charged WHERE team = ? ORDER BY charge", (team,)
+        ).fetchall()
         return [Spend.from_dict(self._entry(row[0])["spend"]) for row in rows]
 
     # Decisions.
@@ -374,14 +444,19 @@ class Ledger:
         spent = _most([[*spends, spend] for spends in before], budget.delta)
         if spent.epsilon > budget.epsilon:
             raise BudgetExceeded(
-                f"The privacy budget would be exceeded: epsilon {spent.epsilon:.4g} of {budget.epsilon:.4g}"
-                f" at delta {budget.delta:.3g}.",
+                f"The privacy budget would be exceeded: epsilon {spent.epsilon:.4g} of"
+                f" {budget.epsilon:.4g} at delta {budget.delta:.3g}.",
                 safe="Nothing was charged, and training does not start.",
-                fix="Use records that were not used before, or agree on a contract that spends less.",
+                fix=(
+                    "Use records that were not used before, or agree on a contract that spends"
+                    " less."
+                ),
             )
         return spent
 
-    def _again(self, sequence: int, body: Mapping[str, Any], digests: list[bytes], budget: Budget) -> ChargeReceipt:
+    def _again(
+        self, sequence: int, body: Mapping[str, Any], digests: list[bytes], budget: Budget
+    ) -> ChargeReceipt:
         before = self._entry(sequence)
         if any(before[fact] != body[fact] for fact in ("releases", "records", "set", "spend")):
             raise Refused(
@@ -389,15 +464,32 @@ class Ledger:
                 safe="Nothing was charged, and training does not start.",
                 fix="Restore the data set that the run began with, or begin another run.",
             )
-        link = self._database.execute("SELECT hash FROM entries WHERE sequence = ?", (sequence,)).fetchone()[0]
-        spent = _most(self._alternatives(before["spend"]["unit"], self._touched(digests)), budget.delta)
-        return ChargeReceipt(sequence, Head(self._id, sequence, bytes(link)), spent, True, self._next_release(sequence))
+        link = self._database.execute(
+            "SELECT hash FROM entries WHERE sequence = ?", (sequence,)
+        ).fetchone()[0]
+        spent = _most(
+            self._alternatives(before["spend"]["unit"], self._touched(digests)), budget.delta
+        )
+        return ChargeReceipt(
+            sequence,
+            Head(self._id, sequence, bytes(link)),
+            spent,
+            True,
+            self._next_release(sequence),
+        )
 
-    def _check_tables(self, charges: Mapping[int, Mapping[str, Any]], released: set[tuple[int, int]]) -> None:
+    def _check_tables(
+        self, charges: Mapping[int, Mapping[str, Any]], released: set[tuple[int, int]]
+    ) -> None:
         """Refuse tables that say anything else than the chain."""
         run = self._database.execute
-        listed = {(bytes(contract), name, sequence) for contract, name, sequence in run("SELECT * FROM charges")}
-        if listed != {(body["contract"], body["run"], sequence) for sequence, body in charges.items()}:
+        listed = {
+            (bytes(contract), name, sequence)
+            for contract, name, sequence in run("SELECT * FROM charges")
+        }
+        if listed != {
+            (body["contract"], body["run"], sequence) for sequence, body in charges.items()
+        }:
             raise altered(self._path, "its list of charges is not the chain's")
         if set(run("SELECT charge, number FROM releases")) != released:
             raise altered(self._path, "its list of releases is not the chain's")
@@ -409,14 +501,19 @@ class Ledger:
             or {row[0] for row in run("SELECT team FROM charged")} != counted.keys()
         ):
             raise altered(self._path, "its groups of records do not add up")
-        query = "SELECT digest FROM records WHERE team IN (SELECT team FROM charged WHERE charge = ?) ORDER BY digest"
+        query = (
+            "SELECT digest FROM records WHERE team IN (SELECT team FROM charged WHERE charge = ?)"
+            " ORDER BY digest"
+        )
         for sequence, body in charges.items():
             whole, count = hashlib.sha384(), 0
             for (digest,) in run(query, (sequence,)):
                 whole.update(digest)
                 count += 1
             if (whole.digest(), count) != (body["set"], body["records"]):
-                raise altered(self._path, f"the records of charge {sequence} are not those that were charged")
+                raise altered(
+                    self._path, f"the records of charge {sequence} are not those that were charged"
+                )
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:
@@ -431,10 +528,14 @@ class Ledger:
 
 def _most(alternatives: Iterable[list[Spend]], delta: float) -> Guarantee:
     """The guarantee of the record that has spent most."""
-    worst = Guarantee(0.0, delta, "record", "as charged", "nothing was released", "nothing released", ())
+    worst = Guarantee(
+        0.0, delta, "record", "as charged", "nothing was released", "nothing released", ()
+    )
     for spends in alternatives:
         value, accountant = cost(spends, delta)
         if value > worst.epsilon:
             jobs = f"{len(spends)} job{'s' if len(spends) > 1 else ''}"
-            worst = Guarantee(value, delta, spends[0].unit, "as charged", jobs, accountant, (_COMPOSED,))
+            worst = Guarantee(
+                value, delta, spends[0].unit, "as charged", jobs, accountant, (_COMPOSED,)
+            )
     return worst

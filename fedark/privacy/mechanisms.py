@@ -1,18 +1,23 @@
-"""The mechanisms of a contract, on the grid of its masked sum: sensitivity, noise shares, and the cost against each view.
+"""The mechanisms of a contract, on the grid of its masked sum: sensitivity, noise shares, and the
+cost against each view.
 
-What is released in a round is a sum of integers: every customer's clipped vector, rounded, plus its share of discrete Gaussian
-noise. Three steps lead from there to the Gaussian mechanism that `accounting` knows; docs/privacy.md has the proofs.
+What is released in a round is a sum of integers: every customer's clipped vector, rounded, plus its
+share of discrete Gaussian noise. Three steps lead from there to the Gaussian mechanism that
+`accounting` knows; docs/privacy.md has the proofs.
 
-1. Rounding. Adding a vector v before a shared random rounding adds an independently rounded v after it. So the sensitivity is
-   the norm of a rounded v: Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism" (2021), equation 2, but for
-   a probability beta, which is added to delta.
-2. Sum of shares. n discrete Gaussians of variance w differ from one of variance n w by at most a factor
-   exp(10 sum_k exp(-2 pi^2 w k / (k + 1))) for each value (the same paper, theorem 9).
-3. Continuous Gaussian. A discrete Gaussian of variance V around an integer is, but for a factor exp(smoothing error), a random
-   rounding of the continuous one of variance V - 4 around it: a Gaussian of variance 4, sampled at the integers. The rounding
-   does not know the data: post-processing. So what holds for the Poisson-subsampled Gaussian, PRV included, holds here.
+1. Rounding. Adding a vector v before a shared random rounding adds an independently rounded v after
+   it. So the sensitivity is the norm of a rounded v: Kairouz, Liu, Steinke, "The Distributed
+   Discrete Gaussian Mechanism" (2021), equation 2, but for a probability beta, which is added to
+   delta.
+2. Sum of shares. n discrete Gaussians of variance w differ from one of variance n w by at most a
+   factor exp(10 sum_k exp(-2 pi^2 w k / (k + 1))) for each value (the same paper, theorem 9).
+3. Continuous Gaussian. A discrete Gaussian of variance V around an integer is, but for a factor
+   exp(smoothing error), a random rounding of the continuous one of variance V - 4 around it: a
+   Gaussian of variance 4, sampled at the integers. The rounding does not know the data:
+   post-processing. So what holds for the Poisson-subsampled Gaussian, PRV included, holds here.
 
-The factors of 2 and 3 are below 1 + 1e-20 for any job and enter epsilon; the sampler's distance enters delta.
+The factors of 2 and 3 are below 1 + 1e-20 for any job and enter epsilon; the sampler's distance
+enters delta.
 """
 
 from __future__ import annotations
@@ -22,8 +27,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from fedark.errors import InputError
-from fedark.privacy.accounting import Event, Guarantee, Spend, Unit, View, cost, noise_multiplier, upward
+from fedark.foundation.errors import InputError
+from fedark.privacy.accounting import (
+    Event,
+    Guarantee,
+    Spend,
+    Unit,
+    View,
+    cost,
+    noise_multiplier,
+    upward,
+)
 from fedark.privacy.noise import GridNoise, Shape, smoothing_error
 from fedark.secagg.policy import Layout
 
@@ -35,39 +49,61 @@ _RESERVED = 1e-3  # share of delta that unlucky roundings may use up
 _ROUNDING = 4  # variance, in square grid steps, that step 3 takes from the noise
 _LEAST_SHARE = 9  # so that step 2 is nothing
 _REDRAWN = 1e-30  # probability that a vector within `sum_norm` has its rounding drawn again
-_ARITHMETIC = 2.0**-14  # of the largest sum: what adding a record may do to the float32 sum of the others
+_ARITHMETIC = (
+    2.0**-14
+)  # of the largest sum: what adding a record may do to the float32 sum of the others
 
-_POISSON = "each round draws every record independently with the stated probability, and which were drawn stays secret"
-_SIZES = "batch sizes and the number of records are not published; the divisor of the mean is public"
-_ONCE = "each counted release leaves the customer once: a round that is run again is another release"
-_RECORD = "a person's data is one record; of somebody with m records, the guarantee is that of a group of m"
-_HONEST = (
-    "at least {honest} of the customers whose vectors are summed are honest, add their share, and the sum alone is unmasked"
+_POISSON = (
+    "each round draws every record independently with the stated probability, and which were drawn"
+    " stays secret"
 )
-_INSIDE = "gradients, sampling and noise are made by an attested enclave that does what its measured code says"
+_SIZES = (
+    "batch sizes and the number of records are not published; the divisor of the mean is public"
+)
+_ONCE = (
+    "each counted release leaves the customer once: a round that is run again is another release"
+)
+_RECORD = (
+    "a person's data is one record; of somebody with m records, the guarantee is that of a group"
+    " of m"
+)
+_HONEST = (
+    "at least {honest} of the customers whose vectors are summed are honest, add their share, and"
+    " the sum alone is unmasked"
+)
+_INSIDE = (
+    "gradients, sampling and noise are made by an attested enclave that does what its measured code"
+    " says"
+)
 
 
 def calibrated(epsilon: float, delta: float, rate: float | Fraction, steps: int) -> float:
-    """The noise multiplier for a mechanism of this module: what is set aside of delta is taken into account."""
+    """The noise multiplier for a mechanism of this module: what is set aside of delta is taken into
+    account.
+    """
     return noise_multiplier(epsilon * (1 - 1e-9), rate, steps, delta * (1 - _RESERVED) * (1 - 1e-9))
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """One mechanism with all its parameters. Made by `example_distributed`, `example_local` or `customer_level`.
+    """One mechanism with all its parameters. Made by `example_distributed`, `example_local` or
+    `customer_level`.
 
     Attributes:
         kind: as the contract names it.
-        noise_multiplier: standard deviation over sensitivity that `customers - dropped - colluders` shares reach.
+        noise_multiplier: standard deviation over sensitivity that `customers - dropped - colluders`
+            shares reach.
         rate: Poisson sampling rate, exact; 1 without sampling.
         releases: rounds, or local steps.
         length: values of the vector.
         sensitivity: L2, in grid steps, of the rounded vector to one unit.
         unlucky: probability in one release that the rounding exceeds it.
-        sum_norm: L2 norm, in units of the vector, that a customer clips its sum to before it is rounded.
+        sum_norm: L2 norm, in units of the vector, that a customer clips its sum to before it is
+            rounded.
         customers: shares of noise in a sum, if nobody drops.
         colluders: customers that may tell their shares.
-        dropped: customers that may drop from a round. One more, and the round must be aborted before anything is unmasked.
+        dropped: customers that may drop from a round. One more, and the round must be aborted
+            before anything is unmasked.
     """
 
     kind: Kind
@@ -96,7 +132,8 @@ class Mechanism:
             problems.append("no honest customer's noise is left when customers drop and collude")
         if problems:
             raise InputError(
-                f"A privacy mechanism ({self.kind}) cannot be: {'; '.join(problems)}.", safe="Nothing was started."
+                f"A privacy mechanism ({self.kind}) cannot be: {'; '.join(problems)}.",
+                safe="Nothing was started.",
             )
 
     @classmethod
@@ -113,7 +150,8 @@ class Mechanism:
         colluders: int = 0,
         dropped: int = 0,
     ) -> Mechanism:
-        """One Poisson sample and one clipped gradient sum of each customer a round, noise shared by all.
+        """One Poisson sample and one clipped gradient sum of each customer a round, noise shared by
+        all.
 
         Args:
             layout: of the sum; its noise bound is not looked at.
@@ -122,23 +160,60 @@ class Mechanism:
         """
         sensitivity, unlucky = _of_record(layout, record_norm, delta, rounds)
         released = (rounds, layout.length, sensitivity, unlucky, _sum_norm(layout))
-        return cls("example-distributed", noise_multiplier, rate, *released, customers, colluders, dropped)
+        return cls(
+            "example-distributed", noise_multiplier, rate, *released, customers, colluders, dropped
+        )
 
     @classmethod
     def example_local(
-        cls, layout: Layout, *, record_norm: float, noise_multiplier: float, rate: Fraction, steps: int, delta: float
+        cls,
+        layout: Layout,
+        *,
+        record_norm: float,
+        noise_multiplier: float,
+        rate: Fraction,
+        steps: int,
+        delta: float,
     ) -> Mechanism:
-        """`steps` local steps, over all rounds, each with the whole noise: no other customer is relied on."""
+        """`steps` local steps, over all rounds, each with the whole noise: no other customer is
+        relied on.
+        """
         sensitivity, unlucky = _of_record(layout, record_norm, delta, steps)
-        return cls("example-local", noise_multiplier, rate, steps, layout.length, sensitivity, unlucky, _sum_norm(layout))
+        return cls(
+            "example-local",
+            noise_multiplier,
+            rate,
+            steps,
+            layout.length,
+            sensitivity,
+            unlucky,
+            _sum_norm(layout),
+        )
 
     @classmethod
     def customer_level(
-        cls, layout: Layout, *, noise_multiplier: float, rounds: int, customers: int, colluders: int = 0, dropped: int = 0
+        cls,
+        layout: Layout,
+        *,
+        noise_multiplier: float,
+        rounds: int,
+        customers: int,
+        colluders: int = 0,
+        dropped: int = 0,
     ) -> Mechanism:
-        """The whole clipped update of every customer in every round; its absence is a vector of zeros."""
+        """The whole clipped update of every customer in every round; its absence is a vector of
+        zeros.
+        """
         released = (rounds, layout.length, layout.integer_norm, 0.0, layout.clip_norm)
-        return cls("customer-level", noise_multiplier, Fraction(1), *released, customers, colluders, dropped)
+        return cls(
+            "customer-level",
+            noise_multiplier,
+            Fraction(1),
+            *released,
+            customers,
+            colluders,
+            dropped,
+        )
 
     @property
     def unit(self) -> Unit:
@@ -166,15 +241,18 @@ class Mechanism:
         return GridNoise(self.share_variance, self.length)
 
     def variance(self, summed: int) -> int:
-        """Of the noise in a sum of `summed` customers, in square grid steps: what `check_variance` compares with."""
+        """Of the noise in a sum of `summed` customers, in square grid steps: what `check_variance`
+        compares with.
+        """
         return summed * self.share_variance
 
     def spend(self, view: View) -> Spend:
         """The cost of the whole job.
 
         Args:
-            view: "adapter": the server, or whoever has the adapter; all noise of the fewest survivors counts. "colluders":
-                the same, together with max(1, colluders) customers, who know their own shares.
+            view: "adapter": the server, or whoever has the adapter; all noise of the fewest
+                survivors counts. "colluders": the same, together with max(1, colluders) customers,
+                who know their own shares.
         """
         honest = self._honest(view)
         share = Shape(Fraction(self.share_variance))
@@ -187,7 +265,8 @@ class Mechanism:
             self.unit,
             delta=self.unlucky * self.releases,
             divergence=divergence * values,
-            distance=honest * share.distance * values + (_REDRAWN * self.releases if self.unit == "record" else 0.0),
+            distance=honest * share.distance * values
+            + (_REDRAWN * self.releases if self.unit == "record" else 0.0),
         )
 
     def guarantee(self, view: View, delta: float) -> Guarantee:
@@ -201,11 +280,15 @@ class Mechanism:
             assumptions.append(_HONEST.format(honest=honest))
         against = {
             "adapter": "the server, and whoever has the adapter",
-            "colluders": f"the server together with {max(1, self.colluders)} of the other customers",
+            "colluders": (
+                f"the server together with {max(1, self.colluders)} of the other customers"
+            ),
         }[view]
         if self.kind == "example-local":
             against = "everyone outside the customer's own enclave"
-        return Guarantee(value, delta, self.unit, against, self.kind, accountant, tuple(assumptions))
+        return Guarantee(
+            value, delta, self.unit, against, self.kind, accountant, tuple(assumptions)
+        )
 
     def _honest(self, view: View) -> int:
         if self.kind == "example-local":
@@ -213,13 +296,20 @@ class Mechanism:
         return self.minimum - (max(1, self.colluders) if view == "colluders" else 0)
 
 
-def _of_record(layout: Layout, record_norm: float, delta: float, releases: int) -> tuple[float, float]:
-    """Sensitivity in grid steps of the rounded sum to one record, and the probability that a rounding exceeds it.
+def _of_record(
+    layout: Layout, record_norm: float, delta: float, releases: int
+) -> tuple[float, float]:
+    """Sensitivity in grid steps of the rounded sum to one record, and the probability that a
+    rounding exceeds it.
 
-    Clipping the sum and clamping its values come after the record is added and move no two sums apart.
+    Clipping the sum and clamping its values come after the record is added and move no two sums
+    apart.
     """
     if not 0 < record_norm <= layout.clip_norm:
-        raise InputError("A record's clipping norm is not in (0, clip_norm of its sum].", safe="Nothing was started.")
+        raise InputError(
+            "A record's clipping norm is not in (0, clip_norm of its sum].",
+            safe="Nothing was started.",
+        )
     norm = (record_norm + _ARITHMETIC * layout.clip_norm) / layout.step
     unlucky = _RESERVED * delta / max(releases, 1)
     always, mostly = norm + math.sqrt(layout.length), _rounded_norm(norm, layout.length, unlucky)
@@ -227,13 +317,16 @@ def _of_record(layout: Layout, record_norm: float, delta: float, releases: int) 
 
 
 def _rounded_norm(norm: float, length: int, failure: float) -> float:
-    """What the norm of a random rounding exceeds with at most this probability (equation 2 of Kairouz, Liu, Steinke)."""
+    """What the norm of a random rounding exceeds with at most this probability (equation 2 of
+    Kairouz, Liu, Steinke).
+    """
     deviation = math.sqrt(2 * math.log(1 / failure)) * (norm + math.sqrt(length) / 2)
     return math.sqrt(norm**2 + length / 4 + deviation)
 
 
 def _sum_norm(layout: Layout) -> float:
-    """The largest norm of a sum whose rounding is never drawn again by the masked sum, in units of the vector.
+    """The largest norm of a sum whose rounding is never drawn again by the masked sum, in units of
+    the vector.
 
     A rounding that is drawn again depends on the data, which step 1 does not allow.
     """

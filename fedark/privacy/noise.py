@@ -1,13 +1,16 @@
-"""Integer noise for the grid of a masked sum: discrete Gaussian values from AES-256-CTR, exact to far below any delta.
+"""Integer noise for the grid of a masked sum: discrete Gaussian values from AES-256-CTR, exact to
+far below any delta.
 
-No floating-point number touches a sample. A value is read off a table of the distribution function whose thresholds are
-128-bit integers, computed with 320-bit integers; the vector that the noise is added to is integer too, and every sum of the
-two is reached from every vector. So the attack of Mironov, "On Significance of the Least Significant Bits for Differential
-Privacy" (CCS 2012), which reads a secret off the gaps between floating-point outputs, finds no gaps.
+No floating-point number touches a sample. A value is read off a table of the distribution function
+whose thresholds are 128-bit integers, computed with 320-bit integers; the vector that the noise is
+added to is integer too, and every sum of the two is reached from every vector. So the attack of
+Mironov, "On Significance of the Least Significant Bits for Differential Privacy" (CCS 2012), which
+reads a secret off the gaps between floating-point outputs, finds no gaps.
 
-A table holds |x| <= 13 standard deviations; above a deviation of 256 the noise is a X + Y of two tables, Y wide enough (deviation
-sqrt(5) a) to fill the gaps of a X: `Shape` bounds how far that is from the discrete Gaussian of the summed variance. Bits come
-from a fresh secret key, addressed by position; no position is served twice, since noise that is used twice cancels. What is not
+A table holds |x| <= 13 standard deviations; above a deviation of 256 the noise is a X + Y of two
+tables, Y wide enough (deviation sqrt(5) a) to fill the gaps of a X: `Shape` bounds how far that is
+from the discrete Gaussian of the summed variance. Bits come from a fresh secret key, addressed by
+position; no position is served twice, since noise that is used twice cancels. What is not
 excluded: whoever can time the table search of this process may learn about the values.
 """
 
@@ -24,12 +27,14 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fedark.errors import InputError, Refused
+from fedark.foundation.errors import InputError, Refused
 from fedark.secagg.stream import BLOCK, SPARE, Keystream
 
 __all__ = ["GridNoise", "Shape", "VarianceCheck", "check_variance", "smoothing_error"]
 
-_CUT = 13  # standard deviations that a table holds: the tail beyond is under 2 exp(-13^2 / 2) < 2^-120
+_CUT = (
+    13  # standard deviations that a table holds: the tail beyond is under 2 exp(-13^2 / 2) < 2^-120
+)
 _BITS = 128
 _FIXED = 320
 _WIDEST = 1 << 29  # what a masked sum's layout can hold
@@ -39,7 +44,8 @@ _LOW = (1 << 64) - 1
 
 
 def smoothing_error(variance: float) -> float:
-    """Bound on |log| of the sum of exp(-(k - c)^2 / 2v) over all integers k against its integral, for any real c and v >= 1/4.
+    """Bound on |log| of the sum of exp(-(k - c)^2 / 2v) over all integers k against its integral,
+    for any real c and v >= 1/4.
 
     By Poisson summation the two differ by the factor 1 + 2 sum_m exp(-2 pi^2 v m^2) cos(2 pi m c).
     """
@@ -48,7 +54,8 @@ def smoothing_error(variance: float) -> float:
 
 @dataclass(frozen=True)
 class Shape:
-    """The distribution of one value: how it is drawn, its bound, and its distance from the discrete Gaussian.
+    """The distribution of one value: how it is drawn, its bound, and its distance from the discrete
+    Gaussian.
 
     Attributes:
         variance: sigma^2 in square grid steps, at least 1/4.
@@ -58,7 +65,9 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.variance < Fraction(1, 4):
-            raise InputError("Noise of less than half a grid step is not supported.", fix="Take a finer grid.")
+            raise InputError(
+                "Noise of less than half a grid step is not supported.", fix="Take a finer grid."
+            )
         if self.bound > _WIDEST:
             raise InputError("The noise is too wide for a masked sum.", fix="Take a coarser grid.")
 
@@ -87,18 +96,26 @@ class Shape:
     def divergence(self) -> float:
         """Bound on |log ratio| to the discrete Gaussian of this variance, tables taken as exact.
 
-        The probability of z is a sum over x of products of two Gaussians: the Gaussian at z, times a sum of a third one, of
-        variance Var X Var Y / sigma^2, over shifted integers; all four normalisers are within their smoothing errors.
+        The probability of z is a sum over x of products of two Gaussians: the Gaussian at z, times
+        a sum of a third one, of variance Var X Var Y / sigma^2, over shifted integers; all four
+        normalisers are within their smoothing errors.
         """
         if not self.scale:
             return 0.0
         fill, wide = self.parts
-        return sum(smoothing_error(float(part)) for part in (fill * wide / self.variance, fill, wide, self.variance))
+        return sum(
+            smoothing_error(float(part))
+            for part in (fill * wide / self.variance, fill, wide, self.variance)
+        )
 
     @property
     def distance(self) -> float:
-        """Bound on the total variation between what the tables give and exact discrete Gaussians: cut tails, rounded thresholds."""
-        tail = 2 * math.exp(-(_CUT**2) / 2)  # a discrete Gaussian is subgaussian: Canonne, Kamath, Steinke (2020), lemma 22
+        """Bound on the total variation between what the tables give and exact discrete Gaussians:
+        cut tails, rounded thresholds.
+        """
+        tail = 2 * math.exp(
+            -(_CUT**2) / 2
+        )  # a discrete Gaussian is subgaussian: Canonne, Kamath, Steinke (2020), lemma 22
         return sum(2 * tail + (2 * _half_width(part) + 1) * 2.0**-_BITS for part in self.parts)
 
 
@@ -128,12 +145,16 @@ class GridNoise:
         """Fill `out` with the noise of the values start, start + 1, ... .
 
         Raises:
-            Refused: positions outside the vector, or more values than it has: this noise was used before.
+            Refused: positions outside the vector, or more values than it has: this noise was used
+                before.
         """
         with self._lock:
             self._served += out.size
             if self._served > self._length or not 0 <= start <= self._length - out.size:
-                raise Refused("Noise was asked for twice, or beyond its vector.", safe="Nothing was released with it.")
+                raise Refused(
+                    "Noise was asked for twice, or beyond its vector.",
+                    safe="Nothing was released with it.",
+                )
         words = np.empty(min(BLOCK, start % BLOCK + out.size) + SPARE, np.uint64)
         done = 0
         while done < out.size:
@@ -145,13 +166,18 @@ class GridNoise:
                 target += self.shape.scale * self._draw(1, block, first, count, words)
             done += count
 
-    def _draw(self, part: int, block: int, first: int, count: int, words: NDArray[np.uint64]) -> NDArray[np.int32]:
+    def _draw(
+        self, part: int, block: int, first: int, count: int, words: NDArray[np.uint64]
+    ) -> NDArray[np.int32]:
         high, low, half = self._tables[part]
         draws = self._stream.block((2 * part << 64) + block, words, first + count)[first:]
         index = np.searchsorted(high, draws, side="right")
-        # A draw whose 64 bits are those of a threshold's upper half (once in 2^50) is decided by 64 more.
+        # A draw whose 64 bits are those of a threshold's upper half (once in 2^50) is decided by 64
+        # more.
         for at in np.flatnonzero((index > 0) & (high[index - 1] == draws)):
-            more = int(self._stream.words(first + count, (1 << 64) * (2 * part + 1) + block)[first + at])
+            more = int(
+                self._stream.words(first + count, (1 << 64) * (2 * part + 1) + block)[first + at]
+            )
             begin = int(np.searchsorted(high, draws[at], side="left"))
             index[at] = begin + sum(int(value) <= more for value in low[begin : index[at]])
         return index.astype(np.int32) - np.int32(half)
@@ -164,7 +190,9 @@ def _half_width(variance: Fraction) -> int:
 
 @lru_cache(maxsize=16)
 def _table(variance: Fraction) -> tuple[NDArray[np.uint64], NDArray[np.uint64], int]:
-    """Thresholds of the discrete Gaussian on [-H, H], as upper and lower 64 bits; a value is the number of those <= a draw, - H."""
+    """Thresholds of the discrete Gaussian on [-H, H], as upper and lower 64 bits; a value is the
+    number of those <= a draw, - H.
+    """
     half = _half_width(variance)
     weights = _weights(variance, half)
     total = 2 * sum(weights) - weights[0]
@@ -207,14 +235,18 @@ class VarianceCheck:
         return self.low <= self.measured <= self.high
 
 
-def check_variance(noise: NDArray[np.integer], claimed: float, *, deficit: float = 0.1, alarm: float = 1e-6) -> VarianceCheck:
-    """Compare noise alone (an aggregate of zeros, or an aggregate less its known sum) with the variance that is accounted for.
+def check_variance(
+    noise: NDArray[np.integer], claimed: float, *, deficit: float = 0.1, alarm: float = 1e-6
+) -> VarianceCheck:
+    """Compare noise alone (an aggregate of zeros, or an aggregate less its known sum) with the
+    variance that is accounted for.
 
     Args:
         noise: any shape, in grid steps.
         claimed: variance of one value, in square grid steps.
         deficit: the relative shortfall that must not pass; one of n shares missing is 1 / n.
-        alarm: the probability that correct noise fails, and at most that of such a shortfall passing.
+        alarm: the probability that correct noise fails, and at most that of such a shortfall
+            passing.
 
     Raises:
         InputError: there are too few values to see such a shortfall.
@@ -222,9 +254,15 @@ def check_variance(noise: NDArray[np.integer], claimed: float, *, deficit: float
     from scipy.stats import chi2
 
     values = np.asarray(noise, np.float64).ravel()
-    low, high = claimed * chi2.ppf([alarm / 2, 1 - alarm / 2], max(values.size, 1)) / max(values.size, 1)
-    if claimed * (1 - deficit) * chi2.ppf(1 - alarm, max(values.size, 1)) / max(values.size, 1) >= low:
+    low, high = (
+        claimed * chi2.ppf([alarm / 2, 1 - alarm / 2], max(values.size, 1)) / max(values.size, 1)
+    )
+    if (
+        claimed * (1 - deficit) * chi2.ppf(1 - alarm, max(values.size, 1)) / max(values.size, 1)
+        >= low
+    ):
         raise InputError(
-            f"{values.size} values cannot show a shortfall of {deficit:.0%} in the noise.", fix="Measure more rounds or values."
+            f"{values.size} values cannot show a shortfall of {deficit:.0%} in the noise.",
+            fix="Measure more rounds or values.",
         )
     return VarianceCheck(claimed, float(np.mean(values**2)), values.size, float(low), float(high))

@@ -1,12 +1,15 @@
-"""A compiler from a readable seccomp policy to the classic BPF program that the kernel runs (seccomp(2)).
+"""A compiler from a readable seccomp policy to the classic BPF program that the kernel runs
+(seccomp(2)).
 
-A policy is an ordered list of rules; the first that matches decides, and the policy's default decides where none does. Two
-checks stand before every rule and cannot be left out: a system call of another architecture (the 32-bit entry of x86) and a
-call of the x32 ABI kill the process, because their numbers mean other calls.
+A policy is an ordered list of rules; the first that matches decides, and the policy's default
+decides where none does. Two checks stand before every rule and cannot be left out: a system call of
+another architecture (the 32-bit entry of x86) and a call of the x32 ABI kill the process, because
+their numbers mean other calls.
 
-A jump in classic BPF reaches 255 instructions forward and a wrong one silently becomes another verdict. So the compiler makes
-only jumps that leave the one rule that they belong to, and reloads the call number behind every rule that used the register.
-Arguments are 64 bits and BPF's register is 32: each comparison checks both halves.
+A jump in classic BPF reaches 255 instructions forward and a wrong one silently becomes another
+verdict. So the compiler makes only jumps that leave the one rule that they belong to, and reloads
+the call number behind every rule that used the register. Arguments are 64 bits and BPF's register
+is 32: each comparison checks both halves.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ ALLOW = 0x7FFF_0000
 _ERRNO = 0x0005_0000
 _X32_BIT = 0x4000_0000
 
-# struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6] (little-endian halves).
+# struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6] (little-endian
+# halves).
 _NR, _ARCH, _ARGS = 0, 4, 16
 _LOAD, _AND, _JEQ, _JGE, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _MAX_INSTRUCTIONS = 4096
@@ -43,7 +47,8 @@ def errno(number: int) -> int:
 class Arg:
     """A condition on argument `index` (0 to 5): `argument & mask == value`, over 64 bits.
 
-    `symbol` stands for a value that differs from process to process (its own id), so that the policy's digest does not.
+    `symbol` stands for a value that differs from process to process (its own id), so that the
+    policy's digest does not.
     """
 
     index: int
@@ -52,7 +57,11 @@ class Arg:
     symbol: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index <= 5 or not 0 <= self.value <= _ALL_BITS or not 0 < self.mask <= _ALL_BITS:
+        if (
+            not 0 <= self.index <= 5
+            or not 0 <= self.value <= _ALL_BITS
+            or not 0 < self.mask <= _ALL_BITS
+        ):
             raise ValueError("an argument condition is out of range")
         if self.value & ~self.mask:
             raise ValueError("an argument condition can never hold")
@@ -79,7 +88,9 @@ class Policy:
     rules: tuple[Rule, ...]
 
     def digest(self) -> bytes:
-        """SHA-384 of the policy as data (rules, numbers, conditions), 48 bytes: the same on every machine."""
+        """SHA-384 of the policy as data (rules, numbers, conditions), 48 bytes: the same on every
+        machine.
+        """
         text = repr(
             [
                 "fedark/seccomp/1",
@@ -87,7 +98,11 @@ class Policy:
                 AUDIT_ARCH,
                 self.default,
                 [
-                    [rule.verdict, [[c, NUMBERS[c]] for c in rule.calls], [a.describe() for a in rule.when]]
+                    [
+                        rule.verdict,
+                        [[c, NUMBERS[c]] for c in rule.calls],
+                        [a.describe() for a in rule.when],
+                    ]
                     for rule in self.rules
                 ],
             ]
@@ -115,21 +130,30 @@ def compile_policy(policy: Policy) -> bytes:
             program += _rule(NUMBERS[call], rule)
     program.append(_instruction(_RETURN, policy.default))
     if len(program) > _MAX_INSTRUCTIONS:
-        raise ValueError(f"a filter of {len(program)} instructions is over the kernel's limit of {_MAX_INSTRUCTIONS}")
+        raise ValueError(
+            f"a filter of {len(program)} instructions is over the kernel's limit of"
+            f" {_MAX_INSTRUCTIONS}"
+        )
     return b"".join(program)
 
 
 def _rule(number: int, rule: Rule) -> list[bytes]:
-    """Instructions for one call of one rule; entered, and left, with the call number in the register."""
+    """Instructions for one call of one rule; entered, and left, with the call number in the
+    register.
+    """
     if not rule.when:
         return [_instruction(_JEQ, number, skip_false=1), _instruction(_RETURN, rule.verdict)]
-    # (load, mask, compare) for each half of each condition; then the verdict; then the reload where a failed compare lands.
+    # (load, mask, compare) for each half of each condition; then the verdict; then the reload where
+    # a failed compare lands.
     length = 6 * len(rule.when) + 2
     body: list[bytes] = []
     for condition in rule.when:
         offset = _ARGS + 8 * condition.index
         for half, shift in ((offset + 4, 32), (offset, 0)):
-            mask, value = (condition.mask >> shift) & 0xFFFF_FFFF, (condition.value >> shift) & 0xFFFF_FFFF
+            mask, value = (
+                (condition.mask >> shift) & 0xFFFF_FFFF,
+                (condition.value >> shift) & 0xFFFF_FFFF,
+            )
             body += [_instruction(_LOAD, half), _instruction(_AND, mask)]
             body.append(_instruction(_JEQ, value, skip_false=length - 1 - (len(body) + 1)))
     body += [_instruction(_RETURN, rule.verdict), _instruction(_LOAD, _NR)]

@@ -1,10 +1,12 @@
-"""A world of its own for a process: user, mount, network, process, IPC, host-name and cgroup namespaces (namespaces(7)).
+"""A world of its own for a process: user, mount, network, process, IPC, host-name and cgroup
+namespaces (namespaces(7)).
 
-The new root is an empty, read-only tmpfs in which the measured files and folders stand at the paths that they have outside,
-bound read-only, and one small scratch tmpfs. There is no /proc, /sys or /dev but the few files that the caller names, and no
-network interface but a dead loopback.
-Roots are opened once, without following a symbolic link anywhere on the way, and what was opened is what is bound: exchanging
-a folder for a link, or for another folder, between hashing and binding is refused.
+The new root is an empty, read-only tmpfs in which the measured files and folders stand at the paths
+that they have outside, bound read-only, and one small scratch tmpfs. There is no /proc, /sys or
+/dev but the few files that the caller names, and no network interface but a dead loopback.
+Roots are opened once, without following a symbolic link anywhere on the way, and what was opened is
+what is bound: exchanging a folder for a link, or for another folder, between hashing and binding is
+refused.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Root:
 
     Attributes:
         source: absolute path without symbolic links.
-        target: absolute path inside the new root; differs from `source` for a library that is known by its soname.
+        target: absolute path inside the new root; differs from `source` for a library that is known
+            by its soname.
         device, inode: identity at the time it was measured.
     """
 
@@ -54,7 +57,8 @@ class Root:
 
     @classmethod
     def of(cls, source: str, target: str | None = None) -> Root:
-        """The root at `source`, links resolved, as it is now; `target` is a name for it that may be a link.
+        """The root at `source`, links resolved, as it is now; `target` is a name for it that may be
+        a link.
 
         Raises:
             OSError: there is none.
@@ -87,7 +91,9 @@ def open_root(root: Root) -> int:
         OSError: it is gone, stands behind a symbolic link, or is another one by now (ESTALE).
     """
     how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
-    descriptor = syscall("openat2", -100, root.source.encode(), ctypes.byref(how), ctypes.sizeof(how))
+    descriptor = syscall(
+        "openat2", -100, root.source.encode(), ctypes.byref(how), ctypes.sizeof(how)
+    )
     status = os.fstat(descriptor)
     if (status.st_dev, status.st_ino) != (root.device, root.inode):
         os.close(descriptor)
@@ -99,7 +105,8 @@ def separate(*, own_user: bool) -> None:
     """Leave the namespaces of the host. The next child is process 1 of the new process namespace.
 
     Args:
-        own_user: make a user namespace too, in which this user keeps its number: the way of an ordinary user.
+        own_user: make a user namespace too, in which this user keeps its number: the way of an
+            ordinary user.
 
     Raises:
         OSError: the kernel, or who confines this machine, refuses.
@@ -107,14 +114,20 @@ def separate(*, own_user: bool) -> None:
     user, group = os.geteuid(), os.getegid()
     syscall("unshare", _ALL_BUT_USER | (_NEW_USER if own_user else 0))
     if own_user:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
             with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                 file.write(text)
     mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     syscall("sethostname", _HOST_NAME, len(_HOST_NAME))
 
 
-def build_root(roots: Sequence[tuple[Root, int]], *, scratch_bytes: int, owner: tuple[int, int]) -> None:
+def build_root(
+    roots: Sequence[tuple[Root, int]], *, scratch_bytes: int, owner: tuple[int, int]
+) -> None:
     """Make the new root, move into it, and let go of the old one.
 
     Args:
@@ -125,12 +138,21 @@ def build_root(roots: Sequence[tuple[Root, int]], *, scratch_bytes: int, owner: 
     Raises:
         OSError: the kernel refused.
     """
-    trees = [(root, _read_only_tree(descriptor), S_ISDIR(os.fstat(descriptor).st_mode)) for root, descriptor in roots]
-    # The mount point is arbitrary: nothing is read through its path any more, and it vanishes with the old root.
+    trees = [
+        (root, _read_only_tree(descriptor), S_ISDIR(os.fstat(descriptor).st_mode))
+        for root, descriptor in roots
+    ]
+    # The mount point is arbitrary: nothing is read through its path any more, and it vanishes with
+    # the old root.
     mount("fedark", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=8m,nr_inodes=16384")  # noqa: S108  # nosec B108
     os.chdir("/tmp")  # noqa: S108  # nosec B108
     top = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    for name in ("lib", "lib64", "bin", "sbin"):  # merged /usr: the dynamic linker looks under the short names
+    for name in (
+        "lib",
+        "lib64",
+        "bin",
+        "sbin",
+    ):  # merged /usr: the dynamic linker looks under the short names
         if os.path.islink(f"/{name}"):
             os.symlink(os.readlink(f"/{name}"), name)
     # Outer folders first, so that a root inside another one is seen.
@@ -144,9 +166,15 @@ def build_root(roots: Sequence[tuple[Root, int]], *, scratch_bytes: int, owner: 
         syscall("move_mount", tree, b"", top, place.encode(), _MOVE_MOUNT_FROM_EMPTY_PATH)
         os.close(tree)
     os.mkdir(SCRATCH.lstrip("/"))
-    options = f"mode=0700,size={scratch_bytes},nr_inodes={_SCRATCH_FILES},uid={owner[0]},gid={owner[1]}"
-    mount("fedark-scratch", SCRATCH.lstrip("/"), "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, options)
-    _set_attributes(top, _ATTR_READ_ONLY | _ATTR_NO_SUID | _ATTR_NO_DEV | _ATTR_NO_EXEC, recursive=False)
+    options = (
+        f"mode=0700,size={scratch_bytes},nr_inodes={_SCRATCH_FILES},uid={owner[0]},gid={owner[1]}"
+    )
+    mount(
+        "fedark-scratch", SCRATCH.lstrip("/"), "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, options
+    )
+    _set_attributes(
+        top, _ATTR_READ_ONLY | _ATTR_NO_SUID | _ATTR_NO_DEV | _ATTR_NO_EXEC, recursive=False
+    )
     os.fchdir(top)
     syscall("pivot_root", b".", b".")
     syscall("umount2", b".", _MNT_DETACH)
@@ -155,10 +183,19 @@ def build_root(roots: Sequence[tuple[Root, int]], *, scratch_bytes: int, owner: 
 
 
 def _read_only_tree(descriptor: int) -> int:
-    """A detached copy of the mounts at and below `descriptor`, read-only, without set-uid, and without devices except itself."""
-    tree = syscall("open_tree", descriptor, b"", _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | _AT_RECURSIVE)
+    """A detached copy of the mounts at and below `descriptor`, read-only, without set-uid, and
+    without devices except itself.
+    """
+    tree = syscall(
+        "open_tree",
+        descriptor,
+        b"",
+        _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | _AT_RECURSIVE,
+    )
     device = S_ISCHR(os.fstat(descriptor).st_mode)
-    _set_attributes(tree, _ATTR_READ_ONLY | _ATTR_NO_SUID | (0 if device else _ATTR_NO_DEV), recursive=True)
+    _set_attributes(
+        tree, _ATTR_READ_ONLY | _ATTR_NO_SUID | (0 if device else _ATTR_NO_DEV), recursive=True
+    )
     return tree
 
 

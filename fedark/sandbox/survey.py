@@ -1,7 +1,8 @@
 """What this machine offers to confine a process, and what is missing where it offers too little.
 
-Namespaces are probed by building one in a short-lived process: the answer of any single setting is not reliable (a user
-namespace may be granted without the right to mount in it, or only mounting be forbidden).
+Namespaces are probed by building one in a short-lived process: the answer of any single setting is
+not reliable (a user namespace may be granted without the right to mount in it, or only mounting be
+forbidden).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedark.errors import SandboxUnavailable
+from fedark.foundation.errors import SandboxUnavailable
 from fedark.sandbox import landlock, seccomp
 from fedark.sandbox.confine import Mode
 
@@ -33,7 +34,8 @@ class Support:
     """What was found.
 
     Attributes:
-        namespaces: "" if a private root with namespaces can be built; otherwise what stood in the way.
+        namespaces: "" if a private root with namespaces can be built; otherwise what stood in the
+            way.
         landlock: its ABI, 0 for none.
         seccomp: system call filters exist, and this is a machine whose call numbers we know.
     """
@@ -54,16 +56,23 @@ class Support:
             return "landlock"
         missing = []
         if not self.seccomp:
-            missing.append(f"system call filters on x86-64 Linux (this is {sys.platform} on {os.uname().machine})")
+            missing.append(
+                f"system call filters on x86-64 Linux (this is {sys.platform} on"
+                f" {os.uname().machine})"
+            )
         if self.namespaces:
             missing.append(f"namespaces ({self.namespaces})")
         if not self.landlock and minimum == "landlock":
             missing.append("landlock (a kernel from 5.13 with landlock among its security modules)")
         raise SandboxUnavailable(
-            f"This machine cannot confine an enclave (at least {minimum!r} is demanded); missing: {'; '.join(missing)}.",
+            f"This machine cannot confine an enclave (at least {minimum!r} is demanded); missing:"
+            f" {'; '.join(missing)}.",
             safe="No enclave was started.",
-            fix="Allow namespaces (kernel.unprivileged_userns_clone=1, user.max_user_namespaces > 0, AppArmor's "
-            "apparmor_restrict_unprivileged_userns=0, or run as root), or use a kernel that has landlock.",
+            fix=(
+                "Allow namespaces (kernel.unprivileged_userns_clone=1, user.max_user_namespaces >"
+                " 0, AppArmor's apparmor_restrict_unprivileged_userns=0, or run as root), or use a"
+                " kernel that has landlock."
+            ),
         )
 
 
@@ -85,7 +94,9 @@ def _namespaces() -> str:
 
 
 def _probed() -> tuple[str, bool]:
-    """What stands in the way, "" for nothing; and whether the machine said so, and not somebody who killed the probe."""
+    """What stands in the way, "" for nothing; and whether the machine said so, and not somebody who
+    killed the probe.
+    """
     import subprocess  # here, because this module is loaded in enclaves too, which need neither
     import tempfile
 
@@ -106,11 +117,16 @@ def _probed() -> tuple[str, bool]:
         output.seek(0)
         text = output.read(300).decode("utf-8", "replace").strip()
     killed = done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
-    return "" if done.returncode == 0 else text or f"the probe ended with {done.returncode}", not killed
+    return (
+        "" if done.returncode == 0 else text or f"the probe ended with {done.returncode}",
+        not killed,
+    )
 
 
 def probe() -> None:
-    """Body of the probing process: build a root with one file in it, and print what stood in the way."""
+    """Body of the probing process: build a root with one file in it, and print what stood in the
+    way.
+    """
     from fedark.sandbox import confine
     from fedark.sandbox.namespaces import Root
 

@@ -1,7 +1,8 @@
 """Linux system calls over ctypes: numbers, and the few that Python's `os` does not have.
 
-Numbers are those of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl); a test compares them with the kernel's own header. Other
-architectures are refused by `fedark.sandbox.survey`: a filter that nobody ran there would be worth nothing.
+Numbers are those of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl); a test compares them with the
+kernel's own header. Other architectures are refused by `fedark.sandbox.survey`: a filter that
+nobody ran there would be worth nothing.
 """
 
 from __future__ import annotations
@@ -78,9 +79,16 @@ libc.sbrk.restype = ctypes.c_void_p
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
 PR_SET_MM, _PR_SET_MM_MAP = 35, 14
-PR_SET_NAME, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 15, 24, 28, 38, 47
+PR_SET_NAME, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = (
+    15,
+    24,
+    28,
+    38,
+    47,
+)
 _AMBIENT_CLEAR_ALL = 4
-# SECBIT_NOROOT, _NO_SETUID_FIXUP and _NO_CAP_AMBIENT_RAISE, each with its lock; not _KEEP_CAPS, whose lock keeps it off.
+# SECBIT_NOROOT, _NO_SETUID_FIXUP and _NO_CAP_AMBIENT_RAISE, each with its lock; not _KEEP_CAPS,
+# whose lock keeps it off.
 _SECUREBITS = 0b1110_1111
 CAP_KILL, CAP_SETPCAP = 5, 8
 _CAPABILITY_VERSION_3 = 0x2008_0522
@@ -93,7 +101,10 @@ def syscall(name: str, *arguments: Any) -> int:
         OSError: with the kernel's error number.
     """
     result = int(
-        libc.syscall(ctypes.c_long(NUMBERS[name]), *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+        libc.syscall(
+            ctypes.c_long(NUMBERS[name]),
+            *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments),
+        )
     )
     if result < 0:
         number = ctypes.get_errno()
@@ -111,18 +122,27 @@ def prctl(option: int, *arguments: int) -> int:
 
 
 def hide_arguments() -> None:
-    """Let /proc/PID/cmdline show nothing: it is this process's own memory, which any user reads and this process may write.
+    """Let /proc/PID/cmdline show nothing: it is this process's own memory, which any user reads and
+    this process may write.
 
     Raises:
         OSError: the kernel refused, or has no such call (one without CONFIG_CHECKPOINT_RESTORE).
     """
     with open("/proc/self/stat", "rb") as file:
-        field = [0, 0, 0, *map(_number, file.read().rpartition(b")")[2].split())]  # as numbered in proc(5), from 3 on
-    start_code, end_code, stack, start_data, end_data, start_break = (field[number] for number in (26, 27, 28, 45, 46, 47))
+        field = [
+            0,
+            0,
+            0,
+            *map(_number, file.read().rpartition(b")")[2].split()),
+        ]  # as numbered in proc(5), from 3 on
+    start_code, end_code, stack, start_data, end_data, start_break = (
+        field[number] for number in (26, 27, 28, 45, 46, 47)
+    )
     now = int(libc.sbrk(0))
     empty = (field[48], field[48], field[50], field[50])
     places = (start_code, end_code, start_data, end_data, start_break, now, stack, *empty)
-    # struct prctl_mm_map: eleven addresses, an auxiliary vector of no length, and no other executable.
+    # struct prctl_mm_map: eleven addresses, an auxiliary vector of no length, and no other
+    # executable.
     layout = ctypes.create_string_buffer(struct.pack("<11QQIi", *places, 0, 0, -1))
     syscall("prctl", PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(layout), 104, 0)
 
@@ -132,24 +152,34 @@ def _number(text: bytes) -> int:
 
 
 def no_new_privileges() -> None:
-    """From here on, no exec gains a privilege; also the condition for unprivileged seccomp and landlock."""
+    """From here on, no exec gains a privilege; also the condition for unprivileged seccomp and
+    landlock.
+    """
     prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+def mount(
+    source: str | None, target: str, kind: str | None, flags: int, options: str | None = None
+) -> None:
     """mount(2).
 
     Raises:
         OSError: with the kernel's error number.
     """
-    syscall("mount", *(None if s is None else s.encode() for s in (source, target, kind)), flags, options and options.encode())
+    syscall(
+        "mount",
+        *(None if s is None else s.encode() for s in (source, target, kind)),
+        flags,
+        options and options.encode(),
+    )
 
 
 def give_up_privileges() -> None:
-    """Make sure that no later step regains a capability: bounding set, ambient set, secure bits. Call it while there is one thread.
+    """Make sure that no later step regains a capability: bounding set, ambient set, secure bits.
+    Call it while there is one thread.
 
-    The sets that are in force stay; `set_capabilities` empties them. Without CAP_SETPCAP there is no bounding set to empty:
-    no_new_privileges then forbids the same.
+    The sets that are in force stay; `set_capabilities` empties them. Without CAP_SETPCAP there is
+    no bounding set to empty: no_new_privileges then forbids the same.
 
     Raises:
         OSError: the kernel refused.

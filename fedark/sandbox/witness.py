@@ -1,7 +1,9 @@
-"""What the kernel shows of a confined process from outside: so that evidence says what is installed, not what should have been.
+"""What the kernel shows of a confined process from outside: so that evidence says what is
+installed, not what should have been.
 
-All of it is in files of /proc that any user may read, for the enclave is not dumpable and its namespaces' links are not shown to
-an ordinary host. What no file shows: the landlock domain, and the text of the filters. The two are counted, from Linux 5.9 on.
+All of it is in files of /proc that any user may read, for the enclave is not dumpable and its
+namespaces' links are not shown to an ordinary host. What no file shows: the landlock domain, and
+the text of the filters. The two are counted, from Linux 5.9 on.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ def missing(monitor: int, mode: str) -> str:
     try:
         enclave = _only_child(monitor)
         inherited = _filters(_status(Path(f"/proc/{monitor}")))
-        found = [*_of_threads(enclave, inherited), *(_of_namespaces(enclave) if mode == "namespaces" else ())]
+        found = [
+            *_of_threads(enclave, inherited),
+            *(_of_namespaces(enclave) if mode == "namespaces" else ()),
+        ]
     except (OSError, ValueError, KeyError, IndexError) as error:
         return f"what the kernel says of it ({type(error).__name__})"
     return ", ".join(dict.fromkeys(found))
@@ -39,7 +44,10 @@ def _only_child(pid: int) -> int:
 
 def _status(process: Path) -> dict[str, str]:
     text = (process / "status").read_text(encoding="utf-8", errors="replace")
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in text.splitlines())}
+    return {
+        name: value.strip()
+        for name, _, value in (line.partition(":") for line in text.splitlines())
+    }
 
 
 def _filters(status: dict[str, str]) -> int:

@@ -1,30 +1,41 @@
-"""The client of the masked protocol, as it runs inside an attested trainer enclave: a state machine without I/O.
+"""The client of the masked protocol, as it runs inside an attested trainer enclave: a state machine
+without I/O.
 
-It follows Bonawitz et al. 2017 (pairwise masks and a self-mask), with keys agreed once a session and a decrypting committee
-(Flamingo, Ma et al. 2023), and keeps these rules whatever the server says. Legal order:
+It follows Bonawitz et al. 2017 (pairwise masks and a self-mask), with keys agreed once a session
+and a decrypting committee (Flamingo, Ma et al. 2023), and keeps these rules whatever the server
+says. Legal order:
 
     hello -> join -> { begin -> [upload] -> [endorse] -> [unmask] } for ever larger rounds
 
-1. A round number is burned by `begin` before a key of the round is derived: no round runs twice, with no other cohort, model or
-   vector. A request that is refused derives nothing and burns nothing.
-2. Everything that the round is (session, number, layout, the model that this client really received, participants) is hashed
-   into ctx; every key, mask and share of the round derives from ctx.
-3. One upload a round. It carries the shares of its own recovery secrets: b_u, the self-mask seed, fresh and random; s_uv, the
-   seed of each pair in this round. Each committee member gets its shares sealed for it alone.
-4. The self-mask stays in every round, so a vector that arrives after its sender was declared gone stays masked for ever.
-5. A member answers one survivor set U for a round: b_u for u in U, s_uv only for u in U and v not in U: never both secrets of
-   one party. With 2 t > c + g no second set finds a quorum. Asked again for the same U it repeats the same bytes.
-6. |U| is at least the minimum cohort, U is a set of participants, each keeps enough neighbours in U.
-7. Where the topology asks for agreement, a member signs one U, and releases shares only against t members' signatures on it.
-8. For a layout and model digest an enclave uploads in one session alone and releases once, over all rounds and sessions that share
-   `Releases`: a server that pretends a failure and repeats the round, with the same digest, without a victim gets nothing to subtract
-   from, neither in this session nor in another with other members. If the digest is of a ciphertext, as in a fedark job, who encrypts
-   one model twice has two: then only differential privacy bounds the difference.
+1. A round number is burned by `begin` before a key of the round is derived: no round runs twice,
+   with no other cohort, model or vector. A request that is refused derives nothing and burns
+   nothing.
+2. Everything that the round is (session, number, layout, the model that this client really
+   received, participants) is hashed into ctx; every key, mask and share of the round derives from
+   ctx.
+3. One upload a round. It carries the shares of its own recovery secrets: b_u, the self-mask seed,
+   fresh and random; s_uv, the seed of each pair in this round. Each committee member gets its
+   shares sealed for it alone.
+4. The self-mask stays in every round, so a vector that arrives after its sender was declared gone
+   stays masked for ever.
+5. A member answers one survivor set U for a round: b_u for u in U, s_uv only for u in U and v not
+   in U: never both secrets of one party. With 2 t > c + g no second set finds a quorum. Asked again
+   for the same U it repeats the same bytes.
+6. |U| is at least the minimum cohort, U is a set of participants, each keeps enough neighbours in
+   U.
+7. Where the topology asks for agreement, a member signs one U, and releases shares only against t
+   members' signatures on it.
+8. For a layout and model digest an enclave uploads in one session alone and releases once, over all
+   rounds and sessions that share `Releases`: a server that pretends a failure and repeats the
+   round, with the same digest, without a victim gets nothing to subtract from, neither in this
+   session nor in another with other members. If the digest is of a ciphertext, as in a fedark job,
+   who encrypts one model twice has two: then only differential privacy bounds the difference.
 
-Secrets live in this object only. It cannot be copied or pickled; `state` is for a checkpoint that the enclave seals to itself
-(`fedark.enclave.checkpoint`). What an old checkpoint does: a round that is begun again with the same request uses the same pair masks
-under a fresh self-mask, with another request other masks; a member could answer twice. So a client whose host rolls it back counts
-as one that colludes, and 2 t > c + g holds for c of them.
+Secrets live in this object only. It cannot be copied or pickled; `state` is for a checkpoint that
+the enclave seals to itself (`fedark.enclave.checkpoint`). What an old checkpoint does: a round that
+is begun again with the same request uses the same pair masks under a fresh self-mask, with another
+request other masks; a member could answer twice. So a client whose host rolls it back counts as one
+that colludes, and 2 t > c + g holds for c of them.
 """
 
 from __future__ import annotations
@@ -39,8 +50,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
-from fedark.errors import InputError, ProtocolError, Refused
-from fedark.keys import SigningKey, verify_signature
+from fedark.foundation.errors import InputError, ProtocolError, Refused
+from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.secagg import schedule, shamir, wire
 from fedark.secagg.cohort import SALT_BYTES, Cohort, request_limit
 from fedark.secagg.directory import Directory, announce, check_cohort, check_round
@@ -57,13 +68,13 @@ _NONCE = bytes(12)
 class Releases:
     """What this enclave has given for each (layout, model). Shared by all sessions of one enclave.
 
-    A round whose unmasking stalls is therefore not repeated with its model: the server asks the same members again, and those
-    that have answered repeat their answer.
+    A round whose unmasking stalls is therefore not repeated with its model: the server asks the
+    same members again, and those that have answered repeat their answer.
 
     Attributes:
         done: it has helped to unmask a sum.
-        sessions: the identifier of the one session that it uploads in. The quorum argument holds within a session; the sums of two
-            sessions have no honest uploader in common.
+        sessions: the identifier of the one session that it uploads in. The quorum argument holds
+            within a session; the sums of two sessions have no honest uploader in common.
     """
 
     done: set[tuple[str, bytes]] = field(default_factory=set)
@@ -76,9 +87,15 @@ class Releases:
             Refused: a sum was released, or another session has an upload.
         """
         if (layout, model) in self.done:
-            raise _second("A sum for this model was released before; a second one could be subtracted from it.")
+            raise _second(
+                "A sum for this model was released before; a second one could be subtracted"
+                " from it."
+            )
         if self.sessions.get((layout, model), sid) != sid:
-            raise _second("An upload for this model went to another session; a second sum could be subtracted from that one's.")
+            raise _second(
+                "An upload for this model went to another session; a second sum could be subtracted"
+                " from that one's."
+            )
 
     def bind(self, layout: str, model: bytes, sid: bytes) -> None:
         """Upload in this session and in no other.
@@ -109,9 +126,16 @@ class Client:
     """One party's side of one session."""
 
     def __init__(
-        self, policy: Policy, party: str, signing: SigningKey, releases: Releases | None = None, threads: int | None = None
+        self,
+        policy: Policy,
+        party: str,
+        signing: SigningKey,
+        releases: Releases | None = None,
+        threads: int | None = None,
     ) -> None:
-        """`signing`: the enclave's key that attestation binds. `threads`: for the masks; None: one for each core."""
+        """`signing`: the enclave's key that attestation binds. `threads`: for the masks; None: one
+        for each core.
+        """
         if party not in policy.roster:
             raise Refused(f"{party} is not on the roster.", safe="No key was made.")
         self._policy, self._party, self._signing, self._threads = policy, party, signing, threads
@@ -140,9 +164,14 @@ class Client:
             raise ProtocolError("This session was joined already.", safe=_KEPT)
         own = directory.index.get(self._party, -1)
         if directory.policy != self._policy or own < 0 or directory.keys[own] != self._public:
-            raise Refused("The directory does not hold this client's own key and terms.", safe="No key was agreed.")
+            raise Refused(
+                "The directory does not hold this client's own key and terms.",
+                safe="No key was agreed.",
+            )
         roots = {
-            i: schedule.pair_root(self._secret, directory.keys[i], directory.sid, self._party, directory.parties[i])
+            i: schedule.pair_root(
+                self._secret, directory.keys[i], directory.sid, self._party, directory.parties[i]
+            )
             for i in directory.topology.partners(own)
         }
         self._directory, self._me = directory, own
@@ -154,22 +183,32 @@ class Client:
 
         Args:
             request: the server's message.
-            model_digest: SHA-384 of the model that this client received, computed by its own enclave.
+            model_digest: SHA-384 of the model that this client received, computed by its own
+                enclave.
 
         Returns:
             The layout that an upload must fit.
 
         Raises:
             ProtocolError: malformed, or a round number that is not new.
-            Refused: a cohort that is too small, or a model whose sum was released before, or that another session has an upload for.
+            Refused: a cohort that is too small, or a model whose sum was released before, or that
+                another session has an upload for.
         """
         directory = self._joined()
         frame = wire.parse(request, request_limit(directory))
         frame.split(0)
-        values = wire.fields(frame.header, "round", {"round": int, "layout": str, "participants": list})
-        number, participants = values["round"], wire.indices(values["participants"], len(directory.parties))
+        values = wire.fields(
+            frame.header, "round", {"round": int, "layout": str, "participants": list}
+        )
+        number, participants = (
+            values["round"],
+            wire.indices(values["participants"], len(directory.parties)),
+        )
         if number <= self._last:
-            raise ProtocolError(f"Round {number} is not new: round {self._last} was begun.", safe="Nothing was uploaded.")
+            raise ProtocolError(
+                f"Round {number} is not new: round {self._last} was begun.",
+                safe="Nothing was uploaded.",
+            )
         check_round(directory, number, values["layout"], participants)
         layout = self._policy.by_name[values["layout"]]
         self._releases.check(layout.name, model_digest, directory.sid)
@@ -178,35 +217,60 @@ class Client:
         ctx = schedule.context(directory.sid, number, layout.name, model_digest, participants)
         info = schedule.round_info(ctx)
         pairs = {i: chain.take(number, info) for i, chain in self._chains.items()}
-        self._round = _Round(number, layout, ctx, model_digest, Cohort(directory, participants), pairs)
+        self._round = _Round(
+            number, layout, ctx, model_digest, Cohort(directory, participants), pairs
+        )
         return layout
 
     def upload(self, contribution: Contribution, noise: Noise | None = None) -> memoryview:
         """The masked vector of this round, with the sealed shares of its recovery secrets.
 
         Raises:
-            InputError: the contribution does not fit the layout; the round still waits for one that does.
-            ProtocolError: no round was begun, this client is no participant, or it uploaded already.
-            Refused: the model's sum was released, or another session has an upload for it, since the round was begun.
+            InputError: the contribution does not fit the layout; the round still waits for one that
+                does.
+            ProtocolError: no round was begun, this client is no participant, or it uploaded
+                already.
+            Refused: the model's sum was released, or another session has an upload for it, since
+                the round was begun.
         """
         directory, current = self._joined(), self._current()
         if self._me not in current.participants:
-            raise ProtocolError("This client is not a participant of the round.", safe="Nothing was uploaded.")
+            raise ProtocolError(
+                "This client is not a participant of the round.", safe="Nothing was uploaded."
+            )
         if current.uploaded or current.answered is not None:
-            raise ProtocolError("This client has uploaded to this round, or helped to close it.", safe="Nothing was uploaded.")
+            raise ProtocolError(
+                "This client has uploaded to this round, or helped to close it.",
+                safe="Nothing was uploaded.",
+            )
         self._releases.bind(current.layout.name, current.model_digest, directory.sid)
         current.uploaded = True
 
         others = current.participants.slots(self._me)
         secrets = self._secrets(current, others)
-        streams = [(secrets[0], True)] + [(s, self._me < v) for s, v in zip(secrets[1:], others, strict=True)]
+        streams = [(secrets[0], True)] + [
+            (s, self._me < v) for s, v in zip(secrets[1:], others, strict=True)
+        ]
         sealed = self._seal(directory, current, secrets)
-        commitments = b"".join(schedule.commitment(current.ctx, self._me, i, secret) for i, secret in enumerate(secrets))
-        header = wire.unsigned("upload", {"party": self._party, "ctx": current.ctx, "commitments": commitments})
+        commitments = b"".join(
+            schedule.commitment(current.ctx, self._me, i, secret)
+            for i, secret in enumerate(secrets)
+        )
+        header = wire.unsigned(
+            "upload", {"party": self._party, "ctx": current.ctx, "commitments": commitments}
+        )
         cohort = len(current.participants)
         message, words = wire.build(header, sealed, current.layout.words(cohort))
         try:
-            mask(words, current.layout, cohort, contribution, streams, noise=noise, threads=self._threads)
+            mask(
+                words,
+                current.layout,
+                cohort,
+                contribution,
+                streams,
+                noise=noise,
+                threads=self._threads,
+            )
         except InputError:
             current.uploaded = False  # nothing was made of it
             raise
@@ -229,7 +293,9 @@ class Client:
         if current.endorsed not in (None, digest):
             raise Refused("Another survivor set of this round was signed already.", safe=_KEPT)
         current.endorsed = digest
-        header = wire.signed("survivors", {"party": self._party, "ctx": current.ctx, "digest": digest}, self._signing)
+        header = wire.signed(
+            "survivors", {"party": self._party, "ctx": current.ctx, "digest": digest}, self._signing
+        )
         return wire.message(header)
 
     def unmask(self, request: bytes) -> bytes:
@@ -237,15 +303,20 @@ class Client:
 
         Raises:
             ProtocolError: malformed or out of order.
-            Refused: another set was answered, the set is not admissible, or its endorsements do not suffice.
+            Refused: another set was answered, the set is not admissible, or its endorsements do not
+                suffice.
         """
         directory, current = self._joined(), self._current()
         frame = wire.parse(request, request_limit(directory))
-        values = wire.fields(frame.header, "unmask", {"ctx": 32, "survivors": list, "endorsements": list})
+        values = wire.fields(
+            frame.header, "unmask", {"ctx": 32, "survivors": list, "endorsements": list}
+        )
         digest, survivors = self._survivors(directory, current, values["ctx"], values["survivors"])
         if current.answered is not None:
             if current.answered != digest:
-                raise Refused("Another survivor set of this round was answered already.", safe=_KEPT)
+                raise Refused(
+                    "Another survivor set of this round was answered already.", safe=_KEPT
+                )
             return current.answer
         if directory.topology.agreement:
             if current.endorsed not in (None, digest):
@@ -257,7 +328,8 @@ class Client:
         sizes = [current.participants.blob_bytes(u) for u in senders]
         body, _ = frame.split(sum(sizes))
 
-        # From here on the round is answered: what fails below is not asked for again with another set.
+        # From here on the round is answered: what fails below is not asked for again with another
+        # set.
         if (current.layout.name, current.model_digest) in self._releases.done:
             raise Refused("A sum for this model was released before.", safe=_KEPT)
         self._releases.done.add((current.layout.name, current.model_digest))
@@ -272,9 +344,16 @@ class Client:
             if shares is not None:
                 opened[sender] = shares
         gone = current.participants.without(survivors)
-        shares_body = b"".join(opened[u][current.participants.released(u, gone)].tobytes() for u in survivors if u in opened)
+        shares_body = b"".join(
+            opened[u][current.participants.released(u, gone)].tobytes()
+            for u in survivors
+            if u in opened
+        )
         missing = [u for u in survivors if u not in opened]
-        header = wire.unsigned("shares", {"party": self._party, "ctx": current.ctx, "digest": digest, "missing": missing})
+        header = wire.unsigned(
+            "shares",
+            {"party": self._party, "ctx": current.ctx, "digest": digest, "missing": missing},
+        )
         current.answer = wire.message(header, shares_body)
         current.pairs = {}
         current.own_shares = None
@@ -282,7 +361,10 @@ class Client:
 
     def _secrets(self, current: _Round, others: list[int]) -> list[bytes]:
         """The keys of this round's masks: b_u, fresh, then s_uv for each of `others`."""
-        return [os.urandom(shamir.SECRET_BYTES), *(schedule.mask_seed(current.pairs[v]) for v in others)]
+        return [
+            os.urandom(shamir.SECRET_BYTES),
+            *(schedule.mask_seed(current.pairs[v]) for v in others),
+        ]
 
     def _seal(self, directory: Directory, current: _Round, secrets: list[bytes]) -> bytes:
         committee = directory.topology.committee
@@ -299,8 +381,12 @@ class Client:
             sealed.append(salt + AESGCM(key).encrypt(_NONCE, shares[position].tobytes(), None))
         return b"".join(sealed)
 
-    def _open(self, directory: Directory, current: _Round, sender: int, blob: memoryview) -> NDArray[np.uint8] | None:
-        """The shares that `sender` sealed for this member, or None: altered, replayed, or not for this round."""
+    def _open(
+        self, directory: Directory, current: _Round, sender: int, blob: memoryview
+    ) -> NDArray[np.uint8] | None:
+        """The shares that `sender` sealed for this member, or None: altered, replayed, or not for
+        this round.
+        """
         info = schedule.seal_info(directory.parties[sender], bytes(blob[:SALT_BYTES]))
         key = schedule.seal_key(current.pairs[sender], info)
         try:
@@ -309,11 +395,15 @@ class Client:
             return None
         return np.frombuffer(plain, np.uint8).reshape(-1, shamir.SHARE_BYTES)
 
-    def _survivors(self, directory: Directory, current: _Round, ctx: bytes, listed: list[int]) -> tuple[bytes, list[int]]:
+    def _survivors(
+        self, directory: Directory, current: _Round, ctx: bytes, listed: list[int]
+    ) -> tuple[bytes, list[int]]:
         if self._me not in directory.topology.committee:
             raise ProtocolError("This client is not on the committee.", safe=_KEPT)
         if ctx != current.ctx:
-            raise Refused("The survivors are of a round that this client did not begin.", safe=_KEPT)
+            raise Refused(
+                "The survivors are of a round that this client did not begin.", safe=_KEPT
+            )
         survivors = wire.indices(listed, len(directory.parties))
         if any(u not in current.participants for u in survivors):
             raise Refused("A survivor is not a participant of the round.", safe=_KEPT)
@@ -333,7 +423,9 @@ class Client:
         return self._round
 
     def state(self) -> dict[str, Any]:
-        """All that this client must not forget, secrets included, of types that canonical CBOR takes."""
+        """All that this client must not forget, secrets included, of types that canonical CBOR
+        takes.
+        """
         current = self._round
         return {
             "secret": self._secret.private_bytes_raw() if self._secret is not None else b"",
@@ -342,22 +434,29 @@ class Client:
             "chains": [[i, *chain.state()] for i, chain in sorted(self._chains.items())],
             "last": self._last,
             "released": [[layout, model] for layout, model in sorted(self._releases.done)],
-            "sessions": [[layout, model, sid] for (layout, model), sid in sorted(self._releases.sessions.items())],
-            "round": None
-            if current is None
-            else {
-                "number": current.number,
-                "layout": current.layout.name,
-                "ctx": current.ctx,
-                "model": current.model_digest,
-                "participants": current.participants.members,
-                "pairs": [[i, pair] for i, pair in sorted(current.pairs.items())],
-                "uploaded": current.uploaded,
-                "shares": current.own_shares.tobytes() if current.own_shares is not None else None,
-                "endorsed": current.endorsed,
-                "answered": current.answered,
-                "answer": current.answer,
-            },
+            "sessions": [
+                [layout, model, sid]
+                for (layout, model), sid in sorted(self._releases.sessions.items())
+            ],
+            "round": (
+                None
+                if current is None
+                else {
+                    "number": current.number,
+                    "layout": current.layout.name,
+                    "ctx": current.ctx,
+                    "model": current.model_digest,
+                    "participants": current.participants.members,
+                    "pairs": [[i, pair] for i, pair in sorted(current.pairs.items())],
+                    "uploaded": current.uploaded,
+                    "shares": (
+                        current.own_shares.tobytes() if current.own_shares is not None else None
+                    ),
+                    "endorsed": current.endorsed,
+                    "answered": current.answered,
+                    "answer": current.answer,
+                }
+            ),
         }
 
     def restore(self, state: dict[str, Any], directory: Directory | None) -> None:
@@ -366,11 +465,15 @@ class Client:
         Args:
             directory: the one that was joined, verified again; None before joining.
         """
-        self._secret = X25519PrivateKey.from_private_bytes(state["secret"]) if state["secret"] else None
+        self._secret = (
+            X25519PrivateKey.from_private_bytes(state["secret"]) if state["secret"] else None
+        )
         self._public, self._hello, self._last = state["public"], state["hello"], state["last"]
         # Added to what a sibling session has given meanwhile.
         self._releases.done |= {(layout, model) for layout, model in state["released"]}
-        self._releases.sessions |= {(layout, model): sid for layout, model, sid in state["sessions"]}
+        self._releases.sessions |= {
+            (layout, model): sid for layout, model, sid in state["sessions"]
+        }
         self._directory, self._round = directory, None
         if directory is None:
             return
@@ -386,7 +489,11 @@ class Client:
                 participants=Cohort(directory, kept["participants"]),
                 pairs=dict(kept["pairs"]),
                 uploaded=kept["uploaded"],
-                own_shares=None if shares is None else np.frombuffer(shares, np.uint8).reshape(-1, shamir.SHARE_BYTES),
+                own_shares=(
+                    None
+                    if shares is None
+                    else np.frombuffer(shares, np.uint8).reshape(-1, shamir.SHARE_BYTES)
+                ),
                 endorsed=kept["endorsed"],
                 answered=kept["answered"],
                 answer=kept["answer"],
@@ -403,19 +510,32 @@ def _second(what: str) -> Refused:
     return Refused(what, safe="Nothing was uploaded.", fix="Continue with the next model.")
 
 
-def _check_endorsements(directory: Directory, ctx: bytes, digest: bytes, endorsements: list[object]) -> None:
+def _check_endorsements(
+    directory: Directory, ctx: bytes, digest: bytes, endorsements: list[object]
+) -> None:
     signers = set()
     for item in endorsements:
-        if not (isinstance(item, list) and len(item) == 2 and type(item[0]) is int and type(item[1]) is bytes):
+        if not (
+            isinstance(item, list)
+            and len(item) == 2
+            and type(item[0]) is int
+            and type(item[1]) is bytes
+        ):
             raise ProtocolError("An endorsement is malformed.", safe=_KEPT)
         member, signature = item
         if member not in directory.topology.committee or member in signers:
-            raise Refused("An endorsement is not of a committee member, or stands twice.", safe=_KEPT)
+            raise Refused(
+                "An endorsement is not of a committee member, or stands twice.", safe=_KEPT
+            )
         party = directory.parties[member]
         payload = wire.unsigned("survivors", {"party": party, "ctx": ctx, "digest": digest})
-        verify_signature(directory.signers[party], wire.label("survivors"), payload, signature, by=party)
+        verify_signature(
+            directory.signers[party], wire.label("survivors"), payload, signature, by=party
+        )
         signers.add(member)
     if len(signers) < directory.topology.threshold:
         raise Refused(
-            f"{len(signers)} of {directory.topology.threshold} needed members have signed this survivor set.", safe=_KEPT
+            f"{len(signers)} of {directory.topology.threshold} needed members have signed this"
+            " survivor set.",
+            safe=_KEPT,
         )

@@ -1,4 +1,6 @@
-"""Sizes and orders that both sides of a round derive alike: which secrets a client shares, and how long its messages are."""
+"""Sizes and orders that both sides of a round derive alike: which secrets a client shares, and how
+long its messages are.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Cohort:
         return len(self.members)
 
     def slots(self, index: int) -> list[int]:
-        """The participants that `index` masks with, ascending: its secrets are b, then one for each of them."""
+        """The participants that `index` masks with, ascending: its secrets are b, then one for each
+        of them.
+        """
         if self._topology.complete:
             return [v for v in self.members if v != index]
         near = self._topology.neighbours(index)
@@ -65,7 +69,9 @@ class Cohort:
         return [v for v in self.members if v not in kept]
 
     def released(self, index: int, gone: list[int]) -> list[int]:
-        """Positions, among the secrets of survivor `index`, of those that members release: b, and s for each one gone."""
+        """Positions, among the secrets of survivor `index`, of those that members release: b, and s
+        for each one gone.
+        """
         if self._topology.complete:
             return [0] + [1 + int(self._rank[v]) - (v > index) for v in gone]
         near, lost = self._topology.neighbours(index), np.zeros_like(self._present)
@@ -77,7 +83,12 @@ class Cohort:
 def upload_limit(directory: Directory, layout: Layout, cohort: int) -> int:
     """No upload is longer."""
     size, committee = len(directory.parties), len(directory.topology.committee)
-    return _HEADER + 32 * size + committee * (BLOB_OVERHEAD + size * SHARE_BYTES) + 8 * layout.words(cohort)
+    return (
+        _HEADER
+        + 32 * size
+        + committee * (BLOB_OVERHEAD + size * SHARE_BYTES)
+        + 8 * layout.words(cohort)
+    )
 
 
 def request_limit(directory: Directory) -> int:

@@ -1,6 +1,7 @@
 """Bytes and operations of a masked round by formula, for planning a cohort before it exists.
 
-`Cost.of` follows the messages of `client` and `server`; the tests and the benchmark hold it against measured messages.
+`Cost.of` follows the messages of `client` and `server`; the tests and the benchmark hold it against
+measured messages.
 """
 
 from __future__ import annotations
@@ -45,8 +46,18 @@ class Cost:
     server_stream: int
 
     @classmethod
-    def of(cls, layout: Layout, cohort: int, minimum: int, colluders: int, dropped: int = 0, agreement: bool = False) -> Cost:
-        """The cost for `cohort` participants of which `dropped` do not upload; `agreement` as in the policy."""
+    def of(
+        cls,
+        layout: Layout,
+        cohort: int,
+        minimum: int,
+        colluders: int,
+        dropped: int = 0,
+        agreement: bool = False,
+    ) -> Cost:
+        """The cost for `cohort` participants of which `dropped` do not upload; `agreement` as in
+        the policy.
+        """
         degree = graph_degree(cohort, colluders, minimum, agreement).mean
         members = committee_size(cohort, colluders)
         need = threshold(members, colluders if members == cohort else 0)

@@ -1,15 +1,21 @@
-"""Whose keys a client masks with: announcements signed by attested enclaves of parties on the contract's roster.
+"""Whose keys a client masks with: announcements signed by attested enclaves of parties on the
+contract's roster.
 
-The server only relays announcements; `Directory.verify` is the one way to a `Directory`, and every client runs it for itself:
+The server only relays announcements; `Directory.verify` is the one way to a `Directory`, and every
+client runs it for itself:
 
-1. the attested identities are trainers of this contract and this run, one for each party, and stand on the roster: an enclave
-   that was not attested, or a party that the customers did not sign for, is nobody (no Sybils);
-2. each announcement is signed by the attested key of the party that it names, under this very policy;
-3. no party and no key stands twice, in whatever form, so a key can be neither reflected nor claimed by another party;
+1. the attested identities are trainers of this contract and this run, one for each party, and stand
+   on the roster: an enclave that was not attested, or a party that the customers did not sign for,
+   is nobody (no Sybils);
+2. each announcement is signed by the attested key of the party that it names, under this very
+   policy;
+3. no party and no key stands twice, in whatever form, so a key can be neither reflected nor claimed
+   by another party;
 4. at least the minimum cohort is there.
 
-The session identifier hashes the whole directory, so two clients that were shown different directories share no key.
-Signed announcements of attested keys follow the PKI assumption of Bonawitz et al. 2017, section 6.
+The session identifier hashes the whole directory, so two clients that were shown different
+directories share no key. Signed announcements of attested keys follow the PKI assumption of
+Bonawitz et al. 2017, section 6.
 """
 
 from __future__ import annotations
@@ -19,8 +25,8 @@ from typing import Protocol
 
 import numpy as np
 
-from fedark.errors import ProtocolError, Refused, printable
-from fedark.keys import SigningKey
+from fedark.foundation.errors import ProtocolError, Refused, printable
+from fedark.foundation.keys import SigningKey
 from fedark.secagg import schedule, wire
 from fedark.secagg.policy import Policy
 from fedark.secagg.topology import Topology
@@ -34,7 +40,9 @@ ROLE = "trainer"
 
 
 class AttestedIdentity(Protocol):
-    """What attestation established about a peer; `fedark.attestation.gate.AttestedPeer` is one, made by the gate alone."""
+    """What attestation established about a peer; `fedark.attestation.gate.AttestedPeer` is one,
+    made by the gate alone.
+    """
 
     @property
     def party(self) -> str: ...
@@ -50,7 +58,11 @@ class AttestedIdentity(Protocol):
 
 def announce(policy: Policy, party: str, key: bytes, nonce: bytes, signing: SigningKey) -> bytes:
     """The signed announcement of a session key."""
-    return wire.message(wire.signed(_KIND, {"party": party, "policy": policy.digest, "key": key, "nonce": nonce}, signing))
+    return wire.message(
+        wire.signed(
+            _KIND, {"party": party, "policy": policy.digest, "key": key, "nonce": nonce}, signing
+        )
+    )
 
 
 class Directory:
@@ -79,7 +91,9 @@ class Directory:
         raise TypeError("use Directory.verify")
 
     @classmethod
-    def verify(cls, policy: Policy, attested: Iterable[AttestedIdentity], hellos: Iterable[bytes]) -> Directory:
+    def verify(
+        cls, policy: Policy, attested: Iterable[AttestedIdentity], hellos: Iterable[bytes]
+    ) -> Directory:
         """Check announcements against attestation and roster.
 
         Raises:
@@ -88,10 +102,19 @@ class Directory:
         """
         signers: dict[str, bytes] = {}
         for peer in attested:
-            if peer.role != ROLE or peer.contract_digest != policy.contract_digest or peer.run_id != policy.run_id:
-                raise _refused(f"The attested enclave of {printable(peer.party)} is not a trainer of this contract and run.")
+            if (
+                peer.role != ROLE
+                or peer.contract_digest != policy.contract_digest
+                or peer.run_id != policy.run_id
+            ):
+                raise _refused(
+                    f"The attested enclave of {printable(peer.party)} is not a trainer of this"
+                    " contract and run."
+                )
             if peer.party not in policy.roster:
-                raise _refused(f"{printable(peer.party)} is not on the roster that the customers signed.")
+                raise _refused(
+                    f"{printable(peer.party)} is not on the roster that the customers signed."
+                )
             if peer.party in signers or peer.signing_public in signers.values():
                 raise _refused(f"The attested identity of {peer.party} stands twice.")
             signers[peer.party] = peer.signing_public
@@ -110,7 +133,9 @@ class Directory:
             classes.add(found)
             entries[party] = (party, values["key"], values["nonce"], signers[party])
         if len(entries) < policy.minimum:
-            raise _refused(f"{len(entries)} clients are fewer than the minimum cohort of {policy.minimum}.")
+            raise _refused(
+                f"{len(entries)} clients are fewer than the minimum cohort of {policy.minimum}."
+            )
         self = object.__new__(cls)
         self.policy = policy
         self.parties = tuple(sorted(entries))
@@ -128,7 +153,11 @@ class Directory:
 
 
 def _refused(what: str) -> Refused:
-    return Refused(what, safe="No key was agreed and nothing was uploaded.", fix="The session must start again without it.")
+    return Refused(
+        what,
+        safe="No key was agreed and nothing was uploaded.",
+        fix="The session must start again without it.",
+    )
 
 
 def check_round(directory: Directory, number: int, layout: str, participants: list[int]) -> None:
@@ -140,9 +169,13 @@ def check_round(directory: Directory, number: int, layout: str, participants: li
     """
     policy = directory.policy
     if layout not in policy.by_name:
-        raise ProtocolError("A round names a vector that the contract does not know.", safe="Nothing was uploaded.")
+        raise ProtocolError(
+            "A round names a vector that the contract does not know.", safe="Nothing was uploaded."
+        )
     if not 1 <= number <= policy.rounds:
-        raise ProtocolError(f"Round {number} is not in 1..{policy.rounds}.", safe="Nothing was uploaded.")
+        raise ProtocolError(
+            f"Round {number} is not in 1..{policy.rounds}.", safe="Nothing was uploaded."
+        )
     check_cohort(directory, participants)
 
 
@@ -154,7 +187,8 @@ def check_cohort(directory: Directory, members: list[int]) -> None:
     """
     if len(members) < directory.policy.minimum:
         raise Refused(
-            f"{len(members)} clients are fewer than the minimum cohort of {directory.policy.minimum}.",
+            f"{len(members)} clients are fewer than the minimum cohort of"
+            f" {directory.policy.minimum}.",
             safe="Nothing was revealed.",
             fix="Run another round with more clients.",
         )

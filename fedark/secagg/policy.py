@@ -1,11 +1,14 @@
-"""What a masked session is bound to: the roster, the thresholds, and the layout of every vector that is summed.
+"""What a masked session is bound to: the roster, the thresholds, and the layout of every vector
+that is summed.
 
-All of it comes from the signed contract and none of it from the server: the digest of a `Policy` is part of every session
-identifier, so a client whose server speaks of another threshold, width or roster derives other keys and nothing opens.
+All of it comes from the signed contract and none of it from the server: the digest of a `Policy` is
+part of every session identifier, so a client whose server speaks of another threshold, width or
+roster derives other keys and nothing opens.
 
-A `Layout` proves at construction that no sum can overflow, for any cohort up to the whole roster: a client's field is an
-integer in [0, 2 (M + K)], with M = 2**(bits - 1) - 1 the largest rounded value and K the noise bound, so the sum of n of them
-is at most 2 n (M + K) < 2**width; fields of one word do not carry into each other, and the topmost stays below 2**64.
+A `Layout` proves at construction that no sum can overflow, for any cohort up to the whole roster: a
+client's field is an integer in [0, 2 (M + K)], with M = 2**(bits - 1) - 1 the largest rounded value
+and K the noise bound, so the sum of n of them is at most 2 n (M + K) < 2**width; fields of one word
+do not carry into each other, and the topmost stays below 2**64.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
-from fedark import canonical
-from fedark.errors import ContractError
+from fedark.foundation import canonical
+from fedark.foundation.errors import ContractError
 
 __all__ = ["MAX_COHORT", "Layout", "Metric", "Policy"]
 
@@ -30,11 +33,13 @@ _MAX_NOISE = 1 << 29
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that travels beside the vector, inside the masked sum: a count, a loss, a number of correct answers.
+    """A number that travels beside the vector, inside the masked sum: a count, a loss, a number of
+    correct answers.
 
     Attributes:
         name: its key in `Contribution.metrics` and `RoundSum.metrics`.
-        limit: a client's value lies in [-limit, limit]; anything else is refused before it is uploaded.
+        limit: a client's value lies in [-limit, limit]; anything else is refused before it is
+            uploaded.
         resolution: the value is rounded to a multiple of this; 1 for a count.
     """
 
@@ -57,11 +62,13 @@ class Layout:
         length: number of values d; 0 for metrics alone.
         bits: width b of one rounded value, 2 to 24; the grid has 2**b - 1 points.
         clip_norm: L2 norm C that a client's vector is clipped to.
-        value_range: values are clamped to [-B, B]; B = C never clamps, a smaller B gives a finer grid.
-        max_weight: a client's weight is an integer in 1..max_weight; its vector is scaled by weight / max_weight, so that
-            the sum carries weight * vector.
+        value_range: values are clamped to [-B, B]; B = C never clamps, a smaller B gives a finer
+            grid.
+        max_weight: a client's weight is an integer in 1..max_weight; its vector is scaled by weight
+            / max_weight, so that the sum carries weight * vector.
         metrics: numbers that are summed beside it, exactly.
-        noise_bound: largest magnitude K, in grid steps, of the integer noise that a privacy mechanism adds; 0: none is.
+        noise_bound: largest magnitude K, in grid steps, of the integer noise that a privacy
+            mechanism adds; 0: none is.
     """
 
     name: str
@@ -111,13 +118,17 @@ class Layout:
 
     @property
     def integer_norm(self) -> float:
-        """Largest L2 norm of the rounded vector, in grid steps: the sensitivity that a noise mechanism is calibrated to.
+        """Largest L2 norm of the rounded vector, in grid steps: the sensitivity that a noise
+        mechanism is calibrated to.
 
-        Rounding inflates the norm; a rounding that exceeds this is drawn again (Kairouz, Liu, Steinke, "The Distributed
-        Discrete Gaussian Mechanism", 2021, equation 2 with beta = exp(-1/2)).
+        Rounding inflates the norm; a rounding that exceeds this is drawn again (Kairouz, Liu,
+        Steinke, "The Distributed Discrete Gaussian Mechanism", 2021, equation 2 with beta =
+        exp(-1/2)).
         """
         norm, size = self.clip_norm / self.step, self.length
-        return math.sqrt(min((norm + math.sqrt(size)) ** 2, norm**2 + size / 4 + norm + math.sqrt(size) / 2))
+        return math.sqrt(
+            min((norm + math.sqrt(size)) ** 2, norm**2 + size / 4 + norm + math.sqrt(size) / 2)
+        )
 
     def problems(self, cohort: int) -> list[str]:
         """Everything that is wrong with it for up to `cohort` clients."""
@@ -136,8 +147,14 @@ class Layout:
         if len({m.name for m in self.metrics}) != len(self.metrics):
             found.append(f"{where}: two metrics share one name")
         for metric in self.metrics:
-            if not (math.isfinite(metric.limit) and math.isfinite(metric.resolution) and metric.limit > 0 < metric.resolution):
-                found.append(f"{where}: metric {metric.name!r} has no positive limit and resolution")
+            if not (
+                math.isfinite(metric.limit)
+                and math.isfinite(metric.resolution)
+                and metric.limit > 0 < metric.resolution
+            ):
+                found.append(
+                    f"{where}: metric {metric.name!r} has no positive limit and resolution"
+                )
             elif metric.limit / metric.resolution * 2 * cohort >= _MAX_SUM:
                 found.append(f"{where}: the sum of metric {metric.name!r} can overflow 63 bits")
         if not found and self.width(cohort) > 64:
@@ -153,11 +170,14 @@ class Policy:
         contract_digest: SHA-384 of the signed contract, 48 bytes.
         run_id: the run under that contract.
         roster: every customer of the contract, sorted: nobody else can ever take part.
-        minimum: fewest clients that a member takes for the survivors of a round. With agreement no sum covers fewer; without it
-            a lying server may get one of `fedark.secagg.topology.smallest_sum`.
-        colluders: how many clients may work with the server without learning more than the sum of the others.
+        minimum: fewest clients that a member takes for the survivors of a round. With agreement no
+            sum covers fewer; without it a lying server may get one of
+            `fedark.secagg.topology.smallest_sum`.
+        colluders: how many clients may work with the server without learning more than the sum of
+            the others.
         layouts: every kind of vector that may be summed.
-        agreement: ask for a signed agreement on the survivors (a third trip) in every round; the topology may ask for it anyway.
+        agreement: ask for a signed agreement on the survivors (a third trip) in every round; the
+            topology may ask for it anyway.
         rounds: the last admissible round number.
     """
 
@@ -176,13 +196,22 @@ class Policy:
         if list(self.roster) != sorted(set(self.roster)):
             found.append("the roster is not sorted and free of duplicates")
         if not 3 <= size <= MAX_COHORT:
-            found.append(f"a masked session has 3 to {MAX_COHORT} customers, not {size}: below, the sum itself tells too much")
+            found.append(
+                f"a masked session has 3 to {MAX_COHORT} customers, not {size}: below, the sum"
+                " itself tells too much"
+            )
         if len(self.contract_digest) != 48:
             found.append("the contract digest has not 48 bytes")
         if not 3 <= self.minimum <= size:
-            found.append(f"the minimum cohort {self.minimum} is not in 3..{size}: a sum of fewer tells too much")
+            found.append(
+                f"the minimum cohort {self.minimum} is not in 3..{size}: a sum of fewer tells too"
+                " much"
+            )
         if self.colluders < 0 or self.minimum - self.colluders < 2:
-            found.append("a sum must cover at least two clients that do not collude: minimum - colluders >= 2")
+            found.append(
+                "a sum must cover at least two clients that do not collude: minimum - colluders"
+                " >= 2"
+            )
         if not self.layouts or len({layout.name for layout in self.layouts}) != len(self.layouts):
             found.append("the layouts are missing or share one name")
         if not 1 <= self.rounds < 1 << 32:

@@ -9,10 +9,11 @@
     seal_u->v  = HKDF-Expand(pair_r, ["seal", sender, salt])           AES-256-GCM key of one message
     b_u        = 32 random bytes                                       AES-256 key of the self-mask
 
-Agreeing keys once a session and deriving a fresh seed for each round follows Flamingo (Ma et al. 2023): a seed that recovery
-reveals is the output of a PRF at ctx and tells nothing about the pair's other rounds. Two clients that were shown different
-models, cohorts or layouts hold different ctx, so their masks do not cancel and their shares do not open: this stops model
-inconsistency (Pasquini et al., "Eluding Secure Aggregation", 2022). HKDF: RFC 5869; X25519: RFC 7748.
+Agreeing keys once a session and deriving a fresh seed for each round follows Flamingo (Ma et al.
+2023): a seed that recovery reveals is the output of a PRF at ctx and tells nothing about the pair's
+other rounds. Two clients that were shown different models, cohorts or layouts hold different ctx,
+so their masks do not cancel and their shares do not open: this stops model inconsistency (Pasquini
+et al., "Eluding Secure Aggregation", 2022). HKDF: RFC 5869; X25519: RFC 7748.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from fedark import canonical
-from fedark.errors import Refused
+from fedark.foundation import canonical
+from fedark.foundation.errors import Refused
 
 __all__ = [
     "Chain",
@@ -70,10 +71,12 @@ _PROBE = X25519PrivateKey.from_private_bytes(bytes(32))
 
 
 def key_class(public: bytes, theirs: str) -> bytes:
-    """The same 32 bytes for all keys that agree on the same secrets with everybody, and for no others.
+    """The same 32 bytes for all keys that agree on the same secrets with everybody, and for no
+    others.
 
-    X25519 ignores the top bit of a key, takes the rest modulo p, and multiplies by 8: keys that differ by a point of small order
-    agree too. A product with any fixed secret key has lost what sets such keys apart.
+    X25519 ignores the top bit of a key, takes the rest modulo p, and multiplies by 8: keys that
+    differ by a point of small order agree too. A product with any fixed secret key has lost what
+    sets such keys apart.
 
     Raises:
         Refused: `public` is a point of small order.
@@ -87,7 +90,9 @@ def pair_root(secret: X25519PrivateKey, public: bytes, sid: bytes, mine: str, th
     Raises:
         Refused: `public` is a point of small order.
     """
-    return HKDF(SHA256(), 32, sid, _info("pair", *sorted((mine, theirs)))).derive(_exchange(secret, public, theirs))
+    return HKDF(SHA256(), 32, sid, _info("pair", *sorted((mine, theirs)))).derive(
+        _exchange(secret, public, theirs)
+    )
 
 
 def _exchange(secret: X25519PrivateKey, public: bytes, theirs: str) -> bytes:
@@ -95,7 +100,8 @@ def _exchange(secret: X25519PrivateKey, public: bytes, theirs: str) -> bytes:
         return secret.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
         raise Refused(
-            f"The key that {theirs} announced is not a usable X25519 key.", safe="No mask was made with it."
+            f"The key that {theirs} announced is not a usable X25519 key.",
+            safe="No mask was made with it.",
         ) from None
 
 
@@ -113,7 +119,9 @@ class Chain:
         return self._key, self._round
 
     def take(self, number: int, info: bytes) -> bytes:
-        """pair_r for round `number`, which cannot be taken again afterwards. `info`: `round_info(ctx)`."""
+        """pair_r for round `number`, which cannot be taken again afterwards. `info`:
+        `round_info(ctx)`.
+        """
         if number < self._round:
             raise Refused(f"Round {number} is over.", safe="Its keys no longer exist.")
         for _ in range(number - self._round):
@@ -129,8 +137,12 @@ def round_info(ctx: bytes) -> bytes:
     return _info("round", ctx)
 
 
-def context(sid: bytes, number: int, layout: str, model_digest: bytes, participants: list[int]) -> bytes:
-    """ctx: everything that makes a round what it is. `participants`: indices in the directory, ascending."""
+def context(
+    sid: bytes, number: int, layout: str, model_digest: bytes, participants: list[int]
+) -> bytes:
+    """ctx: everything that makes a round what it is. `participants`: indices in the directory,
+    ascending.
+    """
     return _hash("context", sid, number, layout, model_digest, participants)
 
 
@@ -145,7 +157,9 @@ def seal_info(sender: str, salt: bytes) -> bytes:
 
 
 def seal_key(pair: bytes, info: bytes) -> bytes:
-    """The key of the one message that goes from one of the pair to the other. `info`: `seal_info(sender, salt)`."""
+    """The key of the one message that goes from one of the pair to the other. `info`:
+    `seal_info(sender, salt)`.
+    """
     return _expand(pair, info)
 
 
@@ -157,7 +171,11 @@ def topology_seed(sid: bytes) -> bytes:
 def commitment(ctx: bytes, owner: int, slot: int, secret: bytes) -> bytes:
     """32 bytes that tie a recovered secret to what `owner` shared as its `slot`-th."""
     return hashlib.sha256(
-        b"fedark/secagg/1/commit" + ctx + owner.to_bytes(4, "big") + slot.to_bytes(4, "big") + secret
+        b"fedark/secagg/1/commit"
+        + ctx
+        + owner.to_bytes(4, "big")
+        + slot.to_bytes(4, "big")
+        + secret
     ).digest()
 
 

@@ -1,18 +1,22 @@
-"""The server of the masked protocol: collects, asks the committee, and unmasks one sum. A state machine without I/O.
+"""The server of the masked protocol: collects, asks the committee, and unmasks one sum. A state
+machine without I/O.
 
-It is trusted with nothing: whatever it does differently, `Client` refuses. What it checks itself only keeps honest servers
-from wasting a round: lengths, one upload a party, late uploads, commitments of recovered secrets. Who sent a message is for the
-caller to know: uploads and shares carry no signature of their own, because in a run each comes in a `ProtectedUpdate`
-(`fedark.enclave.protection`), which its enclave has signed as a whole, vector included. What other clients must believe, keys and
-endorsements, is signed here.
+It is trusted with nothing: whatever it does differently, `Client` refuses. What it checks itself
+only keeps honest servers from wasting a round: lengths, one upload a party, late uploads,
+commitments of recovered secrets. Who sent a message is for the caller to know: uploads and shares
+carry no signature of their own, because in a run each comes in a `ProtectedUpdate`
+(`fedark.enclave.protection`), which its enclave has signed as a whole, vector included. What other
+clients must believe, keys and endorsements, is signed here.
 
-    open -> receive* -> close -> [endorsement request -> endorse*] -> unmask requests -> accept* -> finish
+    open -> receive* -> close -> [endorsement request -> endorse*] -> unmask requests -> accept* ->
+    finish
 
-Uploads are added to a running sum in batches of up to 256 MiB, each read once, block by block. After `close` the survivor set
-stands. Recovery combines all secrets of the round in one matrix product; a member whose share is off the secret that its owner
-committed to is found, left out, and named. An owner is named if so many members agree against its commitments that it must be its
-own doing; else nobody is, and a further answer can still save the round. Two trips a round (Bonawitz et al. 2017 needs four), a
-third where the topology asks for agreement.
+Uploads are added to a running sum in batches of up to 256 MiB, each read once, block by block.
+After `close` the survivor set stands. Recovery combines all secrets of the round in one matrix
+product; a member whose share is off the secret that its owner committed to is found, left out, and
+named. An owner is named if so many members agree against its commitments that it must be its own
+doing; else nobody is, and a further answer can still save the round. Two trips a round (Bonawitz et
+al. 2017 needs four), a third where the topology asks for agreement.
 """
 
 from __future__ import annotations
@@ -26,11 +30,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedark.errors import ProtocolError, Refused
+from fedark.foundation.errors import ProtocolError, Refused
 from fedark.secagg import schedule, shamir, wire
 from fedark.secagg.cohort import Cohort, reply_limit, upload_limit
 from fedark.secagg.directory import Directory, check_cohort, check_round
-from fedark.secagg.vector import AGAIN, MOST_STREAMS, MaskedSum, RoundSum, Stream, Words, apply_masks
+from fedark.secagg.vector import (
+    AGAIN,
+    MOST_STREAMS,
+    MaskedSum,
+    RoundSum,
+    Stream,
+    Words,
+    apply_masks,
+)
 
 __all__ = ["Round", "Server"]
 
@@ -59,10 +71,14 @@ class Server:
             ProtocolError, Refused: every client would refuse it.
         """
         if number <= self._last:
-            raise ProtocolError(f"Round {number} is not new.", fix="Every attempt takes a new round number.")
+            raise ProtocolError(
+                f"Round {number} is not new.", fix="Every attempt takes a new round number."
+            )
         strangers = set(participants) - set(self._directory.parties)
         if strangers:
-            raise ProtocolError(f"{len(strangers)} participants are not in the session's directory.")
+            raise ProtocolError(
+                f"{len(strangers)} participants are not in the session's directory."
+            )
         members = sorted(self._directory.index[party] for party in set(participants))
         check_round(self._directory, number, layout, members)
         self._last = number
@@ -80,13 +96,24 @@ class Round:
 
     Attributes:
         request: the message for every committee member and participant.
-        faults: party -> what was wrong with its shares: a member's, which an owner that deals badly can cause too, or an owner's.
+        faults: party -> what was wrong with its shares: a member's, which an owner that deals badly
+            can cause too, or an owner's.
     """
 
     def __init__(
-        self, directory: Directory, number: int, layout: str, members: list[int], model_digest: bytes, threads: int | None
+        self,
+        directory: Directory,
+        number: int,
+        layout: str,
+        members: list[int],
+        model_digest: bytes,
+        threads: int | None,
     ) -> None:
-        self._directory, self._layout, self._threads = directory, directory.policy.by_name[layout], threads
+        self._directory, self._layout, self._threads = (
+            directory,
+            directory.policy.by_name[layout],
+            threads,
+        )
         self._cohort = Cohort(directory, members)
         self._ctx = schedule.context(directory.sid, number, layout, model_digest, members)
         self._total: Words | None = None
@@ -98,26 +125,38 @@ class Round:
         self._answers: dict[int, dict[int, Shares]] = {}  # member -> owner -> its shares
         self._finished = False
         self.faults: dict[str, str] = {}
-        self.request = wire.message(wire.unsigned("round", {"round": number, "layout": layout, "participants": members}))
+        self.request = wire.message(
+            wire.unsigned("round", {"round": number, "layout": layout, "participants": members})
+        )
 
     def receive(self, message: bytes | bytearray | memoryview, sender: str) -> None:
-        """Take one upload from `sender`, as the caller has authenticated it. The message must not change until the sum is read.
+        """Take one upload from `sender`, as the caller has authenticated it. The message must not
+        change until the sum is read.
 
         Raises:
-            ProtocolError, Refused: malformed, late, repeated, from a stranger or another round; the round goes on without it.
+            ProtocolError, Refused: malformed, late, repeated, from a stranger or another round; the
+            round goes on without it.
         """
         directory, cohort = self._directory, self._cohort
         if self._survivors is not None:
-            raise ProtocolError(f"The upload of {sender} came after the survivors were declared.", safe=_DROPPED)
+            raise ProtocolError(
+                f"The upload of {sender} came after the survivors were declared.", safe=_DROPPED
+            )
         frame = wire.parse(message, upload_limit(directory, self._layout, len(cohort)))
         values = self._sent(frame.header, "upload", {"ctx": 32, "commitments": bytes}, sender)
         index = directory.index[sender]
         if index not in cohort or index in self._uploads:
-            raise ProtocolError(f"{sender} is not a participant, or has uploaded already.", safe=_DROPPED)
+            raise ProtocolError(
+                f"{sender} is not a participant, or has uploaded already.", safe=_DROPPED
+            )
         if values["ctx"] != self._ctx:
-            raise Refused(f"The upload of {sender} is for another round, model or cohort.", safe=_DROPPED)
+            raise Refused(
+                f"The upload of {sender} is for another round, model or cohort.", safe=_DROPPED
+            )
         if len(values["commitments"]) != 32 * cohort.secrets(index):
-            raise ProtocolError(f"The upload of {sender} has a wrong number of commitments.", safe=_DROPPED)
+            raise ProtocolError(
+                f"The upload of {sender} has a wrong number of commitments.", safe=_DROPPED
+            )
         body, words = frame.split(cohort.sealed_bytes(index), self._layout.words(len(cohort)))
         self._uploads[index] = _Upload(values["commitments"], bytes(body))
         self._pending.append(words)
@@ -152,7 +191,10 @@ class Round:
     @property
     def enough_endorsements(self) -> bool:
         """Whether unmask requests can be sent."""
-        return not self.needs_agreement or len(self._endorsements) >= self._directory.topology.threshold
+        return (
+            not self.needs_agreement
+            or len(self._endorsements) >= self._directory.topology.threshold
+        )
 
     @property
     def enough_answers(self) -> bool:
@@ -173,21 +215,30 @@ class Round:
         self._closed()
         frame = wire.parse(message, reply_limit(self._directory))
         frame.split(0)
-        values = wire.verified(frame.header, "survivors", {"ctx": 32, "digest": 32}, self._directory.signers, sender)
+        values = wire.verified(
+            frame.header, "survivors", {"ctx": 32, "digest": 32}, self._directory.signers, sender
+        )
         member = self._member(sender, values["ctx"], values["digest"])
         self._endorsements[member] = wire.signature_of(frame.header)
 
     def unmask_requests(self) -> dict[str, bytes]:
-        """One message for each member: the survivors, their endorsements, and what they sealed for it.
+        """One message for each member: the survivors, their endorsements, and what they sealed for
+        it.
 
         Raises:
             ProtocolError: not closed, or too few endorsements.
         """
         survivors, committee = self._closed(), self._directory.topology.committee
         if not self.enough_endorsements:
-            raise ProtocolError("Too few members have signed the survivors.", safe="Nothing was revealed.")
-        endorsements = [[member, signature] for member, signature in sorted(self._endorsements.items())]
-        header = wire.unsigned("unmask", {"ctx": self._ctx, "survivors": survivors, "endorsements": endorsements})
+            raise ProtocolError(
+                "Too few members have signed the survivors.", safe="Nothing was revealed."
+            )
+        endorsements = [
+            [member, signature] for member, signature in sorted(self._endorsements.items())
+        ]
+        header = wire.unsigned(
+            "unmask", {"ctx": self._ctx, "survivors": survivors, "endorsements": endorsements}
+        )
         pieces: dict[int, list[memoryview]] = {member: [] for member in committee}
         for sender in survivors:
             sealed, size = memoryview(self._uploads[sender].sealed), self._cohort.blob_bytes(sender)
@@ -201,11 +252,14 @@ class Round:
         """Take one member's shares from `sender`, as the caller has authenticated it.
 
         Raises:
-            ProtocolError, Refused: malformed, wrong, for another set, repeated, or not from a member.
+            ProtocolError, Refused: malformed, wrong, for another set, repeated, or not from a
+            member.
         """
         survivors = self._closed()
         frame = wire.parse(message, reply_limit(self._directory))
-        values = self._sent(frame.header, "shares", {"ctx": 32, "digest": 32, "missing": list}, sender)
+        values = self._sent(
+            frame.header, "shares", {"ctx": 32, "digest": 32, "missing": list}, sender
+        )
         member = self._member(sender, values["ctx"], values["digest"])
         if member in self._answers:
             raise ProtocolError(f"{sender} has answered already.", safe=_DROPPED)
@@ -220,15 +274,20 @@ class Round:
         self._answers[member] = answer
 
     def finish(self) -> RoundSum:
-        """Recover the round's secrets and unmask the sum. Once; but where answers do not suffice, again after a further one.
+        """Recover the round's secrets and unmask the sum. Once; but where answers do not suffice,
+        again after a further one.
 
         Raises:
             ProtocolError: too few answers, or finished already.
-            Refused: a secret cannot be recovered and nothing was unmasked, or the sum is impossible.
+            Refused: a secret cannot be recovered and nothing was unmasked, or the sum is
+                impossible.
         """
         survivors = self._closed()
         if self._finished or not self.enough_answers:
-            raise ProtocolError("The round is finished, or too few members have answered.", safe="Nothing was unmasked.")
+            raise ProtocolError(
+                "The round is finished, or too few members have answered.",
+                safe="Nothing was unmasked.",
+            )
         recovered = self._recover(survivors)
         self._finished = True
         streams: list[Stream] = []
@@ -240,7 +299,10 @@ class Round:
         if len(streams) > MOST_STREAMS:  # opened in batches
             self._fold(streams)
             streams = []
-        packed, self._pending = MaskedSum([*([] if self._total is None else [self._total]), *self._pending], streams), []
+        packed, self._pending = (
+            MaskedSum([*([] if self._total is None else [self._total]), *self._pending], streams),
+            [],
+        )
         result = RoundSum(self._layout, self._directory.names(survivors), len(self._cohort), packed)
         result.check()
         return result
@@ -262,7 +324,8 @@ class Round:
                 able = self._able(u, bad)
                 if len(able) < need:
                     raise Refused(
-                        f"Fewer than {need} members hold good shares of {self._directory.parties[u]}.",
+                        f"Fewer than {need} members hold good shares of"
+                        f" {self._directory.parties[u]}.",
                         safe="Nothing was unmasked.",
                         fix=f"One more member's answer may save the round. Else: {AGAIN}",
                     )
@@ -276,7 +339,9 @@ class Round:
                 bad |= self._blame(failed[0], bad)
         return recovered
 
-    def _combine(self, members: tuple[int, ...], owners: list[int]) -> tuple[dict[int, list[bytes]], list[int]]:
+    def _combine(
+        self, members: tuple[int, ...], owners: list[int]
+    ) -> tuple[dict[int, list[bytes]], list[int]]:
         """The secrets of `owners` that agree with their commitments, and the owners whose do not."""
         stacked = np.stack([np.concatenate([self._answers[m][u] for u in owners]) for m in members])
         secrets = [bytes(row) for row in shamir.combine(self._points(members), stacked)]
@@ -289,7 +354,8 @@ class Round:
             at += len(positions)
             commitments = self._uploads[u].commitments
             good = all(
-                schedule.commitment(self._ctx, u, slot, secret) == commitments[32 * slot : 32 * slot + 32]
+                schedule.commitment(self._ctx, u, slot, secret)
+                == commitments[32 * slot : 32 * slot + 32]
                 for slot, secret in zip(positions, mine, strict=True)
             )
             if good:
@@ -310,8 +376,11 @@ class Round:
         """
         topology, party = self._directory.topology, self._directory.parties[owner]
         able = self._able(owner, bad)
-        # Among so many are as many honest members as make a polynomial, whoever lies: theirs is the one that the owner dealt.
-        most = min(self._directory.policy.colluders, 2 * topology.threshold - len(topology.committee) - 1)
+        # Among so many are as many honest members as make a polynomial, whoever lies: theirs is the
+        # one that the owner dealt.
+        most = min(
+            self._directory.policy.colluders, 2 * topology.threshold - len(topology.committee) - 1
+        )
         proof = topology.threshold + max(1, most)
         guilty = False
         for subset in itertools.islice(_subsets(able, topology.threshold), _SUBSETS):
@@ -327,31 +396,41 @@ class Round:
             guilty = len(subset) + sum(agree) >= proof
         if not guilty:
             raise Refused(
-                f"{len(able)} answers do not recover the secrets of {party}; whether it or a member is at fault is not known.",
+                f"{len(able)} answers do not recover the secrets of {party}; whether it or a member"
+                " is at fault is not known.",
                 safe="Nothing was unmasked.",
                 fix=f"One more member's answer may save the round. Else: {AGAIN}",
             )
         self._finished = True
         self.faults[party] = "shares that do not recover what it committed to"
         raise Refused(
-            f"The secrets of {party} cannot be recovered: it dealt other ones than it committed to.",
+            f"The secrets of {party} cannot be recovered: it dealt other ones than it"
+            " committed to.",
             safe="Nothing was unmasked.",
             fix=f"Leave out the party that `faults` names. {AGAIN}",
         )
 
     def _agreeing(self, subset: Sequence[int], others: Sequence[int], owner: int) -> list[bool]:
-        """Whether the shares of `owner` that each of `others` gave lie on the polynomial of those that `subset` gave."""
+        """Whether the shares of `owner` that each of `others` gave lie on the polynomial of those
+        that `subset` gave.
+        """
         if not others:
             return []
-        shares, theirs = (np.stack([self._answers[m][owner] for m in members]) for members in (subset, others))
-        same: list[bool] = shamir.agreeing(self._points(subset), shares, self._points(others), theirs).tolist()
+        shares, theirs = (
+            np.stack([self._answers[m][owner] for m in members]) for members in (subset, others)
+        )
+        same: list[bool] = shamir.agreeing(
+            self._points(subset), shares, self._points(others), theirs
+        ).tolist()
         return same
 
     def _points(self, members: Sequence[int]) -> list[int]:
         """Where the shares of committee members are on the polynomials."""
         return [self._directory.topology.committee.index(m) + 1 for m in members]
 
-    def _sent(self, header: bytes, kind: str, shape: dict[str, type | int], sender: str) -> dict[str, Any]:
+    def _sent(
+        self, header: bytes, kind: str, shape: dict[str, type | int], sender: str
+    ) -> dict[str, Any]:
         values = wire.fields(header, kind, {"party": str, **shape})
         if values["party"] != sender or sender not in self._directory.index:
             raise ProtocolError(f"A {kind!r} message is from a stranger.", safe=_DROPPED)
@@ -362,7 +441,10 @@ class Round:
         if member not in self._directory.topology.committee:
             raise ProtocolError(f"{sender} is not on the committee.", safe=_DROPPED)
         if ctx != self._ctx or digest != self._digest:
-            raise Refused(f"The message of {sender} is for another round or another survivor set.", safe=_DROPPED)
+            raise Refused(
+                f"The message of {sender} is for another round or another survivor set.",
+                safe=_DROPPED,
+            )
         return member
 
     @cached_property
@@ -374,12 +456,16 @@ class Round:
 
     def _closed(self) -> list[int]:
         if self._survivors is None or not self._digest:
-            raise ProtocolError("The survivors of this round are not declared.", safe="Nothing was revealed.")
+            raise ProtocolError(
+                "The survivors of this round are not declared.", safe="Nothing was revealed."
+            )
         return self._survivors
 
 
 def _subsets(members: list[int], size: int) -> itertools.chain[tuple[int, ...]]:
-    """Subsets of `size`, first those that leave out few neighbours in the list: one or two liars are found quickly."""
+    """Subsets of `size`, first those that leave out few neighbours in the list: one or two liars
+    are found quickly.
+    """
     spare = len(members) - size
     near = (
         tuple(m for at, m in enumerate(members) if at not in out)[:size]

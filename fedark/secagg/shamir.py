@@ -1,10 +1,13 @@
-"""Shamir's secret sharing (1979) of 32-byte secrets over the prime field of 65537, for many secrets at once.
+"""Shamir's secret sharing (1979) of 32-byte secrets over the prime field of 65537, for many secrets
+at once.
 
-A secret is 16 digits of 16 bits; each digit is the constant term of its own random polynomial of degree t - 1. Splitting and
-combining are matrix products modulo p, and exact in double precision: t * p**2 < 2**53 for every t up to 2**20. The time does
-not depend on the secrets. Sharing costs the same for a vector of any length, because only seeds are shared.
+A secret is 16 digits of 16 bits; each digit is the constant term of its own random polynomial of
+degree t - 1. Splitting and combining are matrix products modulo p, and exact in double precision: t
+* p**2 < 2**53 for every t up to 2**20. The time does not depend on the secrets. Sharing costs the
+  same for a vector of any length, because only seeds are shared.
 
-Coefficients are uniform: a 32-bit draw is reduced modulo p, and 2**32 - 1 = 65535 * p leaves one draw to reject.
+Coefficients are uniform: a 32-bit draw is reduced modulo p, and 2**32 - 1 = 65535 * p leaves one
+draw to reject.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fedark.errors import ProtocolError
+from fedark.foundation.errors import ProtocolError
 from fedark.secagg.stream import Keystream
 
 __all__ = ["PRIME", "SECRET_BYTES", "SHARE_BYTES", "agreeing", "combine", "split"]
@@ -30,7 +33,8 @@ _ROWS = 32
 
 
 def split(secrets: NDArray[np.uint8], threshold: int, count: int) -> NDArray[np.uint8]:
-    """Shares of every secret for members 1..count, any `threshold` of which recover it and fewer tell nothing.
+    """Shares of every secret for members 1..count, any `threshold` of which recover it and fewer
+    tell nothing.
 
     Args:
         secrets: [s, 32].
@@ -46,9 +50,11 @@ def split(secrets: NDArray[np.uint8], threshold: int, count: int) -> NDArray[np.
 
 
 def combine(members: Sequence[int], shares: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The secrets behind the shares of `members` (distinct, at least 1): exactly the threshold of them.
+    """The secrets behind the shares of `members` (distinct, at least 1): exactly the threshold of
+    them.
 
-    Any bytes are some shares, and wrong shares give wrong secrets: the caller compares the secrets with their commitments.
+    Any bytes are some shares, and wrong shares give wrong secrets: the caller compares the secrets
+    with their commitments.
 
     Args:
         shares: [len(members), s, 34].
@@ -64,19 +70,30 @@ def combine(members: Sequence[int], shares: NDArray[np.uint8]) -> NDArray[np.uin
 
 
 def agreeing(
-    members: Sequence[int], shares: NDArray[np.uint8], others: Sequence[int], theirs: NDArray[np.uint8]
+    members: Sequence[int],
+    shares: NDArray[np.uint8],
+    others: Sequence[int],
+    theirs: NDArray[np.uint8],
 ) -> NDArray[np.bool_]:
-    """Which of `theirs`, [len(others), s, 34], lie on the polynomials that `shares` of `members`, none of the others, define."""
+    """Which of `theirs`, [len(others), s, 34], lie on the polynomials that `shares` of `members`,
+    none of the others, define.
+    """
     expected = _interpolate(members, shares, others)
     same: NDArray[np.bool_] = (expected == _unpack(theirs).reshape(expected.shape)).all(axis=1)
     return same
 
 
-def _interpolate(members: Sequence[int], shares: NDArray[np.uint8], points: Sequence[int]) -> NDArray[np.int64]:
+def _interpolate(
+    members: Sequence[int], shares: NDArray[np.uint8], points: Sequence[int]
+) -> NDArray[np.int64]:
     """The values at `points`, none of them a member's: [len(points), digits]."""
     if len(set(members)) != len(members) or min(members) < 1:
-        raise ProtocolError("Shares of one member stand twice.", safe="Nothing was unmasked with them.")
-    return _product(_lagrange(members, points), _unpack(shares).reshape(len(members), -1).astype(np.float64))
+        raise ProtocolError(
+            "Shares of one member stand twice.", safe="Nothing was unmasked with them."
+        )
+    return _product(
+        _lagrange(members, points), _unpack(shares).reshape(len(members), -1).astype(np.float64)
+    )
 
 
 def _lagrange(members: Sequence[int], points: Sequence[int]) -> NDArray[np.float64]:
@@ -106,8 +123,8 @@ def _inverse(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _product(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.int64]:
-    """left @ right modulo p, in tiles: a library of linear algebra leaves a small product to one thread, and a client on a busy
-    machine must not wait for spinning ones."""
+    """left @ right modulo p, in tiles: a library of linear algebra leaves a small product to one
+    thread, and a client on a busy machine must not wait for spinning ones."""
     product = np.empty((left.shape[0], right.shape[1]))
     columns = max(16, _TILE // (_ROWS * left.shape[1]))
     for row in range(0, left.shape[0], _ROWS):

@@ -1,11 +1,13 @@
-"""Mask streams: AES-256 in counter mode, by `cryptography`, over zeros, read as little-endian 64-bit words.
+"""Mask streams: AES-256 in counter mode, by `cryptography`, over zeros, read as little-endian
+64-bit words.
 
-Block i of a key is the keystream of the 96-bit nonce i, counted from 2: the counter mode inside AES-GCM (NIST SP 800-38D, section
-6.5). So `AESGCM` over zeros makes it, and so does plain CTR from that counter. Which of the two is faster depends on the processor,
-by a fifth or by nearly twice (both measured), so a process times them once; the bits are the same. GCM's tag is thrown away.
+Block i of a key is the keystream of the 96-bit nonce i, counted from 2: the counter mode inside
+AES-GCM (NIST SP 800-38D, section 6.5). So `AESGCM` over zeros makes it, and so does plain CTR from
+that counter. Which of the two is faster depends on the processor, by a fifth or by nearly twice
+(both measured), so a process times them once; the bits are the same. GCM's tag is thrown away.
 
-Any block is reached directly, so ranges of one vector run in parallel threads (the cipher and the additions release the
-interpreter lock) and give the same masks. Buffers belong to the caller.
+Any block is reached directly, so ranges of one vector run in parallel threads (the cipher and the
+additions release the interpreter lock) and give the same masks. Buffers belong to the caller.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ _TRIALS = 5
 
 
 class Cursor(Protocol):
-    """One thread's way along the stream of a key: a block is begun, and then read front to back in pieces."""
+    """One thread's way along the stream of a key: a block is begun, and then read front to back in
+    pieces.
+    """
 
     PIECE: ClassVar[int]
     """Words that are read at a time, at most; a shorter piece ends its block."""
@@ -52,11 +56,15 @@ class Cursor(Protocol):
 
     @staticmethod
     def views(buffer: NDArray[np.uint64]) -> tuple[memoryview, memoryview]:
-        """What `fill` reads and writes, for the words of `buffer` but its last SPARE, which may be overwritten."""
+        """What `fill` reads and writes, for the words of `buffer` but its last SPARE, which may be
+        overwritten.
+        """
 
 
 class _Gcm:
-    """By AES-GCM: a block in one piece. A second one would be the first again, so it is an error: a nonce serves once."""
+    """By AES-GCM: a block in one piece. A second one would be the first again, so it is an error: a
+    nonce serves once.
+    """
 
     PIECE: ClassVar[int] = LONGEST
 
@@ -92,13 +100,16 @@ class _Ctr:
 
 
 class Keystream:
-    """The stream of one 32-byte key, which is used for nothing else. Any thread may ask for any block."""
+    """The stream of one 32-byte key, which is used for nothing else. Any thread may ask for any
+    block.
+    """
 
     def __init__(self, key: bytes) -> None:
         self._cursor, self._lock = _fastest()(key), threading.Lock()
 
     def block(self, index: int, buffer: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
-        """The first `count` words (at most LONGEST) of block `index`, written to the front of `buffer`; a view of them.
+        """The first `count` words (at most LONGEST) of block `index`, written to the front of
+        `buffer`; a view of them.
 
         `buffer` is contiguous and has at least count + SPARE words; its rest may be overwritten.
         """
@@ -119,13 +130,14 @@ class Keystream:
 class Masks:
     """Several keys' streams, each to be added or subtracted, block by block, for one thread.
 
-    What Python does between two calls finds the caches full of keystream, so there is next to nothing of it.
+    What Python does between two calls finds the caches full of keystream, so there is next to
+    nothing of it.
 
     Args:
         streams: (key of 32 bytes, whether it is added).
         block: words of a block, at most LONGEST.
-        alone: no other thread masks meanwhile. Pieces may be short then: threads take turns with the interpreter lock at every
-            call.
+        alone: no other thread masks meanwhile. Pieces may be short then: threads take turns with
+            the interpreter lock at every call.
     """
 
     def __init__(self, streams: Sequence[tuple[bytes, bool]], block: int, *, alone: bool) -> None:
@@ -148,16 +160,20 @@ class Masks:
             begin(counter)
         for first in range(0, target.size, self._piece):
             piece = target[first : first + self._piece]
-            words, zeros, written = self._whole if piece.size == self._piece else self._cut(piece.size)
+            words, zeros, written = (
+                self._whole if piece.size == self._piece else self._cut(piece.size)
+            )
             for fill, operation in self._steps:
                 fill(zeros, written)
                 operation(piece, words, piece)
 
 
 def aligned(size: int, at: int = 0) -> NDArray[np.uint8]:
-    """`size` new bytes, not set, of which number `at` begins a cache line of 64: additions across lines take a seventh longer.
+    """`size` new bytes, not set, of which number `at` begins a cache line of 64: additions across
+    lines take a seventh longer.
 
-    By numpy, which asks for huge pages where a vector has many megabytes: page faults took a fifth of the time of masking it.
+    By numpy, which asks for huge pages where a vector has many megabytes: page faults took a fifth
+    of the time of masking it.
     """
     room = np.empty(size + 63, np.uint8)
     first = -(room.ctypes.data + at) % 64
@@ -170,10 +186,11 @@ def _counter_of(index: int) -> bytes:
 
 
 def block_of(words: int) -> int:
-    """Words of a block of the masks of a vector of `words` words. Part of the protocol: both sides of a mask cut it alike.
+    """Words of a block of the masks of a vector of `words` words. Part of the protocol: both sides
+    of a mask cut it alike.
 
-    Threads take turns with the interpreter lock at every call: longer blocks mean fewer turns, as long as all threads get several
-    and their buffers weigh little beside the vector.
+    Threads take turns with the interpreter lock at every call: longer blocks mean fewer turns, as
+    long as all threads get several and their buffers weigh little beside the vector.
     """
     return min(LONGEST, max(BLOCK, 1 << (words // 16).bit_length() >> 1))
 

@@ -1,34 +1,42 @@
-"""Who masks with whom, and who can unmask: derived from the session identifier, never chosen by the server.
+"""Who masks with whom, and who can unmask: derived from the session identifier, never chosen by the
+server.
 
-Committee. Every client shares its round secrets, t of c, with a committee that is fixed for the session (Flamingo, Ma et al.
-2023). With at most g colluding members and 2 t > c + g, two disjoint sets of honest members can never both complete a quorum:
-no party's self-mask seed and pairwise seeds "without that party" are both recovered, in one round or across two rounds. Up to
-a few hundred clients everybody is a member; beyond, a sample whose chance to hold more than 2 t - c - 1 colluders (a
-hypergeometric tail) is below 2**-STATISTICAL_BITS.
+Committee. Every client shares its round secrets, t of c, with a committee that is fixed for the
+session (Flamingo, Ma et al. 2023). With at most g colluding members and 2 t > c + g, two disjoint
+sets of honest members can never both complete a quorum: no party's self-mask seed and pairwise
+seeds "without that party" are both recovered, in one round or across two rounds. Up to a few
+hundred clients everybody is a member; beyond, a sample whose chance to hold more than 2 t - c - 1
+colluders (a hypergeometric tail) is below 2**-STATISTICAL_BITS.
 
-Graph. What a server can learn is the sums over connected parts of the honest survivors (Bell et al. 2020). Two kinds of graph:
+Graph. What a server can learn is the sums over connected parts of the honest survivors (Bell et al.
+2020). Two kinds of graph:
 
-Ring. Clients stand in a circle, in the order of the directory, and each masks with its nearest k. No k - 1 clients can be taken
-away so that the others fall apart (Harary, "The maximum connectivity of a graph", 1962). A server that works with g clients can
-take away those and the d that it makes the committee treat as dropped: k = g + d + 1, at least 2, and k = n - 1, everybody, where
-that is no fewer. With agreement d is n - minimum; without it more, since each member may be shown another set: `most_dropped`. It
-holds for every survivor set and every choice of colluders, at whatever time; agreement by a sampled committee stands those that were
-chosen before.
+Ring. Clients stand in a circle, in the order of the directory, and each masks with its nearest k.
+No k - 1 clients can be taken away so that the others fall apart (Harary, "The maximum connectivity
+of a graph", 1962). A server that works with g clients can take away those and the d that it makes
+the committee treat as dropped: k = g + d + 1, at least 2, and k = n - 1, everybody, where that is
+no fewer. With agreement d is n - minimum; without it more, since each member may be shown another
+set: `most_dropped`. It holds for every survivor set and every choice of colluders, at whatever
+time; agreement by a sampled committee stands those that were chosen before.
 
-Random. In large cohorts that admit many drops fewer neighbours do: independent edges, with the aim of Bell et al. but against a
-server that names the dropped clients after it has seen the graph. Every survivor must keep a floor of surviving neighbours.
-`split_bound` then bounds the probability that the honest survivors of any admissible survivor
-set fall into two parts, of which the server could learn separate sums. For that, some set A of s honest clients, the smaller
-part, must have all its other honest neighbours among the dropped, and each of its members must have floor - s + 1 neighbours
-that collude: of its surviving neighbours at most s - 1 are in A. The two events ask for different edges, so their probabilities
-multiply, and a union bound over all A gives the sum. It holds for all survivor sets of all rounds at once, however the server
-chooses them, and for colluders that were chosen before the session identifier (static corruption, as in Flamingo): whoever can
-make clients collude after the graph is known can cut one out. 40 of the 80 bits are margin for trying many session identifiers: by a
-colluding client's key announcements, or by the server's choice of whom it lets into the session.
+Random. In large cohorts that admit many drops fewer neighbours do: independent edges, with the aim
+of Bell et al. but against a server that names the dropped clients after it has seen the graph.
+Every survivor must keep a floor of surviving neighbours. `split_bound` then bounds the probability
+that the honest survivors of any admissible survivor set fall into two parts, of which the server
+could learn separate sums. For that, some set A of s honest clients, the smaller part, must have all
+its other honest neighbours among the dropped, and each of its members must have floor - s + 1
+neighbours that collude: of its surviving neighbours at most s - 1 are in A. The two events ask for
+different edges, so their probabilities multiply, and a union bound over all A gives the sum. It
+holds for all survivor sets of all rounds at once, however the server chooses them, and for
+colluders that were chosen before the session identifier (static corruption, as in Flamingo):
+whoever can make clients collude after the graph is known can cut one out. 40 of the 80 bits are
+margin for trying many session identifiers: by a colluding client's key announcements, or by the
+server's choice of whom it lets into the session.
 
-The floor has a price, paid in rounds and not in secrets: a round in which some survivor keeps fewer neighbours is refused.
-`refusal_bound` bounds how often that happens when as many clients drop as the policy admits, and not by malice; over random graphs,
-that is, of which a session has one. The smallest mean degree is taken at which some floor keeps both bounds.
+The floor has a price, paid in rounds and not in secrets: a round in which some survivor keeps fewer
+neighbours is refused. `refusal_bound` bounds how often that happens when as many clients drop as
+the policy admits, and not by malice; over random graphs, that is, of which a session has one. The
+smallest mean degree is taken at which some floor keeps both bounds.
 """
 
 from __future__ import annotations
@@ -66,12 +74,16 @@ REFUSAL_BITS = 10
 _SMALL = 64
 """Larger cohorts always agree on the survivors."""
 _COMMITTEE = 1 << 32
-"""First block of the seed's stream that the committee is drawn from; the graph's blocks come before."""
+"""First block of the seed's stream that the committee is drawn from; the graph's blocks come
+before.
+"""
 _LOG2E = 1 / math.log(2)
 
 
 def threshold(committee: int, colluders: int) -> int:
-    """Shares that recover a secret: two thirds of the committee, and more than (committee + colluders) / 2."""
+    """Shares that recover a secret: two thirds of the committee, and more than (committee +
+    colluders) / 2.
+    """
     return max(-(-2 * committee // 3), (committee + colluders) // 2 + 1)
 
 
@@ -85,7 +97,9 @@ def _log2_sum(terms: list[float]) -> float:
 
 
 def _log2_tail(trials: int, chance: float, bound: float) -> float:
-    """log2 of Chernoff's bound on a binomial that is far from its mean: at least `bound` above it, at most `bound` below."""
+    """log2 of Chernoff's bound on a binomial that is far from its mean: at least `bound` above it,
+    at most `bound` below.
+    """
     if trials <= 0 or bound < 0 or bound > trials:
         return -math.inf
     share = bound / trials
@@ -100,7 +114,9 @@ def _log2_tail(trials: int, chance: float, bound: float) -> float:
 
 
 def committee_bound(cohort: int, colluders: int, committee: int) -> float:
-    """log2 of the probability that a random committee holds more colluders than its threshold tolerates (-inf: cannot)."""
+    """log2 of the probability that a random committee holds more colluders than its threshold
+    tolerates (-inf: cannot).
+    """
     if committee == cohort:
         return -math.inf if 2 * threshold(cohort, colluders) > cohort + colluders else 0.0
     most = 2 * threshold(committee, 0) - committee - 1
@@ -129,7 +145,9 @@ def _edge(cohort: int, degree: int) -> int:
 
 
 def _cuts(cohort: int, colluders: int, minimum: int, degree: int) -> list[float]:
-    """For s = 1, 2, ...: log2 of the expected number of sets of s honest clients that the droppable clients can cut off."""
+    """For s = 1, 2, ...: log2 of the expected number of sets of s honest clients that the droppable
+    clients can cut off.
+    """
     honest, dropped, edge = cohort - colluders, cohort - minimum, _edge(cohort, degree) / (1 << 16)
     found = []
     for size in range(1, honest // 2 + 1):
@@ -144,7 +162,10 @@ def _split(cuts: list[float], colluders: int, edge: float, floor: int) -> float:
     terms = []
     for size, cut in enumerate(cuts, 1):
         crowded = floor - size + 1
-        terms.append(cut + (size * _log2_tail(colluders, edge, crowded) if crowded > colluders * edge else 0.0))
+        terms.append(
+            cut
+            + (size * _log2_tail(colluders, edge, crowded) if crowded > colluders * edge else 0.0)
+        )
     return _log2_sum(terms)
 
 
@@ -160,7 +181,9 @@ def split_bound(cohort: int, colluders: int, minimum: int, degree: int, floor: i
 
 
 def refusal_bound(cohort: int, minimum: int, degree: int, floor: int) -> float:
-    """log2 of the probability that a random survivor set of `minimum` clients leaves one of them fewer than `floor` neighbours."""
+    """log2 of the probability that a random survivor set of `minimum` clients leaves one of them
+    fewer than `floor` neighbours.
+    """
     edge, others = _edge(cohort, degree) / (1 << 16), minimum - 1
     terms = [
         _log2_choose(others, kept) + kept * math.log2(edge) + (others - kept) * math.log2(1 - edge)
@@ -172,9 +195,9 @@ def refusal_bound(cohort: int, minimum: int, degree: int, floor: int) -> float:
 def most_dropped(cohort: int, colluders: int, minimum: int, agreement: bool) -> int:
     """How many clients a server can at most have treated as dropped in one round.
 
-    Without agreement, which only cohorts do without where everybody is a member, a sum may cover fewer than `minimum`
-    (`smallest_sum`): each honest member names at most cohort - minimum dropped clients, and threshold - colluders of them are
-    needed to treat one as dropped.
+    Without agreement, which only cohorts do without where everybody is a member, a sum may cover
+    fewer than `minimum` (`smallest_sum`): each honest member names at most cohort - minimum dropped
+    clients, and threshold - colluders of them are needed to treat one as dropped.
     """
     if agreement:
         return cohort - minimum
@@ -182,18 +205,24 @@ def most_dropped(cohort: int, colluders: int, minimum: int, agreement: bool) -> 
 
 
 def must_agree(cohort: int, colluders: int, minimum: int) -> bool:
-    """Whether members release nothing before a quorum has signed one survivor set: in large cohorts, and where a sum could else
-    cover fewer than two honest clients.
+    """Whether members release nothing before a quorum has signed one survivor set: in large
+    cohorts, and where a sum could else cover fewer than two honest clients.
     """
-    return cohort > _SMALL or cohort - most_dropped(cohort, colluders, minimum, False) - colluders < 2
+    return (
+        cohort > _SMALL or cohort - most_dropped(cohort, colluders, minimum, False) - colluders < 2
+    )
 
 
 def smallest_sum(size: int, colluders: int, minimum: int, agreement: bool) -> int:
-    """How many clients, colluders among them, every sum that a lying server can get covers at least, whomever of a roster of `size`
-    it lets into the session: `minimum` with agreement, fewer without.
+    """How many clients, colluders among them, every sum that a lying server can get covers at
+    least, whomever of a roster of `size` it lets into the session: `minimum` with agreement, fewer
+    without.
     """
     return min(
-        cohort - most_dropped(cohort, colluders, minimum, agreement or must_agree(cohort, colluders, minimum))
+        cohort
+        - most_dropped(
+            cohort, colluders, minimum, agreement or must_agree(cohort, colluders, minimum)
+        )
         for cohort in range(minimum, size + 1)
     )
 
@@ -203,7 +232,8 @@ class Degree(NamedTuple):
 
     Attributes:
         mean: number of neighbours; cohort - 1 where nothing is gained by fewer.
-        floor: surviving neighbours that every survivor must keep; 0 in a ring, which needs none, and in a complete graph.
+        floor: surviving neighbours that every survivor must keep; 0 in a ring, which needs none,
+            and in a complete graph.
     """
 
     mean: int
@@ -216,20 +246,33 @@ def graph_degree(cohort: int, colluders: int, minimum: int, agreement: bool = Fa
     agreement = agreement or must_agree(cohort, colluders, minimum)
     # One neighbour each makes pairs, of which nobody needs to be taken away.
     degree = max(2, colluders + most_dropped(cohort, colluders, minimum, agreement) + 1)
-    ring = min(degree + degree * cohort % 2, cohort - 1)  # an odd number of clients have no odd number of neighbours each
+    ring = min(
+        degree + degree * cohort % 2, cohort - 1
+    )  # an odd number of clients have no odd number of neighbours each
     if cohort > _SMALL:
         for degree in range(20, min(ring, int(0.8 * (cohort - 1))), 4):
-            cuts, edge = _cuts(cohort, colluders, minimum, degree), _edge(cohort, degree) / (1 << 16)
+            cuts, edge = (
+                _cuts(cohort, colluders, minimum, degree),
+                _edge(cohort, degree) / (1 << 16),
+            )
             # The bound falls as the floor rises.
             floors = range(1, degree)
-            at = bisect_left(floors, True, key=lambda floor: _split(cuts, colluders, edge, floor) <= -STATISTICAL_BITS)
-            if at < len(floors) and refusal_bound(cohort, minimum, degree, floors[at]) <= -REFUSAL_BITS:
+            at = bisect_left(
+                floors,
+                True,
+                key=lambda floor: _split(cuts, colluders, edge, floor) <= -STATISTICAL_BITS,
+            )
+            if (
+                at < len(floors)
+                and refusal_bound(cohort, minimum, degree, floors[at]) <= -REFUSAL_BITS
+            ):
                 return Degree(degree, floors[at])
     return Degree(ring, 0)
 
 
 class Topology:
-    """Graph, committee and thresholds of one session of `cohort` clients, known by their index in the directory.
+    """Graph, committee and thresholds of one session of `cohort` clients, known by their index in
+    the directory.
 
     Attributes:
         committee: indices of the members, ascending.
@@ -240,8 +283,8 @@ class Topology:
     """
 
     def __init__(self, policy: Policy, cohort: int, seed: bytes) -> None:
-        """`seed`: 32 bytes, from the session identifier. `cohort`: at least the policy's minimum, so colluders <= cohort - 2 and
-        the threshold exists.
+        """`seed`: 32 bytes, from the session identifier. `cohort`: at least the policy's minimum,
+        so colluders <= cohort - 2 and the threshold exists.
         """
         colluders, minimum = policy.colluders, policy.minimum
         size = committee_size(cohort, colluders)
@@ -255,7 +298,11 @@ class Topology:
         self.degree_floor = degree.floor
         self._adjacency = None
         if not self.complete:
-            self._adjacency = _random_graph(cohort, degree.mean, seed) if degree.floor else _ring(cohort, degree.mean)
+            self._adjacency = (
+                _random_graph(cohort, degree.mean, seed)
+                if degree.floor
+                else _ring(cohort, degree.mean)
+            )
 
     def neighbours(self, index: int) -> NDArray[np.intp]:
         """Indices of the clients that `index` masks with, ascending."""
@@ -265,7 +312,9 @@ class Topology:
         return near
 
     def partners(self, index: int) -> list[int]:
-        """Whom `index` shares a key with: neighbours and committee, and everybody if it is a member; ascending."""
+        """Whom `index` shares a key with: neighbours and committee, and everybody if it is a
+        member; ascending.
+        """
         if self.complete or index in self.committee:
             return [i for i in range(self._cohort) if i != index]
         return sorted({*self.neighbours(index).tolist(), *self.committee})
@@ -280,10 +329,14 @@ class Topology:
 
 
 def _ring(cohort: int, degree: int) -> NDArray[np.bool_]:
-    """Everybody with the `degree` nearest in a circle; an odd one, of an even number of clients, with the one opposite too."""
+    """Everybody with the `degree` nearest in a circle; an odd one, of an even number of clients,
+    with the one opposite too.
+    """
     apart = np.abs(np.subtract.outer(np.arange(cohort), np.arange(cohort)))
     apart = np.minimum(apart, cohort - apart)
-    adjacency: NDArray[np.bool_] = (apart > 0) & ((apart <= degree // 2) | (2 * apart == cohort if degree % 2 else False))
+    adjacency: NDArray[np.bool_] = (apart > 0) & (
+        (apart <= degree // 2) | (2 * apart == cohort if degree % 2 else False)
+    )
     return adjacency
 
 

@@ -1,21 +1,26 @@
-"""The vector path: clip, round, pack, mask; and back. Cache-sized blocks, no temporaries, several threads where that pays.
+"""The vector path: clip, round, pack, mask; and back. Cache-sized blocks, no temporaries, several
+threads where that pays.
 
-It pays for keystreams, whose calls are long; numpy's are so short that two threads would mostly wait for the interpreter lock.
-So one thread rounds and packs, and what it has packed is masked by the others, in the end by all of them.
+It pays for keystreams, whose calls are long; numpy's are so short that two threads would mostly
+wait for the interpreter lock. So one thread rounds and packs, and what it has packed is masked by
+the others, in the end by all of them.
 
-A value x becomes an integer: y = x * weight / max_weight / step, in single precision up to 16 bits and in double above, is clamped
-to [-M, M] and rounded up or down at random: y is taken to 16 binary places (32 in double), toward zero, as many random bits are
-added, and the places are cut off. So the expectation is y, as computed, to 2**-16 of a step (2**-32). The scale and the product are
-rounded before, which moves y itself by up to 2**-23 of its magnitude in single precision: near the ends of a grid of 16 bits by
-2**-8 of a step, for a value of one step by less than 2**-22 (in double by a few times 2**-53 of its magnitude). Noise is added, then
-the offset M + K.
-`per_word` fields share a 64-bit word, planar: word j of W holds the values j, W + j, 2 W + j ... . Masks are uniform modulo 2**64
-and added to whole words, so a masked word is uniform, and a sum of words is the sum of its fields (no carries: `policy.Layout`).
-The last words are lanes of their own: the weight and the metrics.
+A value x becomes an integer: y = x * weight / max_weight / step, in single precision up to 16 bits
+and in double above, is clamped to [-M, M] and rounded up or down at random: y is taken to 16 binary
+places (32 in double), toward zero, as many random bits are added, and the places are cut off. So
+the expectation is y, as computed, to 2**-16 of a step (2**-32). The scale and the product are
+rounded before, which moves y itself by up to 2**-23 of its magnitude in single precision: near the
+ends of a grid of 16 bits by 2**-8 of a step, for a value of one step by less than 2**-22 (in double
+by a few times 2**-53 of its magnitude). Noise is added, then the offset M + K. `per_word` fields
+share a 64-bit word, planar: word j of W holds the values j, W + j, 2 W + j ... . Masks are uniform
+modulo 2**64 and added to whole words, so a masked word is uniform, and a sum of words is the sum of
+its fields (no carries: `policy.Layout`). The last words are lanes of their own: the weight and the
+metrics.
 
-Rounding draws from AES-256-CTR, one stream for each plane, addressed by position: the result depends on the seed only, not on
-threads. Where noise is added, a first pass computes the norm of the rounded integers and draws a new seed while it
-exceeds `Layout.integer_norm`: the mechanism's sensitivity then holds exactly.
+Rounding draws from AES-256-CTR, one stream for each plane, addressed by position: the result
+depends on the seed only, not on threads. Where noise is added, a first pass computes the norm of
+the rounded integers and draws a new seed while it exceeds `Layout.integer_norm`: the mechanism's
+sensitivity then holds exactly.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedark.errors import InputError, Refused
+from fedark.foundation.errors import InputError, Refused
 from fedark.secagg.policy import Layout
 from fedark.secagg.stream import BLOCK, SPARE, Keystream, Masks, aligned, block_of
 
@@ -65,7 +70,9 @@ class Noise(Protocol):
     """Integer noise of a privacy mechanism, in grid steps."""
 
     def __call__(self, start: int, out: NDArray[np.int32]) -> None:
-        """Fill `out` with the noise of the values start, start + 1, ...; called once for each value, from any thread."""
+        """Fill `out` with the noise of the values start, start + 1, ...; called once for each
+        value, from any thread.
+        """
 
 
 @dataclass(frozen=True)
@@ -88,22 +95,38 @@ class Contribution:
         Raises:
             InputError: it does not fit the layout, or holds something that is not a finite number.
         """
-        if self.vector.dtype != np.float32 or self.vector.shape != (layout.length,) or not self.vector.flags.c_contiguous:
+        if (
+            self.vector.dtype != np.float32
+            or self.vector.shape != (layout.length,)
+            or not self.vector.flags.c_contiguous
+        ):
             raise InputError(
-                f"The vector for {layout.name} is not {layout.length} float32 values in a row.", safe="Nothing was uploaded."
+                f"The vector for {layout.name} is not {layout.length} float32 values in a row.",
+                safe="Nothing was uploaded.",
             )
         if type(self.weight) is not int or not 1 <= self.weight <= layout.max_weight:
-            raise InputError(f"The weight for {layout.name} is not in 1..{layout.max_weight}.", safe="Nothing was uploaded.")
+            raise InputError(
+                f"The weight for {layout.name} is not in 1..{layout.max_weight}.",
+                safe="Nothing was uploaded.",
+            )
         if set(self.metrics) != {m.name for m in layout.metrics}:
-            raise InputError(f"The metrics for {layout.name} are not the layout's.", safe="Nothing was uploaded.")
+            raise InputError(
+                f"The metrics for {layout.name} are not the layout's.", safe="Nothing was uploaded."
+            )
         norm = l2_norm(self.vector)
         if not math.isfinite(norm):
-            raise InputError(f"The vector for {layout.name} holds a value that is not finite.", safe="Nothing was uploaded.")
+            raise InputError(
+                f"The vector for {layout.name} holds a value that is not finite.",
+                safe="Nothing was uploaded.",
+            )
         lanes = [self.weight]
         for metric in layout.metrics:
             value = self.metrics[metric.name]
             if not (math.isfinite(value) and abs(value) <= metric.limit):
-                raise InputError(f"Metric {metric.name!r} is not within +-{metric.limit}.", safe="Nothing was uploaded.")
+                raise InputError(
+                    f"Metric {metric.name!r} is not within +-{metric.limit}.",
+                    safe="Nothing was uploaded.",
+                )
             lanes.append(round(value / metric.resolution) + metric.bound)
         return norm, lanes
 
@@ -111,8 +134,9 @@ class Contribution:
 def l2_norm(vector: NDArray[np.float32]) -> float:
     """The L2 norm, block by block; not finite where a value is not.
 
-    In single precision where that is enough. Its squares overflow from 2^64 on, and below 2^-63 they lose up to 2^-126 each: where
-    that could be more than 2^-26 of the whole, they are added in double precision, which holds all of them.
+    In single precision where that is enough. Its squares overflow from 2^64 on, and below 2^-63
+    they lose up to 2^-126 each: where that could be more than 2^-26 of the whole, they are added in
+    double precision, which holds all of them.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         square = _square_norm(vector, np.float32)
@@ -152,13 +176,19 @@ def mask(
 
     Raises:
         InputError: the contribution does not fit the layout.
-        Refused: noise beyond its bound, or no rounding within the norm bound; `out` holds nothing of use then.
+        Refused: noise beyond its bound, or no rounding within the norm bound; `out` holds nothing
+            of use then.
     """
     if (noise is None) != (layout.noise_bound == 0):
         kind = "with" if layout.noise_bound else "without"
         raise InputError(f"{layout.name} is summed {kind} noise.", safe="Nothing was uploaded.")
     norm, lanes = contribution.check(layout)
-    scale = min(1.0, layout.clip_norm / norm if norm > 0 else 1.0) * contribution.weight / layout.max_weight / layout.step
+    scale = (
+        min(1.0, layout.clip_norm / norm if norm > 0 else 1.0)
+        * contribution.weight
+        / layout.max_weight
+        / layout.step
+    )
     packer = partial(_Packer, layout, cohort, contribution.vector, scale)
     seed = rounding_seed or os.urandom(32)
     if noise is not None:
@@ -168,10 +198,15 @@ def mask(
 
 
 def _pack_and_mask(
-    packer: Callable[[], _Packer], out: Words, noise: Noise | None, streams: Sequence[Stream], threads: int
+    packer: Callable[[], _Packer],
+    out: Words,
+    noise: Noise | None,
+    streams: Sequence[Stream],
+    threads: int,
 ) -> None:
-    """One thread packs; what it has packed is masked by helpers, in the end by all. A helper waits for nobody: it ends when there is
-    nothing to mask, and another is called with the next piece. The packer's buffers are gone before this thread takes some to mask.
+    """One thread packs; what it has packed is masked by helpers, in the end by all. A helper waits
+    for nobody: it ends when there is nothing to mask, and another is called with the next piece.
+    The packer's buffers are gone before this thread takes some to mask.
     """
     packed: deque[tuple[int, int]] = deque()
     helpers: list[Future[None]] = []
@@ -210,18 +245,29 @@ def _bounded_rounding(packer: Callable[[bytes], _Packer], layout: Layout, seed: 
         if packer(seed).square_norm() <= layout.integer_norm**2:
             return seed
         seed = os.urandom(32)
-    raise Refused("No rounding of the vector stays within its norm bound.", safe="Nothing was uploaded.")
+    raise Refused(
+        "No rounding of the vector stays within its norm bound.", safe="Nothing was uploaded."
+    )
 
 
-def apply_masks(total: Words, streams: Sequence[Stream], threads: int | None = None, uploads: Sequence[Words] = ()) -> None:
-    """Add masked vectors to their sum and apply `streams` to it, in place: each block is finished while it is in the cache."""
+def apply_masks(
+    total: Words,
+    streams: Sequence[Stream],
+    threads: int | None = None,
+    uploads: Sequence[Words] = (),
+) -> None:
+    """Add masked vectors to their sum and apply `streams` to it, in place: each block is finished
+    while it is in the cache.
+    """
 
     block = block_of(total.size)
 
     def work(span: tuple[int, int]) -> None:
         alone = span == (0, total.size)
         for first in range(0, max(len(streams), 1), MOST_STREAMS):
-            masks = Masks(streams[first : first + MOST_STREAMS], min(block, total.size), alone=alone)
+            masks = Masks(
+                streams[first : first + MOST_STREAMS], min(block, total.size), alone=alone
+            )
             for at, end in _pieces(*span, block):
                 target = total[at:end]
                 for upload in uploads if first == 0 else ():
@@ -234,7 +280,9 @@ def apply_masks(total: Words, streams: Sequence[Stream], threads: int | None = N
 class _Packer:
     """Rounds one client's vector and packs it into words, in buffers of its own."""
 
-    def __init__(self, layout: Layout, cohort: int, vector: NDArray[np.float32], scale: float, seed: bytes) -> None:
+    def __init__(
+        self, layout: Layout, cohort: int, vector: NDArray[np.float32], scale: float, seed: bytes
+    ) -> None:
         single = layout.bits <= 16 and scale < 2.0**100  # beyond, single precision could overflow
         self._float: Any = np.float32 if single else np.float64
         self._whole: Any = np.int32 if single else np.int64
@@ -244,17 +292,27 @@ class _Packer:
         self._words, self._planes = layout.vector_words(cohort), layout.per_word(cohort)
         # A clamped value with the largest draw is the largest integer of its type, or below it.
         self._limit = self._float(layout.magnitude << self._places)
-        self._vector, self._scale = vector, self._float(min(scale * (1 << self._places), float(np.finfo(self._float).max)))
-        self._offset = np.uint64(sum(layout.offset << plane * self._width for plane in range(self._planes)))
+        self._vector, self._scale = (
+            vector,
+            self._float(min(scale * (1 << self._places), float(np.finfo(self._float).max))),
+        )
+        self._offset = np.uint64(
+            sum(layout.offset << plane * self._width for plane in range(self._planes))
+        )
         self._stream = Keystream(seed)
         item = np.dtype(self._float).itemsize
         self._piece = max(_PIECE_BYTES // item, block_of(layout.words(cohort)))
         size = min(self._piece, self._words)
-        # The buffers of one step lie where those of an earlier one are not needed any more: together they fill the cache.
+        # The buffers of one step lie where those of an earlier one are not needed any more:
+        # together they fill the cache.
         self._integers = np.empty(size, self._whole)
         values = -(-size * item // 8)
         scratch = aligned(8 * max(size, values + -(-size * item // 16) + SPARE)).view(np.uint64)
-        self._values, self._draws, self._lifted = scratch[:values].view(self._float)[:size], scratch[values:], scratch[:size]
+        self._values, self._draws, self._lifted = (
+            scratch[:values].view(self._float)[:size],
+            scratch[values:],
+            scratch[:size],
+        )
         self._noise = np.empty(size if layout.noise_bound else 0, np.int32)
 
     def square_norm(self) -> float:
@@ -266,7 +324,9 @@ class _Packer:
         )
 
     def pack(self, out: Words, noise: Noise | None) -> Iterator[int]:
-        """Write the fields of all words but the lanes, piece by piece; yields where each but the last ends: a block's edge."""
+        """Write the fields of all words but the lanes, piece by piece; yields where each but the
+        last ends: a block's edge.
+        """
         for begin, end in _pieces(0, self._words, self._piece):
             self._pack(out, begin, end, noise)
             if end < self._words:
@@ -283,7 +343,8 @@ class _Packer:
                 if extra.min() < -layout.noise_bound or extra.max() > layout.noise_bound:
                     raise Refused("The noise exceeds its bound.", safe="Nothing was uploaded.")
                 np.add(integers, extra, out=integers)
-            # Signed fields are added to words that hold every field's offset: modulo 2**64 the borrows cancel.
+            # Signed fields are added to words that hold every field's offset: modulo 2**64 the
+            # borrows cancel.
             lifted = self._lifted[:count]
             np.copyto(lifted.view(np.int64), integers)
             if plane == 0:
@@ -293,7 +354,9 @@ class _Packer:
                 np.add(target, lifted, out=target)
 
     def _rounded(self, at: int, end: int) -> Iterator[tuple[int, int, NDArray[Any]]]:
-        """For each plane: its number, the position of the first value, and the values rounded to [-M, M]."""
+        """For each plane: its number, the position of the first value, and the values rounded to
+        [-M, M].
+        """
         for plane in range(self._planes):
             first = plane * self._words + at
             count = min(plane * self._words + min(end, self._words), self._layout.length) - first
@@ -312,7 +375,8 @@ class _Packer:
 
 
 class MaskedSum:
-    """Uploads and the masks of their sum, not added up yet: a reader needs one block at a time. It is neither copied nor stored.
+    """Uploads and the masks of their sum, not added up yet: a reader needs one block at a time. It
+    is neither copied nor stored.
 
     Args:
         uploads: [words] each, at least one; they must not change.
@@ -332,7 +396,8 @@ class MaskedSum:
         return total
 
     def reader(self, *, alone: bool) -> Callable[[int, int], Words]:
-        """For one thread: gives the words from a block's edge to another, or to the end, to write on until the next call.
+        """For one thread: gives the words from a block's edge to another, or to the end, to write
+        on until the next call.
 
         Args:
             alone: no other thread reads meanwhile.
@@ -392,7 +457,8 @@ class RoundSum:
         return lambda at, end: words[at:end].copy()
 
     def check(self) -> None:
-        """Refuse a sum that no honest clients can have: masks that do not cancel leave uniform lanes.
+        """Refuse a sum that no honest clients can have: masks that do not cancel leave uniform
+        lanes.
 
         Raises:
             Refused: a client uploaded rubbish, or clients and server disagree on the round.
@@ -422,33 +488,48 @@ class RoundSum:
         """Sum of weight / max_weight * vector (clipped, rounded, noised): float32, [layout.length]."""
         return self._decode(self.layout.step, threads)
 
-    def mean(self, threads: int | None = None, buffer: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def mean(
+        self, threads: int | None = None, buffer: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Weighted mean of the vectors: float32, [layout.length].
 
         Args:
-            buffer: the result of an earlier round of this layout, which is overwritten: new memory costs a tenth of the time.
+            buffer: the result of an earlier round of this layout, which is overwritten: new memory
+                costs a tenth of the time.
 
         Raises:
             InputError: the buffer is none of this layout.
         """
-        return self._decode(self.layout.step * self.layout.max_weight / self.weight, threads, buffer)
+        return self._decode(
+            self.layout.step * self.layout.max_weight / self.weight, threads, buffer
+        )
 
     def integers(self) -> NDArray[np.int64]:
         """The exact sum in grid steps: int64, [layout.length]."""
         words, width = self.layout.vector_words(self.cohort), self.layout.width(self.cohort)
         low = np.uint64((1 << width) - 1)
-        planes = [(self.words[:words] >> np.uint64(p * width)) & low for p in range(self.layout.per_word(self.cohort))]
+        planes = [
+            (self.words[:words] >> np.uint64(p * width)) & low
+            for p in range(self.layout.per_word(self.cohort))
+        ]
         fields = np.concatenate(planes)[: self.layout.length].astype(np.int64)
         result: NDArray[np.int64] = fields - len(self.survivors) * self.layout.offset
         return result
 
-    def _decode(self, factor: float, threads: int | None, buffer: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def _decode(
+        self, factor: float, threads: int | None, buffer: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         layout, words = self.layout, self.layout.vector_words(self.cohort)
-        width, planes, block = layout.width(self.cohort), layout.per_word(self.cohort), block_of(layout.words(self.cohort))
+        width, planes, block = (
+            layout.width(self.cohort),
+            layout.per_word(self.cohort),
+            block_of(layout.words(self.cohort)),
+        )
         result = np.empty(layout.length, np.float32) if buffer is None else buffer
         if result.shape != (layout.length,) or result.dtype != np.float32:
             raise InputError(
-                f"The buffer for {layout.name} is not {layout.length} float32 values.", safe="Nothing was unmasked."
+                f"The buffer for {layout.name} is not {layout.length} float32 values.",
+                safe="Nothing was unmasked.",
             )
         # Processors convert 32-bit integers by the vector, wider ones one by one.
         whole: Any = np.int32 if width < 32 else np.int64
@@ -456,7 +537,10 @@ class RoundSum:
         low, offset = whole((1 << width) - 1), whole(len(self.survivors) * layout.offset)
 
         def work(span: tuple[int, int]) -> None:
-            read, fields = self._reader(alone=span == (0, words)), np.empty(min(block, span[1] - span[0]), whole)
+            read, fields = (
+                self._reader(alone=span == (0, words)),
+                np.empty(min(block, span[1] - span[0]), whole),
+            )
             for at, end in _pieces(*span, block):
                 shifted, integers = read(at, end), fields[: end - at]
                 for plane in range(planes):
@@ -465,8 +549,16 @@ class RoundSum:
                     np.copyto(integers, shifted, casting="unsafe")
                     np.bitwise_and(integers, low, out=integers)
                     np.subtract(integers, offset, out=integers)
-                    target = result[plane * words + at : plane * words + end]  # the last plane may end before
-                    np.multiply(integers[: target.size], kind(factor), out=target, dtype=kind, casting="unsafe")
+                    target = result[
+                        plane * words + at : plane * words + end
+                    ]  # the last plane may end before
+                    np.multiply(
+                        integers[: target.size],
+                        kind(factor),
+                        out=target,
+                        dtype=kind,
+                        casting="unsafe",
+                    )
 
         _each(work, words, threads, block)
         return result
@@ -477,8 +569,12 @@ def _pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
         yield at, min(at + size, end)
 
 
-def _each(call: Callable[[tuple[int, int]], None], words: int, threads: int | None, block: int) -> None:
-    """Call for at most `threads` ranges of `words` that begin at block boundaries: one here, the others in the pool."""
+def _each(
+    call: Callable[[tuple[int, int]], None], words: int, threads: int | None, block: int
+) -> None:
+    """Call for at most `threads` ranges of `words` that begin at block boundaries: one here, the
+    others in the pool.
+    """
     blocks = -(-words // block)
     count = max(1, min(threads or threads_available(), blocks))
     edges = [blocks * i // count * block for i in range(count)] + [words]

@@ -1,11 +1,14 @@
-"""Messages of the masked protocol: a canonical CBOR header, optionally signed, then a raw body. Parsed strictly.
+"""Messages of the masked protocol: a canonical CBOR header, optionally signed, then a raw body.
+Parsed strictly.
 
     message   = "FSA1" | u32 header length | header | body | zeros to a multiple of 8 | words
     header    = canonical CBOR map with "kind"; or, signed, canonical [header bytes, signature]
 
-Every length is known to the receiver before it parses (from the policy, the directory and the round), and anything else is
-refused: no length field of a message decides how much is read or allocated. A signature covers the kind, so a message of one
-kind never passes for another. Field names and types are checked before a value is used.
+Every length is known to the receiver before it parses (from the policy, the directory and the
+round), and anything else is
+refused: no length field of a message decides how much is read or allocated. A signature covers the
+kind, so a message of one kind never passes for another. Field names and types are checked before a
+value is used.
 """
 
 from __future__ import annotations
@@ -17,12 +20,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedark import canonical
-from fedark.errors import ProtocolError
-from fedark.keys import SigningKey, verify_signature
+from fedark.foundation import canonical
+from fedark.foundation.errors import ProtocolError
+from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.secagg.stream import aligned
 
-__all__ = ["Frame", "build", "fields", "indices", "label", "message", "parse", "signature_of", "signed", "unsigned", "verified"]
+__all__ = [
+    "Frame",
+    "build",
+    "fields",
+    "indices",
+    "label",
+    "message",
+    "parse",
+    "signature_of",
+    "signed",
+    "unsigned",
+    "verified",
+]
 
 _MAGIC = b"FSA1"
 _MAX_HEADER = 1 << 20
@@ -52,7 +67,10 @@ class Frame:
         padding = -start % 8 if words else 0
         if len(self.tail) != body + padding + 8 * words:
             length = body + padding + 8 * words
-            raise ProtocolError(f"A message has {len(self.tail)} bytes after its header, not {length}.", safe=_DROPPED)
+            raise ProtocolError(
+                f"A message has {len(self.tail)} bytes after its header, not {length}.",
+                safe=_DROPPED,
+            )
         if any(self.tail[body : body + padding]):
             raise ProtocolError("The padding of a message is not zero.", safe=_DROPPED)
         return self.tail[:body], np.frombuffer(self.tail[body + padding :], np.uint64)
@@ -64,7 +82,9 @@ def message(header: bytes, *body: bytes | memoryview) -> bytes:
 
 
 def build(header: bytes, body: bytes, words: int) -> tuple[memoryview, NDArray[np.uint64]]:
-    """A message with room for `words` words, and a writable view of them: a vector is masked in place, never copied."""
+    """A message with room for `words` words, and a writable view of them: a vector is masked in
+    place, never copied.
+    """
     front = message(header, body)
     start = len(front) + -len(front) % 8
     whole = aligned(start + 8 * words, start)
@@ -80,7 +100,9 @@ def parse(data: bytes | bytearray | memoryview, limit: int) -> Frame:
     """
     view = memoryview(data)
     if not 8 <= len(view) <= limit:
-        raise ProtocolError(f"A message of {len(view)} bytes is not within 8..{limit}.", safe=_DROPPED)
+        raise ProtocolError(
+            f"A message of {len(view)} bytes is not within 8..{limit}.", safe=_DROPPED
+        )
     size = int.from_bytes(view[4:8], "big")
     if view[:4] != _MAGIC or size > min(_MAX_HEADER, len(view) - 8):
         raise ProtocolError("A message is not one of secure aggregation.", safe=_DROPPED)
@@ -117,14 +139,24 @@ def fields(header: bytes, kind: str, shape: Mapping[str, type | int]) -> dict[st
         raise ProtocolError(f"A message is not a well-formed {kind!r} message.", safe=_DROPPED)
     for name, form in shape.items():
         found = value[name]
-        good = type(found) is form if isinstance(form, type) else type(found) is bytes and len(found) == form
+        good = (
+            type(found) is form
+            if isinstance(form, type)
+            else type(found) is bytes and len(found) == form
+        )
         if not good:
-            raise ProtocolError(f"Field {name!r} of a {kind!r} message is malformed.", safe=_DROPPED)
+            raise ProtocolError(
+                f"Field {name!r} of a {kind!r} message is malformed.", safe=_DROPPED
+            )
     return value
 
 
 def verified(
-    header: bytes, kind: str, shape: Mapping[str, type | int], public: Mapping[str, bytes], sender: str | None = None
+    header: bytes,
+    kind: str,
+    shape: Mapping[str, type | int],
+    public: Mapping[str, bytes],
+    sender: str | None = None,
 ) -> dict[str, Any]:
     """The values of a signed header, whose field "party" names the signer.
 
@@ -137,7 +169,12 @@ def verified(
         Refused: the signature is wrong.
     """
     outer = canonical.decode(header, max_bytes=_MAX_HEADER)
-    if not (isinstance(outer, list) and len(outer) == 2 and all(type(part) is bytes for part in outer) and len(outer[1]) == 64):
+    if not (
+        isinstance(outer, list)
+        and len(outer) == 2
+        and all(type(part) is bytes for part in outer)
+        and len(outer[1]) == 64
+    ):
         raise ProtocolError(f"A {kind!r} message carries no signature.", safe=_DROPPED)
     value = fields(outer[0], kind, {"party": str, **shape})
     party = value["party"]
@@ -164,5 +201,8 @@ def indices(value: Any, limit: int) -> list[int]:
         or any(type(item) is not int or not 0 <= item < limit for item in value)
         or any(low >= high for low, high in pairwise(value))
     ):
-        raise ProtocolError("A list of clients is not ascending, has a duplicate or names a stranger.", safe=_DROPPED)
+        raise ProtocolError(
+            "A list of clients is not ascending, has a duplicate or names a stranger.",
+            safe=_DROPPED,
+        )
     return value

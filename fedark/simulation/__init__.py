@@ -1,8 +1,9 @@
 """`fedark simulate`: the same stages, messages and enclave state machines in one process.
 
-What is the same as in a deployment: the job file, the parties' folders and keys, sealed bundles, contract, evidence and appraisal,
-every message as bytes, and the enclaves' sessions. What is not: enclaves share this process, so their evidence says sandbox "none",
-and the contract that `fedark simulate` makes admits that mode by name. A node that asks for a sandbox refuses such a contract.
+What is the same as in a deployment: the job file, the parties' folders and keys, sealed bundles,
+contract, evidence and appraisal, every message as bytes, and the enclaves' sessions. What is not:
+enclaves share this process, so their evidence says sandbox "none", and the contract that `fedark
+simulate` makes admits that mode by name. A node that asks for a sandbox refuses such a contract.
 """
 
 from __future__ import annotations
@@ -20,15 +21,21 @@ import torch
 
 from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
 from fedark.attestation.platforms.base import Machine
-from fedark.enclave.session import create
-from fedark.errors import FedarkError, FederationError, InputError, ProtocolError, restore
-from fedark.federation.coordinator import coordinate
-from fedark.federation.link import Handler, InProcessLink, Tap
-from fedark.federation.local import Federation, prepare
-from fedark.federation.node import EnclaveFactory
-from fedark.federation.party import load_aggregator, load_machine, load_node, reference_values
-from fedark.job import Job
+from fedark.contract.job import Job
+from fedark.enclave.roles import create
+from fedark.foundation.errors import (
+    FedarkError,
+    FederationError,
+    InputError,
+    ProtocolError,
+    restore,
+)
+from fedark.links.link import Handler, InProcessLink, Tap
 from fedark.measurement import run_config_register
+from fedark.operate.party import load_aggregator, load_machine, load_node, reference_values
+from fedark.simulation.local import Federation, prepare
+from fedark.stages.coordinator import coordinate
+from fedark.stages.node import EnclaveFactory
 from fedark.v1 import enclave_pb2, stage_pb2
 
 __all__ = ["InProcessEnclave", "Simulation", "in_process_enclaves", "simulate"]
@@ -37,7 +44,8 @@ Say = Callable[[str], None]
 
 
 class InProcessEnclave:
-    """An enclave's session without a process around it; every call and reply still crosses as bytes.
+    """An enclave's session without a process around it; every call and reply still crosses as
+    bytes.
 
     Args:
         role: "trainer" or "aggregator".
@@ -55,7 +63,10 @@ class InProcessEnclave:
         measured: Mapping[str, bytes],
         checkpoint: bytes = b"",
     ) -> None:
-        registers, sandbox = {**measured, RUN_CONFIG: run_config_register(run_config)}, SandboxFacts.none()
+        registers, sandbox = (
+            {**measured, RUN_CONFIG: run_config_register(run_config)},
+            SandboxFacts.none(),
+        )
         attester = device.attester(measurements=registers, sandbox=sandbox)
         self._session = create(
             run_config,
@@ -77,9 +88,13 @@ class InProcessEnclave:
         report = on_progress or (lambda progress: None)
         self._check(call)
         try:
-            answer = self._session.handle(enclave_pb2.Call.FromString(call.SerializeToString()), report)
+            answer = self._session.handle(
+                enclave_pb2.Call.FromString(call.SerializeToString()), report
+            )
         except FedarkError as error:
-            raise restore(type(error).__name__, error.what, safe=error.safe, fix=error.fix) from None
+            raise restore(
+                type(error).__name__, error.what, safe=error.safe, fix=error.fix
+            ) from None
         self._check(answer)
         reply = enclave_pb2.Reply()
         reply.ParseFromString(answer.SerializeToString())
@@ -88,7 +103,8 @@ class InProcessEnclave:
     def _check(self, message: enclave_pb2.Call | enclave_pb2.Reply) -> None:
         if message.ByteSize() > self._session.message_bytes:
             raise ProtocolError(
-                f"A message of {message.ByteSize()} bytes is too large for an enclave.", safe="It was not sent."
+                f"A message of {message.ByteSize()} bytes is too large for an enclave.",
+                safe="It was not sent.",
             )
 
     def close(self) -> None:
@@ -96,7 +112,9 @@ class InProcessEnclave:
         del self._session
 
 
-def in_process_enclaves(folder: Path, reference: Mapping[str, Mapping[str, bytes]]) -> EnclaveFactory:
+def in_process_enclaves(
+    folder: Path, reference: Mapping[str, Mapping[str, bytes]]
+) -> EnclaveFactory:
     """Starts enclaves for the party whose folder this is, in this process."""
     device = load_machine(folder)
 
@@ -132,13 +150,19 @@ class Simulation:
         self.nodes = {}
         for name in names:
             folder = federation.folder(name)
-            enclaves = in_process_enclaves(folder, reference) if name != contract.provider.name else None
-            self.nodes[name] = load_node(folder, enclaves, _prefixed(say, name), reference=reference)
+            enclaves = (
+                in_process_enclaves(folder, reference) if name != contract.provider.name else None
+            )
+            self.nodes[name] = load_node(
+                folder, enclaves, _prefixed(say, name), reference=reference
+            )
         folder = federation.folder(contract.aggregator.name)
         enclaves = in_process_enclaves(folder, reference)
-        self.host = load_aggregator(folder, contract, enclaves, _prefixed(say, contract.aggregator.name))
-        # One thread a node: small models gain little from sharing a matrix product, and the sums come out the same every time.
-        # Two nodes a core, since they take turns in the interpreter.
+        self.host = load_aggregator(
+            folder, contract, enclaves, _prefixed(say, contract.aggregator.name)
+        )
+        # One thread a node: small models gain little from sharing a matrix product, and the sums
+        # come out the same every time. Two nodes a core, since they take turns in the interpreter.
         torch.set_num_threads(1)
         parallel = 2 * len(os.sched_getaffinity(0))
         handlers = {name: _until(drop.get(name), node.handle) for name, node in self.nodes.items()}
@@ -201,9 +225,18 @@ def simulate(
     """
     strangers = sorted(set(drop) - set(job.customer_names))
     if strangers:
-        raise InputError(f"These are no customers of the job: {', '.join(strangers)}.", safe="Nothing was started.")
+        raise InputError(
+            f"These are no customers of the job: {', '.join(strangers)}.",
+            safe="Nothing was started.",
+        )
     with contextlib.ExitStack() as stack:
-        folder = work if work is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedark-")))
-        simulation = Simulation(prepare(job, folder, sandbox="none", say=say), say=say, tap=tap, drop=drop)
+        folder = (
+            work
+            if work is not None
+            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedark-")))
+        )
+        simulation = Simulation(
+            prepare(job, folder, sandbox="none", say=say), say=say, tap=tap, drop=drop
+        )
         stack.callback(simulation.close)
         yield simulation

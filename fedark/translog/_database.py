@@ -1,4 +1,5 @@
-"""SQLite files of this package (`fedark.database`): durable against a power cut, and errors told apart.
+"""SQLite files of this package (`fedark.foundation.database`): durable against a power cut, and
+errors told apart.
 
 A full disk is a StorageError; a file that is not what was written is a LogRefused.
 """
@@ -10,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedark.database import BROKEN, open_private
-from fedark.errors import LogRefused, StorageError
+from fedark.foundation.database import BROKEN, open_private
+from fedark.foundation.errors import LogRefused, StorageError
 
 __all__ = ["database_errors", "open_database"]
 
@@ -25,9 +26,12 @@ def open_database(path: Path, schema: str, *, create: bool) -> sqlite3.Connectio
         LogRefused: it is no such database.
     """
     with database_errors(path):
-        database = open_private(path, what="log", safe="Nothing was logged.", create=create, own=create)
+        database = open_private(
+            path, what="log", safe="Nothing was logged.", create=create, own=create
+        )
         try:
-            # EXTRA also syncs the folder after the journal is gone: without it a power cut can undo what was committed.
+            # EXTRA also syncs the folder after the journal is gone: without it a power cut can undo
+            # what was committed.
             database.execute("PRAGMA synchronous=EXTRA")
             if create:
                 database.execute(schema)
@@ -44,7 +48,9 @@ def database_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise StorageError(
-            f"{path} failed: {error}.", safe="Nothing was logged, and nothing left on the strength of it.", fix="Make room."
+            f"{path} failed: {error}.",
+            safe="Nothing was logged, and nothing left on the strength of it.",
+            fix="Make room.",
         ) from None
     except BROKEN:
         raise LogRefused(

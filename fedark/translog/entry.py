@@ -1,7 +1,8 @@
 """What is logged, and its one canonical form: the leaf of the tree.
 
-Each kind has fixed facts, and a fact is a name, a digest or a number: there is no field that could hold a secret, a record or
-free text. Why something was refused is in the entry as a digest only; the text itself stays beside the entry in its owner's file.
+Each kind has fixed facts, and a fact is a name, a digest or a number: there is no field that could
+hold a secret, a record or free text. Why something was refused is in the entry as a digest only;
+the text itself stays beside the entry in its owner's file.
 
 Form: canonical CBOR of {"label", "kind", "time", "facts"}.
 """
@@ -14,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedark import canonical
-from fedark.errors import LogRefused, ProtocolError
+from fedark.foundation import canonical
+from fedark.foundation.errors import LogRefused, ProtocolError
 from fedark.translog import merkle
 
 __all__ = ["KINDS", "MAX_ENTRY_BYTES", "Entry", "Fact", "log_name", "note_digest"]
@@ -28,7 +29,8 @@ _TIME_LIMIT = 1 << 40
 Fact = str | bytes | int
 
 KINDS: Mapping[str, Mapping[str, str]] = {
-    # An enclave was admitted: its evidence answered a challenge of the log's owner and was appraised as good.
+    # An enclave was admitted: its evidence answered a challenge of the log's owner and was
+    # appraised as good.
     "attestation": {
         "party": "name",
         "run_id": "name",
@@ -53,7 +55,8 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "recipient": "sha384",
         "expires": "number",
     },
-    # An admission ("admission") or a release ("release:MODEL") was refused. `reasons`: digest of the text.
+    # An admission ("admission") or a release ("release:MODEL") was refused. `reasons`: digest of
+    # the text.
     "refusal": {
         "party": "name",
         "run_id": "name",
@@ -62,7 +65,8 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "evidence": "sha384",
         "reasons": "sha384",
     },
-    # A customer charged its privacy ledger and showed its head: a ledger without that head in its past was rolled back.
+    # A customer charged its privacy ledger and showed its head: a ledger without that head in its
+    # past was rolled back.
     "charge": {
         "party": "name",
         "run_id": "name",
@@ -76,7 +80,9 @@ KINDS: Mapping[str, Mapping[str, str]] = {
 
 
 def log_name(text: str) -> str:
-    """`text` as a fact of form "name": whatever is not printable ASCII replaced, at most 128 characters, not empty."""
+    """`text` as a fact of form "name": whatever is not printable ASCII replaced, at most 128
+    characters, not empty.
+    """
     return re.sub(r"[^\x21-\x7e]", "?", text[:128]) or "?"
 
 
@@ -117,7 +123,9 @@ class Entry:
 
     def encode(self) -> bytes:
         """The canonical form."""
-        return canonical.encode({"label": _LABEL, "kind": self.kind, "time": self.time, "facts": dict(self.facts)})
+        return canonical.encode(
+            {"label": _LABEL, "kind": self.kind, "time": self.time, "facts": dict(self.facts)}
+        )
 
     @classmethod
     def decode(cls, data: bytes) -> Entry:
@@ -129,8 +137,14 @@ class Entry:
         try:
             value: Any = canonical.decode(data, max_bytes=MAX_ENTRY_BYTES, max_depth=2)
         except ProtocolError as error:
-            raise LogRefused(f"A log entry is malformed: {error.what}", safe="It was not used.") from None
-        if type(value) is not dict or value.keys() != {"label", "kind", "time", "facts"} or value["label"] != _LABEL:
+            raise LogRefused(
+                f"A log entry is malformed: {error.what}", safe="It was not used."
+            ) from None
+        if (
+            type(value) is not dict
+            or value.keys() != {"label", "kind", "time", "facts"}
+            or value["label"] != _LABEL
+        ):
             raise LogRefused("A log entry is malformed.", safe="It was not used.")
         return cls(value["kind"], value["time"], value["facts"])
 

@@ -1,8 +1,10 @@
-"""A signed tree head: the owner of a log commits to all of it, at one size (RFC 9162, 4.10, in this project's own form).
+"""A signed tree head: the owner of a log commits to all of it, at one size (RFC 9162, 4.10, in this
+project's own form).
 
-Form: canonical CBOR of {"body", "signature"}; body: {"log", "size", "root", "time"}; signature: Ed25519 by the owner's long-lived
-key under a label of its own. The log's id is a digest of that key: a party has one log, and two heads of one size with different
-roots under one id prove that it has two.
+Form: canonical CBOR of {"body", "signature"}; body: {"log", "size", "root", "time"}; signature:
+Ed25519 by the owner's long-lived key under a label of its own. The log's id is a digest of that
+key: a party has one log, and two heads of one size with different roots under one id prove that it
+has two.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fedark import canonical
-from fedark.errors import InputError, LogRefused, ProtocolError, Refused
-from fedark.jsontext import read_json
-from fedark.keys import SigningKey, verify_signature
+from fedark.foundation import canonical
+from fedark.foundation.errors import InputError, LogRefused, ProtocolError, Refused
+from fedark.foundation.jsontext import read_json
+from fedark.foundation.keys import SigningKey, verify_signature
 
 __all__ = ["HEAD_LABEL", "MAX_HEAD_BYTES", "TreeHead", "log_id", "sign_head"]
 
@@ -54,7 +56,8 @@ class TreeHead:
 
     @classmethod
     def verify(cls, data: bytes, public: bytes, *, by: str) -> TreeHead:
-        """Read a head of the log whose owner has the signing key `public`; `by` names the owner in texts.
+        """Read a head of the log whose owner has the signing key `public`; `by` names the owner in
+        texts.
 
         Raises:
             LogRefused: it is malformed, of another log, or not signed by that key.
@@ -64,10 +67,14 @@ class TreeHead:
             verify_signature(public, HEAD_LABEL, body.raw, body.signature, by=by)
         except Refused:
             raise LogRefused(
-                f"A tree head does not carry the signature of {by}.", safe="Nothing was concluded from it."
+                f"A tree head does not carry the signature of {by}.",
+                safe="Nothing was concluded from it.",
             ) from None
         if body.log != log_id(public):
-            raise LogRefused(f"A tree head of {by} is of another log than that key's.", safe="Nothing was concluded from it.")
+            raise LogRefused(
+                f"A tree head of {by} is of another log than that key's.",
+                safe="Nothing was concluded from it.",
+            )
         head = object.__new__(cls)
         for name in ("log", "size", "root", "time"):
             object.__setattr__(head, name, getattr(body, name))
@@ -75,7 +82,9 @@ class TreeHead:
         return head
 
     def to_json(self, public: bytes) -> str:
-        """The head as a small text file that can be sent to anyone; `public` is for the reader to compare."""
+        """The head as a small text file that can be sent to anyone; `public` is for the reader to
+        compare.
+        """
         value = {
             "fedark": HEAD_LABEL,
             "log": self.log.hex(),
@@ -99,10 +108,15 @@ class TreeHead:
             value = read_json(text)
             signed = bytes.fromhex(value["signed"])
         except (ValueError, KeyError, TypeError):
-            raise InputError("That is not a tree head in JSON.", fix="`fedark log head` writes one.") from None
+            raise InputError(
+                "That is not a tree head in JSON.", fix="`fedark log head` writes one."
+            ) from None
         head = cls.verify(signed, public, by=by)
         if json.loads(head.to_json(public)) != value:
-            raise LogRefused("The readable fields of a tree head differ from what is signed.", safe="It was not used.")
+            raise LogRefused(
+                "The readable fields of a tree head differ from what is signed.",
+                safe="It was not used.",
+            )
         return head
 
 

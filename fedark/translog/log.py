@@ -1,9 +1,12 @@
-"""A party's own log: appended to before anything leaves on the strength of an entry, and read by whoever audits it.
+"""A party's own log: appended to before anything leaves on the strength of an entry, and read by
+whoever audits it.
 
-One SQLite file; a row is an entry and the tree head that its owner signed with it, committed in one transaction. The tree is never
-stored: it is computed from the entries when the file is opened, so an altered entry does not fit the signed heads, and neither
-does a dropped, repeated or re-ordered one. What was cut off at the end shows against a head that somebody else, or the running
-process, remembers. Processes and threads that append at once are kept apart by the database's lock.
+One SQLite file; a row is an entry and the tree head that its owner signed with it, committed in one
+transaction. The tree is never
+stored: it is computed from the entries when the file is opened, so an altered entry does not fit
+the signed heads, and neither does a dropped, repeated or re-ordered one. What was cut off at the
+end shows against a head that somebody else, or the running process, remembers. Processes and
+threads that append at once are kept apart by the database's lock.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from fedark.database import transaction
-from fedark.errors import InputError, LogForked, LogRefused, printable
-from fedark.keys import SigningKey
+from fedark.foundation.database import transaction
+from fedark.foundation.errors import InputError, LogForked, LogRefused, printable
+from fedark.foundation.keys import SigningKey
 from fedark.translog._database import database_errors, open_database
 from fedark.translog.entry import Entry, Fact, log_name, note_digest
 from fedark.translog.head import TreeHead, log_id, sign_head
@@ -54,7 +57,8 @@ class Logged:
 
 @dataclass(frozen=True)
 class LogContents:
-    """A whole log that was verified: entries, tree and every head. `read_log` and `TransparencyLog.verify` make one.
+    """A whole log that was verified: entries, tree and every head. `read_log` and
+    `TransparencyLog.verify` make one.
 
     Attributes:
         entries: in order.
@@ -115,12 +119,23 @@ class TransparencyLog:
                 # A clock that was set back does not show in heads.
                 time = max(entry.time, self._head.time)
                 head = sign_head(self._key, size=index + 1, root=self._tree.root(), time=time)
-                database.execute("INSERT INTO log VALUES (?, ?, ?, ?)", (index, entry.encode(), head.encoded, note))
+                database.execute(
+                    "INSERT INTO log VALUES (?, ?, ?, ?)",
+                    (index, entry.encode(), head.encoded, note),
+                )
             self._head = head
         return Logged(index, entry, head, note)
 
     def refuse(
-        self, *, party: str, run_id: str, contract: bytes, asked: str, evidence: bytes, reasons: str, now: datetime
+        self,
+        *,
+        party: str,
+        run_id: str,
+        contract: bytes,
+        asked: str,
+        evidence: bytes,
+        reasons: str,
+        now: datetime,
     ) -> Logged:
         """Log that something was refused; raises what `append` raises.
 
@@ -213,12 +228,17 @@ class TransparencyLog:
         contents.check(head)
         for index, leaf in anchors:
             if not 0 <= index < len(contents.entries) or contents.tree.leaf(index) != leaf:
-                raise LogForked(f"The log {self.path} was rewritten: entry {index}, which others hold, is not in it.")
+                raise LogForked(
+                    f"The log {self.path} was rewritten: entry {index}, which others hold, is not"
+                    " in it."
+                )
         return contents
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        """A connection for one operation: a longer one would answer from its cache, or hold a file that was moved away."""
+        """A connection for one operation: a longer one would answer from its cache, or hold a file
+        that was moved away.
+        """
         try:
             database = open_database(self.path, _SCHEMA, create=False)
         except InputError:
@@ -229,7 +249,10 @@ class TransparencyLog:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         try:
-            with self._opened() as opened, transaction(opened, database_errors(self.path)) as database:
+            with (
+                self._opened() as opened,
+                transaction(opened, database_errors(self.path)) as database,
+            ):
                 yield database
         except BaseException:
             self._tree.truncate(self._head.size)
@@ -251,14 +274,21 @@ class TransparencyLog:
                 raise _cut(self.path, self._head)
         head = self._head
         try:
-            for number, data in database.execute("SELECT number, entry FROM log WHERE number >= ? ORDER BY number", (known,)):
+            for number, data in database.execute(
+                "SELECT number, entry FROM log WHERE number >= ? ORDER BY number", (known,)
+            ):
                 if type(data) is not bytes or number != len(self._tree):
                     raise _altered(self.path, f"entry {len(self._tree)} is missing or malformed")
                 self._tree.append(leaf_hash(data))
             if len(self._tree) > known:
-                # The last head commits to every entry before it; `verify` also checks the heads in between.
-                (signed,) = database.execute("SELECT head FROM log WHERE number = ?", (len(self._tree) - 1,)).fetchone()
-                head = _fitting_head(self.path, signed, self._key.public, self._tree, self._head.time)
+                # The last head commits to every entry before it; `verify` also checks the heads in
+                # between.
+                (signed,) = database.execute(
+                    "SELECT head FROM log WHERE number = ?", (len(self._tree) - 1,)
+                ).fetchone()
+                head = _fitting_head(
+                    self.path, signed, self._key.public, self._tree, self._head.time
+                )
         except BaseException:
             self._tree.truncate(known)
             raise
@@ -282,7 +312,9 @@ def read_log(path: Path, public: bytes) -> LogContents:
 
 def _contents(database: sqlite3.Connection, path: Path, public: bytes) -> LogContents:
     tree, entries, time = Tree(), list[Logged](), 0
-    for number, data, signed, note in database.execute("SELECT number, entry, head, note FROM log ORDER BY number"):
+    for number, data, signed, note in database.execute(
+        "SELECT number, entry, head, note FROM log ORDER BY number"
+    ):
         index = len(entries)
         try:
             entry = Entry.decode(data)
@@ -305,7 +337,9 @@ def _fitting_head(path: Path, signed: object, public: bytes, tree: Tree, time: i
             raise LogRefused("it is malformed")
         head = TreeHead.verify(signed, public, by="the log's owner")
     except LogRefused as error:
-        raise _altered(path, f"the head over {len(tree)} entries is not the owner's ({error.what})") from None
+        raise _altered(
+            path, f"the head over {len(tree)} entries is not the owner's ({error.what})"
+        ) from None
     if (head.size, head.root) != (len(tree), tree.root()) or head.time < time:
         raise _altered(path, f"its {len(tree)} entries are not those that were signed")
     return head
@@ -323,15 +357,24 @@ def _check(tree: Tree, log: bytes, head: TreeHead, latest: TreeHead | None) -> N
     if head.log != log:
         raise LogRefused("A tree head is of another log.", safe="Nothing was concluded from it.")
     if head.size > len(tree):
-        what = f"A log was rewound: its owner signed a head over {head.size} entries, and it has {len(tree)}."
+        what = (
+            f"A log was rewound: its owner signed a head over {head.size} entries, and it has"
+            f" {len(tree)}."
+        )
     elif tree.root(head.size) != head.root:
-        what = f"A log was rewritten or forked: the head that its owner signed over {head.size} entries is not of its past."
+        what = (
+            f"A log was rewritten or forked: the head that its owner signed over {head.size}"
+            " entries is not of its past."
+        )
     else:
         return
     raise LogForked(
         what,
         kept=tuple(one.encoded for one in (head, latest) if one is not None),
-        fix="The owner of the log must restore it from a copy that has all its entries; nobody can vouch for this one.",
+        fix=(
+            "The owner of the log must restore it from a copy that has all its entries; nobody can"
+            " vouch for this one."
+        ),
     )
 
 
@@ -345,7 +388,8 @@ def _altered(path: Path, how: str) -> LogRefused:
 
 def _cut(path: Path, head: TreeHead) -> LogForked:
     return LogForked(
-        f"The log {path} was altered: its end was cut off or rewritten while this process was running.",
+        f"The log {path} was altered: its end was cut off or rewritten while this process was"
+        " running.",
         kept=(head.encoded,),
         safe="Nothing is released on the strength of it.",
         fix="Restore it, or find out who can write there.",

@@ -1,10 +1,12 @@
-"""The Merkle tree of RFC 9162, section 2.1, over SHA-256: roots, inclusion proofs, consistency proofs, and their verification.
+"""The Merkle tree of RFC 9162, section 2.1, over SHA-256: roots, inclusion proofs, consistency
+proofs, and their verification.
 
-A leaf's hash is SHA-256(0x00 || entry), a node's SHA-256(0x01 || left || right): no entry can pass for a node. The tree over n
-entries splits at the largest power of two below n. Whatever is said about a tree of n entries stays provable when it grows.
+A leaf's hash is SHA-256(0x00 || entry), a node's SHA-256(0x01 || left || right): no entry can pass
+for a node. The tree over n entries splits at the largest power of two below n. Whatever is said
+about a tree of n entries stays provable when it grows.
 
-`Tree` keeps every complete subtree (64 bytes an entry in all); the two `verify_` functions follow 2.1.3.2 and 2.1.4.2 step by
-step and need no tree.
+`Tree` keeps every complete subtree (64 bytes an entry in all); the two `verify_` functions follow
+2.1.3.2 and 2.1.4.2 step by step and need no tree.
 """
 
 from __future__ import annotations
@@ -12,9 +14,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from fedark.errors import LogRefused
+from fedark.foundation.errors import LogRefused
 
-__all__ = ["EMPTY_ROOT", "HASH_BYTES", "MAX_PATH", "Tree", "leaf_hash", "verify_consistency", "verify_inclusion"]
+__all__ = [
+    "EMPTY_ROOT",
+    "HASH_BYTES",
+    "MAX_PATH",
+    "Tree",
+    "leaf_hash",
+    "verify_consistency",
+    "verify_inclusion",
+]
 
 HASH_BYTES = 32
 MAX_PATH = 64
@@ -32,7 +42,9 @@ def _node(left: bytes, right: bytes) -> bytes:
 
 
 class Tree:
-    """A growing tree in memory. `level[k]` holds the roots of the complete subtrees of 2^k leaves, one after the other."""
+    """A growing tree in memory. `level[k]` holds the roots of the complete subtrees of 2^k leaves,
+    one after the other.
+    """
 
     def __init__(self) -> None:
         self._levels = [bytearray()]
@@ -49,7 +61,9 @@ class Tree:
             level, size = level + 1, size >> 1
             if level == len(self._levels):
                 self._levels.append(bytearray())
-            self._levels[level] += _node(bytes(below[-2 * HASH_BYTES : -HASH_BYTES]), bytes(below[-HASH_BYTES:]))
+            self._levels[level] += _node(
+                bytes(below[-2 * HASH_BYTES : -HASH_BYTES]), bytes(below[-HASH_BYTES:])
+            )
 
     def truncate(self, size: int) -> None:
         """Forget all but the first `size` leaves: an append that did not reach the disk."""
@@ -67,7 +81,9 @@ class Tree:
         return self._range(0, size) if size else EMPTY_ROOT
 
     def inclusion(self, index: int, size: int) -> tuple[bytes, ...]:
-        """PATH(index, D[size]), 2.1.3.1: the proof that leaf `index` is in the tree of the first `size` leaves."""
+        """PATH(index, D[size]), 2.1.3.1: the proof that leaf `index` is in the tree of the first
+        `size` leaves.
+        """
         self._check(0 <= index < size <= len(self))
         start, end, path = 0, size, list[bytes]()
         while end - start > 1:
@@ -81,7 +97,8 @@ class Tree:
         return tuple(reversed(path))
 
     def consistency(self, first: int, second: int) -> tuple[bytes, ...]:
-        """PROOF(first, D[second]), 2.1.4.1: that the tree of `first` leaves is the beginning of that of `second`.
+        """PROOF(first, D[second]), 2.1.4.1: that the tree of `first` leaves is the beginning of
+        that of `second`.
 
         Empty for `first` 0, which needs no proof, and for equal sizes.
         """
@@ -102,7 +119,9 @@ class Tree:
         return tuple(reversed(path))
 
     def _range(self, start: int, end: int) -> bytes:
-        """The root of a subtree: `start` is a multiple of the power of two that is not below `end - start`."""
+        """The root of a subtree: `start` is a multiple of the power of two that is not below `end -
+        start`.
+        """
         width = end - start
         level = width.bit_length() - 1
         if width == 1 << level:
@@ -116,7 +135,10 @@ class Tree:
     @staticmethod
     def _check(holds: bool) -> None:
         if not holds:
-            raise LogRefused("A proof was asked for that this log has not the entries for.", safe="None was given.")
+            raise LogRefused(
+                "A proof was asked for that this log has not the entries for.",
+                safe="None was given.",
+            )
 
 
 def _split(size: int) -> int:
@@ -124,16 +146,24 @@ def _split(size: int) -> int:
     return 1 << ((size - 1).bit_length() - 1)
 
 
-def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> None:
-    """Return if the leaf of that hash is entry `index` of the tree with `size` leaves and that root (RFC 9162, 2.1.3.2).
+def verify_inclusion(
+    leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes
+) -> None:
+    """Return if the leaf of that hash is entry `index` of the tree with `size` leaves and that root
+    (RFC 9162, 2.1.3.2).
 
     Raises:
         LogRefused: it is not shown to be.
     """
     refused = LogRefused(
-        "A log entry is not under the tree head that it was shown with.", safe="Nothing was concluded from it."
+        "A log entry is not under the tree head that it was shown with.",
+        safe="Nothing was concluded from it.",
     )
-    if not 0 <= index < size or len(path) > MAX_PATH or any(len(node) != HASH_BYTES for node in path):
+    if (
+        not 0 <= index < size
+        or len(path) > MAX_PATH
+        or any(len(node) != HASH_BYTES for node in path)
+    ):
         raise refused
     place, last, found = index, size - 1, leaf
     for node in path:
@@ -150,16 +180,26 @@ def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], 
         raise refused
 
 
-def verify_consistency(first: int, first_root: bytes, second: int, second_root: bytes, path: Sequence[bytes]) -> None:
-    """Return if the tree of `second` leaves goes on from the tree of `first` leaves (RFC 9162, 2.1.4.2).
+def verify_consistency(
+    first: int, first_root: bytes, second: int, second_root: bytes, path: Sequence[bytes]
+) -> None:
+    """Return if the tree of `second` leaves goes on from the tree of `first` leaves (RFC 9162,
+    2.1.4.2).
 
     Every tree goes on from the empty one, and from itself; the proof of that is empty.
 
     Raises:
         LogRefused: it is not shown to.
     """
-    refused = LogRefused("A tree head is not shown to go on from an earlier one.", safe="Nothing was concluded from it.")
-    if not 0 <= first <= second or len(path) > MAX_PATH or any(len(node) != HASH_BYTES for node in path):
+    refused = LogRefused(
+        "A tree head is not shown to go on from an earlier one.",
+        safe="Nothing was concluded from it.",
+    )
+    if (
+        not 0 <= first <= second
+        or len(path) > MAX_PATH
+        or any(len(node) != HASH_BYTES for node in path)
+    ):
         raise refused
     if first in (0, second):
         if path or first_root != (second_root if first else EMPTY_ROOT):

@@ -1,7 +1,9 @@
-"""What the owner of a log shows one party in one run: its latest head, that this goes on from the head which the party remembers,
-and the party's own entries, each with the proof that it is under that head.
+"""What the owner of a log shows one party in one run: its latest head, that this goes on from the
+head which the party remembers, and the party's own entries, each with the proof that it is under
+that head.
 
-All of it is signed by the log's owner: a proof that fails is then the owner's own word and not the work of whoever relayed it.
+All of it is signed by the log's owner: a proof that fails is then the owner's own word and not the
+work of whoever relayed it.
 
 Form: canonical CBOR of {"body", "signature"}.
 """
@@ -12,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from fedark import canonical
-from fedark.errors import LogRefused, ProtocolError, Refused
-from fedark.keys import SigningKey, verify_signature
+from fedark.foundation import canonical
+from fedark.foundation.errors import LogRefused, ProtocolError, Refused
+from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.translog.entry import Entry
 from fedark.translog.head import TreeHead
 from fedark.translog.log import TransparencyLog
@@ -38,7 +40,8 @@ class Shown:
 
 @dataclass(frozen=True)
 class Update:
-    """A log's word to one party, its signature verified, its proofs not yet (`fedark.translog.memory` does that).
+    """A log's word to one party, its signature verified, its proofs not yet
+    (`fedark.translog.memory` does that).
 
     Attributes:
         party, run_id: for whom, and for which run.
@@ -68,7 +71,9 @@ class Update:
                 raise ProtocolError("not a signed map")
             verify_signature(public, _LABEL, outer["body"], outer["signature"], by=by)
             body: Any = canonical.decode(outer["body"], max_bytes=MAX_UPDATE_BYTES, max_depth=4)
-            if not _is_map(body, party=str, run_id=str, head=bytes, since=int, consistency=list, entries=list):
+            if not _is_map(
+                body, party=str, run_id=str, head=bytes, since=int, consistency=list, entries=list
+            ):
                 raise ProtocolError("not an update")
             if len(body["entries"]) > _MAX_ENTRIES:
                 raise ProtocolError("too many entries")
@@ -76,7 +81,8 @@ class Update:
             consistency = _path(body["consistency"])
         except (ProtocolError, Refused) as error:
             raise LogRefused(
-                f"The word of {by}'s log was refused: {error.what}", safe="Nothing was concluded from it."
+                f"The word of {by}'s log was refused: {error.what}",
+                safe="Nothing was concluded from it.",
             ) from None
         head = TreeHead.verify(body["head"], public, by=by)
         return cls(body["party"], body["run_id"], head, body["since"], consistency, entries)

@@ -1,9 +1,11 @@
-"""What the customers of one run tell each other: "this is the head of the provider's log that I was shown".
+"""What the customers of one run tell each other: "this is the head of the provider's log that I was
+shown".
 
-A provider shows its log to each customer apart, so it could show each a different one; every head would be consistent with what
-that customer remembers. In one run all are to be shown the same head. Each signs what it was shown, the aggregator passes the
-views on, and before the first update leaves each compares them. The aggregator cannot forge a view. It can keep one back: so
-as many are asked for as there must be customers in a sum.
+A provider shows its log to each customer apart, so it could show each a different one; every head
+would be consistent with what that customer remembers. In one run all are to be shown the same head.
+Each signs what it was shown, the aggregator passes the views on, and before the first update leaves
+each compares them. The aggregator cannot forge a view. It can keep one back: so as many are asked
+for as there must be customers in a sum.
 
 Form: canonical CBOR of {"body", "signature"}; body: {"party", "run_id", "contract", "head"}.
 """
@@ -13,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedark import canonical
-from fedark.errors import LogRefused, ProtocolError, Refused
-from fedark.keys import SigningKey, verify_signature
+from fedark.foundation import canonical
+from fedark.foundation.errors import LogRefused, ProtocolError, Refused
+from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.translog.head import TreeHead
 from fedark.translog.memory import HeadMemory
 
@@ -25,9 +27,13 @@ _LABEL = "fedark/log-view/1"
 _MAX_BYTES = 2048
 
 
-def sign_view(key: SigningKey, *, party: str, run_id: str, contract: bytes, head: TreeHead) -> bytes:
+def sign_view(
+    key: SigningKey, *, party: str, run_id: str, contract: bytes, head: TreeHead
+) -> bytes:
     """The view of `party`, the owner of `key`. `contract`: digest."""
-    body = canonical.encode({"party": party, "run_id": run_id, "contract": contract, "head": head.encoded})
+    body = canonical.encode(
+        {"party": party, "run_id": run_id, "contract": contract, "head": head.encoded}
+    )
     return canonical.encode({"body": body, "signature": key.sign(_LABEL, body)})
 
 
@@ -55,34 +61,60 @@ def check_views(
 
     Raises:
         LogForked: two customers were shown different logs.
-        LogRefused: too few views agree; one that is forged, or of another run or size, counts as none.
+        LogRefused: too few views agree; one that is forged, or of another run or size, counts as
+            none.
     """
     agreeing = {party}
     for name in sorted(customers.keys() & views.keys() - {party}):
-        head = _head_in(views[name], customers[name], name, {"party": name, "run_id": run_id, "contract": contract}, owner, by)
+        head = _head_in(
+            views[name],
+            customers[name],
+            name,
+            {"party": name, "run_id": run_id, "contract": contract},
+            owner,
+            by,
+        )
         if head is None or head.size != own.size:
             continue
         if head.root != own.root:
-            raise memory.fork(own.encoded, head.encoded, by=by, how=f"{name} was shown another tree of {own.size} entries")
+            raise memory.fork(
+                own.encoded,
+                head.encoded,
+                by=by,
+                how=f"{name} was shown another tree of {own.size} entries",
+            )
         agreeing.add(name)
     if len(agreeing) < minimum:
         raise LogRefused(
-            f"Only {len(agreeing)} customers are known to have been shown one and the same log of {by}; a sum has {minimum}.",
+            f"Only {len(agreeing)} customers are known to have been shown one and the same log of"
+            f" {by}; a sum has {minimum}.",
             safe="No update left.",
-            fix=f"The log was shown differently to {', '.join(sorted(customers.keys() - agreeing))}, "
-            "or their views were lost or replaced on the way: ask the aggregator and them.",
+            fix=(
+                "The log was shown differently to"
+                f" {', '.join(sorted(customers.keys() - agreeing))}, or their views were lost or"
+                " replaced on the way: ask the aggregator and them."
+            ),
         )
 
 
-def _head_in(data: bytes, key: bytes, name: str, expected: dict[str, Any], owner: bytes, by: str) -> TreeHead | None:
+def _head_in(
+    data: bytes, key: bytes, name: str, expected: dict[str, Any], owner: bytes, by: str
+) -> TreeHead | None:
     """The head in a view, if the view is `name`'s and of this run."""
     try:
         outer: Any = canonical.decode(data, max_bytes=_MAX_BYTES, max_depth=1)
-        if type(outer) is not dict or {n: type(v) for n, v in outer.items()} != {"body": bytes, "signature": bytes}:
+        if type(outer) is not dict or {n: type(v) for n, v in outer.items()} != {
+            "body": bytes,
+            "signature": bytes,
+        }:
             return None
         verify_signature(key, _LABEL, outer["body"], outer["signature"], by=name)
         body: Any = canonical.decode(outer["body"], max_bytes=_MAX_BYTES, max_depth=1)
-        if type(body) is not dict or type(body.get("head")) is not bytes or body != expected | {"head": body["head"]}:
+        if (
+            type(body) is not dict
+            or type(body.get("head")) is not bytes
+            or body != expected | {"head": body["head"]}
+        ):
             return None
         return TreeHead.verify(body["head"], owner, by=by)
     except (ProtocolError, Refused):

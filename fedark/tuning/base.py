@@ -1,7 +1,9 @@
-"""A base model from the bytes of its files: nothing read from disk or network, no code of the model's own, no pickle.
+"""A base model from the bytes of its files: nothing read from disk or network, no code of the
+model's own, no pickle.
 
-The weights go through `transformers`' own loader as a state dict, so renamed and tied tensors of every architecture it knows
-are treated as `from_pretrained` treats them. What is believed of a configuration is in `settings`.
+The weights go through `transformers`' own loader as a state dict, so renamed and tied tensors of
+every architecture it knows are treated as `from_pretrained` treats them. What is believed of a
+configuration is in `settings`.
 
 Three kinds of model come out:
     mean-pool  an encoder in the sentence-transformers layout whose pooling is the mean: encoder, masked mean, unit length
@@ -24,9 +26,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from fedark.contract import AdapterTerms, TensorSpec
-from fedark.errors import ModelError
-from fedark.jsontext import read_json
+from fedark.contract.contract import AdapterTerms, TensorSpec
+from fedark.foundation.errors import ModelError
+from fedark.foundation.jsontext import read_json
 from fedark.tuning.settings import bounded, make_config, read_settings
 from fedark.tuning.weights import Files, tensors
 
@@ -57,16 +59,25 @@ class Base:
         """The tensors of `adapter` on this model, in module order, the head last.
 
         Raises:
-            ModelError: no module or no such layer matches, a match is not linear, or a classifier would have no head.
+            ModelError: no module or no such layer matches, a match is not linear, or a classifier
+                would have no head.
         """
         specs: list[TensorSpec] = []
         for name, module in self.adapted(adapter):
             outputs, inputs = _dimensions(module)
             stem = PREFIX + name
             specs.append(
-                TensorSpec(name=f"{stem}.lora_A.weight", shape=(adapter.rank, inputs), travels=adapter.method == "lora")
+                TensorSpec(
+                    name=f"{stem}.lora_A.weight",
+                    shape=(adapter.rank, inputs),
+                    travels=adapter.method == "lora",
+                )
             )
-            specs.append(TensorSpec(name=f"{stem}.lora_B.weight", shape=(outputs, adapter.rank), travels=True))
+            specs.append(
+                TensorSpec(
+                    name=f"{stem}.lora_B.weight", shape=(outputs, adapter.rank), travels=True
+                )
+            )
         if self.kind == "causal":
             if adapter.method == "head":
                 raise ModelError(
@@ -96,11 +107,15 @@ class Base:
         modules = self.head_modules()
         for name, parameter in self.model.named_parameters():
             if any(name.startswith(f"{module}.") for module in modules):
-                specs.append(TensorSpec(name=PREFIX + name, shape=tuple(parameter.shape), travels=True))
+                specs.append(
+                    TensorSpec(name=PREFIX + name, shape=tuple(parameter.shape), travels=True)
+                )
         return tuple(specs)
 
     def adapted(self, adapter: AdapterTerms) -> list[tuple[str, nn.Module]]:
-        """The modules that get a LoRA pair: their names end in a target, and their layer is one of `adapter.layers`."""
+        """The modules that get a LoRA pair: their names end in a target, and their layer is one of
+        `adapter.layers`.
+        """
         heads = self.head_modules()
         found: list[tuple[str, nn.Module]] = []
         layers: set[int] = set()
@@ -116,16 +131,29 @@ class Base:
                 continue
             if not isinstance(module, nn.Linear | Conv1D):
                 raise ModelError(
-                    f"The adapter target {name} is not a linear layer.", safe="Nothing was started.", fix="Name another target."
+                    f"The adapter target {name} is not a linear layer.",
+                    safe="Nothing was started.",
+                    fix="Name another target.",
                 )
             found.append((name, module))
-        strangers = [target for target in adapter.targets if not any(f".{name}".endswith(f".{target}") for name, _ in found)]
+        strangers = [
+            target
+            for target in adapter.targets
+            if not any(f".{name}".endswith(f".{target}") for name, _ in found)
+        ]
         absent = sorted(set(adapter.layers) - layers)
         if strangers or absent:
-            linear = {name.rsplit(".", 1)[-1] for name, m in self.model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+            linear = {
+                name.rsplit(".", 1)[-1]
+                for name, m in self.model.named_modules()
+                if isinstance(m, nn.Linear | Conv1D)
+            }
             raise ModelError(
                 "The adapter does not fit the model: "
-                + "; ".join([f"no layer has a {target!r}" for target in strangers] + [f"there is no layer {n}" for n in absent])
+                + "; ".join(
+                    [f"no layer has a {target!r}" for target in strangers]
+                    + [f"there is no layer {n}" for n in absent]
+                )
                 + ".",
                 safe="Nothing was started.",
                 fix=f"Targets that this model has: {', '.join(sorted(linear))}.",
@@ -133,29 +161,39 @@ class Base:
         return found
 
     def head_modules(self) -> list[str]:
-        """The modules that are trained whole: a sequence classifier's head, and a pooler that the files have no weights for."""
+        """The modules that are trained whole: a sequence classifier's head, and a pooler that the
+        files have no weights for.
+        """
         if self.kind != "sequence":
             return []
         inner = f"{self.model.base_model_prefix}."
         fresh = {name.partition(".")[0] for name in self.missing if not name.startswith(inner)}
         # A pooler stands between layers and head; language models are saved without one.
-        poolers = {name.rpartition(".")[0] for name in self.missing if name.startswith(f"{inner}pooler.")}
+        poolers = {
+            name.rpartition(".")[0] for name in self.missing if name.startswith(f"{inner}pooler.")
+        }
         heads = {name for name, _ in self.model.named_children() if name in _HEADS}
         return sorted(fresh | poolers | heads)
 
 
 def load_base(
-    files: Files, task: Literal["classification", "instruction"], labels: Sequence[str], *, shapes_only: bool = False
+    files: Files,
+    task: Literal["classification", "instruction"],
+    labels: Sequence[str],
+    *,
+    shapes_only: bool = False,
 ) -> Base:
     """The base model in `files`.
 
     Args:
-        files: file name -> content, those of `sources.model_files`. Writable contents are aliased by the weights.
+        files: file name -> content, those of `sources.model_files`. Writable contents are aliased
+            by the weights.
         task, labels: as in `ModelTerms`.
         shapes_only: read no weights; parameters have shapes and no memory of their own.
 
     Raises:
-        ModelError: the files are no model that `transformers` knows natively, or weights are missing from them.
+        ModelError: the files are no model that `transformers` knows natively, or weights are
+            missing from them.
     """
     transformers_logging.set_verbosity(logging.CRITICAL)  # its errors print the configuration
     transformers_logging.disable_progress_bar()
@@ -166,7 +204,11 @@ def load_base(
     auto: Any = AutoModelForCausalLM
     if task == "classification":
         if len(labels) < 2:
-            raise ModelError("Classification needs at least two labels.", safe="Nothing was loaded.", fix="Name the labels.")
+            raise ModelError(
+                "Classification needs at least two labels.",
+                safe="Nothing was loaded.",
+                fix="Name the labels.",
+            )
         kind = "mean-pool" if _mean_pooled(files) else "sequence"
         auto = AutoModel if kind == "mean-pool" else AutoModelForSequenceClassification
         if kind == "sequence":
@@ -194,19 +236,29 @@ def load_base(
             )
     except ModelError:
         raise
-    except Exception as error:  # a configuration that fits no model makes the library fail in any way
+    except (
+        Exception
+    ) as error:  # a configuration that fits no model makes the library fail in any way
         raise ModelError(
-            f"The base model cannot be built from its configuration and weights ({type(error).__name__}).",
+            "The base model cannot be built from its configuration and weights"
+            f" ({type(error).__name__}).",
             safe="Nothing was kept.",
             fix="Check that transformers itself can load this model from its folder.",
         ) from None
-    missing = frozenset(info["missing_keys"]) | frozenset(item[0] for item in info["mismatched_keys"])
+    missing = frozenset(info["missing_keys"]) | frozenset(
+        item[0] for item in info["mismatched_keys"]
+    )
     model.requires_grad_(False).eval()
     base = Base(kind, model, missing, len(labels) if task == "classification" else 0)
-    unforeseen = [name for name in missing if not any(name.startswith(f"{head}.") for head in base.head_modules())]
+    unforeseen = [
+        name
+        for name in missing
+        if not any(name.startswith(f"{head}.") for head in base.head_modules())
+    ]
     if unforeseen:
         raise ModelError(
-            f"The base model's files lack {len(unforeseen)} of its tensors, such as {min(unforeseen)}.",
+            f"The base model's files lack {len(unforeseen)} of its tensors, such as"
+            f" {min(unforeseen)}.",
             safe="Nothing was kept.",
             fix="Check that config.json and the safetensors files belong together.",
         )
@@ -220,7 +272,9 @@ def _mean_pooled(files: Files) -> bool:
         return read_json(files["1_Pooling/config.json"]).get("pooling_mode_mean_tokens") is True
     except (ValueError, AttributeError):
         raise ModelError(
-            "1_Pooling/config.json is malformed.", safe="Nothing was loaded.", fix="Save the model again."
+            "1_Pooling/config.json is malformed.",
+            safe="Nothing was loaded.",
+            fix="Save the model again.",
         ) from None
 
 

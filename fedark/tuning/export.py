@@ -5,8 +5,8 @@ labels.json                                      the labels in the order of the 
 head.safetensors                                 a mean-pooling classifier's head, which PEFT has no place for
 README.md                                        the few lines of code that use it outside fedark
 
-Where the head is all that was trained (method "head") there is nothing for PEFT: head.safetensors alone holds it, for a
-sequence classifier under the names of `transformers`' own state dict.
+Where the head is all that was trained (method "head") there is nothing for PEFT: head.safetensors
+alone holds it, for a sequence classifier under the names of `transformers`' own state dict.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from fedark.contract import ModelTerms
-from fedark.errors import StorageError
+from fedark.contract.contract import ModelTerms
+from fedark.foundation.errors import StorageError
 from fedark.tuning.layout import Flat, unflatten
 
 __all__ = ["export_peft"]
@@ -29,7 +29,8 @@ _PREFIX = "base_model.model."
 
 
 def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> list[Path]:
-    """Write the adapter that `flat` holds to the folder `out`, made if need be; files of the same names are replaced.
+    """Write the adapter that `flat` holds to the folder `out`, made if need be; files of the same
+    names are replaced.
 
     Args:
         terms: the contract's, which give `flat` its meaning.
@@ -42,16 +43,33 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
 
     Raises:
         ProtocolError: `flat` is not a vector of this contract.
-        StorageError: the folder cannot be written; each file is either the old one or the new one, whole.
+        StorageError: the folder cannot be written; each file is either the old one or the new one,
+            whole.
     """
     named = unflatten(terms.layout, flat, terms.adapter.seed)
     pooled = terms.task == "classification" and "head.weight" in named
     alone = terms.adapter.method == "head"
-    head = {name.removeprefix("head.").removeprefix(_PREFIX): value for name, value in named.items() if _in_head(name, alone)}
+    head = {
+        name.removeprefix("head.").removeprefix(_PREFIX): value
+        for name, value in named.items()
+        if _in_head(name, alone)
+    }
     adapter = {name: value for name, value in named.items() if not _in_head(name, alone)}
-    lora = [name.removeprefix(_PREFIX).removesuffix(".lora_B.weight") for name in adapter if name.endswith(".lora_B.weight")]
-    whole = {name.removeprefix(_PREFIX).rpartition(".")[0] for name in adapter if ".lora_" not in name}
-    kind = "CAUSAL_LM" if terms.task == "instruction" else "FEATURE_EXTRACTION" if pooled else "SEQ_CLS"
+    lora = [
+        name.removeprefix(_PREFIX).removesuffix(".lora_B.weight")
+        for name in adapter
+        if name.endswith(".lora_B.weight")
+    ]
+    whole = {
+        name.removeprefix(_PREFIX).rpartition(".")[0] for name in adapter if ".lora_" not in name
+    }
+    kind = (
+        "CAUSAL_LM"
+        if terms.task == "instruction"
+        else "FEATURE_EXTRACTION"
+        if pooled
+        else "SEQ_CLS"
+    )
     config = {
         "peft_type": "LORA",
         "task_type": kind,
@@ -68,7 +86,10 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
     }
     contents: dict[str, bytes] = {}
     if not alone:
-        contents |= {"adapter_model.safetensors": _tensors(adapter), "adapter_config.json": _json(config)}
+        contents |= {
+            "adapter_model.safetensors": _tensors(adapter),
+            "adapter_config.json": _json(config),
+        }
     if terms.task == "classification":
         contents["labels.json"] = _json(list(terms.labels))
     if head:
@@ -88,7 +109,9 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
 
 
 def _in_head(name: str, alone: bool) -> bool:
-    """Whether a tensor goes to head.safetensors: fedark's own head, and everything where nothing but a head was trained."""
+    """Whether a tensor goes to head.safetensors: fedark's own head, and everything where nothing
+    but a head was trained.
+    """
     return alone or name.startswith("head.")
 
 
@@ -106,7 +129,10 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _tensors(named: dict[str, npt.NDArray[np.float32]]) -> bytes:
-    data: bytes = save({name: np.ascontiguousarray(value) for name, value in named.items()}, metadata={"format": "pt"})
+    data: bytes = save(
+        {name: np.ascontiguousarray(value) for name, value in named.items()},
+        metadata={"format": "pt"},
+    )
     return data
 
 
@@ -115,13 +141,16 @@ def _json(value: object) -> bytes:
 
 
 _USE = {
-    "CAUSAL_LM": """\
+    "CAUSAL_LM": (
+        """\
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
-""",
-    "SEQ_CLS": """\
+"""
+    ),
+    "SEQ_CLS": (
+        """\
 import json
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
@@ -130,8 +159,10 @@ labels = json.load(open(f"{folder}/labels.json", encoding="utf-8"))
 classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
 # A decoder needs classifier.config.pad_token_id to be set before it takes batches.
 model = PeftModel.from_pretrained(classifier, folder).eval()
-""",
-    "FEATURE_EXTRACTION": """\
+"""
+    ),
+    "FEATURE_EXTRACTION": (
+        """\
 import json, torch
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -145,10 +176,12 @@ with torch.no_grad():
     mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
     logits = torch.nn.functional.normalize(mean, dim=-1) @ head["weight"].T + head.get("bias", 0)
 answers = [labels[i] for i in logits.argmax(-1)]
-""",
+"""
+    ),
 }
 _ALONE = {
-    "SEQ_CLS": """\
+    "SEQ_CLS": (
+        """\
 import json
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -157,10 +190,16 @@ labels = json.load(open(f"{folder}/labels.json", encoding="utf-8"))
 model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels), ignore_mismatched_sizes=True).eval()
 # A decoder needs model.config.pad_token_id to be set before it takes batches.
 assert not model.load_state_dict(load_file(f"{folder}/head.safetensors"), strict=False).unexpected_keys
-""",
-    "FEATURE_EXTRACTION": _USE["FEATURE_EXTRACTION"]
-    .replace("from peft import PeftModel\n", "")
-    .replace("PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder)", "AutoModel.from_pretrained(base)"),
+"""
+    ),
+    "FEATURE_EXTRACTION": (
+        _USE["FEATURE_EXTRACTION"]
+        .replace("from peft import PeftModel\n", "")
+        .replace(
+            "PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder)",
+            "AutoModel.from_pretrained(base)",
+        )
+    ),
 }
 
 

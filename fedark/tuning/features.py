@@ -1,9 +1,10 @@
 """What a frozen body puts before a lone linear head, computed once per text.
 
-Where nothing but one linear layer is trained, the input of that layer is a constant of the text: with the row kept, a step is
-one matrix product. For an encoder the row is the pooled vector; a decoder's head reads every token, and the row is that of the
-last one. Which it is is not assumed: the head's answer from the rows is compared with the model's own for every batch that is
-computed, and a model that decides otherwise is computed in full ever after.
+Where nothing but one linear layer is trained, the input of that layer is a constant of the text:
+with the row kept, a step is one matrix product. For an encoder the row is the pooled vector; a
+decoder's head reads every token, and the row is that of the last one. Which it is is not assumed:
+the head's answer from the rows is compared with the model's own for every batch that is computed,
+and a model that decides otherwise is computed in full ever after.
 """
 
 from __future__ import annotations
@@ -39,14 +40,24 @@ class Features:
         self._sound = True
 
     @classmethod
-    def before(cls, model: nn.Module, run: Callable[[Sequence[Ids]], torch.Tensor]) -> Features | None:
+    def before(
+        cls, model: nn.Module, run: Callable[[Sequence[Ids]], torch.Tensor]
+    ) -> Features | None:
         """The cache for `model`, or None if it trains more than one linear layer."""
-        trained = [module for module in model.modules() if any(p.requires_grad for p in module.parameters(recurse=False))]
+        trained = [
+            module
+            for module in model.modules()
+            if any(p.requires_grad for p in module.parameters(recurse=False))
+        ]
         return cls(trained[0], run) if len(trained) == 1 and type(trained[0]) is nn.Linear else None
 
     def fill(self, texts: Sequence[Ids]) -> None:
-        """Compute what is not yet known, up to a limit in memory; texts beyond it are computed in full at every step."""
-        unknown = sorted({ids for ids in texts if ids not in self._places}, key=len)[: self._limit - len(self._places)]
+        """Compute what is not yet known, up to a limit in memory; texts beyond it are computed in
+        full at every step.
+        """
+        unknown = sorted({ids for ids in texts if ids not in self._places}, key=len)[
+            : self._limit - len(self._places)
+        ]
         fresh: list[torch.Tensor] = []
         for start in range(0, len(unknown), _BATCH):
             batch = unknown[start : start + _BATCH]
@@ -64,7 +75,11 @@ class Features:
     def rows(self, texts: Sequence[Ids]) -> torch.Tensor | None:
         """The rows [texts, width], or None where a text is not known."""
         places = [self._places.get(ids, -1) for ids in texts]
-        return self._rows[torch.tensor(places, dtype=torch.long)] if self._sound and min(places, default=0) >= 0 else None
+        return (
+            self._rows[torch.tensor(places, dtype=torch.long)]
+            if self._sound and min(places, default=0) >= 0
+            else None
+        )
 
     def logits(self, texts: Sequence[Ids]) -> torch.Tensor | None:
         """The head's answer [texts, labels], or None where a text is not known."""
@@ -91,8 +106,12 @@ class Features:
         if len(seen) != 1 or seen[0].ndim not in (2, 3) or len(seen[0]) != len(batch):
             return None
         rows = (
-            seen[0] if seen[0].ndim == 2 else seen[0][torch.arange(len(batch)), torch.tensor([len(ids) - 1 for ids in batch])]
+            seen[0]
+            if seen[0].ndim == 2
+            else seen[0][torch.arange(len(batch)), torch.tensor([len(ids) - 1 for ids in batch])]
         )
         again = functional.linear(rows, self._head.weight, self._head.bias)
-        alike = logits.shape == again.shape and torch.allclose(logits, again, rtol=1e-4, atol=1e-4 * float(logits.abs().max()))
+        alike = logits.shape == again.shape and torch.allclose(
+            logits, again, rtol=1e-4, atol=1e-4 * float(logits.abs().max())
+        )
         return rows.clone() if alike else None

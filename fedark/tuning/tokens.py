@@ -1,7 +1,8 @@
 """Text to token ids, from a tokenizer's bytes alone.
 
-The `tokenizers` library reads `tokenizer.json`, which is what `transformers.AutoTokenizer` uses too, so the ids are those that
-a user gets outside fedark. A BERT vocabulary (`vocab.txt`) is the only fallback; other formats would need code.
+The `tokenizers` library reads `tokenizer.json`, which is what `transformers.AutoTokenizer` uses
+too, so the ids are those that a user gets outside fedark. A BERT vocabulary (`vocab.txt`) is the
+only fallback; other formats would need code.
 """
 
 from __future__ import annotations
@@ -9,10 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    Encoding,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
-from fedark.errors import ModelError
-from fedark.jsontext import read_json
+from fedark.foundation.errors import ModelError
+from fedark.foundation.jsontext import read_json
 from fedark.tuning.weights import Files
 
 __all__ = ["TextEncoder"]
@@ -26,8 +35,11 @@ class TextEncoder:
         eos_id: id that ends an answer, or None where the tokenizer has none.
     """
 
-    def __init__(self, files: Files, *, max_length: int, pad_id: int | None = None, eos_id: int | None = None) -> None:
-        """Read the tokenizer in `files`; `pad_id` and `eos_id` are the model configuration's, where it names them.
+    def __init__(
+        self, files: Files, *, max_length: int, pad_id: int | None = None, eos_id: int | None = None
+    ) -> None:
+        """Read the tokenizer in `files`; `pad_id` and `eos_id` are the model configuration's, where
+        it names them.
 
         Raises:
             ModelError: there is none, it is malformed, or no token can serve for padding.
@@ -42,11 +54,14 @@ class TextEncoder:
         pad = next((value for value in pads if value is not None), None)
         if pad is None:
             raise ModelError(
-                "The tokenizer has no token for padding.", safe="Nothing was loaded.", fix="Add a pad_token to it."
+                "The tokenizer has no token for padding.",
+                safe="Nothing was loaded.",
+                fix="Add a pad_token to it.",
             )
         self.pad_id = pad
         first = self._encoded(["a"], special=False)[0].tokens[:1]
-        # Sentencepiece-like tokenizers mark a word's start themselves; others need the blank that stands before it.
+        # Sentencepiece-like tokenizers mark a word's start themselves; others need the blank that
+        # stands before it.
         self._gap = "" if first and first[0].startswith("\u2581") else " "
 
     @property
@@ -55,17 +70,20 @@ class TextEncoder:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of whole texts with special tokens, at most `max_length` each; over-long ones lose their end."""
+        """Ids of whole texts with special tokens, at most `max_length` each; over-long ones lose
+        their end.
+        """
         self._tokenizer.enable_truncation(self._max_length)
         encodings = self._encoded(texts)
         self._tokenizer.no_truncation()
         return [encoding.ids or [self.pad_id] for encoding in encodings]
 
     def prompts(self, prompts: Sequence[str], reserved: Sequence[int]) -> list[list[int]]:
-        """Ids of prompts that are to be answered: the opening special token stays, a closing end token does not.
+        """Ids of prompts that are to be answered: the opening special token stays, a closing end
+        token does not.
 
-        Each leaves `reserved` of the `max_length` tokens free for its answer; an over-long prompt loses its start, because
-        what is asked tends to stand at the end.
+        Each leaves `reserved` of the `max_length` tokens free for its answer; an over-long prompt
+        loses its start, because what is asked tends to stand at the end.
         """
         special, plain = self._encoded(prompts), self._encoded(prompts, special=False)
         result = []
@@ -76,7 +94,9 @@ class TextEncoder:
         return result
 
     def answers(self, answers: Sequence[str]) -> list[list[int]]:
-        """Ids of answers as they follow a prompt, with the end token; cut where no room for a prompt would be left."""
+        """Ids of answers as they follow a prompt, with the end token; cut where no room for a
+        prompt would be left.
+        """
         encodings = self._encoded([self._gap + answer for answer in answers], special=False)
         end = [] if self.eos_id is None else [self.eos_id]
         return [(encoding.ids + end)[: self._max_length - 2] for encoding in encodings]
@@ -85,11 +105,14 @@ class TextEncoder:
         try:
             return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
         except BaseException as error:
-            # The library raises bare Exception, and where its Rust code panics something that is none, with a text in it.
+            # The library raises bare Exception, and where its Rust code panics something that is
+            # none, with a text in it.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise ModelError(
-                "The tokenizer fails on a text.", safe="Nothing was trained on it.", fix="Save the tokenizer again."
+                "The tokenizer fails on a text.",
+                safe="Nothing was trained on it.",
+                fix="Save the tokenizer again.",
             ) from None
 
     def _special(self, settings: dict[str, Any], name: str) -> int | None:
@@ -108,7 +131,11 @@ def _settings(files: Files) -> dict[str, Any]:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise ModelError(f"{name} is not a JSON object.", safe="Nothing was loaded.", fix="Save the tokenizer again.")
+            raise ModelError(
+                f"{name} is not a JSON object.",
+                safe="Nothing was loaded.",
+                fix="Save the tokenizer again.",
+            )
         merged.update(value)
     return merged
 
@@ -119,18 +146,25 @@ def _tokenizer(files: Files, settings: dict[str, Any]) -> Tokenizer:
             return Tokenizer.from_str(bytes(files["tokenizer.json"]).decode())
         except Exception:  # the library raises bare Exception, with content of the file in its text
             raise ModelError(
-                "tokenizer.json is malformed.", safe="Nothing was loaded.", fix="Save the tokenizer again."
+                "tokenizer.json is malformed.",
+                safe="Nothing was loaded.",
+                fix="Save the tokenizer again.",
             ) from None
     if "vocab.txt" not in files:
         raise ModelError(
             "The base model has neither tokenizer.json nor vocab.txt.",
             safe="Nothing was loaded.",
-            fix="Save a fast tokenizer with it: AutoTokenizer.from_pretrained(...).save_pretrained(folder).",
+            fix=(
+                "Save a fast tokenizer with it:"
+                " AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
+            ),
         )
     try:
         words = bytes(files["vocab.txt"]).decode().split("\n")
     except UnicodeDecodeError:
-        raise ModelError("vocab.txt is not UTF-8.", safe="Nothing was loaded.", fix="Save the tokenizer again.") from None
+        raise ModelError(
+            "vocab.txt is not UTF-8.", safe="Nothing was loaded.", fix="Save the tokenizer again."
+        ) from None
     vocabulary = {word.rstrip("\r"): index for index, word in enumerate(words) if word.rstrip("\r")}
     missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocabulary]
     if missing:
@@ -141,7 +175,9 @@ def _tokenizer(files: Files, settings: dict[str, Any]) -> Tokenizer:
         )
     unknown = "[UNK]"
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
-    tokenizer.add_special_tokens([t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocabulary])
+    tokenizer.add_special_tokens(
+        [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocabulary]
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=bool(settings.get("do_lower_case", True)),
         strip_accents=settings.get("strip_accents"),
@@ -149,6 +185,8 @@ def _tokenizer(files: Files, settings: dict[str, Any]) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
     settings.setdefault("pad_token", "[PAD]")
     return tokenizer

@@ -1,10 +1,12 @@
 """The frozen layers below the first adapted one, computed once per text instead of once per step.
 
-They see nothing that training changes, so what they put out for a text is a constant. `Trunk` keeps that output and lets the
-model's own forward run with the frozen layers answering from memory: embeddings, masks and the layers above run as ever, so
-every architecture that keeps its layers in one list is covered. Results equal the full computation up to float32 rounding
-(a matrix product's last bit depends on the shape of the batch). The first batch is computed both ways; a model that runs its
-layers in an unusual way (shared, or read again further up) gives another answer and is computed in full ever after.
+They see nothing that training changes, so what they put out for a text is a constant. `Trunk` keeps
+that output and lets the model's own forward run with the frozen layers answering from memory:
+embeddings, masks and the layers above run as ever, so every architecture that keeps its layers in
+one list is covered. Results equal the full computation up to float32 rounding (a matrix product's
+last bit depends on the shape of the batch). The first batch is computed both ways; a model that
+runs its layers in an unusual way (shared, or read again further up) gives another answer and is
+computed in full ever after.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _BATCH = 64
 class Trunk:
     """The cache for one model."""
 
-    def __init__(self, layers: Sequence[nn.Module], run: Callable[[Sequence[Ids]], torch.Tensor]) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], run: Callable[[Sequence[Ids]], torch.Tensor]
+    ) -> None:
         """Args:
         layers: the frozen layers, lowest first, at least one.
         run: computes the model on texts; stopped as soon as the last of `layers` has answered.
@@ -41,15 +45,23 @@ class Trunk:
         self._proven: bool | None = None
 
     @classmethod
-    def below(cls, model: nn.Module, trained: Sequence[str], run: Callable[[Sequence[Ids]], torch.Tensor]) -> Trunk | None:
-        """The trunk of `model` under the lowest of the `trained` parameters, or None where nothing lies safely below.
+    def below(
+        cls, model: nn.Module, trained: Sequence[str], run: Callable[[Sequence[Ids]], torch.Tensor]
+    ) -> Trunk | None:
+        """The trunk of `model` under the lowest of the `trained` parameters, or None where nothing
+        lies safely below.
 
         Args:
             model: has the layers in one `nn.ModuleList`.
-            trained: names, in `model`, of every parameter that differs from the base, LoRA's and others.
+            trained: names, in `model`, of every parameter that differs from the base, LoRA's and
+                others.
             run: see the constructor; gives logits [texts, ...] or [texts, tokens, ...].
         """
-        lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+        lists = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList)
+        }
         found: set[str] = set()
         depth = None
         for name in trained:
@@ -66,7 +78,9 @@ class Trunk:
         return cls(list(lists[found.pop()])[:depth], run)
 
     def fill(self, texts: Sequence[Ids]) -> None:
-        """Compute what is not yet known, up to a limit in memory; texts beyond it are computed in full at every step."""
+        """Compute what is not yet known, up to a limit in memory; texts beyond it are computed in
+        full at every step.
+        """
         unknown = sorted({ids for ids in texts if ids not in self._states}, key=len)
         for start in range(0, len(unknown), _BATCH):
             if self._bytes >= _LIMIT_BYTES or self._proven is False:
@@ -83,7 +97,9 @@ class Trunk:
 
     @contextmanager
     def replaying(self, texts: Sequence[Ids]) -> Iterator[None]:
-        """While open, the model run on exactly the batch `texts` (padded on the right) takes the layers' answers from memory."""
+        """While open, the model run on exactly the batch `texts` (padded on the right) takes the
+        layers' answers from memory.
+        """
         states = [self._states.get(ids) for ids in texts]
         known = [state for state in states if state is not None]
         if len(known) < len(states):

@@ -1,8 +1,9 @@
 """Tensors of safetensors files that are already in memory.
 
-The header is checked whole before any tensor is made: its size, its JSON, that offsets are in order and cover the data
-exactly, and that each span is what shape and type ask for. So a tensor can neither overlap another nor reach outside the file.
-Tensors alias the bytes where these are writable, which keeps one copy of a model in an enclave's memory instead of two.
+The header is checked whole before any tensor is made: its size, its JSON, that offsets are in order
+and cover the data exactly, and that each span is what shape and type ask for. So a tensor can
+neither overlap another nor reach outside the file. Tensors alias the bytes where these are
+writable, which keeps one copy of a model in an enclave's memory instead of two.
 Format: https://github.com/huggingface/safetensors (README, "Format").
 """
 
@@ -13,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedark.errors import ModelError
-from fedark.jsontext import read_json
+from fedark.foundation.errors import ModelError
+from fedark.foundation.jsontext import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,18 @@ __all__ = ["Files", "TensorEntry", "read_header", "tensors", "weight_files"]
 Files = Mapping[str, bytes | bytearray | memoryview]
 
 _MAX_HEADER_BYTES = 100 << 20
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,8 @@ class TensorEntry:
 
 
 def weight_files(files: Files) -> list[str]:
-    """Names of the safetensors files that hold the model: the whole one, or the parts that its index names.
+    """Names of the safetensors files that hold the model: the whole one, or the parts that its
+    index names.
 
     Raises:
         ModelError: there are none, or a part is missing.
@@ -49,14 +62,21 @@ def weight_files(files: Files) -> list[str]:
     if index is None:
         raise ModelError(
             "The base model has no model.safetensors.",
-            safe="Nothing was loaded; formats that can run code when read (pickle, .bin, .pt) are never opened.",
+            safe=(
+                "Nothing was loaded; formats that can run code when read (pickle, .bin, .pt) are"
+                " never opened."
+            ),
             fix="Save the model as safetensors: model.save_pretrained(folder).",
         )
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         names = [""]
-    missing = [name for name in names if not isinstance(name, str) or name not in files or not name.endswith(".safetensors")]
+    missing = [
+        name
+        for name in names
+        if not isinstance(name, str) or name not in files or not name.endswith(".safetensors")
+    ]
     if missing or not names:
         raise ModelError(
             "The index model.safetensors.index.json is malformed or names files that are missing.",
@@ -85,8 +105,13 @@ def read_header(name: str, data: bytes | bytearray | memoryview) -> dict[str, Te
         raise _malformed(name, "its header is not valid") from None
     end = base
     for entry in sorted(entries.values(), key=lambda item: (item.start, item.end)):
-        if entry.start != end or entry.end - entry.start != math.prod(entry.shape) * _ITEM_BYTES[entry.dtype]:
-            raise _malformed(name, "its tensors overlap, leave gaps, or have a size other than their shape's")
+        if (
+            entry.start != end
+            or entry.end - entry.start != math.prod(entry.shape) * _ITEM_BYTES[entry.dtype]
+        ):
+            raise _malformed(
+                name, "its tensors overlap, leave gaps, or have a size other than their shape's"
+            )
         end = entry.end
     if end != len(view):
         raise _malformed(name, "it is cut off or has trailing bytes")
@@ -97,7 +122,8 @@ def tensors(files: Files, *, shapes_only: bool = False) -> dict[str, torch.Tenso
     """All tensors of the model in `files`, by their names in the checkpoint.
 
     Args:
-        files: file name -> content. Writable contents (bytearray) are aliased: do not change them while the model lives.
+        files: file name -> content. Writable contents (bytearray) are aliased: do not change them
+            while the model lives.
         shapes_only: make tensors of the right shape without values, reading headers alone.
 
     Raises:
@@ -106,8 +132,19 @@ def tensors(files: Files, *, shapes_only: bool = False) -> dict[str, torch.Tenso
     import torch
 
     types = {
-        **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-        **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+        **{
+            "F64": torch.float64,
+            "F32": torch.float32,
+            "F16": torch.float16,
+            "BF16": torch.bfloat16,
+        },
+        **{
+            "I64": torch.int64,
+            "I32": torch.int32,
+            "I16": torch.int16,
+            "I8": torch.int8,
+            "U8": torch.uint8,
+        },
         "BOOL": torch.bool,
     }
     result: dict[str, torch.Tensor] = {}
@@ -118,8 +155,11 @@ def tensors(files: Files, *, shapes_only: bool = False) -> dict[str, torch.Tenso
                 raise _malformed(name, "a tensor in it stands in another file of the model too")
             dtype = types[entry.dtype]
             if shapes_only or entry.start == entry.end:
-                # One value seen through strides of zero: the loader refuses meta tensors, and this takes no memory either.
-                result[key] = torch.zeros((), dtype=torch.float32 if dtype.is_floating_point else dtype).expand(entry.shape)
+                # One value seen through strides of zero: the loader refuses meta tensors, and this
+                # takes no memory either.
+                result[key] = torch.zeros(
+                    (), dtype=torch.float32 if dtype.is_floating_point else dtype
+                ).expand(entry.shape)
                 continue
             part: bytearray | memoryview = view[entry.start : entry.end]
             if view.readonly or entry.start % _ITEM_BYTES[entry.dtype]:
@@ -130,14 +170,25 @@ def tensors(files: Files, *, shapes_only: bool = False) -> dict[str, torch.Tenso
 
 def _entry(item: dict[str, object], base: int) -> TensorEntry:
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    if len(item) != 3 or not isinstance(dtype, str) or not isinstance(shape, list) or not isinstance(offsets, list):
+    if (
+        len(item) != 3
+        or not isinstance(dtype, str)
+        or not isinstance(shape, list)
+        or not isinstance(offsets, list)
+    ):
         raise TypeError
-    if dtype not in _ITEM_BYTES or len(offsets) != 2 or any(type(value) is not int or value < 0 for value in shape + offsets):
+    if (
+        dtype not in _ITEM_BYTES
+        or len(offsets) != 2
+        or any(type(value) is not int or value < 0 for value in shape + offsets)
+    ):
         raise ValueError
     return TensorEntry(dtype, tuple(shape), base + offsets[0], base + offsets[1])
 
 
 def _malformed(name: str, why: str) -> ModelError:
     return ModelError(
-        f"{name} is not a usable safetensors file: {why}.", safe="Nothing was loaded.", fix="Download or save the model again."
+        f"{name} is not a usable safetensors file: {why}.",
+        safe="Nothing was loaded.",
+        fix="Download or save the model again.",
     )

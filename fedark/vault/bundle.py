@@ -1,10 +1,13 @@
-"""Seal a model directory, and read sealed bundles from a disk; both in the memory of a few chunks, whatever the size.
+"""Seal a model directory, and read sealed bundles from a disk; both in the memory of a few chunks,
+whatever the size.
 
-A bundle is a directory NAME.fedark/ with `manifest` (see `fedark.vault.manifest`) and `payload` (see `fedark.vault.opener`). It
-appears whole, by one rename, or not at all. Sealing draws a fresh weight key for every bundle, so that no key ever opens two.
+A bundle is a directory NAME.fedark/ with `manifest` (see `fedark.vault.manifest`) and `payload`
+(see `fedark.vault.opener`). It appears whole, by one rename, or not at all. Sealing draws a fresh
+weight key for every bundle, so that no key ever opens two.
 
-What is sealed: the model's `.safetensors`, `.json`, `.txt` and `.model` files, and the provider's own data sets (replay,
-acceptance) under `extra/`. Documentation, templates and hidden files are left out and named; pickles and code are refused.
+What is sealed: the model's `.safetensors`, `.json`, `.txt` and `.model` files, and the provider's
+own data sets (replay, acceptance) under `extra/`. Documentation, templates and hidden files are
+left out and named; pickles and code are refused.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from fedark.errors import ModelError, SealBroken, printable
-from fedark.files import disk_errors, new_directory, write_new
-from fedark.keys import SigningKey
+from fedark.foundation.errors import ModelError, SealBroken, printable
+from fedark.foundation.files import disk_errors, new_directory, write_new
+from fedark.foundation.keys import SigningKey
 from fedark.vault.manifest import (
     EXTRA,
     MAX_MANIFEST_BYTES,
@@ -37,7 +40,15 @@ from fedark.vault.manifest import (
 from fedark.vault.opener import Opener, associated_data, nonce
 from fedark.vault.weightkey import WeightKey
 
-__all__ = ["CHUNK", "SealedBundle", "Selection", "open_directory", "read_manifest", "seal", "select"]
+__all__ = [
+    "CHUNK",
+    "SealedBundle",
+    "Selection",
+    "open_directory",
+    "read_manifest",
+    "seal",
+    "select",
+]
 
 CHUNK = 1 << 20
 _MANIFEST, _PAYLOAD = "manifest", "payload"
@@ -67,22 +78,29 @@ class Selection:
 
 
 def select(source: Path, extra: Mapping[str, Path] | None = None) -> Selection:
-    """Choose what to seal from a model directory; `extra`: file name -> data file, sealed as `extra/NAME`.
+    """Choose what to seal from a model directory; `extra`: file name -> data file, sealed as
+    `extra/NAME`.
 
     Raises:
-        ModelError: with every problem: a pickle, code, an odd name, a broken safetensors file, no weights, no config.json.
+        ModelError: with every problem: a pickle, code, an odd name, a broken safetensors file, no
+            weights, no config.json.
     """
     found: dict[str, Path] = {}
     left_out: list[str] = []
     if not source.is_dir():
-        raise ModelError(f"{source} is not a directory.", fix="Give the directory that holds config.json and the weights.")
+        raise ModelError(
+            f"{source} is not a directory.",
+            fix="Give the directory that holds config.json and the weights.",
+        )
     problems: list[str] = []
     unreadable: list[OSError] = []
     for folder, folders, names in os.walk(source, onerror=unreadable.append):
         relative = Path(folder).relative_to(source)
         left_out += [(relative / name).as_posix() + "/" for name in folders if name.startswith(".")]
         problems += [
-            f"{(relative / name).as_posix()}: a link to a folder" for name in folders if Path(folder, name).is_symlink()
+            f"{(relative / name).as_posix()}: a link to a folder"
+            for name in folders
+            if Path(folder, name).is_symlink()
         ]
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
@@ -93,7 +111,9 @@ def select(source: Path, extra: Mapping[str, Path] | None = None) -> Selection:
                 found[inner] = Path(folder, name)
     problems += [f"{error.filename}: cannot be read: {error.strerror}" for error in unreadable]
     if any(name.split("/")[0] == EXTRA for name in found):
-        problems.append(f"{EXTRA}/: this folder name is reserved for the data sets that are sealed along")
+        problems.append(
+            f"{EXTRA}/: this folder name is reserved for the data sets that are sealed along"
+        )
     for name, path in (extra or {}).items():
         found[f"{EXTRA}/{name}"] = path
     found = dict(sorted(found.items()))
@@ -106,7 +126,9 @@ def select(source: Path, extra: Mapping[str, Path] | None = None) -> Selection:
         if "config.json" not in found:
             problems.append("there is no config.json")
         if not problems:
-            problems += [problem for name in weights if (problem := _safetensors_problem(name, found[name]))]
+            problems += [
+                problem for name in weights if (problem := _safetensors_problem(name, found[name]))
+            ]
     if problems:
         lines = "\n".join(f"  - {printable(problem)}" for problem in sorted(problems))
         raise ModelError(f"{source} cannot be sealed:\n{lines}", safe="Nothing was written.")
@@ -148,16 +170,28 @@ def seal(
             for index, plain in enumerate(_plaintext(selection, entries)):
                 done += len(plain)
                 chunk = sealed[: len(plain) + TAG_BYTES]
-                cipher.encrypt_into(nonce(index), plain, associated_data(bundle_id, index, done == selection.total), chunk)
+                cipher.encrypt_into(
+                    nonce(index),
+                    plain,
+                    associated_data(bundle_id, index, done == selection.total),
+                    chunk,
+                )
                 digest.update(chunk)
                 payload.write(chunk)
                 if progress is not None:
                     progress(done, selection.total)
             payload.flush()
             os.fsync(payload.fileno())
-        manifest = Manifest(provider.public, bundle_id, CHUNK, commitment, digest.digest(), tuple(entries), card, policy).sign(
-            provider
-        )
+        manifest = Manifest(
+            provider.public,
+            bundle_id,
+            CHUNK,
+            commitment,
+            digest.digest(),
+            tuple(entries),
+            card,
+            policy,
+        ).sign(provider)
         write_new(work / _MANIFEST, lambda file: file.write(manifest.encode()))
     return manifest, key
 
@@ -175,21 +209,24 @@ class SealedBundle:
 
         Raises:
             ModelError: there is no bundle there, or it cannot be read.
-            ProtocolError, Refused, SealBroken: see `Manifest.verify`; or the payload is shorter or longer than it says.
+            ProtocolError, Refused, SealBroken: see `Manifest.verify`; or the payload is shorter or
+            longer than it says.
         """
         manifest = Manifest.verify(read_manifest(path), provider_public)
         with _reading(path / _PAYLOAD):
             size = (path / _PAYLOAD).stat().st_size
         if size != manifest.payload_size:
             raise SealBroken(
-                f"The payload of {path} has {size} bytes, not the {manifest.payload_size} that its manifest says.",
+                f"The payload of {path} has {size} bytes, not the {manifest.payload_size} that its"
+                " manifest says.",
                 safe="Nothing of it was used.",
                 fix="Fetch the bundle anew.",
             )
         return cls(path, manifest)
 
     def payload(self, size: int = CHUNK + TAG_BYTES) -> Iterator[memoryview]:
-        """The sealed payload in pieces of up to `size` bytes; each is valid until the next is asked for.
+        """The sealed payload in pieces of up to `size` bytes; each is valid until the next is asked
+        for.
 
         Raises:
             ModelError: it cannot be read.
@@ -200,7 +237,8 @@ class SealedBundle:
                 yield buffer[:count]
 
     def check_payload(self, progress: Progress | None = None) -> None:
-        """Check the whole payload against the signed manifest; this needs no key. `progress`: (bytes done, of total).
+        """Check the whole payload against the signed manifest; this needs no key. `progress`:
+        (bytes done, of total).
 
         Raises:
             ModelError: it cannot be read.
@@ -230,8 +268,11 @@ def read_manifest(path: Path) -> bytes:
         return file.read(MAX_MANIFEST_BYTES + 1)
 
 
-def open_directory(bundle: SealedBundle, key: WeightKey, out: Path, *, progress: Progress | None = None) -> None:
-    """Open a bundle into the new directory `out`, for its provider. `progress`: (sealed bytes done, of total).
+def open_directory(
+    bundle: SealedBundle, key: WeightKey, out: Path, *, progress: Progress | None = None
+) -> None:
+    """Open a bundle into the new directory `out`, for its provider. `progress`: (sealed bytes done,
+    of total).
 
     A disk is slower than a hash, so here every file is held against its own digest too.
 
@@ -260,10 +301,15 @@ def open_directory(bundle: SealedBundle, key: WeightKey, out: Path, *, progress:
             if progress is not None:
                 progress(done, bundle.manifest.payload_size)
         opener.finish()
-        wrong = [entry.name for entry in bundle.manifest.files if digests[entry.name].digest() != entry.sha384]
+        wrong = [
+            entry.name
+            for entry in bundle.manifest.files
+            if digests[entry.name].digest() != entry.sha384
+        ]
         if wrong:
             raise SealBroken(
-                f"The payload of {bundle.path} opens, but not to the files of its manifest: {', '.join(wrong)}.",
+                f"The payload of {bundle.path} opens, but not to the files of its manifest:"
+                f" {', '.join(wrong)}.",
                 safe="Nothing was written.",
             )
         with disk_errors(out):
@@ -273,7 +319,9 @@ def open_directory(bundle: SealedBundle, key: WeightKey, out: Path, *, progress:
 
 
 def _plaintext(selection: Selection, entries: list[FileEntry]) -> Iterator[memoryview]:
-    """All files, one after the other, in chunks that are valid until the next is asked for; appends an entry for each file."""
+    """All files, one after the other, in chunks that are valid until the next is asked for; appends
+    an entry for each file.
+    """
     buffer, filled = memoryview(bytearray(CHUNK)), 0
     for name, path in selection.files.items():
         digest, size = hashlib.sha384(), 0
@@ -286,7 +334,11 @@ def _plaintext(selection: Selection, entries: list[FileEntry]) -> Iterator[memor
                     yield buffer
                     filled = 0
         if size != selection.sizes[name]:
-            raise ModelError(f"{path} changed while it was sealed.", safe="Nothing was left behind.", fix="Seal it again.")
+            raise ModelError(
+                f"{path} changed while it was sealed.",
+                safe="Nothing was left behind.",
+                fix="Seal it again.",
+            )
         entries.append(FileEntry(name, size, digest.digest()))
     if filled:
         yield buffer[:filled]
@@ -294,7 +346,11 @@ def _plaintext(selection: Selection, entries: list[FileEntry]) -> Iterator[memor
 
 def _left_out(name: str) -> bool:
     low = name.lower()
-    return low.startswith(".") or low.endswith(_LEFT_OUT_SUFFIXES) or low.split(".")[0] in _LEFT_OUT_NAMES
+    return (
+        low.startswith(".")
+        or low.endswith(_LEFT_OUT_SUFFIXES)
+        or low.split(".")[0] in _LEFT_OUT_NAMES
+    )
 
 
 def _size(name: str, path: Path, problems: list[str]) -> int:
@@ -322,4 +378,6 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.", safe="Nothing was left behind.") from None
+        raise ModelError(
+            f"{path} cannot be read: {error.strerror}.", safe="Nothing was left behind."
+        ) from None

@@ -1,11 +1,14 @@
-"""What a sealed bundle says of itself: model card, release policy, files and their digests, signed by the provider.
+"""What a sealed bundle says of itself: model card, release policy, files and their digests, signed
+by the provider.
 
-Form: canonical CBOR of {"body": bytes, "signature": bytes}; the body is canonical CBOR too, the signature is Ed25519 over it with
-the label "fedark/bundle/1". The digest that contracts name is SHA-384 of the body, so it does not depend on the signature.
+Form: canonical CBOR of {"body": bytes, "signature": bytes}; the body is canonical CBOR too, the
+signature is Ed25519 over it with the label "fedark/bundle/1". The digest that contracts name is
+SHA-384 of the body, so it does not depend on the signature.
 
-Rules kept: only `Manifest.verify` and `Manifest.sign` make a `VerifiedManifest`, and whatever opens, releases or accepts takes
-nothing else. File names are relative, of a small alphabet, sorted, and differ in more than case: none climbs out of a directory,
-none stands for two files. Pickles and code are no admissible files: to load either is to run what a stranger wrote.
+Rules kept: only `Manifest.verify` and `Manifest.sign` make a `VerifiedManifest`, and whatever
+opens, releases or accepts takes nothing else. File names are relative, of a small alphabet, sorted,
+and differ in more than case: none climbs out of a directory, none stands for two files. Pickles and
+code are no admissible files: to load either is to run what a stranger wrote.
 """
 
 from __future__ import annotations
@@ -20,16 +23,17 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from fedark import canonical
 from fedark.attestation.claims import SANDBOX_MODES, Claims
 from fedark.attestation.terms import HARDWARE
-from fedark.contract import Contract
-from fedark.errors import Refused, SealBroken, printable
-from fedark.keys import HYBRID, Kem, SigningKey, verify_signature
-from fedark.terms import Name, Terms, explain, to_tuples
-from fedark.vault.weightkey import BUNDLE_LABEL, COMMITMENT_BYTES
+from fedark.contract.contract import Contract
+from fedark.foundation import canonical
+from fedark.foundation.errors import Refused, SealBroken, printable
+from fedark.foundation.keys import HYBRID, Kem, SigningKey, verify_signature
+from fedark.foundation.terms import Name, Terms, explain, to_tuples
 
 __all__ = [
+    "BUNDLE_LABEL",
+    "COMMITMENT_BYTES",
     "EXTRA",
     "MAX_MANIFEST_BYTES",
     "TAG_BYTES",
@@ -42,6 +46,8 @@ __all__ = [
     "name_problems",
 ]
 
+BUNDLE_LABEL = "fedark/bundle/1"
+COMMITMENT_BYTES = 48
 EXTRA = "extra"
 MAX_MANIFEST_BYTES = 1 << 20
 TAG_BYTES = 16
@@ -92,20 +98,27 @@ class ReleasePolicy(Terms):
         expires: ISO 8601 with time zone; no release after it, and no grant outlives it.
         platforms: admissible attestation platforms; "simulated" only if it stands here.
         sandbox: the weakest admissible sandbox mode.
-        minimum_svn: security version number of the simulated platform; hardware's are terms of the contract.
+        minimum_svn: security version number of the simulated platform; hardware's are terms of the
+            contract.
         protection: admissible protection modes of updates.
         mechanisms: admissible privacy mechanisms.
-        minimum_cohort: fewest customers whose updates may be summed: `fedark.masking.fewest_in_a_sum`.
-        kem: admissible KEMs of an enclave's key; plain X25519, which a quantum computer would break, only if it stands here.
+        minimum_cohort: fewest customers whose updates may be summed:
+            `fedark.contract.protection.fewest_in_a_sum`.
+        kem: admissible KEMs of an enclave's key; plain X25519, which a quantum computer would
+            break, only if it stands here.
     """
 
     expires: Annotated[str, AfterValidator(_time)]
     platforms: Annotated[tuple[str, ...], Field(min_length=1)]
     sandbox: Literal["none", "landlock", "namespaces"] = "landlock"
     minimum_svn: Annotated[int, Field(ge=0)] = 1
-    protection: Annotated[tuple[Literal["sealed", "masked"], ...], Field(min_length=1)] = ("sealed", "masked")
+    protection: Annotated[tuple[Literal["sealed", "masked"], ...], Field(min_length=1)] = (
+        "sealed",
+        "masked",
+    )
     mechanisms: Annotated[
-        tuple[Literal["none", "example-local", "example-distributed", "customer-level"], ...], Field(min_length=1)
+        tuple[Literal["none", "example-local", "example-distributed", "customer-level"], ...],
+        Field(min_length=1),
     ] = ("none", "example-local", "example-distributed", "customer-level")
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     kem: Annotated[tuple[Kem, ...], Field(min_length=1)] = (HYBRID,)
@@ -119,20 +132,34 @@ class ReleasePolicy(Terms):
 
     def contract_problems(self, contract: Contract) -> list[str]:
         """Everything in `contract` that this policy does not allow."""
-        from fedark.masking import fewest_in_a_sum  # numpy: not for an enclave that opens a bundle
+        from fedark.contract.protection import (
+            fewest_in_a_sum,  # numpy: not for an enclave that opens a bundle
+        )
 
         problems = []
         if contract.protection.mode not in self.protection:
-            problems.append(f"the contract protects updates by {contract.protection.mode!r}, which the provider does not allow")
+            problems.append(
+                f"the contract protects updates by {contract.protection.mode!r}, which the provider"
+                " does not allow"
+            )
         if contract.privacy.mechanism not in self.mechanisms:
-            problems.append(f"the privacy mechanism {contract.privacy.mechanism!r} is not one that the provider allows")
+            problems.append(
+                f"the privacy mechanism {contract.privacy.mechanism!r} is not one that the provider"
+                " allows"
+            )
         if (fewest := fewest_in_a_sum(contract)) < self.minimum_cohort:
-            problems.append(f"the contract sums {fewest} customers, the provider asks for {self.minimum_cohort}")
+            problems.append(
+                f"the contract sums {fewest} customers, the provider asks for {self.minimum_cohort}"
+            )
         return problems + self.kem_problems(contract.attestation.kem)
 
     def kem_problems(self, kem: Kem) -> list[str]:
         """Why a weight key may not be wrapped under `kem`."""
-        return [] if kem in self.kem else [f"the KEM {kem} is not one that the provider allows ({', '.join(self.kem)})"]
+        return (
+            []
+            if kem in self.kem
+            else [f"the KEM {kem} is not one that the provider allows ({', '.join(self.kem)})"]
+        )
 
     def enclave_problems(self, claims: Claims) -> list[str]:
         """Everything in an enclave's claims that this policy does not allow."""
@@ -226,19 +253,29 @@ class Manifest:
         """
         outer = canonical.decode(data, max_bytes=MAX_MANIFEST_BYTES)
         if not isinstance(outer, dict) or outer.keys() != {"body", "signature"}:
-            raise SealBroken("A bundle's manifest is not a signed map.", safe="Nothing of the bundle was used.")
+            raise SealBroken(
+                "A bundle's manifest is not a signed map.", safe="Nothing of the bundle was used."
+            )
         body, signature = outer["body"], outer["signature"]
         if not isinstance(body, bytes) or not isinstance(signature, bytes):
-            raise SealBroken("A bundle's manifest is not a signed map.", safe="Nothing of the bundle was used.")
-        verify_signature(provider_public, BUNDLE_LABEL, body, signature, by="the provider of this bundle")
+            raise SealBroken(
+                "A bundle's manifest is not a signed map.", safe="Nothing of the bundle was used."
+            )
+        verify_signature(
+            provider_public, BUNDLE_LABEL, body, signature, by="the provider of this bundle"
+        )
         manifest = _parsed(canonical.decode(body, max_bytes=MAX_MANIFEST_BYTES))
         if manifest.provider != provider_public:
-            raise Refused("A bundle's manifest names another provider than its signer.", safe="Nothing of it was used.")
+            raise Refused(
+                "A bundle's manifest names another provider than its signer.",
+                safe="Nothing of it was used.",
+            )
         return VerifiedManifest._of(manifest, data, body)
 
     @staticmethod
     def claimed_provider(data: bytes) -> bytes:
-        """The key that a manifest names as its signer, unverified: for showing, and for `verify` to confirm that it signed.
+        """The key that a manifest names as its signer, unverified: for showing, and for `verify` to
+        confirm that it signed.
 
         Raises:
             ProtocolError: not canonical CBOR.
@@ -246,10 +283,16 @@ class Manifest:
         """
         outer = canonical.decode(data, max_bytes=MAX_MANIFEST_BYTES)
         body = outer.get("body") if isinstance(outer, dict) else None
-        inner = canonical.decode(body, max_bytes=MAX_MANIFEST_BYTES) if isinstance(body, bytes) else None
+        inner = (
+            canonical.decode(body, max_bytes=MAX_MANIFEST_BYTES)
+            if isinstance(body, bytes)
+            else None
+        )
         claimed = inner.get("provider") if isinstance(inner, dict) else None
         if not isinstance(claimed, bytes) or len(claimed) != 32:
-            raise SealBroken("A bundle's manifest names no provider.", safe="Nothing of it was used.")
+            raise SealBroken(
+                "A bundle's manifest names no provider.", safe="Nothing of it was used."
+            )
         return claimed
 
 
@@ -265,7 +308,9 @@ class VerifiedManifest(Manifest):
     @classmethod
     def _of(cls, manifest: Manifest, encoded: bytes, body: bytes) -> VerifiedManifest:
         verified = object.__new__(cls)
-        verified.__dict__.update({field.name: getattr(manifest, field.name) for field in fields(manifest)})
+        verified.__dict__.update(
+            {field.name: getattr(manifest, field.name) for field in fields(manifest)}
+        )
         verified.__dict__.update(_encoded=encoded, _digest=hashlib.sha384(body).digest())
         return verified
 
@@ -282,7 +327,10 @@ def inadmissible(name: str) -> str:
     """Why a file of this name is never sealed, or "" if it may be."""
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in _PICKLES:
-        return f"{name}: a {suffix} file can be a pickle, and loading a pickle runs code; convert the weights to safetensors"
+        return (
+            f"{name}: a {suffix} file can be a pickle, and loading a pickle runs code; convert the"
+            " weights to safetensors"
+        )
     if suffix in _CODE:
         return f"{name}: code is not sealed; a base model must load without code of its own"
     allowed = _EXTRA_SUFFIXES if name.startswith(f"{EXTRA}/") else _MODEL_SUFFIXES
@@ -296,11 +344,15 @@ def name_problems(names: Iterable[str]) -> list[str]:
     problems, seen = [], set[str]()
     for name in names:
         if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
-            problems.append(f"{name[:_MAX_NAME]!r}: not a plain relative name (letters, digits, '.', '_', '-')")
+            problems.append(
+                f"{name[:_MAX_NAME]!r}: not a plain relative name (letters, digits, '.', '_', '-')"
+            )
         elif reason := inadmissible(name):
             problems.append(reason)
         if name.lower() in seen:
-            problems.append(f"{name[:_MAX_NAME]!r}: stands twice, or differs from another name in case alone")
+            problems.append(
+                f"{name[:_MAX_NAME]!r}: stands twice, or differs from another name in case alone"
+            )
         seen.add(name.lower())
     if len(seen) > _MAX_FILES:
         problems.append(f"{len(seen)} files are more than {_MAX_FILES}")
@@ -312,16 +364,32 @@ def name_problems(names: Iterable[str]) -> list[str]:
 def _parsed(value: Any) -> Manifest:
     keys = {"format", *(field.name for field in fields(Manifest))}
     if not isinstance(value, dict) or value.keys() != keys or value["format"] != BUNDLE_LABEL:
-        raise SealBroken("A bundle's manifest is not of a form that this version reads.", safe="Nothing of it was used.")
+        raise SealBroken(
+            "A bundle's manifest is not of a form that this version reads.",
+            safe="Nothing of it was used.",
+        )
     problems = []
-    lengths = {"provider": 32, "bundle_id": 32, "commitment": COMMITMENT_BYTES, "payload_sha384": 48}
-    problems += [f"{key} is not {length} bytes" for key, length in lengths.items() if not _is_bytes(value[key], length)]
+    lengths = {
+        "provider": 32,
+        "bundle_id": 32,
+        "commitment": COMMITMENT_BYTES,
+        "payload_sha384": 48,
+    }
+    problems += [
+        f"{key} is not {length} bytes"
+        for key, length in lengths.items()
+        if not _is_bytes(value[key], length)
+    ]
     chunk_size = value["chunk_size"]
     if type(chunk_size) is not int or not _MIN_CHUNK <= chunk_size <= _MAX_CHUNK:
         problems.append("the chunk size is out of range")
     files: list[FileEntry] = []
     for item in value["files"] if isinstance(value["files"], list) else ():
-        if not isinstance(item, list) or [type(part) for part in item] != [str, int, bytes] or not _is_bytes(item[2], 48):
+        if (
+            not isinstance(item, list)
+            or [type(part) for part in item] != [str, int, bytes]
+            or not _is_bytes(item[2], 48)
+        ):
             problems.append("a file entry is malformed")
         elif item[1] < 0:
             problems.append("a file has a negative length")
@@ -333,10 +401,15 @@ def _parsed(value: Any) -> Manifest:
         problems.append("the files are not in order")
     if not 0 < sum(entry.size for entry in files) <= _MAX_TOTAL:
         problems.append("the files are empty, or too large together")
-    card, policy = _validated(ModelCard, value["card"], problems), _validated(ReleasePolicy, value["policy"], problems)
+    card, policy = (
+        _validated(ModelCard, value["card"], problems),
+        _validated(ReleasePolicy, value["policy"], problems),
+    )
     if problems or card is None or policy is None:
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise SealBroken(f"A bundle's manifest breaks the rules:\n{lines}", safe="Nothing of it was used.")
+        raise SealBroken(
+            f"A bundle's manifest breaks the rules:\n{lines}", safe="Nothing of it was used."
+        )
     return Manifest(
         value["provider"],
         value["bundle_id"],

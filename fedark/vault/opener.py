@@ -1,14 +1,19 @@
-"""Open a sealed payload: a push parser without I/O, in the memory of a few chunks, made for the inside of an enclave.
+"""Open a sealed payload: a push parser without I/O, in the memory of a few chunks, made for the
+inside of an enclave.
 
-The payload is the files' plaintexts one after the other, cut into chunks of one size, each sealed with AES-256-GCM (the STREAM
-construction of Hoang, Reyhanitabar, Rogaway and Vizar, CRYPTO 2015): nonce = chunk index, associated data = (bundle id, index,
-final flag). A chunk that was moved, repeated, dropped or brought from another bundle does not open, nothing can follow the final
-chunk, and nothing is complete without it. Plaintext is handed on only after its own chunk's tag was verified.
+The payload is the files' plaintexts one after the other, cut into chunks of one size, each sealed
+with AES-256-GCM (the STREAM construction of Hoang, Reyhanitabar, Rogaway and Vizar, CRYPTO 2015):
+nonce = chunk index, associated data = (bundle id, index, final flag). A chunk that was moved,
+repeated, dropped or brought from another bundle does not open, nothing can follow the final chunk,
+and nothing is complete without it. Plaintext is handed on only after its own chunk's tag was
+verified.
 
-Why no file digest is computed here, at a tenth of the speed of AES-GCM: the manifest is signed and commits to the key, and without
-the key no other bytes open. Who has the key, the provider itself above all, could still give two parties two payloads; against
-that the manifest holds SHA-384 of the sealed payload, and key and payload together leave one plaintext. The check needs no key
-and no enclave: each party makes it on its own copy, once, before it signs a contract (`SealedBundle.check_payload`).
+Why no file digest is computed here, at a tenth of the speed of AES-GCM: the manifest is signed and
+commits to the key, and without the key no other bytes open. Who has the key, the provider itself
+above all, could still give two parties two payloads; against that the manifest holds SHA-384 of the
+sealed payload, and key and payload together leave one plaintext. The check needs no key and no
+enclave: each party makes it on its own copy, once, before it signs a contract
+(`SealedBundle.check_payload`).
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import NoReturn
 
 from cryptography.exceptions import InvalidTag
 
-from fedark.errors import ModelError, SealBroken
+from fedark.foundation.errors import ModelError, SealBroken
 from fedark.vault.manifest import TAG_BYTES, VerifiedManifest
 from fedark.vault.weightkey import WeightKey
 
@@ -33,12 +38,16 @@ def nonce(index: int) -> bytes:
 
 
 def associated_data(bundle_id: bytes, index: int, final: bool) -> bytes:
-    """What a chunk's tag covers besides its bytes: which bundle, where in it, and whether it ends there."""
+    """What a chunk's tag covers besides its bytes: which bundle, where in it, and whether it ends
+    there.
+    """
     return bundle_id + index.to_bytes(8, "big") + bytes([final])
 
 
 class Opened:
-    """Proof that a bundle was opened to its end. Only `Opener.finish` makes one; a receipt cannot be made without it."""
+    """Proof that a bundle was opened to its end. Only `Opener.finish` makes one; a receipt cannot
+    be made without it.
+    """
 
     __slots__ = ("bundle",)
 
@@ -60,7 +69,8 @@ class Opener:
     Args:
         manifest: of the bundle.
         key: its weight key; not needed any more once this is made.
-        sink: gets (file name, plaintext) in order; the view is valid during the call only. An empty file brings no call.
+        sink: gets (file name, plaintext) in order; the view is valid during the call only. An empty
+            file brings no call.
 
     Raises:
         SealBroken: the key is not the one that the manifest commits to.
@@ -83,11 +93,13 @@ class Opener:
         """Take the next bytes of the payload.
 
         Raises:
-            SealBroken: they are not what was sealed. The opener is of no use afterwards, and what the sink already got is
-                genuine but incomplete.
+            SealBroken: they are not what was sealed. The opener is of no use afterwards, and what
+                the sink already got is genuine but incomplete.
         """
         if self._broken or self._finished:
-            raise SealBroken("Sealed bytes came after the end of their payload, or after it was found broken.")
+            raise SealBroken(
+                "Sealed bytes came after the end of their payload, or after it was found broken."
+            )
         rest = memoryview(data).cast("B")
         try:
             while len(rest):
@@ -114,7 +126,10 @@ class Opener:
             SealBroken: the payload is incomplete.
         """
         if self._broken or self._finished:
-            raise SealBroken("A sealed payload was found broken, or was finished before.", safe="Nothing of it was used.")
+            raise SealBroken(
+                "A sealed payload was found broken, or was finished before.",
+                safe="Nothing of it was used.",
+            )
         if self._index != self._manifest.chunks:
             self._end(broken=True)
             raise SealBroken(
@@ -137,7 +152,10 @@ class Opener:
         final = self._index == self._manifest.chunks - 1
         try:
             self._cipher.decrypt_into(
-                nonce(self._index), sealed, associated_data(self._manifest.bundle_id, self._index, final), plain
+                nonce(self._index),
+                sealed,
+                associated_data(self._manifest.bundle_id, self._index, final),
+                plain,
             )
         except InvalidTag:
             self._refuse(f"Chunk {self._index} of a sealed payload is not what was sealed there.")
@@ -152,7 +170,9 @@ class Opener:
 
     def _refuse(self, what: str) -> NoReturn:
         raise SealBroken(
-            what, safe="No byte of it was used.", fix="Fetch the bundle anew, and run: fedark model verify"
+            what,
+            safe="No byte of it was used.",
+            fix="Fetch the bundle anew, and run: fedark model verify",
         ) from None
 
     def _end(self, *, broken: bool) -> None:
@@ -162,7 +182,8 @@ class Opener:
 
 
 class Collector:
-    """A sink that keeps every file in memory, for models that are loaded from there and never touch a disk.
+    """A sink that keeps every file in memory, for models that are loaded from there and never touch
+    a disk.
 
     Raises:
         ModelError: there is not enough memory for the manifest's files.
@@ -172,7 +193,9 @@ class Collector:
         try:
             self.files = {entry.name: bytearray(entry.size) for entry in manifest.files}
         except MemoryError:
-            raise ModelError(f"The model {manifest.card.name!r} needs {manifest.total} bytes of memory.") from None
+            raise ModelError(
+                f"The model {manifest.card.name!r} needs {manifest.total} bytes of memory."
+            ) from None
         self._name, self._at = "", 0
         self._view = memoryview(b"")
 

@@ -1,16 +1,21 @@
-"""Key release (RFC 9334's relying party at work): a weight key for one attested enclave, one contract, one run, and no other.
+"""Key release (RFC 9334's relying party at work): a weight key for one attested enclave, one
+contract, one run, and no other.
 
-The order, which the code follows: the provider appraised the enclave (`AttestedPeer`) -> contract and claims against the signed
-release policy -> the decision goes to the provider's transparency log, on the disk -> the key is wrapped -> the provider signs the
-grant, with the log's tree head and the proof that the release is under it. The HPKE `info` is a digest over everything that the
-release was decided on, the log entry among it: a key that is wrapped before it was logged cannot be, and a grant opens in no other
-context. The grant travels through an aggregator that is trusted with nothing.
+The order, which the code follows: the provider appraised the enclave (`AttestedPeer`) -> contract
+and claims against the signed release policy -> the decision goes to the provider's transparency
+log, on the disk -> the key is wrapped -> the provider signs the grant, with the log's tree head and
+the proof that the release is under it. The HPKE `info` is a digest over everything that the release
+was decided on, the log entry among it: a key that is wrapped before it was logged cannot be, and a
+grant opens in no other context. The grant travels through an aggregator that is trusted with
+nothing.
 
-The enclave takes nothing from the grant that it knows itself: it computes model, run, nonce, evidence, policy and recipient from
-its own state, and reads only the expiry, and time and place of the log entry, from what the provider signed. So it computes the
-entry itself, and takes no key whose release was not logged as what it is. Nothing is negotiated: an enclave has a key of one KEM,
-its evidence binds that key, the provider's signed policy names the admissible KEMs (the hybrid alone by default), and the KEM is
-part of what the grant is bound to. So a relay can downgrade nothing.
+The enclave takes nothing from the grant that it knows itself: it computes model, run, nonce,
+evidence, policy and recipient from its own state, and reads only the expiry, and time and place of
+the log entry, from what the provider signed. So it computes the entry itself, and takes no key
+whose release was not logged as what it is. Nothing is negotiated: an enclave has a key of one KEM,
+its evidence binds that key, the provider's signed policy names the admissible KEMs (the hybrid
+alone by default), and the KEM is part of what the grant is bound to. So a relay can downgrade
+nothing.
 """
 
 from __future__ import annotations
@@ -21,11 +26,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from fedark import canonical
 from fedark.attestation.gate import AttestedPeer
-from fedark.contract import Contract, SignedContract
-from fedark.errors import LogRefused, ProtocolError, Refused, ReleaseRefused, SealBroken, printable
-from fedark.keys import HpkeKey, Kem, SigningKey, verify_signature
+from fedark.contract.contract import Contract, SignedContract
+from fedark.foundation import canonical
+from fedark.foundation.errors import (
+    LogRefused,
+    ProtocolError,
+    Refused,
+    ReleaseRefused,
+    SealBroken,
+    printable,
+)
+from fedark.foundation.keys import HpkeKey, Kem, SigningKey, verify_signature
 from fedark.translog.entry import KINDS, Entry
 from fedark.translog.head import TreeHead
 from fedark.translog.log import TransparencyLog
@@ -80,7 +92,9 @@ class ReleaseTerms:
 
     def entry(self) -> Entry:
         """What the provider's log says of this release."""
-        return Entry("release", self.logged, {name: getattr(self, name) for name in KINDS["release"]})
+        return Entry(
+            "release", self.logged, {name: getattr(self, name) for name in KINDS["release"]}
+        )
 
     def context(self) -> dict[str, Any]:
         """The HPKE context."""
@@ -98,7 +112,8 @@ def release(
     log: TransparencyLog,
     now: datetime,
 ) -> bytes:
-    """The grant: the weight key of `manifest`, wrapped for the enclave `peer`, signed. Valid for an hour at most.
+    """The grant: the weight key of `manifest`, wrapped for the enclave `peer`, signed. Valid for an
+    hour at most.
 
     Args:
         model: its name in the contract.
@@ -153,7 +168,9 @@ def release(
     done = log.append(bound.entry())
     bound = replace(bound, log_index=done.index, log_entry=done.entry.leaf())
     proof = {"log_head": done.head.encoded, "log_path": log.inclusion(done.index, done.head)}
-    body = canonical.encode(asdict(bound) | proof | {"wrapped": key.wrap(peer.hpke_public, bound.context(), kem=kem)})
+    body = canonical.encode(
+        asdict(bound) | proof | {"wrapped": key.wrap(peer.hpke_public, bound.context(), kem=kem)}
+    )
     return canonical.encode({"body": body, "signature": provider.sign(_GRANT_LABEL, body)})
 
 
@@ -218,12 +235,19 @@ def accept(
         log_entry=b"",
         expires=body["expires"],
     )
-    with contextlib.suppress(LogRefused):  # an enclave that was never challenged has nothing that could have been logged
+    with contextlib.suppress(
+        LogRefused
+    ):  # an enclave that was never challenged has nothing that could have been logged
         own = replace(own, log_entry=own.entry().leaf())
-    reasons = [f"its {name} is not this enclave's" for name in names if body[name] != getattr(own, name)]
+    reasons = [
+        f"its {name} is not this enclave's" for name in names if body[name] != getattr(own, name)
+    ]
     reasons += manifest.policy.kem_problems(hpke.kem)
     if hpke.kem != contract.attestation.kem:
-        reasons.append(f"this enclave's key is of the KEM {hpke.kem}, the contract names {contract.attestation.kem}")
+        reasons.append(
+            f"this enclave's key is of the KEM {hpke.kem}, the contract names"
+            f" {contract.attestation.kem}"
+        )
     terms = contract.model(model)
     if terms is None or bytes.fromhex(terms.bundle) != own.bundle:
         reasons.append("the contract names another bundle for this model")
@@ -238,13 +262,17 @@ def accept(
         reasons.append(f"the provider's log does not hold this release: {error.what}")
     if reasons:
         lines = "\n".join(f"  - {reason}" for reason in reasons)
-        raise ReleaseRefused(f"A grant for {printable(model)!r} was refused:\n{lines}", safe="Nothing of it was used.")
+        raise ReleaseRefused(
+            f"A grant for {printable(model)!r} was refused:\n{lines}",
+            safe="Nothing of it was used.",
+        )
     try:
         key = WeightKey.unwrap(body["wrapped"], hpke, own.context())
         key.cipher(manifest.bundle_id, manifest.chunk_size, manifest.commitment)
     except Refused as error:
         raise ReleaseRefused(
-            f"A grant for {printable(model)!r} was refused: {error.what}", safe="Nothing of it was used."
+            f"A grant for {printable(model)!r} was refused: {error.what}",
+            safe="Nothing of it was used.",
         ) from None
     return Accepted._of(key, own, hashlib.sha384(grant).digest())
 
@@ -279,34 +307,61 @@ class Receipt:
         """
         terms = accepted.terms
         if opened.bundle != terms.bundle:
-            raise ReleaseRefused("The bundle that was opened is not the one that was granted.", safe="No receipt was made.")
-        shared = {field.name: getattr(terms, field.name) for field in fields(Receipt) if hasattr(terms, field.name)}
+            raise ReleaseRefused(
+                "The bundle that was opened is not the one that was granted.",
+                safe="No receipt was made.",
+            )
+        shared = {
+            field.name: getattr(terms, field.name)
+            for field in fields(Receipt)
+            if hasattr(terms, field.name)
+        }
         receipt = Receipt(**shared, grant=accepted.grant, loaded=int(now.timestamp()))
         body = canonical.encode(asdict(receipt))
         return canonical.encode({"body": body, "signature": signing.sign(_RECEIPT_LABEL, body)})
 
     @staticmethod
-    def verify(data: bytes, *, signing_public: bytes, contract: bytes, run_id: str, party: str) -> Receipt:
+    def verify(
+        data: bytes, *, signing_public: bytes, contract: bytes, run_id: str, party: str
+    ) -> Receipt:
         """Read a receipt of the enclave whose attested signing key is `signing_public`.
 
         Args:
             contract: digest of the contract, 48 bytes.
 
         Raises:
-            ReleaseRefused: it is malformed, not that enclave's, or of another contract, run or party.
+            ReleaseRefused: it is malformed, not that enclave's, or of another contract, run or
+                party.
         """
         outer = _signed_map(data)
         try:
-            verify_signature(signing_public, _RECEIPT_LABEL, outer["body"], outer["signature"], by=f"the trainer of {party}")
+            verify_signature(
+                signing_public,
+                _RECEIPT_LABEL,
+                outer["body"],
+                outer["signature"],
+                by=f"the trainer of {party}",
+            )
             body = canonical.decode(outer["body"], max_bytes=_MAX_BYTES)
         except (Refused, ProtocolError) as error:
-            raise ReleaseRefused(f"A receipt was refused: {error.what}", safe="Nothing was concluded from it.") from None
-        kinds = {field.name: {"str": str, "bytes": bytes, "int": int}[str(field.type)] for field in fields(Receipt)}
-        if not isinstance(body, dict) or {name: type(value) for name, value in body.items()} != kinds:
+            raise ReleaseRefused(
+                f"A receipt was refused: {error.what}", safe="Nothing was concluded from it."
+            ) from None
+        kinds = {
+            field.name: {"str": str, "bytes": bytes, "int": int}[str(field.type)]
+            for field in fields(Receipt)
+        }
+        if (
+            not isinstance(body, dict)
+            or {name: type(value) for name, value in body.items()} != kinds
+        ):
             raise ReleaseRefused("A receipt is malformed.", safe="Nothing was concluded from it.")
         receipt = Receipt(**body)
         if (receipt.contract, receipt.run_id, receipt.party) != (contract, run_id, party):
-            raise ReleaseRefused("A receipt is of another contract, run or party.", safe="Nothing was concluded from it.")
+            raise ReleaseRefused(
+                "A receipt is of another contract, run or party.",
+                safe="Nothing was concluded from it.",
+            )
         return receipt
 
     def answers(self, grant: bytes) -> bool:
@@ -326,7 +381,10 @@ def _reasons(
     contract, policy = signed.contract, manifest.policy
     reasons = policy.contract_problems(contract) + policy.enclave_problems(peer.claims)
     if peer.kem != contract.attestation.kem:
-        reasons.append(f"the enclave's key is of the KEM {peer.kem}, the contract names {contract.attestation.kem}")
+        reasons.append(
+            f"the enclave's key is of the KEM {peer.kem}, the contract names"
+            f" {contract.attestation.kem}"
+        )
     terms = contract.model(model)
     if terms is None:
         reasons.append("the contract names no such model")
@@ -352,7 +410,8 @@ def _reasons(
 
 
 def logged_as(grant: bytes, provider: bytes) -> tuple[int, bytes]:
-    """Index and leaf hash of the log entry that a grant stands on, for the node that passes it on to its enclave.
+    """Index and leaf hash of the log entry that a grant stands on, for the node that passes it on
+    to its enclave.
 
     Args:
         provider: signing key.
@@ -367,10 +426,14 @@ def logged_as(grant: bytes, provider: bytes) -> tuple[int, bytes]:
 def _grant_body(grant: bytes, provider: bytes) -> dict[str, Any]:
     outer = _signed_map(grant)
     try:
-        verify_signature(provider, _GRANT_LABEL, outer["body"], outer["signature"], by="the provider")
+        verify_signature(
+            provider, _GRANT_LABEL, outer["body"], outer["signature"], by="the provider"
+        )
         body = canonical.decode(outer["body"], max_bytes=_MAX_BYTES)
     except (Refused, ProtocolError) as error:
-        raise ReleaseRefused(f"A grant was refused: {error.what}", safe="Nothing of it was used.") from None
+        raise ReleaseRefused(
+            f"A grant was refused: {error.what}", safe="Nothing of it was used."
+        ) from None
     own = {
         "wrapped": bytes,
         "log_index": int,
@@ -395,7 +458,9 @@ def _signed_map(data: bytes) -> dict[str, bytes]:
     try:
         outer = canonical.decode(data, max_bytes=_MAX_BYTES)
     except ProtocolError as error:
-        raise ReleaseRefused(f"A grant or receipt is malformed: {error.what}", safe="Nothing of it was used.") from None
+        raise ReleaseRefused(
+            f"A grant or receipt is malformed: {error.what}", safe="Nothing of it was used."
+        ) from None
     if not isinstance(outer, dict) or {name: type(value) for name, value in outer.items()} != {
         "body": bytes,
         "signature": bytes,

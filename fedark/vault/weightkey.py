@@ -1,12 +1,14 @@
-"""The key of one sealed bundle, as a type that does not show itself, and its files on the provider's node.
+"""The key of one sealed bundle, as a type that does not show itself, and its files on the
+provider's node.
 
-Rules kept: a key never prints, formats, pickles or copies; no error text holds it, and no frame that an error leaves through
-holds its bytes in a local variable. Its bytes leave this module only inside an HPKE ciphertext (`wrap`) or a key file of mode
-0600 (`KeyStore`).
+Rules kept: a key never prints, formats, pickles or copies; no error text holds it, and no frame
+that an error leaves through holds its bytes in a local variable. Its bytes leave this module only
+inside an HPKE ciphertext (`wrap`) or a key file of mode 0600 (`KeyStore`).
 
-What encrypts is not the key but HKDF-SHA384 of it (RFC 5869) with the bundle's random id as salt; the same derivation gives the
-key commitment that stands in the signed manifest. AES-GCM alone commits to no key: one ciphertext can be made to open under
-two (Grubbs, Lu and Ristenpart, CRYPTO 2017). With the commitment, whoever opens knows that it is the provider's one key.
+What encrypts is not the key but HKDF-SHA384 of it (RFC 5869) with the bundle's random id as salt;
+the same derivation gives the key commitment that stands in the signed manifest. AES-GCM alone
+commits to no key: one ciphertext can be made to open under two (Grubbs, Lu and Ristenpart, CRYPTO
+2017). With the commitment, whoever opens knows that it is the provider's one key.
 """
 
 from __future__ import annotations
@@ -21,26 +23,25 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA384
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fedark import canonical
-from fedark.errors import FedarkError, InputError, ReleaseRefused, SealBroken
-from fedark.files import disk_errors, write_new
-from fedark.keys import HYBRID, HpkeKey, Kem, hpke_seal
+from fedark.foundation import canonical
+from fedark.foundation.errors import FedarkError, InputError, ReleaseRefused, SealBroken
+from fedark.foundation.files import disk_errors, write_new
+from fedark.foundation.keys import HYBRID, HpkeKey, Kem, hpke_seal
+from fedark.vault.manifest import BUNDLE_LABEL, COMMITMENT_BYTES, VerifiedManifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fedark.vault.manifest import VerifiedManifest
+__all__ = ["KeyStore", "WeightKey"]
 
-__all__ = ["BUNDLE_LABEL", "COMMITMENT_BYTES", "KeyStore", "WeightKey"]
-
-BUNDLE_LABEL = "fedark/bundle/1"
-COMMITMENT_BYTES = 48
 _KEY_BYTES = 32
 _FILE_HEAD = "fedark-weight-key-1"
 
 
 class WeightKey:
-    """A 256-bit weight key. Made by `generate`, `unwrap` or `KeyStore.get`; best effort: `wipe` overwrites it in memory."""
+    """A 256-bit weight key. Made by `generate`, `unwrap` or `KeyStore.get`; best effort: `wipe`
+    overwrites it in memory.
+    """
 
     __slots__ = ("_secret",)
 
@@ -71,8 +72,11 @@ class WeightKey:
             return hpke_seal(bytes(self._secret), public, context, kem=kem)
         except FedarkError as error:
             problem = error.what
-        # Raised out here, because the frame that failed holds the key: neither traceback nor context may reach it.
-        raise ReleaseRefused(f"A weight key cannot be wrapped: {problem}", safe="It was not released.")
+        # Raised out here, because the frame that failed holds the key: neither traceback nor
+        # context may reach it.
+        raise ReleaseRefused(
+            f"A weight key cannot be wrapped: {problem}", safe="It was not released."
+        )
 
     @classmethod
     def unwrap(cls, ciphertext: bytes, hpke: HpkeKey, context: Mapping[str, Any]) -> WeightKey:
@@ -85,11 +89,15 @@ class WeightKey:
         key = cls._of(hpke.open(ciphertext, context))
         if len(key._secret) != _KEY_BYTES:
             key.wipe()
-            raise ReleaseRefused("A grant opens, but holds no weight key.", safe="Nothing of it was used.")
+            raise ReleaseRefused(
+                "A grant opens, but holds no weight key.", safe="Nothing of it was used."
+            )
         return key
 
     def commitment(self, bundle_id: bytes, chunk_size: int) -> bytes:
-        """What the manifest of bundle `bundle_id` says of its key: 48 bytes that name the key and do not reveal it."""
+        """What the manifest of bundle `bundle_id` says of its key: 48 bytes that name the key and
+        do not reveal it.
+        """
         return self._derive(bundle_id, chunk_size)[_KEY_BYTES:]
 
     def cipher(self, bundle_id: bytes, chunk_size: int, commitment: bytes) -> AESGCM:
@@ -104,7 +112,8 @@ class WeightKey:
         del material
         if not right:
             raise SealBroken(
-                "This weight key is not the one that the bundle's manifest commits to.", safe="Nothing was decrypted."
+                "This weight key is not the one that the bundle's manifest commits to.",
+                safe="Nothing was decrypted.",
             )
         return cipher
 
@@ -130,7 +139,9 @@ class WeightKey:
 
 
 class KeyStore:
-    """The weight keys of a provider's node: a directory of mode 0700, one file of mode 0600 for each bundle."""
+    """The weight keys of a provider's node: a directory of mode 0700, one file of mode 0600 for
+    each bundle.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -157,14 +168,22 @@ class KeyStore:
         """
         path = self._path(manifest)
         try:
-            with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
+            with open(
+                path,
+                "rb",
+                opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC),
+            ) as file:
                 mode = os.fstat(file.fileno()).st_mode
                 if mode & 0o077:
-                    raise InputError(f"{path} is open to other users (mode {mode & 0o777:o}).", fix=f"Run: chmod 600 {path}")
+                    raise InputError(
+                        f"{path} is open to other users (mode {mode & 0o777:o}).",
+                        fix=f"Run: chmod 600 {path}",
+                    )
                 key = _decoded(file.read(256))
         except FileNotFoundError:
             raise InputError(
-                f"No weight key is stored for the bundle {manifest.card.name!r} in {self.directory}.",
+                f"No weight key is stored for the bundle {manifest.card.name!r} in"
+                f" {self.directory}.",
                 fix="Give the directory of the node that sealed it.",
             ) from None
         except OSError as error:
@@ -184,7 +203,12 @@ def _encoded(key: WeightKey) -> bytes:
 
 def _decoded(text: bytes) -> WeightKey | None:
     lines = text.split(b"\n")
-    if len(lines) != 3 or lines[0] != _FILE_HEAD.encode("ascii") or lines[2] or len(lines[1]) != 2 * _KEY_BYTES:
+    if (
+        len(lines) != 3
+        or lines[0] != _FILE_HEAD.encode("ascii")
+        or lines[2]
+        or len(lines[1]) != 2 * _KEY_BYTES
+    ):
         return None
     try:
         return WeightKey._of(bytes.fromhex(lines[1].decode("ascii")))

@@ -1,4 +1,6 @@
-"""A small attestation lab: one manufacturer, one device, one contract's terms, one gate; every part can be replaced."""
+"""A small attestation lab: one manufacturer, one device, one contract's terms, one gate; every part
+can be replaced.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,14 @@ from fedark.attestation.claims import SandboxFacts
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook
-from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedDevice, SimulatedRoot, SimulatedVerifier
+from fedark.attestation.platforms.simulated import (
+    SimulatedAttester,
+    SimulatedDevice,
+    SimulatedRoot,
+    SimulatedVerifier,
+)
 from fedark.attestation.terms import AttestationTerms, SandboxPolicies
-from fedark.keys import HpkeKey, SigningKey
+from fedark.foundation.keys import HpkeKey, SigningKey
 
 POLICIES = SandboxPolicies(seccomp=((b"s" * 48).hex(),), landlock=((b"l" * 48).hex(),))
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
@@ -39,7 +46,9 @@ class Lab:
     host: SigningKey = field(default_factory=SigningKey)
 
     def terms(self, **changes: Any) -> AttestationTerms:
-        reference = {name: value.hex() for name, value in self.measurements.items() if name != "runconfig"}
+        reference = {
+            name: value.hex() for name, value in self.measurements.items() if name != "runconfig"
+        }
         values: dict[str, Any] = {
             "platforms": ("simulated",),
             "simulated_root": self.root.sha256,
@@ -72,17 +81,26 @@ class Lab:
         return SimulatedAttester(changes.pop("device", self.device), **values | changes)
 
     def binding(self, nonce: bytes, **changes: Any) -> KeyBinding:
-        whole = KeyBinding(nonce, self.hpke, self.signing, self.contract, self.run, "trainer", "north")
+        whole = KeyBinding(
+            nonce, self.hpke, self.signing, self.contract, self.run, "trainer", "north"
+        )
         return replace(whole, **changes)
 
     def evidence(
-        self, gate: Gate, *, attester: SimulatedAttester | None = None, nonce: bytes | None = None, **changes: Any
+        self,
+        gate: Gate,
+        *,
+        attester: SimulatedAttester | None = None,
+        nonce: bytes | None = None,
+        **changes: Any,
     ) -> bytes:
         """Honest evidence of north's trainer; `changes` alter the binding before it is quoted."""
         nonce = gate.challenge("trainer", "north", now=self.now) if nonce is None else nonce
         binding = self.binding(nonce, **changes)
         token = (attester or self.attester()).quote(binding.report_data(), binding.nonce)
-        return Evidence("simulated", token, binding, self.host.sign(HOST_LABEL, binding.host_statement())).encode()
+        return Evidence(
+            "simulated", token, binding, self.host.sign(HOST_LABEL, binding.host_statement())
+        ).encode()
 
     def admit(self, gate: Gate, evidence: bytes, **changes: Any) -> AttestedPeer:
         values: Mapping[str, Any] = {
@@ -97,5 +115,7 @@ class Lab:
 @pytest.fixture
 def lab() -> Lab:
     root = SimulatedRoot(now=NOW)
-    registers = {name: os.urandom(48) for name in ("launcher", "runtime", "application", "runconfig")}
+    registers = {
+        name: os.urandom(48) for name in ("launcher", "runtime", "application", "runconfig")
+    }
     return Lab(root, root.issue(now=NOW), registers)

@@ -1,4 +1,6 @@
-"""A party's own policy narrows what a contract admits, never widens it, and a wrong policy file tells all that is wrong with it."""
+"""A party's own policy narrows what a contract admits, never widens it, and a wrong policy file
+tells all that is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from fedark.attestation.platforms.simulated import SimulatedRoot
 from fedark.attestation.reference import ReferenceValues, sign_reference
 from fedark.attestation.terms import AttestationTerms, HardwareTerms, SandboxPolicies
 from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT, TDX_COLLATERAL, verifiers
-from fedark.errors import ContractError, EvidenceRefused, InputError
-from fedark.keys import SigningKey
+from fedark.foundation.errors import ContractError, EvidenceRefused, InputError
+from fedark.foundation.keys import SigningKey
 
 Read = Callable[..., AppraisalPolicy]
 PUBLISHER = SigningKey(b"p" * 32)
@@ -81,7 +83,8 @@ def refused(lab: Any, own: AppraisalPolicy, **changes: Any) -> tuple[str, ...]:
     return caught.value.reasons
 
 
-# -- appraisal -----------------------------------------------------------------------------------------------------------
+# -- appraisal
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_evidence_that_meets_contract_and_policy_is_admitted(lab: Any, read: Read) -> None:
@@ -110,14 +113,18 @@ def test_simulated_evidence_is_refused_unless_the_policy_names_it(lab: Any, read
 
 
 def test_a_policy_cannot_widen_the_contract(lab: Any, read: Read) -> None:
-    own = read(platforms={"simulated": {"root": lab.root.sha256, "minimum_svn": 0, "sandbox": "none"}})
+    own = read(
+        platforms={"simulated": {"root": lab.root.sha256, "minimum_svn": 0, "sandbox": "none"}}
+    )
     facts = SandboxFacts("none")
     reasons = refused(lab, own, attester=lab.attester(sandbox=facts, svn=0, debug=True))
     assert len(reasons) == 3
     assert "it runs in debug mode" in reasons
 
 
-def test_other_reference_values_than_the_policys_are_refused_though_the_contract_names_them(lab: Any, read: Read) -> None:
+def test_other_reference_values_than_the_policys_are_refused_though_the_contract_names_them(
+    lab: Any, read: Read
+) -> None:
     (reason,) = refused(lab, read(trainer=registers(lab) | {"runtime": "00" * 48}))
     assert reason.startswith("register runtime is ")
 
@@ -128,9 +135,16 @@ def test_a_role_without_reference_values_is_refused(lab: Any, read: Read) -> Non
 
 
 def test_the_reasons_of_contract_and_policy_are_given_together(lab: Any, read: Read) -> None:
-    own = read(platforms={"simulated": {"root": lab.root.sha256, "minimum_svn": 9}}, trainer={"runtime": "00" * 48})
+    own = read(
+        platforms={"simulated": {"root": lab.root.sha256, "minimum_svn": 9}},
+        trainer={"runtime": "00" * 48},
+    )
     reasons = refused(lab, own, attester=lab.attester(debug=True, svn=0))
-    assert {"its security version 0 is below 1", "its security version 0 is below 9", "it runs in debug mode"} <= set(reasons)
+    assert {
+        "its security version 0 is below 1",
+        "its security version 0 is below 9",
+        "it runs in debug mode",
+    } <= set(reasons)
     assert "register launcher has no reference value" in reasons
 
 
@@ -139,7 +153,12 @@ def test_a_sandbox_policy_that_is_no_reference_value_is_refused_by_name(
     lab: Any, read: Read, publish: Callable[..., str], how: str
 ) -> None:
     if how == "signed":
-        own = read(trainer=None, policies=None, publishers=[PUBLISHER.public.hex()], signed=[publish("release-1")])
+        own = read(
+            trainer=None,
+            policies=None,
+            publishers=[PUBLISHER.public.hex()],
+            signed=[publish("release-1")],
+        )
     else:
         own = read()
     other = lab.attester(sandbox=SandboxFacts("namespaces", b"x" * 48, b"l" * 48))
@@ -147,7 +166,10 @@ def test_a_sandbox_policy_that_is_no_reference_value_is_refused_by_name(
     with pytest.raises(EvidenceRefused) as caught:
         lab.admit(gate, lab.evidence(gate, attester=other))
     assert caught.value.reasons == (
-        "its system call (seccomp) policy is 7878787878787878..., which is no reference value of sandbox mode 'namespaces'",
+        (
+            "its system call (seccomp) policy is 7878787878787878..., which is no reference value"
+            " of sandbox mode 'namespaces'"
+        ),
     )
 
 
@@ -155,7 +177,9 @@ def known(seccomp: bytes) -> dict[str, Any]:
     return {"namespaces": SandboxPolicies(seccomp=(seccomp.hex(),), landlock=((b"l" * 48).hex(),))}
 
 
-def test_a_policy_without_reference_values_for_a_sandbox_mode_refuses_the_mode(lab: Any, read: Read) -> None:
+def test_a_policy_without_reference_values_for_a_sandbox_mode_refuses_the_mode(
+    lab: Any, read: Read
+) -> None:
     own = read(policies={"namespaces": policies(lab)["namespaces"]})
     facts = SandboxFacts("landlock", b"s" * 48, b"l" * 48)
     assert refused(lab, own, attester=lab.attester(sandbox=facts)) == (
@@ -163,10 +187,13 @@ def test_a_policy_without_reference_values_for_a_sandbox_mode_refuses_the_mode(l
     )
 
 
-# -- signed reference values ---------------------------------------------------------------------------------------------
+# -- signed reference values
+# ---------------------------------------------------------------------------------------------
 
 
-def test_signed_reference_values_of_a_trusted_publisher_count(lab: Any, read: Read, publish: Callable[..., str]) -> None:
+def test_signed_reference_values_of_a_trusted_publisher_count(
+    lab: Any, read: Read, publish: Callable[..., str]
+) -> None:
     own = read(trainer=None, publishers=[PUBLISHER.public.hex()], signed=[publish("release-1")])
     gate = lab.gate(own=own)
     lab.admit(gate, lab.evidence(gate))
@@ -186,11 +213,16 @@ def test_one_of_several_releases_is_enough_and_none_gives_every_reason(
         assert sum(reason.startswith(f"{release} of ") for reason in reasons) == 3
 
 
-def test_an_enclave_that_mixes_two_releases_is_refused(lab: Any, read: Read, publish: Callable[..., str]) -> None:
+def test_an_enclave_that_mixes_two_releases_is_refused(
+    lab: Any, read: Read, publish: Callable[..., str]
+) -> None:
     mine, other = registers(lab), {name: os.urandom(48).hex() for name in registers(lab)}
     mixed = [mine | {"runtime": other["runtime"]}, other | {"runtime": mine["runtime"]}]
     names = [publish(f"release-{index}", registers=values) for index, values in enumerate(mixed)]
-    assert len(refused(lab, read(trainer=None, publishers=[PUBLISHER.public.hex()], signed=names))) == 3
+    assert (
+        len(refused(lab, read(trainer=None, publishers=[PUBLISHER.public.hex()], signed=names)))
+        == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,7 +236,9 @@ def test_a_policy_with_a_bad_signed_file_is_refused_as_a_whole(
     read: Read, publish: Callable[..., str], changes: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ContractError, match=problem):
-        read(publishers=[PUBLISHER.public.hex()], signed=[publish("good"), publish("bad", **changes)])
+        read(
+            publishers=[PUBLISHER.public.hex()], signed=[publish("good"), publish("bad", **changes)]
+        )
 
 
 def test_signed_reference_values_that_expire_while_a_node_runs_count_no_more(
@@ -216,21 +250,34 @@ def test_signed_reference_values_that_expire_while_a_node_runs_count_no_more(
     assert reason.startswith("the reference values release-1 of ")
 
 
-def test_two_signed_files_of_one_release_and_role_are_refused(read: Read, publish: Callable[..., str]) -> None:
-    names = [publish("one", release="same"), publish("two", release="same", registers={"launcher": "ab" * 48})]
+def test_two_signed_files_of_one_release_and_role_are_refused(
+    read: Read, publish: Callable[..., str]
+) -> None:
+    names = [
+        publish("one", release="same"),
+        publish("two", release="same", registers={"launcher": "ab" * 48}),
+    ]
     with pytest.raises(ContractError, match="two signed files speak of the trainer of same"):
         read(publishers=[PUBLISHER.public.hex()], signed=names)
 
 
-# -- the file ------------------------------------------------------------------------------------------------------------
+# -- the file
+# ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_problem_of_a_policy_file_is_told_at_once(lab: Any, read: Read, publish: Callable[..., str]) -> None:
+def test_every_problem_of_a_policy_file_is_told_at_once(
+    lab: Any, read: Read, publish: Callable[..., str]
+) -> None:
     with pytest.raises(ContractError) as caught:
         read(
             version=2,
             colour="red",
-            platforms={"simulated": {"root": "ab"}, "tdx": {"accepted": ["Revoked"]}, "sgx": {}, "sev-snp": {}},
+            platforms={
+                "simulated": {"root": "ab"},
+                "tdx": {"accepted": ["Revoked"]},
+                "sgx": {},
+                "sev-snp": {},
+            },
             trainer={"launcher": "ab"},
             signed=["../elsewhere"],
         )
@@ -247,7 +294,11 @@ def test_every_problem_of_a_policy_file_is_told_at_once(lab: Any, read: Read, pu
     ):
         assert place in places
     with pytest.raises(ContractError) as caught:
-        read(platforms={}, publishers=[PUBLISHER.public.hex()], signed=["none.reference", publish("x", key=SigningKey())])
+        read(
+            platforms={},
+            publishers=[PUBLISHER.public.hex()],
+            signed=["none.reference", publish("x", key=SigningKey())],
+        )
     assert len(caught.value.problems) == 3
 
 
@@ -274,7 +325,8 @@ def test_a_missing_oversized_or_broken_file_is_told(lab: Any, tmp_path: Path) ->
             AppraisalPolicy.read(path, now=lab.now)
 
 
-# -- verifiers -----------------------------------------------------------------------------------------------------------
+# -- verifiers
+# -----------------------------------------------------------------------------------------------------------
 
 
 def collateral(lab: Any) -> dict[str, bytes]:
@@ -282,7 +334,9 @@ def collateral(lab: Any) -> dict[str, bytes]:
 
 
 def with_tdx(lab: Any) -> AttestationTerms:
-    return lab.terms(platforms=("simulated", "tdx"), hardware=HardwareTerms.model_validate({"tdx": {}}))
+    return lab.terms(
+        platforms=("simulated", "tdx"), hardware=HardwareTerms.model_validate({"tdx": {}})
+    )
 
 
 def test_a_verifier_is_made_for_what_contract_and_policy_both_admit(lab: Any, read: Read) -> None:
@@ -295,7 +349,9 @@ def test_a_verifier_is_made_for_what_contract_and_policy_both_admit(lab: Any, re
     assert set(verifiers(lab.terms(), collateral(lab), read(platforms={"nitro": {}}))) == set()
 
 
-def test_a_root_that_the_contract_pins_and_the_policy_does_not_is_refused(lab: Any, read: Read) -> None:
+def test_a_root_that_the_contract_pins_and_the_policy_does_not_is_refused(
+    lab: Any, read: Read
+) -> None:
     own = read(platforms={"simulated": {"root": SimulatedRoot(now=lab.now).sha256}})
     with pytest.raises(EvidenceRefused, match="our own policy pins"):
         verifiers(lab.terms(), collateral(lab), own)

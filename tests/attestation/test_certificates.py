@@ -1,4 +1,6 @@
-"""The path from a device to its manufacturer: every rule of RFC 5280 that matters here, and each one broken."""
+"""The path from a device to its manufacturer: every rule of RFC 5280 that matters here, and each
+one broken.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,12 @@ from cryptography.x509.oid import NameOID
 from fedark.attestation._x509 import read_crl
 from fedark.attestation.certificates import chain_problems, load_certificate
 from fedark.attestation.platforms.simulated import SimulatedDevice, SimulatedRoot, SimulatedVerifier
-from fedark.contract import now
-from fedark.errors import EvidenceRefused, InputError, ProtocolError
+from fedark.contract.contract import now
+from fedark.foundation.errors import EvidenceRefused, InputError, ProtocolError
 
-KEYS = {name: ec.generate_private_key(ec.SECP384R1()) for name in ("root", "middle", "leaf", "other")}
+KEYS = {
+    name: ec.generate_private_key(ec.SECP384R1()) for name in ("root", "middle", "leaf", "other")
+}
 DAY = timedelta(days=1)
 
 
@@ -53,8 +57,13 @@ def certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + start)
         .not_valid_after(now + end)
-        .add_extension(x509.BasicConstraints(authority, length if authority else None), critical=True)
-        .add_extension(key_usage or (usage(issue=True, crl=True) if subject != "leaf" else usage(sign=True)), critical=True)
+        .add_extension(
+            x509.BasicConstraints(authority, length if authority else None), critical=True
+        )
+        .add_extension(
+            key_usage or (usage(issue=True, crl=True) if subject != "leaf" else usage(sign=True)),
+            critical=True,
+        )
     )
     if extra is not None:
         builder = builder.add_extension(extra, critical=True)
@@ -62,7 +71,13 @@ def certificate(
 
 
 def crl(
-    issuer: str, now: datetime, *, by: Any = None, revoked: tuple[int, ...] = (), start: timedelta = -DAY, end: timedelta = DAY
+    issuer: str,
+    now: datetime,
+    *,
+    by: Any = None,
+    revoked: tuple[int, ...] = (),
+    start: timedelta = -DAY,
+    end: timedelta = DAY,
 ) -> Any:
     builder = x509.CertificateRevocationListBuilder()
     builder = builder.issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
@@ -87,14 +102,18 @@ class Path3:
         return chain_problems([self.leaf, self.middle], self.root, self.crls, now or self.now)
 
 
-def test_a_path_of_three_in_order_has_no_problem_and_an_independent_verifier_agrees(lab: Any) -> None:
+def test_a_path_of_three_in_order_has_no_problem_and_an_independent_verifier_agrees(
+    lab: Any,
+) -> None:
     path = Path3(lab.now)
     assert path.problems() == []
     anything = verification.ExtensionPolicy.permit_all().require_present(
         x509.BasicConstraints, verification.Criticality.CRITICAL, None
     )
     builder = verification.PolicyBuilder().store(verification.Store([path.root])).time(lab.now)
-    verifier = builder.extension_policies(ca_policy=anything, ee_policy=anything).build_client_verifier()
+    verifier = builder.extension_policies(
+        ca_policy=anything, ee_policy=anything
+    ).build_client_verifier()
     assert len(verifier.verify(path.leaf, [path.middle]).chain) == 3
 
 
@@ -108,7 +127,9 @@ def test_an_intermediate_with_ca_false_is_refused(lab: Any, refusal: Any) -> Non
 
 def test_a_device_that_issues_devices_is_refused(lab: Any) -> None:
     below = certificate("leaf", "middle", lab.now, key=KEYS["other"], by=KEYS["leaf"])
-    problems = chain_problems([below, Path3(lab.now).leaf, Path3(lab.now).middle], Path3(lab.now).root, [], lab.now)
+    problems = chain_problems(
+        [below, Path3(lab.now).leaf, Path3(lab.now).middle], Path3(lab.now).root, [], lab.now
+    )
     assert "intermediate certificate 1 is not a certificate authority (CA:false)" in problems
 
 
@@ -122,8 +143,12 @@ def test_a_path_longer_than_an_intermediate_admits_is_refused(lab: Any) -> None:
     upper = certificate("other", "root", lab.now, length=0)
     middle = certificate("middle", "other", lab.now)
     crls = [crl(name, lab.now) for name in ("root", "other", "middle")]
-    problems = chain_problems([certificate("leaf", "middle", lab.now), middle, upper], root, crls, lab.now)
-    assert problems == ["intermediate certificate 2 admits 0 intermediates below it, the path has 1"]
+    problems = chain_problems(
+        [certificate("leaf", "middle", lab.now), middle, upper], root, crls, lab.now
+    )
+    assert problems == [
+        "intermediate certificate 2 admits 0 intermediates below it, the path has 1"
+    ]
 
 
 @pytest.mark.parametrize("part", ["root", "middle", "leaf"])
@@ -135,7 +160,9 @@ def test_an_expired_certificate_is_refused(lab: Any, part: str) -> None:
 
 
 def test_a_certificate_that_is_not_valid_yet_is_refused(lab: Any) -> None:
-    (problem,) = Path3(lab.now, leaf=certificate("leaf", "middle", lab.now, start=timedelta(minutes=1))).problems()
+    (problem,) = Path3(
+        lab.now, leaf=certificate("leaf", "middle", lab.now, start=timedelta(minutes=1))
+    ).problems()
     assert "not valid before" in problem
 
 
@@ -147,14 +174,25 @@ def test_a_certificate_that_is_not_valid_yet_is_refused(lab: Any) -> None:
         (usage(sign=True, crl=True), "admits issuing"),
     ],
 )
-def test_a_device_with_the_wrong_key_usage_is_refused(lab: Any, key_usage: x509.KeyUsage, reason: str) -> None:
-    (problem,) = Path3(lab.now, leaf=certificate("leaf", "middle", lab.now, key_usage=key_usage)).problems()
+def test_a_device_with_the_wrong_key_usage_is_refused(
+    lab: Any, key_usage: x509.KeyUsage, reason: str
+) -> None:
+    (problem,) = Path3(
+        lab.now, leaf=certificate("leaf", "middle", lab.now, key_usage=key_usage)
+    ).problems()
     assert reason in problem
 
 
 def test_an_intermediate_with_the_wrong_key_usage_is_refused(lab: Any) -> None:
-    path = Path3(lab.now, middle=certificate("middle", "root", lab.now, length=0, key_usage=usage(sign=True, crl=True)))
-    assert path.problems() == ["intermediate certificate 1's key usage does not admit issuing certificates"]
+    path = Path3(
+        lab.now,
+        middle=certificate(
+            "middle", "root", lab.now, length=0, key_usage=usage(sign=True, crl=True)
+        ),
+    )
+    assert path.problems() == [
+        "intermediate certificate 1's key usage does not admit issuing certificates"
+    ]
 
 
 def test_a_device_marked_as_an_authority_is_refused(lab: Any) -> None:
@@ -180,7 +218,9 @@ def test_an_unknown_critical_extension_is_refused(lab: Any) -> None:
 
 
 def test_name_constraints_which_are_not_understood_here_are_refused(lab: Any) -> None:
-    extra = x509.NameConstraints(permitted_subtrees=[x509.DNSName("example.invalid")], excluded_subtrees=None)
+    extra = x509.NameConstraints(
+        permitted_subtrees=[x509.DNSName("example.invalid")], excluded_subtrees=None
+    )
     path = Path3(lab.now, middle=certificate("middle", "root", lab.now, length=0, extra=extra))
     assert any("unknown critical extension" in problem for problem in path.problems())
 
@@ -201,7 +241,10 @@ def test_a_revoked_device_and_a_revoked_intermediate_are_refused(lab: Any) -> No
         crl("root", lab.now, revoked=(path.middle.serial_number,)),
         crl("middle", lab.now, revoked=(path.leaf.serial_number,)),
     ]
-    assert path.problems() == ["the device certificate is revoked", "intermediate certificate 1 is revoked"]
+    assert path.problems() == [
+        "the device certificate is revoked",
+        "intermediate certificate 1 is revoked",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +268,10 @@ def test_revocation_that_cannot_be_checked_is_refused(lab: Any, kind: str, reaso
 
 
 def test_an_issuer_that_may_not_sign_revocation_lists_is_refused(lab: Any) -> None:
-    path = Path3(lab.now, middle=certificate("middle", "root", lab.now, length=0, key_usage=usage(issue=True)))
+    path = Path3(
+        lab.now,
+        middle=certificate("middle", "root", lab.now, length=0, key_usage=usage(issue=True)),
+    )
     assert path.problems() == ["the issuer of the device certificate may not sign revocation lists"]
 
 
@@ -292,14 +338,23 @@ def test_a_device_with_an_intermediate_in_its_token_is_admitted(lab: Any) -> Non
     device = SimulatedDevice(KEYS["leaf"], chain, root.certificate)
     verifier = SimulatedVerifier(root.certificate, root.crl(now=lab.now))
     verifier._crls.append(crl("middle", lab.now))
-    assert verifier.verify(lab.attester(device=device).quote(b"r" * 64, b"n" * 32), now=lab.now).ueid == ueid
+    assert (
+        verifier.verify(lab.attester(device=device).quote(b"r" * 64, b"n" * 32), now=lab.now).ueid
+        == ueid
+    )
 
 
-def test_a_saved_device_is_its_owners_alone_and_comes_back_the_same(lab: Any, tmp_path: Path) -> None:
+def test_a_saved_device_is_its_owners_alone_and_comes_back_the_same(
+    lab: Any, tmp_path: Path
+) -> None:
     lab.device.save(tmp_path / "device")
     assert stat.S_IMODE((tmp_path / "device" / "device.key").stat().st_mode) == 0o600
     loaded = SimulatedDevice.load(tmp_path / "device")
-    assert (loaded.chain, loaded.root, loaded.ueid) == (lab.device.chain, lab.device.root, lab.device.ueid)
+    assert (loaded.chain, loaded.root, loaded.ueid) == (
+        lab.device.chain,
+        lab.device.root,
+        lab.device.ueid,
+    )
     token = lab.attester(device=loaded).quote(b"r" * 64, b"n" * 32)
     assert lab.verifier().verify(token, now=lab.now).ueid == lab.device.ueid
     with pytest.raises(InputError, match="already"):
@@ -321,8 +376,12 @@ def test_a_device_with_the_key_of_another_is_refused(lab: Any, tmp_path: Path) -
         SimulatedDevice.load(tmp_path / "one")
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
-def test_a_damaged_device_is_an_input_error_without_its_key_in_the_text(lab: Any, tmp_path: Path, damage: bytes) -> None:
+@pytest.mark.parametrize(
+    "damage", [b"", b"garbage", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
+)
+def test_a_damaged_device_is_an_input_error_without_its_key_in_the_text(
+    lab: Any, tmp_path: Path, damage: bytes
+) -> None:
     lab.device.save(tmp_path)
     (tmp_path / "device.key").write_bytes(damage)
     with pytest.raises(InputError, match="malformed"):

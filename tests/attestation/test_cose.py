@@ -12,9 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedark import canonical
 from fedark.attestation import cose
-from fedark.errors import EvidenceRefused, ProtocolError
+from fedark.foundation import canonical
+from fedark.foundation.errors import EvidenceRefused, ProtocolError
 
 REPORT, NONCE = b"r" * 64, b"n" * 32
 
@@ -29,7 +29,9 @@ def parts(token: bytes) -> list[Any]:
 
 
 def rebuilt(token: bytes, *, protected: Any = None, **changes: Any) -> bytes:
-    fields = dict(zip(("protected", "unprotected", "payload", "signature"), parts(token), strict=True))
+    fields = dict(
+        zip(("protected", "unprotected", "payload", "signature"), parts(token), strict=True)
+    )
     if protected is not None:
         fields["protected"] = cbor2.dumps(protected)
     return b"\xd2" + cbor2.dumps(list((fields | changes).values()))
@@ -47,32 +49,49 @@ def header(token: bytes) -> dict[int, Any]:
 
 def test_a_token_gives_its_claims_back(lab: Any, token: bytes) -> None:
     claims = lab.verifier().verify(token, now=lab.now)
-    assert (claims.report_data, claims.nonce, claims.measurements) == (REPORT, NONCE, lab.measurements)
-    assert (claims.debug, claims.svn, claims.sandbox, claims.issued_at) == (False, 1, "namespaces", lab.now)
+    assert (claims.report_data, claims.nonce, claims.measurements) == (
+        REPORT,
+        NONCE,
+        lab.measurements,
+    )
+    assert (claims.debug, claims.svn, claims.sandbox, claims.issued_at) == (
+        False,
+        1,
+        "namespaces",
+        lab.now,
+    )
 
 
 @pytest.mark.attack("algorithm substitution")
 @pytest.mark.parametrize("algorithm", [-7, -36, -8, -38, 0, 5, -65535, "ES384", None, True])
 def test_algorithm_substitution_is_refused(lab: Any, token: bytes, algorithm: Any) -> None:
-    assert "algorithm is not ES384" in refused(lab, rebuilt(token, protected=header(token) | {1: algorithm}))
+    assert "algorithm is not ES384" in refused(
+        lab, rebuilt(token, protected=header(token) | {1: algorithm})
+    )
 
 
 def test_a_token_without_an_algorithm_is_refused(lab: Any, token: bytes) -> None:
-    assert "exactly alg and x5chain" in refused(lab, rebuilt(token, protected={33: header(token)[33]}))
+    assert "exactly alg and x5chain" in refused(
+        lab, rebuilt(token, protected={33: header(token)[33]})
+    )
 
 
 @pytest.mark.attack("algorithm none")
 def test_an_algorithm_none_with_an_empty_signature_is_refused(lab: Any, token: bytes) -> None:
     for changes in ({"signature": b""}, {}):
         with refusing():
-            said = refused(lab, rebuilt(token, protected={1: None, 33: header(token)[33]}, **changes))
+            said = refused(
+                lab, rebuilt(token, protected={1: None, 33: header(token)[33]}, **changes)
+            )
         assert ("r || s" if changes else "algorithm is not ES384") in said
 
 
 @pytest.mark.attack("unprotected algorithm")
 def test_an_unprotected_algorithm_is_refused(lab: Any, token: bytes) -> None:
     assert "unprotected" in refused(lab, rebuilt(token, unprotected={1: -35}))
-    assert "unprotected" in refused(lab, rebuilt(token, protected={33: header(token)[33]}, unprotected={1: -35}))
+    assert "unprotected" in refused(
+        lab, rebuilt(token, protected={33: header(token)[33]}, unprotected={1: -35})
+    )
 
 
 @pytest.mark.attack("bad length of r and s")
@@ -83,12 +102,18 @@ def test_a_signature_of_another_length_is_refused(lab: Any, token: bytes, length
 
 def test_a_der_signature_is_refused(lab: Any, token: bytes) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
-    assert "r || s" in refused(lab, rebuilt(token, signature=key.sign(b"x", ec.ECDSA(hashes.SHA384()))))
+    assert "r || s" in refused(
+        lab, rebuilt(token, signature=key.sign(b"x", ec.ECDSA(hashes.SHA384())))
+    )
 
 
 @pytest.mark.parametrize("signature", [b"\0" * 96, b"\xff" * 96])
-def test_a_signature_of_zeros_or_out_of_range_is_refused(lab: Any, token: bytes, signature: bytes) -> None:
-    assert refused(lab, rebuilt(token, signature=signature)) == "the token is not signed by its device"
+def test_a_signature_of_zeros_or_out_of_range_is_refused(
+    lab: Any, token: bytes, signature: bytes
+) -> None:
+    assert (
+        refused(lab, rebuilt(token, signature=signature)) == "the token is not signed by its device"
+    )
 
 
 def test_a_signature_by_another_key_is_refused(lab: Any, token: bytes) -> None:
@@ -139,22 +164,31 @@ def nested(levels: int) -> Any:
 
 @pytest.mark.attack("nested too deep")
 @pytest.mark.parametrize("levels", [2, 3, 10, 100])
-def test_a_token_that_nests_too_deeply_is_refused_for_its_depth(lab: Any, token: bytes, levels: int) -> None:
-    """Each is canonical to its end: without the cap it would be refused for what it says, as the control at the cap is."""
+def test_a_token_that_nests_too_deeply_is_refused_for_its_depth(
+    lab: Any, token: bytes, levels: int
+) -> None:
+    """Each is canonical to its end: without the cap it would be refused for what it says, as the
+    control at the cap is.
+    """
     deep = b"\x81" * levels + cbor2.dumps(b"x")
     protected, *rest = (cbor2.dumps(part) for part in parts(token))
     in_header = cbor2.dumps(b"\xa2\x01" + cbor2.dumps(-35) + b"\x18\x21" + deep)
     for place in (b"".join((in_header, *rest)), b"".join((protected, deep, *rest[1:]))):
         with refusing():
             assert "A CBOR item is malformed" in refused(lab, b"\xd2\x84" + place)
-    assert "x5chain is an array of fewer than two" in refused(lab, rebuilt(token, protected={1: -35, 33: nested(1)}))
+    assert "x5chain is an array of fewer than two" in refused(
+        lab, rebuilt(token, protected={1: -35, 33: nested(1)})
+    )
     assert "unprotected headers" in refused(lab, rebuilt(token, unprotected=nested(1)))
 
 
 @pytest.mark.parametrize(
-    ("levels", "reason"), [(3, "not exactly those"), (4, "A CBOR item is malformed"), (5, "A CBOR item is malformed")]
+    ("levels", "reason"),
+    [(3, "not exactly those"), (4, "A CBOR item is malformed"), (5, "A CBOR item is malformed")],
 )
-def test_claims_that_nest_too_deeply_are_refused_for_their_depth(lab: Any, token: bytes, levels: int, reason: str) -> None:
+def test_claims_that_nest_too_deeply_are_refused_for_their_depth(
+    lab: Any, token: bytes, levels: int, reason: str
+) -> None:
     claims = {**cbor2.loads(parts(token)[2]), "deep": nested(levels)}
     assert reason in refused(lab, lab.device.sign(canonical.encode(claims)))
 
@@ -170,7 +204,9 @@ def test_an_integer_longer_than_needed_is_refused(lab: Any, token: bytes) -> Non
 
 
 def test_a_further_protected_header_is_refused(lab: Any, token: bytes) -> None:
-    assert "exactly" in refused(lab, rebuilt(token, protected={1: -35, 2: [4], 33: header(token)[33]}))
+    assert "exactly" in refused(
+        lab, rebuilt(token, protected={1: -35, 2: [4], 33: header(token)[33]})
+    )
 
 
 @pytest.mark.parametrize("chain", [[], [b"x"], b"", b"x", [b"x"] * 5, "x", 5])
@@ -188,11 +224,15 @@ def test_every_sampled_bit_flip_is_refused(lab: Any, token: bytes) -> None:
 
 
 @pytest.mark.parametrize("key", [6, 10, 256, 258, 259, 263, 265, 266, 273, -70000, -70004])
-def test_a_token_without_one_of_its_claims_or_with_a_strange_one_is_refused(lab: Any, token: bytes, key: int) -> None:
+def test_a_token_without_one_of_its_claims_or_with_a_strange_one_is_refused(
+    lab: Any, token: bytes, key: int
+) -> None:
     claims = canonical.decode(parts(token)[2])
     value = claims.pop(key)
     assert "exactly those of the profile" in refused(lab, lab.device.sign(canonical.encode(claims)))
-    assert "exactly those of the profile" in refused(lab, lab.device.sign(canonical.encode(claims | {key + 5000: value})))
+    assert "exactly those of the profile" in refused(
+        lab, lab.device.sign(canonical.encode(claims | {key + 5000: value}))
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,10 +273,13 @@ def test_pycose_verifies_our_token(lab: Any, token: bytes) -> None:
     from pycose.keys import EC2Key
     from pycose.messages import Sign1Message
 
-    # Both oracles were written for cbor2 5, which gave a list inside a tag: so the tag is taken off here.
+    # Both oracles were written for cbor2 5, which gave a list inside a tag: so the tag is taken off
+    # here.
     message = Sign1Message.from_cose_obj(parts(token), allow_unknown_attributes=False)
     numbers = x509.load_der_x509_certificate(lab.device.chain[0]).public_key().public_numbers()
-    message.key = EC2Key(crv="P_384", x=numbers.x.to_bytes(48, "big"), y=numbers.y.to_bytes(48, "big"))
+    message.key = EC2Key(
+        crv="P_384", x=numbers.x.to_bytes(48, "big"), y=numbers.y.to_bytes(48, "big")
+    )
     assert message.verify_signature()
     assert cbor2.loads(message.payload)[10] == NONCE
 
@@ -254,7 +297,9 @@ def test_we_verify_a_token_of_pycose(lab: Any, token: bytes) -> None:
         y=numbers.public_numbers.y.to_bytes(48, "big"),
         d=numbers.private_value.to_bytes(48, "big"),
     )
-    message = Sign1Message(phdr={Algorithm: "ES384", X5chain: lab.device.chain[0]}, uhdr={}, payload=parts(token)[2])
+    message = Sign1Message(
+        phdr={Algorithm: "ES384", X5chain: lab.device.chain[0]}, uhdr={}, payload=parts(token)[2]
+    )
     message.key = key
     assert lab.verifier().verify(message.encode(), now=lab.now).report_data == REPORT
 
@@ -272,14 +317,18 @@ def test_we_verify_a_token_of_cwt(lab: Any, token: bytes) -> None:
 
     pem = lab.device._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     key = cwt.COSEKey.from_pem(pem, alg="ES384")
-    theirs = cwt.COSE.new().encode_and_sign(parts(token)[2], key, protected={1: -35, 33: lab.device.chain[0]}, unprotected={})
+    theirs = cwt.COSE.new().encode_and_sign(
+        parts(token)[2], key, protected={1: -35, 33: lab.device.chain[0]}, unprotected={}
+    )
     assert lab.verifier().verify(theirs, now=lab.now).report_data == REPORT
 
 
 def _public_pem(lab: Any) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    return lab.device._key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return lab.device._key.public_key().public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
 
 
 def test_a_key_on_another_curve_cannot_sign() -> None:
@@ -292,7 +341,8 @@ def test_parse_is_total_on_empty_input() -> None:
         cose.parse(b"")
 
 
-# Of Wycheproof (C2SP, Apache-2.0), testvectors_v1/ecdsa_secp384r1_sha384_p1363_test.json, first group: key and cases 1 to 53.
+# Of Wycheproof (C2SP, Apache-2.0), testvectors_v1/ecdsa_secp384r1_sha384_p1363_test.json, first
+# group: key and cases 1 to 53.
 WYCHEPROOF_KEY = (
     "042da57dda1089276a543f9ffdac0bff0d976cad71eb7280e7d9bfd9fee4bdb2f20f47ff888274389772d98cc5752138aa"
     "4b6d054d69dcf3e25ec49df870715e34883b1836197d76f8ad962e78f6571bbc7407b0d6091f9e4d88f014274406174f"
@@ -305,8 +355,12 @@ P = 2**384 - 2**128 - 2**96 + 2**32 - 1
 
 
 def wycheproof(r: int, s: int, size: int = 48) -> bool:
-    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), bytes.fromhex(WYCHEPROOF_KEY))
-    return cose.es384_valid(key, WYCHEPROOF_MESSAGE, r.to_bytes(size, "big") + s.to_bytes(size, "big"))
+    key = ec.EllipticCurvePublicKey.from_encoded_point(
+        ec.SECP384R1(), bytes.fromhex(WYCHEPROOF_KEY)
+    )
+    return cose.es384_valid(
+        key, WYCHEPROOF_MESSAGE, r.to_bytes(size, "big") + s.to_bytes(size, "big")
+    )
 
 
 def test_wycheproofs_signature_is_valid_with_either_sign_of_s() -> None:
@@ -320,7 +374,9 @@ def test_wycheproofs_special_values_of_r_and_s_are_no_signature(r: int, s: int) 
     assert not wycheproof(r, s)
 
 
-@pytest.mark.parametrize(("added", "size"), [(N, 49), (256 * N, 50), (1 << 384, 49), (1 << 448, 57)])
+@pytest.mark.parametrize(
+    ("added", "size"), [(N, 49), (256 * N, 50), (1 << 384, 49), (1 << 448, 57)]
+)
 def test_wycheproofs_values_beyond_the_order_are_no_signature(added: int, size: int) -> None:
     assert not wycheproof(WYCHEPROOF_R + added, WYCHEPROOF_S, size)
     assert not wycheproof(WYCHEPROOF_R, WYCHEPROOF_S + added, size)

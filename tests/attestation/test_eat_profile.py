@@ -7,13 +7,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from fedark import canonical
 from fedark.attestation import certificates, cose, eat, evidence
 from fedark.attestation.nonces import NONCE_LIFETIME
 from fedark.attestation.policy import CLOCK_SKEW
+from fedark.foundation import canonical
 
 TEXT = (Path(__file__).parents[2] / "docs" / "eat-profile.md").read_text(encoding="utf-8")
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if re.match(r"\| -?\d+ \|", line)]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in TEXT.splitlines()
+    if re.match(r"\| -?\d+ \|", line)
+]
 IN_SUBMODS = {eat._MODE, eat._SECCOMP, eat._LANDLOCK}
 
 
@@ -38,7 +42,12 @@ def test_the_table_and_the_modules_docstring_name_the_same_claims() -> None:
 
 def test_the_profile_states_the_limits_and_the_identifier_of_the_code() -> None:
     assert f"`{eat.PROFILE}`" in TEXT
-    for limit in (cose.MAX_TOKEN_BYTES, eat._MAX_PAYLOAD, certificates._MAX_DER, evidence.MAX_EVIDENCE_BYTES):
+    for limit in (
+        cose.MAX_TOKEN_BYTES,
+        eat._MAX_PAYLOAD,
+        certificates._MAX_DER,
+        evidence.MAX_EVIDENCE_BYTES,
+    ):
         assert f"{limit:,} bytes" in TEXT
     assert f"| {cose.MAX_CHAIN}, of" in TEXT
     assert (timedelta(minutes=2), timedelta(minutes=10)) == (CLOCK_SKEW, NONCE_LIFETIME)

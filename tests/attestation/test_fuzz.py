@@ -18,15 +18,24 @@ from fedark.attestation import cose
 from fedark.attestation.binding import KeyBinding
 from fedark.attestation.eat import SimulatedClaims
 from fedark.attestation.evidence import Evidence
-from fedark.errors import EvidenceRefused, ProtocolError
+from fedark.foundation.errors import EvidenceRefused, ProtocolError
 
 EXAMPLES = int(os.environ.get("FEDARK_FUZZ", "300"))
 FUZZ = settings(
     max_examples=EXAMPLES,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
 )
 ITEMS = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 65), 1 << 65) | st.floats() | st.text(max_size=40) | st.binary(max_size=80),
+    st.none()
+    | st.booleans()
+    | st.integers(-(1 << 65), 1 << 65)
+    | st.floats()
+    | st.text(max_size=40)
+    | st.binary(max_size=80),
     lambda inner: (
         st.lists(inner, max_size=5)
         | st.dictionaries(st.integers(-70005, 300) | st.text(max_size=12), inner, max_size=5)
@@ -36,7 +45,9 @@ ITEMS = st.recursive(
 )
 CBOR = ITEMS.map(cbor2.dumps) | st.binary(max_size=300)
 EDITS = st.lists(
-    st.tuples(st.integers(0, 1 << 16), st.integers(0, 2), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4
+    st.tuples(st.integers(0, 1 << 16), st.integers(0, 2), st.binary(min_size=1, max_size=3)),
+    min_size=1,
+    max_size=4,
 )
 
 
@@ -44,7 +55,11 @@ def edited(data: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
     """`data` with bytes replaced (0), inserted (1) or removed (2)."""
     for where, kind, what in edits:
         place = where % (len(data) + 1)
-        data = data[:place] + (b"" if kind == 2 else what) + data[place + (0 if kind == 1 else len(what)) :]
+        data = (
+            data[:place]
+            + (b"" if kind == 2 else what)
+            + data[place + (0 if kind == 1 else len(what)) :]
+        )
     return data
 
 
@@ -78,7 +93,9 @@ def test_reading_a_binding_gives_a_binding_or_a_protocol_error(value: dict[str, 
 
 @FUZZ
 @given(EDITS)
-def test_no_edit_of_genuine_evidence_is_admitted(lab: Any, edits: list[tuple[int, int, bytes]]) -> None:
+def test_no_edit_of_genuine_evidence_is_admitted(
+    lab: Any, edits: list[tuple[int, int, bytes]]
+) -> None:
     gate = lab.gate()
     evidence = lab.evidence(gate)
     altered = edited(evidence, edits)
@@ -89,7 +106,9 @@ def test_no_edit_of_genuine_evidence_is_admitted(lab: Any, edits: list[tuple[int
 
 @FUZZ
 @given(EDITS)
-def test_no_edit_of_a_genuine_token_is_verified(lab: Any, edits: list[tuple[int, int, bytes]]) -> None:
+def test_no_edit_of_a_genuine_token_is_verified(
+    lab: Any, edits: list[tuple[int, int, bytes]]
+) -> None:
     token = lab.attester().quote(b"r" * 64, b"n" * 32)
     altered = edited(token, edits)
     if altered != token:
@@ -99,7 +118,9 @@ def test_no_edit_of_a_genuine_token_is_verified(lab: Any, edits: list[tuple[int,
 
 @FUZZ
 @given(EDITS)
-def test_no_edit_of_claims_signed_by_a_device_crashes_the_verifier(lab: Any, edits: list[Any]) -> None:
+def test_no_edit_of_claims_signed_by_a_device_crashes_the_verifier(
+    lab: Any, edits: list[Any]
+) -> None:
     signed = cose.parse(lab.attester().quote(b"r" * 64, b"n" * 32))
     with suppress(EvidenceRefused):
         lab.verifier().verify(lab.device.sign(edited(signed.payload, edits)), now=lab.now)
@@ -107,7 +128,9 @@ def test_no_edit_of_claims_signed_by_a_device_crashes_the_verifier(lab: Any, edi
 
 @FUZZ
 @given(EDITS)
-def test_no_edit_of_a_certificate_crashes_the_verifier_or_is_believed(lab: Any, edits: list[Any]) -> None:
+def test_no_edit_of_a_certificate_crashes_the_verifier_or_is_believed(
+    lab: Any, edits: list[Any]
+) -> None:
     signed = cose.parse(lab.attester().quote(b"r" * 64, b"n" * 32))
     altered = edited(signed.chain[0], edits)
     if altered != signed.chain[0] and altered:

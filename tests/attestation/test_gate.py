@@ -20,8 +20,8 @@ from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer
 from fedark.attestation.platforms.simulated import SimulatedRoot, SimulatedVerifier
 from fedark.attestation.terms import HardwareTerms, SandboxPolicies
-from fedark.errors import EvidenceRefused, ProtocolError
-from fedark.keys import HpkeKey, SigningKey
+from fedark.foundation.errors import EvidenceRefused, ProtocolError
+from fedark.foundation.keys import HpkeKey, SigningKey
 from fedark.measurement import reference_policies
 from fedark.sandbox import policy_digests
 from fedark.sandbox.seccomp import loading_policy
@@ -37,7 +37,12 @@ def test_evidence_of_the_right_enclave_is_admitted_with_its_keys(lab: Any) -> No
     gate = lab.gate()
     evidence = lab.evidence(gate)
     peer = lab.admit(gate, evidence)
-    assert (peer.party, peer.role, peer.run_id, peer.contract_digest) == ("north", "trainer", "run-1", lab.contract)
+    assert (peer.party, peer.role, peer.run_id, peer.contract_digest) == (
+        "north",
+        "trainer",
+        "run-1",
+        lab.contract,
+    )
     assert (peer.hpke_public, peer.signing_public) == (lab.hpke, lab.signing)
     assert peer.evidence_digest == Evidence.decode(evidence).digest()
     assert peer.claims.hwmodel == "fedark-sim"
@@ -54,7 +59,9 @@ def test_an_enclave_with_a_changed_file_is_refused(lab: Any, register: str) -> N
 def test_an_enclave_started_with_another_run_configuration_is_refused(lab: Any) -> None:
     gate = lab.gate()
     attester = lab.attester(measurements=lab.measurements | {"runconfig": os.urandom(48)})
-    assert refusal(lab, gate, lab.evidence(gate, attester=attester)) == ("it was started with another run configuration",)
+    assert refusal(lab, gate, lab.evidence(gate, attester=attester)) == (
+        "it was started with another run configuration",
+    )
 
 
 @pytest.mark.attack("wrong nonce")
@@ -76,19 +83,27 @@ def test_a_nonce_is_spent_by_refused_evidence_too(lab: Any) -> None:
     gate = lab.gate()
     nonce = gate.challenge("trainer", "north", now=lab.now)
     refusal(lab, gate, lab.evidence(gate, attester=lab.attester(debug=True), nonce=nonce))
-    assert refusal(lab, gate, lab.evidence(gate, nonce=nonce)) == ("its nonce was used before: this is a replay",)
+    assert refusal(lab, gate, lab.evidence(gate, nonce=nonce)) == (
+        "its nonce was used before: this is a replay",
+    )
 
 
 @pytest.mark.attack("expired nonce")
 def test_an_expired_nonce_is_refused(lab: Any) -> None:
     gate = lab.gate()
-    evidence = lab.evidence(gate, attester=lab.attester(clock=lambda: lab.now + timedelta(minutes=11)))
-    assert refusal(lab, gate, evidence, now=lab.now + timedelta(minutes=11)) == ("its nonce has expired",)
+    evidence = lab.evidence(
+        gate, attester=lab.attester(clock=lambda: lab.now + timedelta(minutes=11))
+    )
+    assert refusal(lab, gate, evidence, now=lab.now + timedelta(minutes=11)) == (
+        "its nonce has expired",
+    )
 
 
 def test_expired_evidence_is_refused_as_stale(lab: Any) -> None:
     gate = lab.gate()
-    evidence = lab.evidence(gate, attester=lab.attester(clock=lambda: lab.now - timedelta(minutes=13)))
+    evidence = lab.evidence(
+        gate, attester=lab.attester(clock=lambda: lab.now - timedelta(minutes=13))
+    )
     (reason,) = refusal(lab, gate, evidence)
     assert reason.startswith("it was issued 0:13:00 ago")
 
@@ -121,12 +136,17 @@ def test_a_nonce_of_another_run_or_contract_is_refused_by_a_gate_on_the_same_boo
         {"nonce": b"n" * 32},
     ],
 )
-def test_a_relay_that_swaps_a_field_of_the_binding_is_refused(lab: Any, swap: dict[str, Any]) -> None:
+def test_a_relay_that_swaps_a_field_of_the_binding_is_refused(
+    lab: Any, swap: dict[str, Any]
+) -> None:
     gate = lab.gate()
     honest = Evidence.decode(lab.evidence(gate))
     forged = replace(honest, binding=replace(honest.binding, **swap)).encode()
     reasons = refusal(lab, gate, forged)
-    assert "its report data stands for other keys, or another nonce, contract, run, role or party" in reasons
+    assert (
+        "its report data stands for other keys, or another nonce, contract, run, role or party"
+        in reasons
+    )
 
 
 @pytest.mark.attack({"its role is aggregator": "wrong role"}, param="reason")
@@ -150,13 +170,19 @@ def test_a_token_made_for_another_nonce_is_refused(lab: Any) -> None:
     gate = lab.gate()
     binding = lab.binding(gate.challenge("trainer", "north", now=lab.now))
     token = lab.attester().quote(binding.report_data(), os.urandom(32))
-    evidence = Evidence("simulated", token, binding, lab.host.sign(HOST_LABEL, binding.host_statement())).encode()
+    evidence = Evidence(
+        "simulated", token, binding, lab.host.sign(HOST_LABEL, binding.host_statement())
+    ).encode()
     assert refusal(lab, gate, evidence) == ("its token was made for another nonce",)
 
 
 @pytest.mark.attack("an enclave that its party did not start", mode="simulated")
-@pytest.mark.parametrize("signed", ["nobody", "a stranger", "another run", "another enclave", "as another message"])
-def test_a_genuine_enclave_that_its_party_has_not_signed_for_is_refused(lab: Any, signed: str) -> None:
+@pytest.mark.parametrize(
+    "signed", ["nobody", "a stranger", "another run", "another enclave", "as another message"]
+)
+def test_a_genuine_enclave_that_its_party_has_not_signed_for_is_refused(
+    lab: Any, signed: str
+) -> None:
     gate = lab.gate()
     binding = lab.binding(gate.challenge("trainer", "north", now=lab.now))
     key = SigningKey() if signed == "a stranger" else lab.host
@@ -164,7 +190,11 @@ def test_a_genuine_enclave_that_its_party_has_not_signed_for_is_refused(lab: Any
         "another run": replace(binding, run_id="run-2"),
         "another enclave": replace(binding, signing_public=os.urandom(32)),
     }.get(signed, binding).host_statement()
-    host = b"" if signed == "nobody" else key.sign("fedark/x/1" if signed == "as another message" else HOST_LABEL, statement)
+    host = (
+        b""
+        if signed == "nobody"
+        else key.sign("fedark/x/1" if signed == "as another message" else HOST_LABEL, statement)
+    )
     token = lab.attester().quote(binding.report_data(), binding.nonce)
     evidence = Evidence("simulated", token, binding, host).encode()
     assert refusal(lab, gate, evidence) == ("north has not signed that this enclave is its own",)
@@ -172,13 +202,17 @@ def test_a_genuine_enclave_that_its_party_has_not_signed_for_is_refused(lab: Any
 
 def test_a_party_whose_key_the_gate_does_not_know_hosts_nothing(lab: Any) -> None:
     gate = lab.gate(hosts={})
-    assert refusal(lab, gate, lab.evidence(gate)) == ("north has not signed that this enclave is its own",)
+    assert refusal(lab, gate, lab.evidence(gate)) == (
+        "north has not signed that this enclave is its own",
+    )
 
 
 @pytest.mark.attack("debug mode", mode="simulated")
 def test_debug_mode_is_refused_and_no_policy_admits_it(lab: Any) -> None:
     gate = lab.gate()
-    assert refusal(lab, gate, lab.evidence(gate, attester=lab.attester(debug=True))) == ("it runs in debug mode",)
+    assert refusal(lab, gate, lab.evidence(gate, attester=lab.attester(debug=True))) == (
+        "it runs in debug mode",
+    )
     with pytest.raises(ValueError, match="debug"):
         lab.terms(debug=True)
 
@@ -186,7 +220,9 @@ def test_debug_mode_is_refused_and_no_policy_admits_it(lab: Any) -> None:
 @pytest.mark.attack("low security version", mode="simulated")
 def test_a_low_security_version_is_refused(lab: Any) -> None:
     gate = lab.gate(terms=lab.terms(minimum_svn=3))
-    assert refusal(lab, gate, lab.evidence(gate, attester=lab.attester(svn=2))) == ("its security version 2 is below 3",)
+    assert refusal(lab, gate, lab.evidence(gate, attester=lab.attester(svn=2))) == (
+        "its security version 2 is below 3",
+    )
     lab.admit(gate, lab.evidence(gate, attester=lab.attester(svn=3)))
 
 
@@ -202,14 +238,18 @@ def test_a_low_security_version_is_refused(lab: Any) -> None:
         ("none", "none", True),
     ],
 )
-def test_a_sandbox_below_the_minimum_is_refused(lab: Any, minimum: str, mode: str, admitted: bool) -> None:
+def test_a_sandbox_below_the_minimum_is_refused(
+    lab: Any, minimum: str, mode: str, admitted: bool
+) -> None:
     gate = lab.gate(terms=lab.terms(sandbox=minimum))
     facts = SandboxFacts("none") if mode == "none" else SandboxFacts(mode, b"s" * 48, b"l" * 48)
     evidence = lab.evidence(gate, attester=lab.attester(sandbox=facts))
     if admitted:
         assert lab.admit(gate, evidence).claims.sandbox == mode
     else:
-        assert refusal(lab, gate, evidence) == (f"its sandbox mode {mode!r} is weaker than {minimum!r}",)
+        assert refusal(lab, gate, evidence) == (
+            f"its sandbox mode {mode!r} is weaker than {minimum!r}",
+        )
 
 
 MODES = ["namespaces", "landlock"]
@@ -224,25 +264,45 @@ def installed(mode: str, **changes: bytes) -> SandboxFacts:
 @pytest.mark.parametrize("mode", MODES)
 def test_what_a_launcher_installs_is_what_the_reference_values_say(lab: Any, mode: str) -> None:
     gate = lab.gate(terms=lab.terms(policies=reference_policies()))
-    assert lab.admit(gate, lab.evidence(gate, attester=lab.attester(sandbox=installed(mode)))).claims.sandbox == mode
+    assert (
+        lab.admit(
+            gate, lab.evidence(gate, attester=lab.attester(sandbox=installed(mode)))
+        ).claims.sandbox
+        == mode
+    )
 
 
 @pytest.mark.attack("another filter")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("which", ["seccomp", "landlock"])
-def test_another_filter_than_the_contracts_is_refused_by_name(lab: Any, mode: str, which: str) -> None:
+def test_another_filter_than_the_contracts_is_refused_by_name(
+    lab: Any, mode: str, which: str
+) -> None:
     gate = lab.gate(terms=lab.terms(policies=reference_policies()))
     weaker = {"seccomp": loading_policy(0).digest(), "landlock": b"x" * 48}[which]
     evidence = lab.evidence(gate, attester=lab.attester(sandbox=installed(mode, **{which: weaker})))
     (said,) = refusal(lab, gate, evidence)
-    named = {"seccomp": "its system call (seccomp) policy", "landlock": "its file (landlock) policy"}[which]
-    assert said == f"{named} is {weaker.hex()[:16]}..., which is no reference value of sandbox mode {mode!r}"
+    named = {
+        "seccomp": "its system call (seccomp) policy",
+        "landlock": "its file (landlock) policy",
+    }[which]
+    assert (
+        said == f"{named} is {weaker.hex()[:16]}..., which is no reference value of sandbox mode"
+        f" {mode!r}"
+    )
 
 
 def test_a_missing_policy_is_refused_by_name(lab: Any) -> None:
     gate = lab.gate()
-    (said,) = refusal(lab, gate, lab.evidence(gate, attester=lab.attester(sandbox=SandboxFacts("namespaces", b"s" * 48))))
-    assert said == "its file (landlock) policy is missing, which is no reference value of sandbox mode 'namespaces'"
+    (said,) = refusal(
+        lab,
+        gate,
+        lab.evidence(gate, attester=lab.attester(sandbox=SandboxFacts("namespaces", b"s" * 48))),
+    )
+    assert (
+        said == "its file (landlock) policy is missing, which is no reference value of sandbox mode"
+        " 'namespaces'"
+    )
 
 
 @pytest.mark.attack("mode downgrade")
@@ -265,7 +325,10 @@ def test_a_mode_that_the_contract_has_no_reference_for_is_refused_by_name(lab: A
 def test_a_kernel_without_landlock_is_admitted_where_the_contract_says_so(lab: Any) -> None:
     either = SandboxPolicies(seccomp=((b"s" * 48).hex(),), landlock=("", (b"l" * 48).hex()))
     gate = lab.gate(terms=lab.terms(policies={"namespaces": either}))
-    lab.admit(gate, lab.evidence(gate, attester=lab.attester(sandbox=SandboxFacts("namespaces", b"s" * 48))))
+    lab.admit(
+        gate,
+        lab.evidence(gate, attester=lab.attester(sandbox=SandboxFacts("namespaces", b"s" * 48))),
+    )
 
 
 @pytest.mark.attack("KEM downgrade", mode="at the gate")
@@ -275,28 +338,40 @@ def test_a_key_of_another_kem_than_the_contracts_is_refused_by_name(lab: Any) ->
         reasons = refusal(lab, gate, lab.evidence(gate, hpke_public=HpkeKey(kem="x25519").public))
     assert reasons == ("its key is of the KEM x25519, the contract names mlkem768-x25519",)
     plain = lab.gate(terms=lab.terms(kem="x25519"))
-    assert refusal(lab, plain, lab.evidence(plain)) == ("its key is of the KEM mlkem768-x25519, the contract names x25519",)
-    assert lab.admit(plain, lab.evidence(plain, hpke_public=HpkeKey(kem="x25519").public)).kem == "x25519"
+    assert refusal(lab, plain, lab.evidence(plain)) == (
+        "its key is of the KEM mlkem768-x25519, the contract names x25519",
+    )
+    assert (
+        lab.admit(plain, lab.evidence(plain, hpke_public=HpkeKey(kem="x25519").public)).kem
+        == "x25519"
+    )
 
 
 @pytest.mark.attack("clock skew")
 def test_clock_skew_is_tolerated_up_to_two_minutes_and_not_beyond(lab: Any) -> None:
     gate = lab.gate()
-    lab.admit(gate, lab.evidence(gate, attester=lab.attester(clock=lambda: lab.now + timedelta(seconds=119))))
+    lab.admit(
+        gate,
+        lab.evidence(gate, attester=lab.attester(clock=lambda: lab.now + timedelta(seconds=119))),
+    )
     late = lab.attester(clock=lambda: lab.now + timedelta(seconds=121))
     (reason,) = refusal(lab, gate, lab.evidence(gate, attester=late))
     assert "in the future" in reason
 
 
 def test_simulated_evidence_is_refused_unless_the_contract_names_it(lab: Any) -> None:
-    gate = lab.gate(terms=lab.terms(platforms=("tdx",), hardware=HardwareTerms.model_validate({"tdx": {}})))
+    gate = lab.gate(
+        terms=lab.terms(platforms=("tdx",), hardware=HardwareTerms.model_validate({"tdx": {}}))
+    )
     reasons = refusal(lab, gate, lab.evidence(gate))
     assert "the contract does not admit evidence of platform 'simulated'" in reasons
 
 
 def test_an_admitted_platform_without_a_verifier_is_refused(lab: Any) -> None:
     gate = lab.gate(verifiers={})
-    assert refusal(lab, gate, lab.evidence(gate)) == ("evidence of platform 'simulated' cannot be verified here",)
+    assert refusal(lab, gate, lab.evidence(gate)) == (
+        "evidence of platform 'simulated' cannot be verified here",
+    )
 
 
 @pytest.mark.attack("wrong root", mode="simulated")
@@ -313,7 +388,10 @@ def test_a_gate_without_reference_values_admits_nobody(lab: Any) -> None:
 
 
 def test_a_register_without_a_reference_value_and_a_missing_register_are_refused(lab: Any) -> None:
-    reference = {"launcher": lab.measurements["launcher"].hex(), "application": lab.measurements["application"].hex()}
+    reference = {
+        "launcher": lab.measurements["launcher"].hex(),
+        "application": lab.measurements["application"].hex(),
+    }
     gate = lab.gate(terms=lab.terms(trainer=reference | {"firmware": "ab" * 48}))
     assert refusal(lab, gate, lab.evidence(gate)) == (
         "register firmware is missing",
@@ -332,7 +410,18 @@ def test_every_reason_is_given_at_once(lab: Any) -> None:
     )
     evidence = lab.evidence(gate, attester=attester, nonce=b"n" * 32, run_id="run-2", party="south")
     reasons = refusal(lab, gate, evidence)
-    for part in ("nonce", "run", "south", "launcher", "runtime", "application", "configuration", "debug", "version", "sandbox"):
+    for part in (
+        "nonce",
+        "run",
+        "south",
+        "launcher",
+        "runtime",
+        "application",
+        "configuration",
+        "debug",
+        "version",
+        "sandbox",
+    ):
         assert any(part in reason for reason in reasons), part
     assert any("future" in reason for reason in reasons)
 
@@ -398,7 +487,9 @@ def test_the_type_checker_refuses_a_hand_made_attested_peer(tmp_path: Path) -> N
     from mypy import api
 
     code = tmp_path / "forger.py"
-    code.write_text("from fedark.attestation.gate import AttestedPeer\nAttestedPeer()\nAttestedPeer(1)\n")
+    code.write_text(
+        "from fedark.attestation.gate import AttestedPeer\nAttestedPeer()\nAttestedPeer(1)\n"
+    )
     config = Path(__file__).parents[2] / "pyproject.toml"
     out, err, status = api.run(["--config-file", str(config), "--follow-imports=silent", str(code)])
     assert status == 1, err
@@ -433,7 +524,9 @@ def test_a_peer_is_readmitted_after_the_revocation_list_was_renewed(lab: Any) ->
     old, new = lab.root.crl(now=lab.now), lab.root.crl(now=lab.now + timedelta(days=10))
     assert readmit(lab, evidence, new, 11).signing_public == signing
     assert readmit(lab, evidence, old, 11).signing_public == signing
-    assert readmit(lab, evidence, new, 91).signing_public == signing, "its device's certificate was valid when it was admitted"
+    assert readmit(lab, evidence, new, 91).signing_public == signing, (
+        "its device's certificate was valid when it was admitted"
+    )
 
 
 def test_a_peer_is_not_readmitted_by_a_list_from_before_it_or_from_the_future(lab: Any) -> None:
@@ -442,7 +535,9 @@ def test_a_peer_is_not_readmitted_by_a_list_from_before_it_or_from_the_future(la
     before = lab.root.crl(now=lab.now - timedelta(days=31))
     future = lab.root.crl(now=lab.now + timedelta(days=10))
     for crl, days in ((before, 1), (future, 1)):
-        with pytest.raises(EvidenceRefused, match="the revocation list for the device certificate is out of date"):
+        with pytest.raises(
+            EvidenceRefused, match="the revocation list for the device certificate is out of date"
+        ):
             readmit(lab, evidence, crl, days)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedark.attestation.nonces import NonceBook
-from fedark.errors import EvidenceRefused, InputError, StorageError
+from fedark.foundation.errors import EvidenceRefused, InputError, StorageError
 
 NOW = datetime(2027, 3, 1, tzinfo=UTC)
 
@@ -40,7 +40,9 @@ book.spend(spent, "p", now=now)
 print(spent.hex(), fresh.hex(), flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == -9, done.stderr
     spent, fresh = (bytes.fromhex(part) for part in done.stdout.split())
     book = NonceBook(path)
@@ -89,7 +91,9 @@ def test_a_stranger_is_refused() -> None:
         NonceBook().spend(os.urandom(32), "p", now=NOW)
 
 
-def test_a_step_that_is_repeated_spends_its_nonce_again_on_the_same_thing_and_before_it_expires() -> None:
+def test_a_step_that_is_repeated_spends_its_nonce_again_on_the_same_thing_and_before_it_expires() -> (
+    None
+):
     book = NonceBook()
     nonce = book.issue("p", now=NOW)
     book.spend(nonce, "p", now=NOW, by=b"evidence")

@@ -1,4 +1,6 @@
-"""Reference values count if a trusted publisher signed them and they are valid now; every other file is refused."""
+"""Reference values count if a trusted publisher signed them and they are valid now; every other
+file is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedark import canonical
-from fedark.attestation.reference import REFERENCE_LABEL, ReferenceValues, VerifiedReference, sign_reference
-from fedark.errors import ContractError, FedarkError, ProtocolError, Refused
-from fedark.keys import SigningKey
+from fedark.attestation.reference import (
+    REFERENCE_LABEL,
+    ReferenceValues,
+    VerifiedReference,
+    sign_reference,
+)
+from fedark.foundation import canonical
+from fedark.foundation.errors import ContractError, FedarkError, ProtocolError, Refused
+from fedark.foundation.keys import SigningKey
 
 PUBLISHER = SigningKey(b"p" * 32)
 
@@ -30,7 +37,9 @@ def values(now: Any, **changes: Any) -> ReferenceValues:
 
 
 def verify(data: bytes, now: Any, *publishers: bytes) -> VerifiedReference:
-    return VerifiedReference.verify(data, publishers or [PUBLISHER.public], now=now, source="trainer.reference")
+    return VerifiedReference.verify(
+        data, publishers or [PUBLISHER.public], now=now, source="trainer.reference"
+    )
 
 
 def resigned(signed: bytes, key: SigningKey, label: str = REFERENCE_LABEL, **changes: Any) -> bytes:
@@ -48,7 +57,9 @@ def test_a_verified_reference_is_made_by_verification_alone(lab: Any) -> None:
     with pytest.raises(TypeError):
         VerifiedReference()  # type: ignore[call-arg]
     with pytest.raises(AttributeError):
-        verify(sign_reference(values(lab.now), PUBLISHER), lab.now).values = values(lab.now, role="aggregator")
+        verify(sign_reference(values(lab.now), PUBLISHER), lab.now).values = values(
+            lab.now, role="aggregator"
+        )
 
 
 def test_another_publisher_is_refused_even_if_it_names_the_trusted_one(lab: Any) -> None:
@@ -106,7 +117,10 @@ def test_an_unknown_or_missing_field_is_refused(lab: Any, change: dict[str, Any]
     body = {name: value for name, value in (body | change).items() if value is not ...}
     raw = canonical.encode(body)
     with pytest.raises(ProtocolError, match="not a file of signed reference values"):
-        verify(canonical.encode({"body": raw, "signature": PUBLISHER.sign(REFERENCE_LABEL, raw)}), lab.now)
+        verify(
+            canonical.encode({"body": raw, "signature": PUBLISHER.sign(REFERENCE_LABEL, raw)}),
+            lab.now,
+        )
 
 
 def test_every_single_byte_that_is_changed_is_noticed(lab: Any) -> None:

@@ -18,11 +18,11 @@ from fedark.audit.embedded import LABELS, PRIVACY, ROUNDS, small_records, small_
 from fedark.audit.one_run import AuditReport, audit
 from fedark.audit.rounds import NOISELESS, Release, audited_contract, trainer_round
 from fedark.cli import audit as command
-from fedark.contract import AdapterTerms, Contract, ServerTerms
-from fedark.errors import InputError
-from fedark.mechanism import claim_problems, mechanism
+from fedark.contract.contract import AdapterTerms, Contract, ServerTerms
+from fedark.contract.privacy import claim_problems, mechanism
+from fedark.foundation.errors import InputError
+from fedark.records.reading import Record
 from fedark.tuning import per_example
-from fedark.tuning.data import Record
 from fedark.tuning.task import TaskModel
 
 DIRACS = 1000
@@ -45,7 +45,9 @@ def made(task: TaskModel, noise: float, **change: Any) -> Contract:
     return audited_contract(task.terms, privacy, rounds=ROUNDS, records=POPULATION)
 
 
-def run(task: TaskModel, release: Release, *, seed: int = 0, claimed: float = 3.0, **change: Any) -> AuditReport:
+def run(
+    task: TaskModel, release: Release, *, seed: int = 0, claimed: float = 3.0, **change: Any
+) -> AuditReport:
     data = small_records(600, seed=0)
     terms = {
         "claimed": claimed,
@@ -60,7 +62,9 @@ def run(task: TaskModel, release: Release, *, seed: int = 0, claimed: float = 3.
     return audit(task, data[:300], data[300:], release, **{**terms, **change})
 
 
-def test_sound_training_is_not_refuted_and_something_is_measured(task: TaskModel, noise: float) -> None:
+def test_sound_training_is_not_refuted_and_something_is_measured(
+    task: TaskModel, noise: float
+) -> None:
     contract = made(task, noise)
     assert claim_problems(contract) == []
     reports = [run(task, trainer_round(contract), seed=seed) for seed in range(3)]
@@ -76,25 +80,39 @@ def test_without_noise_the_bound_is_above_three(task: TaskModel) -> None:
     assert report.measured <= report.reach
 
 
-def test_noise_that_is_off_is_refuted(task: TaskModel, noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_that_is_off_is_refuted(
+    task: TaskModel, noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fedark.enclave.private.noised", lambda _contract, vector: vector)
     assert run(task, trainer_round(made(task, noise))).refuted
 
 
 def test_a_fortieth_of_the_noise_is_refuted(task: TaskModel, noise: float) -> None:
-    assert run(task, trainer_round(made(task, noise / 40))).refuted  # five draws measured 3.6 to 4.3; with a tenth 2.8 to 3.6
+    assert run(
+        task, trainer_round(made(task, noise / 40))
+    ).refuted  # five draws measured 3.6 to 4.3; with a tenth 2.8 to 3.6
 
 
 def test_noise_for_a_smaller_clipping_norm_than_the_trainers_is_refuted(
     task: TaskModel, noise: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = AuditedTask.gradient_sum
-    monkeypatch.setattr(AuditedTask, "gradient_sum", lambda self, records, clip_norm: honest(self, records, clip_norm=1e6))
+    monkeypatch.setattr(
+        AuditedTask,
+        "gradient_sum",
+        lambda self, records, clip_norm: honest(self, records, clip_norm=1e6),
+    )
     assert run(task, trainer_round(made(task, noise))).refuted
 
 
-def test_a_clipping_that_does_nothing_is_refuted(task: TaskModel, noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(per_example, "clip_factors", lambda norms, _bound: torch.ones_like(norms, dtype=torch.float64))
+def test_a_clipping_that_does_nothing_is_refuted(
+    task: TaskModel, noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        per_example,
+        "clip_factors",
+        lambda norms, _bound: torch.ones_like(norms, dtype=torch.float64),
+    )
     assert run(task, trainer_round(made(task, noise))).refuted
 
 
@@ -115,13 +133,16 @@ def test_a_low_rank_adapter_is_audited_on_the_same_path(noise: float) -> None:
     assert run(lora, trainer_round(made(lora, NOISELESS)), claimed=1.0, **few).refuted
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------
+# -- parts
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_canaries_are_clipped_like_records_and_add_to_their_sum(task: TaskModel) -> None:
     records = small_records(2, seed=3)
     task.set_flat(task.initial())
-    total, norms = AuditedTask(task, 50.0).gradient_sum([records[0], dirac(7), records[1], dirac(11)], clip_norm=2.0)
+    total, norms = AuditedTask(task, 50.0).gradient_sum(
+        [records[0], dirac(7), records[1], dirac(11)], clip_norm=2.0
+    )
     expected, true = task.gradient_sum(records, clip_norm=2.0)
     expected[[7, 11]] += 2.0
     np.testing.assert_allclose(total, expected, atol=1e-6)
@@ -149,7 +170,8 @@ def test_flipped_records_have_another_answer() -> None:
     records = small_records(200, seed=1)
     wrong = flipped(records, LABELS, np.random.default_rng(0))
     assert all(
-        w.prompt == r.prompt and w.answer != r.answer and w.answer in LABELS for w, r in zip(wrong, records, strict=True)
+        w.prompt == r.prompt and w.answer != r.answer and w.answer in LABELS
+        for w, r in zip(wrong, records, strict=True)
     )
     assert len({w.answer for w in wrong}) == len(LABELS)
 
@@ -173,7 +195,8 @@ def test_nothing_to_audit_is_refused(task: TaskModel) -> None:
             audit(task, records, [], never, diracs=diracs, **terms)
 
 
-# -- the command ------------------------------------------------------------------------------------------------------
+# -- the command
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -201,5 +224,7 @@ def test_the_command_ends_with_status_one_if_the_claim_is_refuted(
 
 
 @pytest.mark.parametrize("words", [("--epsilon", "-1"), ("--epsilon", "0"), ("--epsilon", "nan")])
-def test_a_claim_that_means_nothing_is_refused(command_line: Callable[..., Any], words: tuple[str, str]) -> None:
+def test_a_claim_that_means_nothing_is_refused(
+    command_line: Callable[..., Any], words: tuple[str, str]
+) -> None:
     assert isinstance(command_line(*words).exception, InputError)

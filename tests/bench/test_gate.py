@@ -1,4 +1,6 @@
-"""`fedark bench gate` runs a real enclave from its start to its key, and says what the sandbox costs."""
+"""`fedark bench gate` runs a real enclave from its start to its key, and says what the sandbox
+costs.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from fedark.bench import _hardware, gate
-from fedark.errors import SandboxUnavailable
+from fedark.foundation.errors import SandboxUnavailable
 from fedark.sandbox import survey
 
 
 @pytest.mark.slow
-def test_every_step_of_a_start_is_measured_and_the_sum_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_step_of_a_start_is_measured_and_the_sum_is_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     try:
         mode = survey().mode("landlock")
     except SandboxUnavailable as missing:
@@ -41,4 +45,6 @@ def test_real_evidence_of_hardware_is_measured_where_there_is_some(
     monkeypatch.setenv("FEDARK_VECTORS", str(shared / "vectors"))
     rates = dict(_hardware.rates())
     assert list(rates) == ["Nitro document", "SEV-SNP report", "TDX quote, to its refusal"]
-    assert all(0 < rate < 5000 for rate in rates.values()), "a quote that is refused at once is not verified"
+    assert all(0 < rate < 5000 for rate in rates.values()), (
+        "a quote that is refused at once is not verified"
+    )

@@ -9,7 +9,9 @@ import time
 
 
 class Wire:
-    """Relays to `target` (host, port). `rate`: bytes a second each way of each connection; 0 for no limit."""
+    """Relays to `target` (host, port). `rate`: bytes a second each way of each connection; 0 for no
+    limit.
+    """
 
     def __init__(self, target: tuple[str, int], rate: float = 0.0) -> None:
         self.rate = rate

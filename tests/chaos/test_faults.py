@@ -1,4 +1,6 @@
-"""Faults that are no death: a full disk, a damaged checkpoint, a clock that jumps, a second node, a network that is cut or slow."""
+"""Faults that are no death: a full disk, a damaged checkpoint, a clock that jumps, a second node, a
+network that is cut or slow.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,13 @@ from mortal import Fate, World
 from proxy import Wire
 from small import write_job
 
-from fedark.errors import FederationError
-from fedark.federation import customer, node
-from fedark.federation.flower import configuration
-from fedark.federation.flower.deployment import Deployment, Member, Plan
-from fedark.federation.flower.processes import Child, flower_environment, module
-from fedark.federation.local import Federation, prepare
-from fedark.job import Job
+from fedark.contract.job import Job
+from fedark.foundation.errors import FederationError
+from fedark.links.flower import configuration
+from fedark.operate.deployment import Deployment, Member, Plan
+from fedark.operate.processes import Child, flower_environment, module
+from fedark.simulation.local import Federation, prepare
+from fedark.stages import customer, node
 
 slow = pytest.mark.slow
 
@@ -63,7 +65,11 @@ def at_round(running: World, name: str, number: int, then: Any) -> None:
         from fedark.v1 import stage_pb2
 
         message = stage_pb2.StageRequest.FromString(request)
-        if party == name and message.WhichOneof("body") == "round" and message.round.round == number:
+        if (
+            party == name
+            and message.WhichOneof("body") == "round"
+            and message.round.round == number
+        ):
             then()
         return real(party, request)
 
@@ -102,11 +108,15 @@ def test_a_nodes_damaged_state_is_refused_by_name(world) -> None:
     assert "damaged or was altered" in report["passed_over"]["north"]
 
 
-def test_a_disk_that_is_full_stops_its_owner_with_a_clear_word_and_leaves_what_stood(world, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_stops_its_owner_with_a_clear_word_and_leaves_what_stood(
+    world, tmp_path: Path
+) -> None:
     running = world(Fate())
     runs = running.federation.folder("north") / "runs"
     runs.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(runs)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(runs)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.decode().strip()}")
     try:
@@ -122,16 +132,21 @@ def test_a_disk_that_is_full_stops_its_owner_with_a_clear_word_and_leaves_what_s
         why = report["passed_over"]["north"]
         assert "could not be written" in why
         assert report["customers"] == ["east", "south"]
-        assert not [path for path in runs.rglob(".*") if path.is_file()], "nothing half-written is left"
+        assert not [path for path in runs.rglob(".*") if path.is_file()], (
+            "nothing half-written is left"
+        )
     finally:
         running.close()
         subprocess.run(["umount", str(runs)], check=True)
 
 
 @pytest.mark.parametrize("jump", [timedelta(hours=-3), timedelta(hours=3)], ids=["back", "ahead"])
-def test_a_clock_that_jumps_in_the_midst_of_a_run_does_not_end_it(world, monkeypatch: pytest.MonkeyPatch, jump) -> None:
+def test_a_clock_that_jumps_in_the_midst_of_a_run_does_not_end_it(
+    world, monkeypatch: pytest.MonkeyPatch, jump
+) -> None:
     running = world(Fate())
-    # The contract is valid for days, from a moment ago: a clock that is back before it is out of the contract.
+    # The contract is valid for days, from a moment ago: a clock that is back before it is out of
+    # the contract.
     if jump < timedelta():
         earlier = datetime.fromisoformat(running.federation.contract.created) - datetime.now(UTC)
         jump = max(jump, earlier / 2)
@@ -144,15 +159,25 @@ def test_a_clock_that_jumps_in_the_midst_of_a_run_does_not_end_it(world, monkeyp
     assert running.run()["passed_over"] == {}
 
 
-def test_a_clock_beyond_the_contract_is_a_refusal_that_says_so(world, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_beyond_the_contract_is_a_refusal_that_says_so(
+    world, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = world(Fate())
-    at_round(running, "north", 2, lambda: monkeypatch.setattr(customer, "now", lambda: datetime.now(UTC) + timedelta(days=999)))
+    at_round(
+        running,
+        "north",
+        2,
+        lambda: monkeypatch.setattr(
+            customer, "now", lambda: datetime.now(UTC) + timedelta(days=999)
+        ),
+    )
     with pytest.raises(FederationError) as caught:
         running.run()
     assert "The contract is not valid any more" in str(caught.value)
 
 
-# -- real processes -------------------------------------------------------------------------------------------------------
+# -- real processes
+# -------------------------------------------------------------------------------------------------------
 
 
 class Wired(Deployment):
@@ -193,7 +218,9 @@ def wired(tmp_path: Path) -> Iterator[Wired]:
 
 
 @slow
-def test_a_network_that_is_cut_and_mended_costs_time_and_nothing_else(wired: Wired, tmp_path: Path) -> None:
+def test_a_network_that_is_cut_and_mended_costs_time_and_nothing_else(
+    wired: Wired, tmp_path: Path
+) -> None:
     run = wired.submit()
     cuts = threading.Thread(target=_cut_thrice, args=(wired.wire,))
     cuts.start()
@@ -220,15 +247,25 @@ def test_a_slow_network_carries_large_messages_in_pieces(wired: Wired, tmp_path:
 
 
 @slow
-def test_a_second_node_with_the_same_key_is_refused_while_the_first_lives(wired: Wired, tmp_path: Path) -> None:
+def test_a_second_node_with_the_same_key_is_refused_while_the_first_lives(
+    wired: Wired, tmp_path: Path
+) -> None:
     run = wired.submit()
     keys = tmp_path / "keys"
     connection = configuration.Connection(
-        wired.address, str(keys / "ca.pem"), str(keys / "nodes" / "near.key"), str(tmp_path / "none.sock")
+        wired.address,
+        str(keys / "ca.pem"),
+        str(keys / "nodes" / "near.key"),
+        str(tmp_path / "none.sock"),
     )
     file = configuration.write(tmp_path / "second.json", connection)
-    command = module("fedark.federation.flower.supernode", str(file))
-    second = Child("second", command, environment=flower_environment(tmp_path / "second"), log=tmp_path / "second.log")
+    command = module("fedark.links.flower.supernode", str(file))
+    second = Child(
+        "second",
+        command,
+        environment=flower_environment(tmp_path / "second"),
+        log=tmp_path / "second.log",
+    )
     assert second.wait(60)
     assert second.exit_code != 0
     assert "Failed to activate" in second.log.read_text()

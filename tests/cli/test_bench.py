@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import fedark.bench
 from fedark.bench import Row
 from fedark.cli import bench as command
-from fedark.errors import InputError
+from fedark.foundation.errors import InputError
 
 app = typer.Typer()
 app.command()(command.bench)

@@ -1,4 +1,6 @@
-"""The commands of host and node, from folders and files alone: a host, a provider and two customers who exchange three files each."""
+"""The commands of host and node, from folders and files alone: a host, a provider and two customers
+who exchange three files each.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fedark.cli import app
-from fedark.errors import FedarkError, InputError, Refused
+from fedark.foundation.errors import FedarkError, InputError, Refused
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "federation")]
+sys.path[:0] = [str(Path(__file__).parents[1] / "stages")]
 from small import write_job  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -40,7 +42,17 @@ def world(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everybody has joined by files."""
     root = tmp_path_factory.mktemp("operate")
     write_job(root / "job", minimum=2, rounds=1, customers=CUSTOMERS)
-    said = run("aggregator", "init", root / "host", "--name", "pool", "--address", "127.0.0.1:8443", "--sandbox", "landlock")
+    said = run(
+        "aggregator",
+        "init",
+        root / "host",
+        "--name",
+        "pool",
+        "--address",
+        "127.0.0.1:8443",
+        "--sandbox",
+        "landlock",
+    )
     assert "manufacturer" in said
     aggregator = re.search(r"^  ((?:[0-9a-f]{4} ?){10})$", said, re.MULTILINE)
     assert aggregator is not None
@@ -48,7 +60,14 @@ def world(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
         role = "provider" if name == "maker" else "customer"
         invitation = root / f"{name}.invitation.json"
         run("aggregator", "invite", root / "host", name, "--role", role, "--out", invitation)
-        data = ["--data", root / "job" / f"{name}.csv", "--prompt", "{desk}: {message}", "--answer", "action"]
+        data = [
+            "--data",
+            root / "job" / f"{name}.csv",
+            "--prompt",
+            "{desk}: {message}",
+            "--answer",
+            "action",
+        ]
         more = [] if name == "maker" else [*data, "--minimum-cohort", 2]
         said = run("node", "join", invitation, root / name, *more, "--offline")
         assert aggregator.group(1) in said
@@ -58,7 +77,16 @@ def world(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
         request = root / name / "request.json"
         with pytest.raises(Refused):
             run("aggregator", "approve", root / "host", request, "--fingerprint", "0000 " * 10)
-        run("aggregator", "approve", root / "host", request, "--fingerprint", told.group(1), "--out", bundle)
+        run(
+            "aggregator",
+            "approve",
+            root / "host",
+            request,
+            "--fingerprint",
+            told.group(1),
+            "--out",
+            bundle,
+        )
         assert "has joined pool" in run("node", "join", bundle, root / name)
     return root
 
@@ -66,18 +94,20 @@ def world(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def proposed(run: Run, world: Path) -> str:
     """The job is submitted; its contract was carried to the nodes by hand, as their liaison would."""
-    from fedark.federation.consent import Consent
-    from fedark.federation.host.folder import HostFolder
+    from fedark.operate.host.folder import HostFolder
+    from fedark.stages.consent import Consent
 
     with pytest.raises(InputError, match="made no offer"):
         run("aggregator", "jobs", "submit", world / "host", world / "job" / "job.toml")
     assert "is signed" in run("node", "offer", world / "maker", world / "job" / "job.toml")
     host = HostFolder.open(world / "host")
-    host.store.put_offer("small", "maker", (world / "maker" / "offers" / "small.offer").read_bytes())
+    host.store.put_offer(
+        "small", "maker", (world / "maker" / "offers" / "small.offer").read_bytes()
+    )
     said = run("aggregator", "jobs", "submit", world / "host", world / "job" / "job.toml")
     contract = host.store.jobs()[0]
     assert contract.digest in said
-    from fedark.contract import Contract
+    from fedark.contract.contract import Contract
 
     for name in ("maker", *CUSTOMERS):
         Consent(world / name).propose(Contract.decode(contract.contract))
@@ -113,7 +143,10 @@ def test_the_operator_reads_agrees_and_takes_it_back(run: Run, world: Path, prop
 
 def test_ledger_doctor_and_status_of_a_node_that_does_not_run(run: Run, world: Path) -> None:
     run("node", "ledger", world / "north")
-    found = {item["check"]: item for item in json.loads(run("node", "doctor", world / "north", "--json", code=1))}
+    found = {
+        item["check"]: item
+        for item in json.loads(run("node", "doctor", world / "north", "--json", code=1))
+    }
     assert found["host"]["level"] == "bad"
     assert found["data"]["level"] == found["sandbox"]["level"] == "good"
     assert "mend:" in run("node", "doctor", world / "maker", code=1)
@@ -146,7 +179,16 @@ def test_stop_and_revoke(run: Run, world: Path, proposed: str) -> None:
 
 
 def test_a_host_that_does_not_answer_costs_no_folder(run: Run, world: Path) -> None:
-    run("aggregator", "invite", world / "host", "west", "--role", "provider", "--out", world / "west.json")
+    run(
+        "aggregator",
+        "invite",
+        world / "host",
+        "west",
+        "--role",
+        "provider",
+        "--out",
+        world / "west.json",
+    )
     said = run("node", "join", world / "west.json", world / "west")
     assert "cannot be reached" in said
     assert "west (you tell them)" in said
@@ -154,14 +196,34 @@ def test_a_host_that_does_not_answer_costs_no_folder(run: Run, world: Path) -> N
 
 
 def test_an_own_certificate_comes_with_key_and_authority(run: Run, tmp_path: Path) -> None:
-    from fedark.federation.flower.provision import provision
+    from fedark.links.flower.provision import provision
 
     own = provision(tmp_path / "own", ["agg.example"])
     base = ["--name", "pool", "--address", "agg.example:443"]
     with pytest.raises(InputError, match="together"):
         run("aggregator", "init", tmp_path / "a", *base, "--certificate", own.certificate)
-    run("aggregator", "init", tmp_path / "b", *base, "--certificate", own.certificate, "--key", own.key, "--ca", own.ca)
-    run("aggregator", "invite", tmp_path / "b", "north", "--role", "customer", "--out", tmp_path / "i.json")
+    run(
+        "aggregator",
+        "init",
+        tmp_path / "b",
+        *base,
+        "--certificate",
+        own.certificate,
+        "--key",
+        own.key,
+        "--ca",
+        own.ca,
+    )
+    run(
+        "aggregator",
+        "invite",
+        tmp_path / "b",
+        "north",
+        "--role",
+        "customer",
+        "--out",
+        tmp_path / "i.json",
+    )
     assert json.loads((tmp_path / "i.json").read_bytes())["ca"] == own.ca.read_text()
     run("aggregator", "init", tmp_path / "c", *base, "--listen", "127.0.0.1:8443", "--ca", own.ca)
     with pytest.raises(InputError, match="problem"):

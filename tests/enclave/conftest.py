@@ -1,4 +1,6 @@
-"""Enclaves of the tests' own (`probe/main.py`): started, confined and measured like real ones, and told what to do."""
+"""Enclaves of the tests' own (`probe/main.py`): started, confined and measured like real ones, and
+told what to do.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def measure_probe(role: str, folder: Path = PROBE) -> Measurement:
     """The measurement of a real enclave, with the test's own entry point in place of its own."""
     real = measure_enclave(role)
     script = folder / "main.py"
-    entry = Entry("probe/main.py", "f", False, hashlib.sha384(script.read_bytes()).digest(), str(script))
+    entry = Entry(
+        "probe/main.py", "f", False, hashlib.sha384(script.read_bytes()).digest(), str(script)
+    )
     return dataclasses.replace(
         real,
         entry_point=script,
@@ -58,17 +62,28 @@ def offering_only(mode: str) -> Iterator[None]:
         pytest.skip("no landlock here")
     with pytest.MonkeyPatch.context() as patch:
         if mode == "landlock":
-            patch.setattr(launcher, "survey", lambda: Support("blocked for this test", found.landlock, True))
+            patch.setattr(
+                launcher, "survey", lambda: Support("blocked for this test", found.landlock, True)
+            )
         yield
 
 
 @pytest.fixture(scope="session", params=MODES)
-def shared(request: pytest.FixtureRequest, device: SimulatedDevice, tmp_path_factory: pytest.TempPathFactory):
+def shared(
+    request: pytest.FixtureRequest,
+    device: SimulatedDevice,
+    tmp_path_factory: pytest.TempPathFactory,
+):
     """One enclave for each mode, for tests that leave it alive."""
     log = tmp_path_factory.mktemp("shared") / "log"
     with offering_only(request.param):
         enclave = EnclaveProcess.start(
-            "aggregator", b"run", device=device, log=log, memory_bytes=MEMORY, measurement=measure_probe("aggregator")
+            "aggregator",
+            b"run",
+            device=device,
+            log=log,
+            memory_bytes=MEMORY,
+            measurement=measure_probe("aggregator"),
         )
     with enclave:
         enclave.log = log
@@ -84,7 +99,9 @@ def start(request: pytest.FixtureRequest, device: SimulatedDevice, tmp_path: Pat
         def make(run_config: bytes = b"run", **changes) -> EnclaveProcess:
             changes.setdefault("measurement", measure_probe("aggregator"))
             changes.setdefault("memory_bytes", MEMORY)
-            enclave = EnclaveProcess.start("aggregator", run_config, device=device, log=tmp_path / "log", **changes)
+            enclave = EnclaveProcess.start(
+                "aggregator", run_config, device=device, log=tmp_path / "log", **changes
+            )
             return stack.enter_context(enclave)
 
         yield make

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedark.enclave import bytecode
-from fedark.errors import EnclaveFailed, Refused, StorageError
+from fedark.foundation.errors import EnclaveFailed, Refused, StorageError
 
 
 @pytest.fixture
@@ -33,7 +33,9 @@ def sources(module: Path) -> dict[str, bytes]:
 def importing(module: Path):
     def start(prefix: Path) -> subprocess.Popen[bytes]:
         script = f"import sys; sys.path.insert(0, {str(module.parent)!r}); import some_module"
-        return subprocess.Popen([sys.executable, "-I", "-S", "-X", f"pycache_prefix={prefix}", "-c", script])
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-X", f"pycache_prefix={prefix}", "-c", script]
+        )
 
     return start
 
@@ -54,9 +56,14 @@ def test_it_is_filled_once_and_holds_the_code_of_its_source(module: Path) -> Non
 
 def test_python_finds_it_where_it_is(module: Path) -> None:
     made = bytecode.ensure("key", sources(module), importing(module))
-    script = f"import sys; sys.path.insert(0, {str(module.parent)!r}); import some_module; print(some_module.__cached__)"
+    script = (
+        f"import sys; sys.path.insert(0, {str(module.parent)!r}); import some_module;"
+        " print(some_module.__cached__)"
+    )
     options = ["-I", "-S", "-B", "-X", f"pycache_prefix={made.prefix}"]
-    done = subprocess.run([sys.executable, *options, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, *options, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() in made.digests
 
 
@@ -88,7 +95,9 @@ def test_an_altered_cache_is_refused(module: Path, attack: str) -> None:
         bytecode.ensure("key", sources(module), never)
 
 
-def test_a_source_that_changes_while_it_is_compiled_is_refused_and_leaves_nothing(module: Path) -> None:
+def test_a_source_that_changes_while_it_is_compiled_is_refused_and_leaves_nothing(
+    module: Path,
+) -> None:
     measured = sources(module)
 
     def start(prefix: Path) -> subprocess.Popen[bytes]:
@@ -111,11 +120,17 @@ def test_only_the_caches_that_were_used_last_are_kept(module: Path) -> None:
 
 def test_a_process_that_fails_leaves_nothing(module: Path) -> None:
     with pytest.raises(EnclaveFailed, match="exit code 3"):
-        bytecode.ensure("key", {}, lambda prefix: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
+        bytecode.ensure(
+            "key",
+            {},
+            lambda prefix: subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]),
+        )
     assert os.listdir(bytecode.cache_folder()) == ["lock"]
 
 
-def test_a_folder_that_cannot_be_made_is_said_as_that(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_made_is_said_as_that(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bytecode, "cache_folder", lambda: module / "cache")
     with pytest.raises(StorageError):
         bytecode.ensure("key", sources(module), importing(module))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedark.enclave.channel import MAX_FRAME, Channel, ChannelTimeout, Disconnected, message_limit
-from fedark.errors import ProtocolError
+from fedark.foundation.errors import ProtocolError
 from fedark.v1 import enclave_pb2 as pb
 
 ECHO = pb.Frame(progress=pb.Progress(stage="a stage", done=1, total=2))
@@ -70,19 +70,25 @@ def test_a_claimed_length_over_the_limit_is_refused_before_a_byte_of_it_comes(pa
 
 
 @pytest.mark.parametrize("size", [MAX_FRAME, MAX_FRAME + 1, 3 * MAX_FRAME - 20, 3 * MAX_FRAME + 5])
-def test_a_frame_of_several_pieces_arrives_whole_where_the_contract_asks_for_it(pair, size: int) -> None:
+def test_a_frame_of_several_pieces_arrives_whole_where_the_contract_asks_for_it(
+    pair, size: int
+) -> None:
     channel, raw = pair
     frame = pb.Frame(reply=pb.Reply(update=pb.Update(protected=os.urandom(size))))
     with Channel(os.dup(raw.fileno())) as other:
         channel.limit = other.limit = message_limit(1_000_000)
-        sender = threading.Thread(target=lambda: (channel.send(frame, soon()), channel.send(ECHO, soon())))
+        sender = threading.Thread(
+            target=lambda: (channel.send(frame, soon()), channel.send(ECHO, soon()))
+        )
         sender.start()
         assert other.receive(soon()) == frame
         assert other.receive(soon()) == ECHO
         sender.join()
 
 
-def test_pieces_that_add_up_to_more_than_the_limit_are_refused_before_the_last_of_them_is_read(pair) -> None:
+def test_pieces_that_add_up_to_more_than_the_limit_are_refused_before_the_last_of_them_is_read(
+    pair,
+) -> None:
     channel, raw = pair
     channel.limit = MAX_FRAME + 100
     more = 1 << 31

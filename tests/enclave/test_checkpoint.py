@@ -1,4 +1,6 @@
-"""Checkpoints open for the enclave that sealed them and for nobody else, and hold all that a session must not forget."""
+"""Checkpoints open for the enclave that sealed them and for nobody else, and hold all that a
+session must not forget.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,16 @@ from fedark.enclave.checkpoint import Sealer
 from fedark.enclave.masking import AggregatorMasks, TrainerMasks
 from fedark.enclave.session import SessionBase
 from fedark.enclave.trainer import TrainerSession
-from fedark.errors import FedarkError, ProtocolError, Refused
+from fedark.foundation.errors import FedarkError, ProtocolError, Refused
 from fedark.secagg import Client
 
 KEY = os.urandom(32)
-REGISTERS = {"launcher": bytes(48), "runtime": bytes(48), "application": bytes(48), "runconfig": bytes(48)}
+REGISTERS = {
+    "launcher": bytes(48),
+    "runtime": bytes(48),
+    "application": bytes(48),
+    "runconfig": bytes(48),
+}
 FACTS = SandboxFacts("namespaces", b"s" * 48)
 
 
@@ -75,16 +82,25 @@ def device_here() -> SimulatedDevice:
 
 
 @pytest.mark.parametrize("register", REGISTERS)
-def test_an_enclave_with_another_register_gets_another_key(device_here: SimulatedDevice, register: str) -> None:
+def test_an_enclave_with_another_register_gets_another_key(
+    device_here: SimulatedDevice, register: str
+) -> None:
     mine = device_here.sealing_key(REGISTERS, FACTS)
     assert mine == device_here.sealing_key(dict(REGISTERS), FACTS)
     assert mine != device_here.sealing_key(REGISTERS | {register: b"x" * 48}, FACTS)
 
 
 @pytest.mark.parametrize(
-    "facts", [SandboxFacts("none"), SandboxFacts("landlock", b"s" * 48, b"l" * 48), SandboxFacts("namespaces", b"t" * 48)]
+    "facts",
+    [
+        SandboxFacts("none"),
+        SandboxFacts("landlock", b"s" * 48, b"l" * 48),
+        SandboxFacts("namespaces", b"t" * 48),
+    ],
 )
-def test_an_enclave_that_is_confined_otherwise_gets_another_key(device_here: SimulatedDevice, facts: SandboxFacts) -> None:
+def test_an_enclave_that_is_confined_otherwise_gets_another_key(
+    device_here: SimulatedDevice, facts: SandboxFacts
+) -> None:
     assert device_here.sealing_key(REGISTERS, FACTS) != device_here.sealing_key(REGISTERS, facts)
 
 
@@ -97,15 +113,44 @@ def test_another_device_derives_another_key(device_here: SimulatedDevice) -> Non
 KEPT = {
     SessionBase: {"_hpke", "_signing", "_nonces", "_answered", "_host", "_proofs"},
     AggregatorSession: {
-        *("_group", "_trainers", "_round", "_base", "_vectors", "_history", "_resumed", "_figures_open"),
+        *(
+            "_group",
+            "_trainers",
+            "_round",
+            "_base",
+            "_vectors",
+            "_history",
+            "_resumed",
+            "_figures_open",
+        ),
         *("_masks", "_optimizers"),
     },
     TrainerSession: {
-        *("_aggregator", "_grants", "_digest_of_data", "_data_expected", "_figures", "_begun", "_round", "_base", "_masks"),
+        *(
+            "_aggregator",
+            "_grants",
+            "_digest_of_data",
+            "_data_expected",
+            "_figures",
+            "_begun",
+            "_round",
+            "_base",
+            "_masks",
+        )
     },
     TrainerMasks: {"_nonce", "_combined", "_session", "_hellos", "_client"},
     AggregatorMasks: {"_hellos", "_opening", "_survivors"},
-    Client: {"_secret", "_public", "_hello", "_chains", "_last", "_releases", "_directory", "_me", "_round"},
+    Client: {
+        "_secret",
+        "_public",
+        "_hello",
+        "_chains",
+        "_last",
+        "_releases",
+        "_directory",
+        "_me",
+        "_round",
+    },
 }
 """What is in a checkpoint, by class and attribute."""
 NOT_KEPT = {
@@ -113,8 +158,17 @@ NOT_KEPT = {
     SessionBase: {"config", "contract", "digest", "message_bytes", "_quote", "_sealer", "_used"},
     # messages of the open round: brought again by the host; the scale is the contract's
     AggregatorSession: {"_received", "_scale"},
-    # weights and records: brought again; the group key comes with the grant; the privacy mechanism is the contract's
-    TrainerSession: {"_group", "_openings", "_models", "_train", "_test", "_data_closed", "_private"},
+    # weights and records: brought again; the group key comes with the grant; the privacy mechanism
+    # is the contract's
+    TrainerSession: {
+        "_group",
+        "_openings",
+        "_models",
+        "_train",
+        "_test",
+        "_data_closed",
+        "_private",
+    },
     TrainerMasks: {"_contract", "_nonces", "_policy", "_me", "_private"},
     # follows from the messages of the open round; the mean is memory to write on
     AggregatorMasks: {
@@ -135,7 +189,9 @@ NOT_KEPT = {
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_every_attribute_of_a_session_is_in_its_checkpoint_or_is_known_not_to_need_it(kind: type) -> None:
+def test_every_attribute_of_a_session_is_in_its_checkpoint_or_is_known_not_to_need_it(
+    kind: type,
+) -> None:
     """Who adds one decides here what becomes of it when the enclave is killed."""
     assigned = set()
     for line in inspect.getsource(kind.__init__).splitlines():

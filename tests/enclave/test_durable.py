@@ -29,9 +29,14 @@ def submit(party: str) -> pb.Call:
 
 def test_a_message_that_is_brought_again_is_journaled_once(tmp_path: Path) -> None:
     inner = Quiet()
-    durable = DurableEnclave(lambda checkpoint: inner, tmp_path, journal=frozenset({"submit"}), ends="close", say=str)
+    durable = DurableEnclave(
+        lambda checkpoint: inner, tmp_path, journal=frozenset({"submit"}), ends="close", say=str
+    )
     for party in ("north", "south", "north", "north"):
         durable.call(submit(party))
     assert inner.asked == 4
     entries = sorted((tmp_path / JOURNAL).iterdir())
-    assert [pb.Call.FromString(path.read_bytes()).submit.party for path in entries] == ["north", "south"]
+    assert [pb.Call.FromString(path.read_bytes()).submit.party for path in entries] == [
+        "north",
+        "south",
+    ]

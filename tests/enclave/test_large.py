@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fedark.contract import MAX_TRAVELLING
+from fedark.contract.contract import MAX_TRAVELLING
 from fedark.enclave.channel import Channel, message_limit
 from fedark.v1 import enclave_pb2 as pb
 
@@ -34,14 +34,24 @@ def test_the_largest_message_of_a_hundred_megabyte_adapter_crosses_in_four_times
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 frame = channel.receive(time.monotonic() + 200)
                 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
-                channel.send(pb.Frame(progress=pb.Progress(stage="grown", done=max(grown, 0), total=frame.ByteSize())))
+                channel.send(
+                    pb.Frame(
+                        progress=pb.Progress(
+                            stage="grown", done=max(grown, 0), total=frame.ByteSize()
+                        )
+                    )
+                )
             status = 0
         finally:
             os._exit(status)
     theirs.close()
     with Channel(ours.detach()) as channel:
         channel.limit = message_limit(VALUES)
-        frame = pb.Frame(call=pb.Call(submit=pb.Submit(round=1, party="north", protected=os.urandom(4 * VALUES + 200))))
+        frame = pb.Frame(
+            call=pb.Call(
+                submit=pb.Submit(round=1, party="north", protected=os.urandom(4 * VALUES + 200))
+            )
+        )
         begun = time.monotonic()
         channel.send(frame, begun + 200)
         answer = channel.receive(begun + 200).progress

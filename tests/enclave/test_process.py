@@ -1,4 +1,6 @@
-"""Enclave processes: what goes in and out, how they fail, and that neither edits nor a dead host leave anything behind."""
+"""Enclave processes: what goes in and out, how they fail, and that neither edits nor a dead host
+leave anything behind.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ from fedark.attestation.platforms.simulated import SimulatedDevice, SimulatedVer
 from fedark.enclave import bytecode, launcher
 from fedark.enclave.channel import MAX_FRAME
 from fedark.enclave.host import EnclaveProcess
-from fedark.errors import EnclaveFailed, EvidenceRefused, InputError, ProtocolError, SandboxUnavailable
+from fedark.foundation.errors import (
+    EnclaveFailed,
+    EvidenceRefused,
+    InputError,
+    ProtocolError,
+    SandboxUnavailable,
+)
 from fedark.measurement import measure_enclave
 from fedark.sandbox import Support, policy_digests, survey
 from fedark.v1 import enclave_pb2 as pb
@@ -61,16 +69,22 @@ def test_a_reply_that_is_too_large_is_a_refusal_and_the_enclave_goes_on(do, shar
     assert len(do(shared, "large", str(MAX_FRAME - 100))) == MAX_FRAME - 100
 
 
-def test_evidence_names_registers_sandbox_and_report_data_and_the_key_is_the_devices(do, shared, manufacturer) -> None:
+def test_evidence_names_registers_sandbox_and_report_data_and_the_key_is_the_devices(
+    do, shared, manufacturer
+) -> None:
     now = datetime.now(UTC)
     platform, token = do(shared, "quote").split(b"\0", 1)
     assert platform == b"simulated"
-    claims = SimulatedVerifier(manufacturer.certificate, manufacturer.crl(now=now)).verify(token, now=datetime.now(UTC))
+    claims = SimulatedVerifier(manufacturer.certificate, manufacturer.crl(now=now)).verify(
+        token, now=datetime.now(UTC)
+    )
     assert claims.report_data == b"\x05" * 64
     assert claims.nonce == b"\x06" * 32
     assert dict(claims.measurements) == dict(shared.registers)
     assert claims.measurements["runconfig"] == hashlib.sha384(b"run").digest()
-    assert (claims.seccomp_digest, claims.landlock_digest) == policy_digests(claims.sandbox, survey().landlock)
+    assert (claims.seccomp_digest, claims.landlock_digest) == policy_digests(
+        claims.sandbox, survey().landlock
+    )
     assert claims.sandbox == shared.sandbox.mode
 
 
@@ -101,7 +115,8 @@ def test_what_was_not_measured_cannot_be_imported_though_it_is_installed(do, sha
     assert do(shared, "import", "fractions") == b"imported"
 
 
-# -- how they fail ----------------------------------------------------------------------------------------------------
+# -- how they fail
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_refused_run_configuration_leaves_no_process(children, start) -> None:
@@ -111,7 +126,9 @@ def test_a_refused_run_configuration_leaves_no_process(children, start) -> None:
     assert set(children(os.getpid())) == before
 
 
-def test_an_unexpected_error_names_its_type_and_none_of_its_text_and_ends_the_enclave(do, start) -> None:
+def test_an_unexpected_error_names_its_type_and_none_of_its_text_and_ends_the_enclave(
+    do, start
+) -> None:
     enclave = start()
     with pytest.raises(EnclaveFailed) as caught:
         do(enclave, "fail", "a customer's record")
@@ -170,7 +187,9 @@ def test_closing_from_another_thread_ends_a_call_in_progress(do, start) -> None:
     closer.join()
 
 
-def test_a_failing_progress_handler_ends_the_enclave_because_replies_would_be_out_of_step(do, start) -> None:
+def test_a_failing_progress_handler_ends_the_enclave_because_replies_would_be_out_of_step(
+    do, start
+) -> None:
     enclave = start()
 
     def fail(report: pb.Progress) -> None:
@@ -197,10 +216,18 @@ def test_an_end_leaves_no_process_no_zombie_no_mount_and_no_descriptor(children,
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
-def test_a_machine_that_cannot_confine_starts_nothing(probing, device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_confine_starts_nothing(
+    probing, device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(launcher, "survey", lambda: Support("blocked", 0, True))
     with pytest.raises(SandboxUnavailable):
-        EnclaveProcess.start("aggregator", b"run", device=device, log=tmp_path / "log", measurement=probing("aggregator"))
+        EnclaveProcess.start(
+            "aggregator",
+            b"run",
+            device=device,
+            log=tmp_path / "log",
+            measurement=probing("aggregator"),
+        )
     assert not (tmp_path / "log").exists()
 
 
@@ -224,8 +251,12 @@ def test_a_killed_host_leaves_no_enclave_behind(only, mode: str, tmp_path: Path)
     with only(mode):
         pass
     here = Path(__file__).resolve()
-    script = HOST.format(tests=str(here.parent), checkout=str(here.parents[2]), mode=mode, log=str(tmp_path / "log"))
-    host = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    script = HOST.format(
+        tests=str(here.parent), checkout=str(here.parents[2]), mode=mode, log=str(tmp_path / "log")
+    )
+    host = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert host.stdout is not None
     pids = [int(number) for number in host.stdout.readline().split()]
     assert len(pids) == 2
@@ -238,7 +269,8 @@ def test_a_killed_host_leaves_no_enclave_behind(only, mode: str, tmp_path: Path)
         os.close(descriptor)
 
 
-# -- other machines ---------------------------------------------------------------------------------------------------
+# -- other machines
+# ---------------------------------------------------------------------------------------------------
 
 ELSEWHERE = """
 import sys, pathlib, json
@@ -256,9 +288,15 @@ with t.EnclaveProcess.start("aggregator", b"run", device=device, log=pathlib.Pat
 """
 
 
-def elsewhere(kind: str, folder: Path, *prefix: str, python: str = sys.executable, **environment: str) -> list[str]:
+def elsewhere(
+    kind: str, folder: Path, *prefix: str, python: str = sys.executable, **environment: str
+) -> list[str]:
     here = Path(__file__).resolve()
-    path = [str(here.parent), str(here.parents[2]), *(entry for entry in sys.path if entry.endswith("site-packages"))]
+    path = [
+        str(here.parent),
+        str(here.parents[2]),
+        *(entry for entry in sys.path if entry.endswith("site-packages")),
+    ]
     done = subprocess.run(
         [*prefix, python, "-c", ELSEWHERE, json.dumps(path), kind, str(folder / "log")],
         capture_output=True,
@@ -270,7 +308,9 @@ def elsewhere(kind: str, folder: Path, *prefix: str, python: str = sys.executabl
     return done.stdout.split()
 
 
-def test_a_container_that_forbids_namespaces_runs_enclaves_in_landlock(only, tmp_path: Path) -> None:
+def test_a_container_that_forbids_namespaces_runs_enclaves_in_landlock(
+    only, tmp_path: Path
+) -> None:
     with only("landlock"):
         assert elsewhere("container", tmp_path) == ["landlock", "hello", "simulated"]
 
@@ -279,17 +319,27 @@ def test_an_ordinary_user_runs_enclaves_too(tmp_path_factory: pytest.TempPathFac
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("becoming another user takes root and setpriv")
     python = f"/usr/bin/python3.{sys.version_info.minor}"
-    needed = [Path(python), Path(__file__), *(Path(entry) for entry in sys.path if entry.endswith("site-packages"))]
-    if not all(os.path.exists(path) and all(parent.stat().st_mode & 0o001 for parent in path.parents) for path in needed):
+    needed = [
+        Path(python),
+        Path(__file__),
+        *(Path(entry) for entry in sys.path if entry.endswith("site-packages")),
+    ]
+    if not all(
+        os.path.exists(path) and all(parent.stat().st_mode & 0o001 for parent in path.parents)
+        for path in needed
+    ):
         pytest.skip("no Python, or not this checkout, is within reach of another user")
     with tempfile.TemporaryDirectory(prefix="fedark-nobody-") as folder:
         os.chown(folder, 65534, 65534)
         nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-        answer = elsewhere("plain", Path(folder), *nobody, python=python, HOME=folder, XDG_CACHE_HOME=folder)
+        answer = elsewhere(
+            "plain", Path(folder), *nobody, python=python, HOME=folder, XDG_CACHE_HOME=folder
+        )
     assert answer == [survey().mode(), "hello", "simulated"]
 
 
-# -- the trainer ------------------------------------------------------------------------------------------------------
+# -- the trainer
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -301,7 +351,12 @@ def test_a_trainer_trains_behind_the_final_filter_with_the_hosts_vector_instruct
     with (
         only(mode),
         EnclaveProcess.start(
-            "trainer", b"run", device=device, log=tmp_path / "log", measurement=probing("trainer"), memory_bytes=4 << 30
+            "trainer",
+            b"run",
+            device=device,
+            log=tmp_path / "log",
+            measurement=probing("trainer"),
+            memory_bytes=4 << 30,
         ) as enclave,
     ):
         report = json.loads(do(enclave, "train", timeout=300))

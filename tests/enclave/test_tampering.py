@@ -1,4 +1,6 @@
-"""Edits, and other ways to slip in code: what is not what was measured is not executed, or gets no evidence."""
+"""Edits, and other ways to slip in code: what is not what was measured is not executed, or gets no
+evidence.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,16 @@ from pathlib import Path
 import pytest
 
 from fedark.enclave import launcher
-from fedark.errors import EnclaveFailed, Refused
+from fedark.foundation.errors import EnclaveFailed, Refused
 from fedark.measurement import Measurement
 from fedark.measurement.tree import Entry
 
 
 @pytest.fixture
 def own(probing, tmp_path: Path) -> tuple[Path, Measurement]:
-    """A module of a test's own, measured as part of the application and on the search path, and the measurement."""
+    """A module of a test's own, measured as part of the application and on the search path, and the
+    measurement.
+    """
     folder = (tmp_path / "own").resolve()
     folder.mkdir()
     for parent in (folder, *folder.parents):
@@ -31,7 +35,9 @@ def own(probing, tmp_path: Path) -> tuple[Path, Measurement]:
     module = folder / "measured_helper.py"
     module.write_text("VALUE = 1\n")
     probe = probing("aggregator")
-    entry = Entry("helper.py", "f", False, hashlib.sha384(module.read_bytes()).digest(), str(module))
+    entry = Entry(
+        "helper.py", "f", False, hashlib.sha384(module.read_bytes()).digest(), str(module)
+    )
     measurement = dataclasses.replace(
         probe,
         visible=(*probe.visible, folder),
@@ -66,7 +72,9 @@ def test_an_edit_between_measuring_and_starting_is_not_executed(do, start, own) 
     assert b"is not the file that was measured" in do(enclave, "import", "measured_helper")
 
 
-def test_an_edit_while_libraries_load_is_found_even_if_it_is_undone(start, own, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_while_libraries_load_is_found_even_if_it_is_undone(
+    start, own, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, measurement = own
     real = launcher._spawn
 
@@ -83,7 +91,9 @@ def test_an_edit_while_libraries_load_is_found_even_if_it_is_undone(start, own, 
         start(measurement=measurement)
 
 
-def test_a_file_that_is_added_while_libraries_load_is_found(start, own, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_added_while_libraries_load_is_found(
+    start, own, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, measurement = own
     real = launcher._spawn
 
@@ -97,7 +107,9 @@ def test_a_file_that_is_added_while_libraries_load_is_found(start, own, monkeypa
         start(measurement=measurement)
 
 
-def test_bytecode_that_the_host_writes_meanwhile_is_no_change(do, start, own, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytecode_that_the_host_writes_meanwhile_is_no_change(
+    do, start, own, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, measurement = own
     real = launcher._spawn
 
@@ -116,7 +128,9 @@ def test_bytecode_that_the_host_writes_meanwhile_is_no_change(do, start, own, mo
         do(enclave, "quote")
 
 
-def test_a_change_of_the_role_itself_is_found_by_measuring_again(probing, start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_the_role_itself_is_found_by_measuring_again(
+    probing, start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = probing("aggregator")
     registers = {**real.registers, "application": bytes(48)}
     with pytest.raises(Refused, match="changed after it was measured"):
@@ -138,13 +152,17 @@ def test_poisoned_bytecode_beside_a_source_is_not_executed(do, start, own) -> No
     poison = cache / f"measured_helper.{sys.implementation.cache_tag}.pyc"
     script = module.with_name("poison.py")
     script.write_text("raise SystemExit")
-    py_compile.compile(str(script), str(poison), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    py_compile.compile(
+        str(script), str(poison), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
     script.unlink()
     enclave = start(measurement=measurement)
     assert do(enclave, "import", "measured_helper") == b"imported"
 
 
-def test_the_hosts_environment_changes_nothing(do, start, own, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_hosts_environment_changes_nothing(
+    do, start, own, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     module, _ = own
     (module.parent / "sitecustomize.py").write_text("raise SystemExit")
     for name in (
@@ -165,15 +183,21 @@ def test_the_hosts_environment_changes_nothing(do, start, own, monkeypatch: pyte
     assert not {"site", "sitecustomize", "usercustomize"} & set(json.loads(do(enclave, "modules")))
 
 
-def test_a_module_that_came_from_elsewhere_before_the_lock_stops_the_enclave(start, own, tmp_path: Path) -> None:
+def test_a_module_that_came_from_elsewhere_before_the_lock_stops_the_enclave(
+    start, own, tmp_path: Path
+) -> None:
     module, measurement = own
     script = module.parent / "main.py"
     probe = measurement.entry_point.read_text()
-    script.write_text(probe.replace('SPECIFICATION["path"]\n', 'SPECIFICATION["path"]\nimport stray\n', 1))
+    script.write_text(
+        probe.replace('SPECIFICATION["path"]\n', 'SPECIFICATION["path"]\nimport stray\n', 1)
+    )
     (module.parent / "stray.py").write_text("")
     entry = Entry("main.py", "f", False, hashlib.sha384(script.read_bytes()).digest(), str(script))
     entries = {**measurement.entries, "application": (*measurement.entries["application"], entry)}
-    with pytest.raises(Refused, match=r"module stray was imported from .*stray\.py, which is not measured"):
+    with pytest.raises(
+        Refused, match=r"module stray was imported from .*stray\.py, which is not measured"
+    ):
         start(measurement=dataclasses.replace(measurement, entry_point=script, entries=entries))
 
 
@@ -182,7 +206,15 @@ def test_the_hosts_settings_for_openssl_are_not_read(probing, tmp_path: Path) ->
     strace, log = shutil.which("strace"), tmp_path / "log"
     if strace is None:
         pytest.skip("takes strace")
-    command = [strace, "-f", "-o", str(log), "-e", "trace=open,openat", str(probing("aggregator").python)]
+    command = [
+        strace,
+        "-f",
+        "-o",
+        str(log),
+        "-e",
+        "trace=open,openat",
+        str(probing("aggregator").python),
+    ]
     arguments = ["-I", "-S", "-B", "-c", "import hashlib; hashlib.sha384(b'')"]
     subprocess.run([*command, *arguments], env=launcher._ENVIRONMENT, check=True)
     assert "openssl.cnf" not in log.read_text()
@@ -190,7 +222,9 @@ def test_the_hosts_settings_for_openssl_are_not_read(probing, tmp_path: Path) ->
 
 @pytest.fixture
 def detour(probing, tmp_path: Path) -> tuple[Path, Measurement]:
-    """Where an archive of a standard library would be, which is not there, and a measurement that looks there."""
+    """Where an archive of a standard library would be, which is not there, and a measurement that
+    looks there.
+    """
     path = (tmp_path / "prefix" / "python.zip").resolve()
     path.parent.mkdir()
     return path, dataclasses.replace(probing("aggregator"), detours=(path,))
@@ -230,7 +264,9 @@ def test_what_leads_it_there_later_gets_no_evidence(do, start, detour) -> None:
         do(enclave, "quote")
 
 
-def test_a_change_of_the_loaders_cache_while_it_starts_is_found(start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_change_of_the_loaders_cache_while_it_starts_is_found(
+    start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     cache, real = tmp_path / "ld.so.cache", launcher._spawn
     monkeypatch.setattr(launcher.loader, "CACHE", str(cache))
 

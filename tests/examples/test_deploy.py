@@ -1,4 +1,6 @@
-"""The deployment files say what the code does; they are checked by the tools that are here, and say that they were not run."""
+"""The deployment files say what the code does; they are checked by the tools that are here, and say
+that they were not run.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedark.cli import app
-from fedark.federation.host.front import FLEET_ROUTES
+from fedark.operate.host.front import FLEET_ROUTES
 
 DEPLOY = Path(__file__).resolve().parents[2] / "examples" / "deploy"
 COMMANDS = {"aggregator": {"up", "init"}, "node": {"up", "join"}}
@@ -28,8 +30,12 @@ def test_systemd_finds_nothing_wrong_with_the_units(name: str, tmp_path: Path) -
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     unit = tmp_path / name.replace("@", "@x" if "@" in name else "")
-    unit.write_text((DEPLOY / "systemd" / name).read_text().replace("/opt/fedark/bin/fedark", "/bin/true"))
-    found = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    unit.write_text(
+        (DEPLOY / "systemd" / name).read_text().replace("/opt/fedark/bin/fedark", "/bin/true")
+    )
+    found = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
+    )
     if "Failed to initialize manager" in found.stderr or "Failed to connect" in found.stderr:
         pytest.skip("systemd-analyze cannot work here")
     assert unit.name not in found.stderr, found.stderr

@@ -21,7 +21,9 @@ MATTERS = {"train": (0, 1, 1), "held-out": (1,)}  # as make.py draws them
 
 
 def rows(desk: str, count: int, orders: object, purpose: str) -> list[tuple[set[str], str]]:
-    drawn = messages(WORLD, desk, count, orders, random.Random(f"7/{purpose}/{desk}"), MATTERS[purpose], BARE)
+    drawn = messages(
+        WORLD, desk, count, orders, random.Random(f"7/{purpose}/{desk}"), MATTERS[purpose], BARE
+    )
     return [({desk, *row.message.replace(",", "").split()}, row.action) for row in drawn]
 
 
@@ -78,15 +80,23 @@ def test_the_most_similar_message_does_not_solve_it() -> None:
 
 @pytest.mark.parametrize("place", [0, -1], ids=["first", "last"])
 def test_a_lookup_that_knows_every_word_rule_and_threshold_does_not_solve_it(place: int) -> None:
-    """It takes the thing and the state that are named first, or last: it knows all but which matter is the current one."""
+    """It takes the thing and the state that are named first, or last: it knows all but which matter
+    is the current one.
+    """
     right = total = 0
     for name in WORLD.regions[:3]:
         desk = WORLD.desks[name]
         meaning = {word: key for key, words in desk.words.items() for word, _ in words}
-        for row in messages(WORLD, name, 200, UNSEEN, random.Random(f"7/held-out/{name}"), MATTERS["held-out"], BARE):
+        for row in messages(
+            WORLD, name, 200, UNSEEN, random.Random(f"7/held-out/{name}"), MATTERS["held-out"], BARE
+        ):
             said = row.message.replace(",", "").split()
             thing = [meaning[word] for word in said if meaning.get(word) in EQUIPMENT][place]
-            at, state = [(index, meaning[word]) for index, word in enumerate(said) if meaning.get(word) in STATES][place]
+            at, state = [
+                (index, meaning[word])
+                for index, word in enumerate(said)
+                if meaning.get(word) in STATES
+            ][place]
             quiet = state == "loaded" and int(said[at + 2]) < desk.threshold
             right += row.action == ("monitor" if quiet else desk.rules[thing, state])
             total += 1

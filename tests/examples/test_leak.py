@@ -1,4 +1,6 @@
-"""The leak demonstration: the attack works on what is unprotected, and is no better than blind on what is protected."""
+"""The leak demonstration: the attack works on what is unprotected, and is no better than blind on
+what is protected.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,19 @@ def test_an_unprotected_update_names_its_record(attacks: Any) -> None:
 def test_a_protected_one_names_nothing(attacks: Any) -> None:
     protected = [one for one in attacks[0] if one.protection.startswith("epsilon")]
     assert {one.protection for one in protected} == {"epsilon 3"}
-    # Three batches each, of one and of about four records: one hit is chance, of all records of either size.
+    # Three batches each, of one and of about four records: one hit is chance, of all records of
+    # either size.
     assert np.mean([one.recovered for one in protected]) <= 0.25
 
 
 def test_the_picture_is_well_formed_and_holds_the_sentences(leak: ModuleType, attacks: Any) -> None:
     found, shown = attacks
     picture = leak.draw(found, shown, 1000)
-    texts = [element.text or "" for element in ET.fromstring(picture).iter() if element.tag.endswith("text")]
+    texts = [
+        element.text or ""
+        for element in ET.fromstring(picture).iter()
+        if element.tag.endswith("text")
+    ]
     for sentence in shown["in the batch"]:
         assert any(text.startswith(sentence[:60]) for text in texts)
     assert "100%" in texts

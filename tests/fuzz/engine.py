@@ -1,10 +1,14 @@
-"""A small fuzzer: real samples, bent in bytes and in structure, in one fast loop; no crash, no hang, nothing accepted.
+"""A small fuzzer: real samples, bent in bytes and in structure, in one fast loop; no crash, no
+hang, nothing accepted.
 
-A target's `parse` may raise the errors that its callers expect, and no other. What may come back differs by `kind`:
+A target's `parse` may raise the errors that its callers expect, and no other. What may come back
+differs by `kind`:
 
 - "closed": nothing but the samples themselves is accepted (what is signed, encrypted or bound);
-- "exact": what is accepted comes back as exactly the bytes that went in: there are no two encodings of one value;
-- "open": anything may be accepted, for instance because the fuzzer itself signs with the right key to reach the parser behind.
+- "exact": what is accepted comes back as exactly the bytes that went in: there are no two encodings
+  of one value;
+- "open": anything may be accepted, for instance because the fuzzer itself signs with the right key
+  to reach the parser behind.
 
 Inputs follow from the target's name and a seed, so a failure can be made again.
 """
@@ -24,12 +28,29 @@ import cbor2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from fedark.errors import FedarkError
+from fedark.foundation.errors import FedarkError
 
 HANG_SECONDS = 20
 _BATCH = 64
 _MAX_GROWTH = 1 << 16
-_BYTES = (0x00, 0x01, 0x7F, 0x80, 0xFF, 0x30, 0x40, 0x5F, 0x9F, 0xA0, 0xBF, 0xC2, 0xD2, 0xF6, 0xF9, 0xFB)
+_BYTES = (
+    0x00,
+    0x01,
+    0x7F,
+    0x80,
+    0xFF,
+    0x30,
+    0x40,
+    0x5F,
+    0x9F,
+    0xA0,
+    0xBF,
+    0xC2,
+    0xD2,
+    0xF6,
+    0xF9,
+    0xFB,
+)
 _Nested = dict | list | tuple | cbor2.CBORTag  # what is in a tag is read as a tuple
 _INTEGERS = (
     0,
@@ -100,10 +121,14 @@ class Failure:
 
 
 class Hang(BaseException):
-    """One input took longer than `HANG_SECONDS`; not an Exception, so that no parser can swallow it."""
+    """One input took longer than `HANG_SECONDS`; not an Exception, so that no parser can swallow
+    it.
+    """
 
 
-def fuzz(target: Target, inputs: int, *, seed: int, seconds: float = float("inf")) -> tuple[int, list[Failure]]:
+def fuzz(
+    target: Target, inputs: int, *, seed: int, seconds: float = float("inf")
+) -> tuple[int, list[Failure]]:
     """Try up to `inputs` inputs within `seconds`; how many were tried, and up to five failures."""
     failures: list[Failure] = []
     known = set(target.samples)
@@ -154,7 +179,11 @@ def bent(target: Target, count: int, seed: int) -> Iterator[bytes]:
     """`count` inputs."""
     rng = random.Random(f"{target.name}/{seed}")
     json_ = target.structure == "json"
-    parsed = [json.loads(sample) if json_ else _loaded(sample) for sample in target.samples] if target.structure else []
+    parsed = (
+        [json.loads(sample) if json_ else _loaded(sample) for sample in target.samples]
+        if target.structure
+        else []
+    )
     trees = [tree for tree in parsed if tree is not None]
     for _ in range(count):
         kind = rng.random()
@@ -284,11 +313,24 @@ def _leaf(rng: random.Random, value: Any) -> Any:
     if isinstance(value, bytes) and value:
         at = rng.randrange(len(value))
         flipped = value[:at] + bytes([value[at] ^ 1 << rng.randrange(8)]) + value[at + 1 :]
-        return rng.choice((value[:-1], value + b"\0", flipped, flipped, bytes(len(value)), value[::-1]))
+        return rng.choice(
+            (value[:-1], value + b"\0", flipped, flipped, bytes(len(value)), value[::-1])
+        )
     if isinstance(value, str) and value:
-        return rng.choice((value[:-1], value + "\0", value.upper(), value + "\u202e", "../" + value, value * 50))
+        return rng.choice(
+            (value[:-1], value + "\0", value.upper(), value + "\u202e", "../" + value, value * 50)
+        )
     if isinstance(value, float):
-        return rng.choice((value + 1, -value, 5e-324, float("inf"), float("nan"), int(value) if abs(value) < 1e9 else 0))
+        return rng.choice(
+            (
+                value + 1,
+                -value,
+                5e-324,
+                float("inf"),
+                float("nan"),
+                int(value) if abs(value) < 1e9 else 0,
+            )
+        )
     return rng.choice((*_LEAVES, *_INTEGERS))
 
 
@@ -322,7 +364,9 @@ def _edited(rng: random.Random, data: bytes, target: Target) -> bytes:
                 if target.words:
                     out[at:at] = rng.choice(target.words)
                 elif at + 4 <= size:
-                    out[at : at + 4] = rng.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\x01"))
+                    out[at : at + 4] = rng.choice(
+                        (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\0\x01")
+                    )
         if len(out) > len(data) + _MAX_GROWTH:
             break
     return bytes(out)

@@ -1,4 +1,6 @@
-"""Targets outside a run: what nodes and their host tell each other to join, what a key broker answers, and a provider's model."""
+"""Targets outside a run: what nodes and their host tell each other to join, what a key broker
+answers, and a provider's model.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,34 @@ from typing import Any
 from engine import Target
 from google.protobuf.message import DecodeError
 
-from fedark import canonical
-from fedark.broker.client import BrokerClient
-from fedark.contract import Contract, SignedContract
-from fedark.errors import FedarkError
-from fedark.federation.joining import Bundle, Invitation, JoinRequest, parse, request_headers
-from fedark.federation.offer import OFFER_LABEL, Offer
-from fedark.federation.onprem.hostclient import HostClient, _refusal
-from fedark.federation.party import KEYS
-from fedark.keys import PartyKeys, SigningKey
+from fedark.contract.contract import Contract, SignedContract
+from fedark.foundation import canonical
+from fedark.foundation.errors import FedarkError
+from fedark.foundation.keys import PartyKeys, SigningKey
+from fedark.operate.broker.client import BrokerClient
+from fedark.operate.joining import Bundle, Invitation, JoinRequest, parse, request_headers
+from fedark.operate.node.hostclient import HostClient, _refusal
+from fedark.operate.offer import OFFER_LABEL, Offer
+from fedark.operate.party import KEYS
 from fedark.translog.memory import HeadMemory
 from fedark.tuning.tokens import TextEncoder
 from fedark.v1 import enclave_pb2, stage_pb2
 
 Made = Iterator[Target]
-_JSON = (b'{"', b'"}', b"null", b"1e999", b"[" * 400, b"[" * 5000, b"\\u0000", b"NaN", b"-1", b'"version":2', b"[{}]", b"true")
+_JSON = (
+    b'{"',
+    b'"}',
+    b"null",
+    b"1e999",
+    b"[" * 400,
+    b"[" * 5000,
+    b"\\u0000",
+    b"NaN",
+    b"-1",
+    b'"version":2',
+    b"[{}]",
+    b"true",
+)
 
 
 def outside(world: Any, folder: Path) -> Made:
@@ -55,15 +70,25 @@ def _same(name: str, read: Callable[[bytes], Any], sample: bytes) -> Target:
 def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made:
     from direct import admitted, make_host, make_node
 
-    from fedark.federation.host.admission import invite
-    from fedark.federation.host.service import PREFIX, HostService
-    from fedark.federation.joining import dump
+    from fedark.operate.host.admission import invite
+    from fedark.operate.host.service import PREFIX, HostService
+    from fedark.operate.joining import dump
 
     host = make_host(folder / "host")
-    maker, north = (admitted(host, folder / name, name, role) for name, role in (("maker", "provider"), ("north", "customer")))
+    maker, north = (
+        admitted(host, folder / name, name, role)
+        for name, role in (("maker", "provider"), ("north", "customer"))
+    )
     waiting = make_node(host, folder / "east", "east", "customer")
     invitation = dump(invite(host, "west", "customer"))
-    yield Target("invitation", [invitation], lambda data: parse(data, Invitation, "it"), "open", structure=False, words=_JSON)
+    yield Target(
+        "invitation",
+        [invitation],
+        lambda data: parse(data, Invitation, "it"),
+        "open",
+        structure=False,
+        words=_JSON,
+    )
 
     def request(data: bytes) -> JoinRequest:
         found = parse(data, JoinRequest, "it")
@@ -90,7 +115,10 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
     yield Target("offer", [signed], offered, "closed")
     body = canonical.decode(signed)[0]
     yield Target(
-        "offer, signed", [body], lambda data: offered(canonical.encode([data, signing.sign(OFFER_LABEL, data)])), "open"
+        "offer, signed",
+        [body],
+        lambda data: offered(canonical.encode([data, signing.sign(OFFER_LABEL, data)])),
+        "open",
     )
 
     service, calls = HostService(host), []
@@ -106,7 +134,11 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
 
     def call(data: bytes) -> None:
         made = canonical.decode(data)
-        if not (isinstance(made, list) and len(made) == 4 and [type(part) for part in made] == [str, str, bytes, bool]):
+        if not (
+            isinstance(made, list)
+            and len(made) == 4
+            and [type(part) for part in made] == [str, str, bytes, bool]
+        ):
             return
         method, path, body, signed = made
         headers = {"fedark-version": "1"}
@@ -124,7 +156,9 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
     jobs = f'[{{"digest": "{digest}", "name": "y", "status": "z", "reason": ""}}]'.encode()
     answers = [b'{"size": 1, "total": 2, "whole": false}', jobs]
     for path in ("hello", "jobs", "bundle", f"jobs/{digest}"):
-        headers = request_headers(transport, "maker", "GET", PREFIX + path, b"") | {"fedark-version": "1"}
+        headers = request_headers(transport, "maker", "GET", PREFIX + path, b"") | {
+            "fedark-version": "1"
+        }
         answers.append(service.handle("GET", PREFIX + path, headers, b"").body)
     reads: tuple[Callable[[], Any], ...] = (
         client.hello, client.bundle, client.jobs, lambda: client.held(digest), lambda: client.put_piece(digest, 0, b"x"),
@@ -147,7 +181,9 @@ def _broker_reply(world: Any, folder: Path) -> Target:
     grants = world.grants
     signed = SignedContract.verify(world.contract, dict(world.about().contract_signatures))
     enclave = SimpleNamespace(
-        call=lambda call, timeout=None: enclave_pb2.Reply(evidence=enclave_pb2.Evidence(evidence=world.evidence))
+        call=lambda call, timeout=None: enclave_pb2.Reply(
+            evidence=enclave_pb2.Evidence(evidence=world.evidence)
+        )
     )
     numbers, key = itertools.count(), SigningKey()
     heads: HeadMemory | None = None
@@ -161,7 +197,12 @@ def _broker_reply(world: Any, folder: Path) -> Target:
         with world.recorded.clock():
             if (number := next(numbers)) % 100 == 0:
                 heads = HeadMemory(folder / f"broker-heads-{number}.sqlite")
-            case: dict[str, Any] = {"run_id": "run-1", "party": "north", "signing": key, "heads": heads}
+            case: dict[str, Any] = {
+                "run_id": "run-1",
+                "party": "north",
+                "signing": key,
+                "heads": heads,
+            }
             got = client.obtain(enclave, signed, **case)  # type: ignore[arg-type]
         if got.by_model != grants.by_model:
             raise AssertionError("another grant was accepted")
@@ -169,22 +210,43 @@ def _broker_reply(world: Any, folder: Path) -> Target:
     sample = grants.SerializeToString(deterministic=True)
     obtained(sample)
     expected = (FedarkError, DecodeError)
-    return Target("broker reply", [sample], obtained, "open", structure=False, message=stage_pb2.Grants, expected=expected)
+    return Target(
+        "broker reply",
+        [sample],
+        obtained,
+        "open",
+        structure=False,
+        message=stage_pb2.Grants,
+        expected=expected,
+    )
 
 
 def _tokenizer() -> Made:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    words = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "open", "close", "##d", "the", "line"))}
+    words = {
+        word: i
+        for i, word in enumerate(
+            ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "open", "close", "##d", "the", "line")
+        )
+    }
     made = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.normalizer, made.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     made.add_special_tokens(["[PAD]"])
-    pairs = Tokenizer(models.BPE({"a": 0, "b": 1, "ab": 2, "</s>": 3}, [("a", "b")], unk_token="</s>"))
+    pairs = Tokenizer(
+        models.BPE({"a": 0, "b": 1, "ab": 2, "</s>": 3}, [("a", "b")], unk_token="</s>")
+    )
     pairs.pre_tokenizer = pre_tokenizers.ByteLevel()
     pairs.add_special_tokens(["</s>"])
     samples = [one.to_str().encode() for one in (made, pairs)]
-    settings = b'{"pad_token": {"content": "[PAD]", "lstrip": false}, "eos_token": "[SEP]", "do_lower_case": true}'
+    settings = (
+        b'{"pad_token": {"content": "[PAD]", "lstrip": false}, "eos_token": "[SEP]",'
+        b' "do_lower_case": true}'
+    )
 
     def encode(data: bytes) -> None:
         encoder = TextEncoder({"tokenizer.json": data}, max_length=16, pad_id=0)
@@ -205,29 +267,62 @@ def _tokenizer() -> Made:
 
 
 def _configuration(folder: Path) -> Target:
-    """A model of each kind, whose weights stay as they are; it may take no more memory than a small one needs.
+    """A model of each kind, whose weights stay as they are; it may take no more memory than a small
+    one needs.
 
     One input in four names another architecture, any that the library has.
     """
-    from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        BertConfig,
+        BertModel,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from fedark.contract import AdapterTerms, ModelTerms, ServerTerms, TrainingTerms
+    from fedark.contract.contract import AdapterTerms, ModelTerms, ServerTerms, TrainingTerms
+    from fedark.records.reading import Record
     from fedark.tuning.base import load_base
-    from fedark.tuning.data import Record
     from fedark.tuning.task import TaskModel
 
-    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "open", "close", "the", "line", "a", "b", "c")
-    sizes = {"vocab_size": len(words), "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = (
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "open",
+        "close",
+        "the",
+        "line",
+        "a",
+        "b",
+        "c",
+    )
+    sizes = {
+        "vocab_size": len(words),
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     ids = {"bos_token_id": 2, "eos_token_id": 3}
     narrow = {"intermediate_size": 8, "max_position_embeddings": 32}
-    labels, pooling = ("open", "close"), {"1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}'}
+    labels, pooling = (
+        ("open", "close"),
+        {"1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}'},
+    )
     architectures = sorted(CONFIG_MAPPING.keys())
     bases: dict[str, tuple[dict[str, bytes], ModelTerms]] = {}
     for model, targets, extra in (
         (BertModel(BertConfig(**sizes, **narrow)), ("query", "value"), pooling),
         (
-            GPT2LMHeadModel(GPT2Config(vocab_size=len(words), n_embd=8, n_layer=2, n_head=2, n_positions=32, **ids)),
+            GPT2LMHeadModel(
+                GPT2Config(
+                    vocab_size=len(words), n_embd=8, n_layer=2, n_head=2, n_positions=32, **ids
+                )
+            ),
             ("c_attn",),
             {},
         ),
@@ -235,7 +330,10 @@ def _configuration(folder: Path) -> Target:
     ):
         name = model.config.model_type
         model.save_pretrained(folder / name)
-        files = {file: (folder / name / file).read_bytes() for file in ("config.json", "model.safetensors")}
+        files = {
+            file: (folder / name / file).read_bytes()
+            for file in ("config.json", "model.safetensors")
+        }
         files |= {"vocab.txt": "\n".join(words).encode(), **extra}
         task: Any = "classification" if extra else "instruction"
         adapter = AdapterTerms(rank=1, targets=targets)
@@ -265,7 +363,9 @@ def _configuration(folder: Path) -> Target:
 
 @contextlib.contextmanager
 def _little_memory() -> Iterator[None]:
-    """For the time being, this process gets a gigabyte more than it has; to ask for it is a failure, refused or not."""
+    """For the time being, this process gets a gigabyte more than it has; to ask for it is a
+    failure, refused or not.
+    """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), hard))

@@ -1,7 +1,9 @@
-"""One honest run of a small job: what every node and enclave was asked, and what each of them was when it was asked.
+"""One honest run of a small job: what every node and enclave was asked, and what each of them was
+when it was asked.
 
-From that a node or an enclave is put back for every bent input, so that one stands as deep in its run as the input needs. Clocks are
-those of the run, so that nothing expires however long the fuzzer goes on, and nothing waits for the disk.
+From that a node or an enclave is put back for every bent input, so that one stands as deep in its
+run as the input needs. Clocks are those of the run, so that nothing expires however long the fuzzer
+goes on, and nothing waits for the disk.
 """
 
 from __future__ import annotations
@@ -19,23 +21,23 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from fedark import canonical
-from fedark.contract import Contract, now
+from fedark.contract.contract import Contract, now
 from fedark.enclave import session as session_module
 from fedark.enclave import trainer
 from fedark.enclave.masking import AggregatorMasks, TrainerMasks
-from fedark.federation import consent, customer, provider
-from fedark.federation import node as node_module
-from fedark.federation.coordinator import Coordinator
-from fedark.federation.hostlink import AggregatorClient
-from fedark.federation.link import Passed, named
-from fedark.federation.local import Federation
-from fedark.federation.party import load_node
-from fedark.federation.progress import Progress
-from fedark.federation.runs import RunMemory
+from fedark.foundation import canonical
+from fedark.links.hostlink import AggregatorClient
+from fedark.links.link import Passed, named
+from fedark.operate.party import load_node
 from fedark.secagg import Client, Server
 from fedark.secagg.schedule import Chain
 from fedark.simulation import Simulation, in_process_enclaves
+from fedark.simulation.local import Federation
+from fedark.stages import consent, customer, provider
+from fedark.stages import node as node_module
+from fedark.stages.coordinator import Coordinator
+from fedark.stages.progress import Progress
+from fedark.stages.runs import RunMemory
 from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
 
 _CLOCKS = (node_module, customer, provider, consent, session_module, trainer)
@@ -47,7 +49,9 @@ class _Careless(sqlite3.Connection):
     """Does not wait for the disk."""
 
     def execute(self, sql: str, *rest: Any) -> sqlite3.Cursor:
-        return super().execute("PRAGMA synchronous=OFF" if sql.startswith("PRAGMA synchronous") else sql, *rest)
+        return super().execute(
+            "PRAGMA synchronous=OFF" if sql.startswith("PRAGMA synchronous") else sql, *rest
+        )
 
 
 _connect = functools.partial(sqlite3.connect, factory=_Careless)
@@ -61,7 +65,10 @@ def _encoded_once() -> Callable[[Contract], bytes]:
         if len(known) > _REBUILT_AFTER:
             known.clear()
         if id(contract) not in known:
-            known[id(contract)] = contract, encode(contract)  # the contract is kept, so that no other gets its id
+            known[id(contract)] = (
+                contract,
+                encode(contract),
+            )  # the contract is kept, so that no other gets its id
         return known[id(contract)][1]
 
     return encoded
@@ -117,7 +124,9 @@ class Recorded:
     @contextmanager
     def clock(self) -> Iterator[None]:
         """Everything here happens at the end of the run."""
-        changed: list[tuple[Any, str, Any]] = [(module, "now", lambda: self.at) for module in _CLOCKS]
+        changed: list[tuple[Any, str, Any]] = [
+            (module, "now", lambda: self.at) for module in _CLOCKS
+        ]
         changed += [
             (os, "fsync", lambda descriptor: None),
             (sqlite3, "connect", _connect),
@@ -133,16 +142,24 @@ class Recorded:
                 setattr(place, name, value)
 
     def coordinated(self) -> Callable[[bytes], bool]:
-        """Gives each reply to a coordinator in the stage that it answers; whether that stage was gone through."""
+        """Gives each reply to a coordinator in the stage that it answers; whether that stage was
+        gone through.
+        """
         contract, run = self._federation.contract, self
 
         class Link:
             reply = b""
 
             def exchange(self, requests: Any, *, stage: str, timeout: float) -> dict[str, bytes]:
-                return {name: self.answer(name, stage) for name in requests if name in run.replies.get(stage, {})}
+                return {
+                    name: self.answer(name, stage)
+                    for name in requests
+                    if name in run.replies.get(stage, {})
+                }
 
-            def broadcast(self, request: bytes, *, expect: int, stage: str, timeout: float) -> dict[str, Any]:
+            def broadcast(
+                self, request: bytes, *, expect: int, stage: str, timeout: float
+            ) -> dict[str, Any]:
                 given = {name: self.answer(name, stage) for name in run.replies[stage]}
                 return {name: named(name, reply) for name, reply in given.items()}
 
@@ -155,13 +172,21 @@ class Recorded:
             request, answer = node_pb2.AggregatorRequest.FromString(data), node_pb2.AggregatorReply
             match request.WhichOneof("body"):
                 case "open":
-                    return bytes(answer(opened=node_pb2.OpenedRun(run_id=run.run_id, contract=encoded)).SerializeToString())
+                    return bytes(
+                        answer(
+                            opened=node_pb2.OpenedRun(run_id=run.run_id, contract=encoded)
+                        ).SerializeToString()
+                    )
                 case "call":
                     pool = run.enclaves[contract.aggregator.name]
                     reply = pool.replies[pool.kind(request.call)]
                     return bytes(answer(reply=reply).SerializeToString())
                 case "sign":
-                    return bytes(answer(signed=node_pb2.SignedReport(signature=bytes(64))).SerializeToString())
+                    return bytes(
+                        answer(
+                            signed=node_pb2.SignedReport(signature=bytes(64))
+                        ).SerializeToString()
+                    )
             return bytes(answer(stored=node_pb2.OutcomeStored()).SerializeToString())
 
         encoded, link = contract.encode(), Link()
@@ -180,7 +205,9 @@ class Recorded:
             except DecodeError:
                 stage, party = "attest", "east"
             stage = stage if stage in phase else "attest"
-            party = party if party in run.replies[stage] else "maker" if stage == "release" else "east"
+            party = (
+                party if party in run.replies[stage] else "maker" if stage == "release" else "east"
+            )
             link.reply, link.bent = data, (party, stage)
             coordinator._at = Progress.decode(begun[phase[stage]])
             getattr(coordinator, f"_{phase[stage]}")()
@@ -189,7 +216,9 @@ class Recorded:
         return handle
 
     def node(self, party: str) -> Callable[[bytes], stage_pb2.StageReply]:
-        """Answers each request as the node of `party` did in the midst of the run; of what it is asked it remembers nothing."""
+        """Answers each request as the node of `party` did in the midst of the run; of what it is
+        asked it remembers nothing.
+        """
         folder = self._federation.folder(party)
         pristine, work = folder.with_name(f"{party}-recorded"), folder.with_name(f"{party}-again")
         shutil.copytree(folder, pristine)
@@ -206,7 +235,9 @@ class Recorded:
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(pristine, work)
             with self.clock():
-                node = load_node(work, lambda role, config, checkpoint=b"": enclave, reference=self._reference)
+                node = load_node(
+                    work, lambda role, config, checkpoint=b"": enclave, reference=self._reference
+                )
             node._memory = _Memory(work, node.settings.keys.signing)
 
         def handle(data: bytes) -> stage_pb2.StageReply:
@@ -291,7 +322,11 @@ class Enclave:
             for kept in (self.calls, self.replies, self._before):
                 kept.pop("attest", None)
         if kind not in self.calls:
-            self.calls[kind], self.replies[kind], self._before[kind] = call.SerializeToString(), reply, before
+            self.calls[kind], self.replies[kind], self._before[kind] = (
+                call.SerializeToString(),
+                reply,
+                before,
+            )
             if kind == "begin":  # asked again it does not measure again
                 self._before[kind] = _Snapshot(self.session)
         return reply
@@ -300,13 +335,17 @@ class Enclave:
         """The session is kept."""
 
     def kind(self, call: enclave_pb2.Call) -> str:
-        """What `calls` and `replies` name a call. Under masks a round takes several of some kinds, and loading is without masks."""
+        """What `calls` and `replies` name a call. Under masks a round takes several of some kinds,
+        and loading is without masks.
+        """
         kind = str(call.WhichOneof("body"))
         if getattr(self.session, "_masks", None) is None:
             return kind
         if kind == "submit" and call.submit.round:
             return f"submit {call.submit.part}"
-        if (kind == "close" and call.close.round) or (kind == "survivors" and call.survivors.endorsed):
+        if (kind == "close" and call.close.round) or (
+            kind == "survivors" and call.survivors.endorsed
+        ):
             return f"{kind} again"
         return kind
 
@@ -317,7 +356,9 @@ class Enclave:
         before = self._before.get(kind) or self._before["attest"]
         if kind == "sealed" and "grant" in self.calls:  # an opener takes its bytes once
             self._before["grant"].restore(self.session)
-            self.session.handle(enclave_pb2.Call.FromString(self.calls["grant"]), lambda progress: None)
+            self.session.handle(
+                enclave_pb2.Call.FromString(self.calls["grant"]), lambda progress: None
+            )
         else:
             before.restore(self.session)
         reply: enclave_pb2.Reply = self.session.handle(call, lambda progress: None)
@@ -325,12 +366,16 @@ class Enclave:
 
 
 class _Snapshot:
-    """What a session is; the objects in its lists and maps are not copied, but for its end of the masks."""
+    """What a session is; the objects in its lists and maps are not copied, but for its end of the
+    masks.
+    """
 
     def __init__(self, session: Any) -> None:
         self._values = {name: _copied(value) for name, value in vars(session).items()}
         later = (datetime.now(UTC) + timedelta(days=1)).timestamp()
-        self._nonces = [[nonce, purpose, later, spent] for nonce, purpose, _, spent in session._nonces.rows()]
+        self._nonces = [
+            [nonce, purpose, later, spent] for nonce, purpose, _, spent in session._nonces.rows()
+        ]
 
     def restore(self, session: Any) -> None:
         vars(session).clear()
@@ -363,7 +408,9 @@ def _deeply(value: Any) -> Any:
 
 
 class _Replaying:
-    """The trainer enclave beside a node: attests afresh, and gives to all else the answer of the run."""
+    """The trainer enclave beside a node: attests afresh, and gives to all else the answer of the
+    run.
+    """
 
     def __init__(self, enclave: Enclave) -> None:
         self._enclave = enclave

@@ -1,4 +1,6 @@
-"""The target that anyone can reach who finds a host's port: bytes on a connection, before any key or signature counts."""
+"""The target that anyone can reach who finds a host's port: bytes on a connection, before any key
+or signature counts.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from unittest.mock import patch
 
 from engine import Target
 
-from fedark.federation.host.front import FLEET_ROUTES, Front
-from fedark.federation.host.service import MAX_BODY, PREFIX, Answer
+from fedark.operate.host.front import FLEET_ROUTES, Front
+from fedark.operate.host.service import MAX_BODY, PREFIX, Answer
 
 _KEY = "a public key"
 _FLEET = sorted(FLEET_ROUTES)
@@ -30,7 +32,9 @@ _HEAD = re.compile(rb"POST (/[a-z0-9/-]+) HTTP/1\.1\r\n((?:[!-9;-~]+: [^\r\n\0]*
 
 
 class _Writer:
-    """What a connection is written to; where there is `answered`, every request gets an answer there at once."""
+    """What a connection is written to; where there is `answered`, every request gets an answer
+    there at once.
+    """
 
     def __init__(self) -> None:
         self.data = b""
@@ -53,7 +57,11 @@ def strangers() -> Iterator[Target]:
     runner, onward = asyncio.Runner(), _Writer()
 
     def service(method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
-        if not target.startswith(PREFIX) or int(headers.get("content-length", 0)) != len(body) or len(body) > MAX_BODY:
+        if (
+            not target.startswith(PREFIX)
+            or int(headers.get("content-length", 0)) != len(body)
+            or len(body) > MAX_BODY
+        ):
             raise AssertionError("the host was shown another request than came")
         return Answer(200, "text/plain", b"ok")
 
@@ -81,7 +89,10 @@ def strangers() -> Iterator[Target]:
         return SimpleNamespace(answer=answer, passed=_requests(onward.data))
 
     key = base64.b64encode(_KEY.encode())
-    fleet = b"POST %s HTTP/1.1\r\nHost: a\r\nAccept: x/y\r\nContent-Length: 5\r\nflwr-public-key: %s\r\n\r\nhello"
+    fleet = (
+        b"POST %s HTTP/1.1\r\nHost: a\r\nAccept: x/y\r\nContent-Length: 5\r\nflwr-public-key:"
+        b" %s\r\n\r\nhello"
+    )
     push = fleet % (_FLEET[0].encode(), key)
     samples = [
         push,
@@ -99,7 +110,9 @@ async def _at_once(function: Any, *args: Any) -> Any:
 
 
 def _requests(data: bytes) -> list[str]:
-    """The requests in what was passed on, read by other code than wrote it, and more strictly; the last may lack its end."""
+    """The requests in what was passed on, read by other code than wrote it, and more strictly; the
+    last may lack its end.
+    """
     found = []
     while data:
         head = _HEAD.match(data)
@@ -113,7 +126,9 @@ def _requests(data: bytes) -> list[str]:
             raise AssertionError("a request without one length and one host was passed on")
         if any(name not in allowed and not name.startswith(b"flwr-") for name in names):
             raise AssertionError("a header that is not a node's was passed on")
-        if [value for name, value in lines if name == b"flwr-public-key"] != [base64.b64encode(_KEY.encode())]:
+        if [value for name, value in lines if name == b"flwr-public-key"] != [
+            base64.b64encode(_KEY.encode())
+        ]:
             raise AssertionError("a request without an approved node's key was passed on")
         found.append(head[1].decode())
         data = data[head.end() + int(lengths[0]) :]

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine import Target
 
-from fedark import canonical
+from fedark.foundation import canonical
 from fedark.secagg import wire
 from fedark.secagg.directory import Directory
 
@@ -33,7 +33,9 @@ def sum_messages() -> Iterator[Target]:
     hellos = dict(lab.hellos)
 
     def joined(data: bytes) -> Any:
-        return Directory.verify(lab.policy, lab.identities, [*(hello for p, hello in hellos.items() if p != "c0"), data])
+        return Directory.verify(
+            lab.policy, lab.identities, [*(hello for p, hello in hellos.items() if p != "c0"), data]
+        )
 
     first = next(iter(hellos))
     joined_first = functools.partial(_with_first, lab, hellos, first, Directory)
@@ -58,7 +60,10 @@ def sum_messages() -> Iterator[Target]:
         structure=False,
     )
     del request, model
-    uploads = {party: bytes(lab.clients[party].upload(contribution)) for party, contribution in lab.inputs().items()}
+    uploads = {
+        party: bytes(lab.clients[party].upload(contribution))
+        for party, contribution in lab.inputs().items()
+    }
     parties = list(lab.parties)
     for party in parties[1:]:
         current.receive(uploads[party], party)
@@ -87,7 +92,9 @@ def sum_messages() -> Iterator[Target]:
         second.endorse(endorsements[party], party)
     requests = second.unmask_requests()
     before = {party: copy.copy(lab.clients[party]._round) for party in second.committee}
-    answers = {party: bytes(lab.clients[party].unmask(requests[party])) for party in second.committee}
+    answers = {
+        party: bytes(lab.clients[party].unmask(requests[party])) for party in second.committee
+    }
     one = second.committee[0]
 
     def unmask(data: bytes) -> None:

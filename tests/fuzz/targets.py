@@ -1,7 +1,8 @@
 """Every parser that takes bytes from another party, with real samples of what it accepts.
 
-The samples are made here, by honest code, once; where a parser stands behind a signature, a second target signs what was bent with
-the right key, so that the parser is reached. `PARSERS` names what must have a target: one that is removed fails the suite.
+The samples are made here, by honest code, once; where a parser stands behind a signature, a second
+target signs what was bent with the right key, so that the parser is reached. `PARSERS` names what
+must have a target: one that is removed fails the suite.
 """
 
 from __future__ import annotations
@@ -25,17 +26,13 @@ from strangers import strangers
 from sum_messages import sum_messages
 
 sys.path[:0] = [
-    str(Path(__file__).parents[1] / part) for part in ("attestation/platforms", "federation", "federation/host", "secagg")
+    str(Path(__file__).parents[1] / part)
+    for part in ("attestation/platforms", "stages", "operate/host", "secagg")
 ]
 
 from vendors import Authority, NitroMaker, SnpMaker, TdxMaker  # noqa: E402
 
-from fedark import canonical  # noqa: E402
-from fedark.attestation import (  # noqa: E402
-    _x509,
-    certificates,
-    cose,
-)
+from fedark.attestation import _x509, certificates, cose  # noqa: E402
 from fedark.attestation.appraisal import AppraisalPolicy  # noqa: E402
 from fedark.attestation.binding import HOST_LABEL, KeyBinding  # noqa: E402
 from fedark.attestation.claims import SandboxFacts  # noqa: E402
@@ -47,7 +44,12 @@ from fedark.attestation.nonces import NonceBook  # noqa: E402
 from fedark.attestation.platforms.sev_snp import certificates_of_table  # noqa: E402
 from fedark.attestation.platforms.simulated import SimulatedRoot, SimulatedVerifier  # noqa: E402
 from fedark.attestation.platforms.tdx_collateral import Collateral  # noqa: E402
-from fedark.attestation.reference import REFERENCE_LABEL, ReferenceValues, VerifiedReference, sign_reference  # noqa: E402
+from fedark.attestation.reference import (  # noqa: E402
+    REFERENCE_LABEL,
+    ReferenceValues,
+    VerifiedReference,
+    sign_reference,
+)
 from fedark.enclave.channel import Channel, Disconnected  # noqa: E402
 from fedark.enclave.protection import (  # noqa: E402
     Context,
@@ -58,8 +60,9 @@ from fedark.enclave.protection import (  # noqa: E402
     protect,
     seal_delivery,
 )
-from fedark.errors import FedarkError  # noqa: E402
-from fedark.keys import HYBRID, HpkeKey, SigningKey  # noqa: E402
+from fedark.foundation import canonical  # noqa: E402
+from fedark.foundation.errors import FedarkError  # noqa: E402
+from fedark.foundation.keys import HYBRID, HpkeKey, SigningKey  # noqa: E402
 from fedark.translog.entry import Entry  # noqa: E402
 from fedark.translog.head import HEAD_LABEL, TreeHead  # noqa: E402
 from fedark.translog.log import TransparencyLog  # noqa: E402
@@ -114,18 +117,35 @@ def _evidence() -> Made:
     verifier = SimulatedVerifier(root.certificate, crl)
     attester = device.attester(measurements=REGISTERS, sandbox=FACTS)
     attester._clock = lambda: NOW
-    binding = KeyBinding(b"n" * 32, HpkeKey().public, SigningKey().public, b"c" * 48, "run-1", "trainer", "north")
+    binding = KeyBinding(
+        b"n" * 32, HpkeKey().public, SigningKey().public, b"c" * 48, "run-1", "trainer", "north"
+    )
     token = attester.quote(binding.report_data(), binding.nonce)
     host = SigningKey()
-    evidence = Evidence("simulated", token, binding, host.sign(HOST_LABEL, binding.host_statement())).encode()
+    evidence = Evidence(
+        "simulated", token, binding, host.sign(HOST_LABEL, binding.host_statement())
+    ).encode()
     claims = cose.parse(token).payload
-    samples = [canonical.encode(value) for value in ({"a": [1, -1, 1.5, None, True, b"x", "y", {"z": {}}]}, [0, 1 << 63], {})]
-    yield Target("cbor", [*samples, evidence, claims], lambda data: canonical.encode(canonical.decode(data)), "exact")
+    samples = [
+        canonical.encode(value)
+        for value in ({"a": [1, -1, 1.5, None, True, b"x", "y", {"z": {}}]}, [0, 1 << 63], {})
+    ]
+    yield Target(
+        "cbor",
+        [*samples, evidence, claims],
+        lambda data: canonical.encode(canonical.decode(data)),
+        "exact",
+    )
     yield Target("evidence", [evidence], lambda data: Evidence.decode(data).encode(), "exact")
     yield Target("cose", [token], cose.parse, "open")
     yield Target("claims", [claims], lambda data: SimulatedClaims.decode(data).encode(), "exact")
     yield Target("simulated token", [token], lambda data: verifier.verify(data, now=NOW), "closed")
-    yield Target("simulated token, signed", [claims], lambda data: verifier.verify(device.sign(data), now=NOW), "open")
+    yield Target(
+        "simulated token, signed",
+        [claims],
+        lambda data: verifier.verify(device.sign(data), now=NOW),
+        "open",
+    )
 
     terms = SimpleNamespace(
         platforms=("simulated",), trainer={}, aggregator={}, kem=HYBRID, hardware=SimpleNamespace(tables=dict), minimum_svn=0,
@@ -137,7 +157,9 @@ def _evidence() -> Made:
     )  # fmt: skip
 
     def admit(data: bytes) -> Any:
-        return gate.admit(data, role="trainer", party="north", run_config_digest=REGISTERS["runconfig"], now=NOW)
+        return gate.admit(
+            data, role="trainer", party="north", run_config_digest=REGISTERS["runconfig"], now=NOW
+        )
 
     # Its nonce was never issued: nothing at all may pass, the sample included.
     yield Target("gate", [evidence, canonical.encode({"platform": "simulated"})], admit, "closed")
@@ -147,7 +169,9 @@ def _evidence() -> Made:
     ):
         yield Target(name, [data], parse, "open", structure=False)
     statement = GuestStatement(b"r" * 64, REGISTERS, FACTS).encode()
-    yield Target("guest statement", [statement], lambda data: GuestStatement.decode(data).encode(), "exact")
+    yield Target(
+        "guest statement", [statement], lambda data: GuestStatement.decode(data).encode(), "exact"
+    )
 
 
 def _hardware() -> Made:
@@ -155,16 +179,38 @@ def _hardware() -> Made:
     intel, amd, aws = TdxMaker(authority), SnpMaker(authority), NitroMaker(authority)
     for name, data, parse in (
         ("vendor certificate", amd.vcek.der, lambda data: _x509.load_certificate(data, "It", "x")),
-        ("vendor revocation list", amd.crl(amd.ask.cert), lambda data: _x509.RevocationList(data, "It", "x")),
-        ("pem chain", intel.pck_ca.pem + intel.root.pem, lambda data: _x509.load_pem_chain(data, 2, "It", "x")),
+        (
+            "vendor revocation list",
+            amd.crl(amd.ask.cert),
+            lambda data: _x509.RevocationList(data, "It", "x"),
+        ),
+        (
+            "pem chain",
+            intel.pck_ca.pem + intel.root.pem,
+            lambda data: _x509.load_pem_chain(data, 2, "It", "x"),
+        ),
     ):
         yield Target(name, [data], parse, "open", structure=False)
     snp, tdx, nitro = amd.verifier(), intel.verifier(), aws.verifier()
     report = amd.quote()
-    yield Target("snp token", [report], lambda data: snp.verify(data, now=NOW), "closed", structure=False)
-    table = bytes.fromhex("63da758de6644564adc5f4b93be8accd") + (48).to_bytes(4, "little") + (9).to_bytes(4, "little")
-    yield Target("snp table", [table + bytes(24) + b"x" * 9], certificates_of_table, "open", structure=False)
-    yield Target("tdx quote", [intel.quote()], lambda data: tdx.verify(data, now=NOW), "closed", structure=False)
+    yield Target(
+        "snp token", [report], lambda data: snp.verify(data, now=NOW), "closed", structure=False
+    )
+    table = (
+        bytes.fromhex("63da758de6644564adc5f4b93be8accd")
+        + (48).to_bytes(4, "little")
+        + (9).to_bytes(4, "little")
+    )
+    yield Target(
+        "snp table", [table + bytes(24) + b"x" * 9], certificates_of_table, "open", structure=False
+    )
+    yield Target(
+        "tdx quote",
+        [intel.quote()],
+        lambda data: tdx.verify(data, now=NOW),
+        "closed",
+        structure=False,
+    )
     words = (b'{"', b'"}', b"null", b"1e999", b"[[[[", b"\\u0000", b'"fmspc":', b"-1")
     yield Target(
         "tdx collateral",
@@ -176,9 +222,15 @@ def _hardware() -> Made:
     )
     document = aws.quote(report_data=bytes(64), nonce=bytes(32))
     yield Target("nitro document", [document], lambda data: nitro.verify(data, now=NOW), "closed")
-    hardware = SimpleNamespace(platform="nitro", quote=lambda report, nonce: aws.quote(report_data=report, nonce=nonce))
-    token = GuestAttester(hardware, measurements=REGISTERS, sandbox=FACTS).quote(b"r" * 64, bytes(32))
-    yield Target("guest token", [token], lambda data: GuestVerifier(nitro).verify(data, now=NOW), "closed")
+    hardware = SimpleNamespace(
+        platform="nitro", quote=lambda report, nonce: aws.quote(report_data=report, nonce=nonce)
+    )
+    token = GuestAttester(hardware, measurements=REGISTERS, sandbox=FACTS).quote(
+        b"r" * 64, bytes(32)
+    )
+    yield Target(
+        "guest token", [token], lambda data: GuestVerifier(nitro).verify(data, now=NOW), "closed"
+    )
 
 
 def _reference(folder: Path) -> Made:
@@ -199,7 +251,9 @@ def _reference(folder: Path) -> Made:
 
     yield Target("reference values", [signed], verify, "closed")
     resign = _signed_by(publisher, REFERENCE_LABEL)
-    yield Target("reference values, signed", [_body(signed)], lambda data: verify(resign(data)), "open")
+    yield Target(
+        "reference values, signed", [_body(signed)], lambda data: verify(resign(data)), "open"
+    )
     text = f"""version = 1
 [platforms.simulated]
 root = "{"ab" * 32}"
@@ -219,7 +273,18 @@ launcher = "{"ab" * 48}"
         path.write_bytes(data)
         AppraisalPolicy.read(path, now=NOW)
 
-    words = (b"[", b"]]", b'"""', b" = ", b"\n", b"inf", b"1979-05-27", b"0x", b"{", b"signed = ['../x']\n")
+    words = (
+        b"[",
+        b"]]",
+        b'"""',
+        b" = ",
+        b"\n",
+        b"inf",
+        b"1979-05-27",
+        b"0x",
+        b"{",
+        b"signed = ['../x']\n",
+    )
     yield Target("policy file", [text.encode()], read, "open", structure=False, words=words)
 
 
@@ -229,7 +294,12 @@ def _vault(world: Any) -> Made:
     public = keys.signing.public
     yield Target("manifest", [encoded], lambda data: Manifest.verify(data, public), "closed")
     resign = _signed_by(keys.signing, "fedark/bundle/1")
-    yield Target("manifest, signed", [_body(encoded)], lambda data: Manifest.verify(resign(data), public), "open")
+    yield Target(
+        "manifest, signed",
+        [_body(encoded)],
+        lambda data: Manifest.verify(resign(data), public),
+        "open",
+    )
     payload = b"".join(bytes(piece) for piece in world.bundle.payload(1 << 20))
 
     def open_all(data: bytes) -> None:
@@ -250,16 +320,24 @@ def _vault(world: Any) -> Made:
 
     yield Target("grant", [world.grant], take, "closed")
     resign_grant = _signed_by(keys.signing, "fedark/grant/1")
-    yield Target("grant, signed", [_body(world.grant)], lambda data: take(resign_grant(data)), "open")
+    yield Target(
+        "grant, signed", [_body(world.grant)], lambda data: take(resign_grant(data)), "open"
+    )
 
     def check(data: bytes) -> Any:
         return Receipt.verify(
-            data, signing_public=trainer._signing.public, contract=contract.digest(), run_id="run-1", party="north"
+            data,
+            signing_public=trainer._signing.public,
+            contract=contract.digest(),
+            run_id="run-1",
+            party="north",
         )
 
     yield Target("receipt", [world.receipt], check, "closed")
     resign_receipt = _signed_by(trainer._signing, "fedark/receipt/1")
-    yield Target("receipt, signed", [_body(world.receipt)], lambda data: check(resign_receipt(data)), "open")
+    yield Target(
+        "receipt, signed", [_body(world.receipt)], lambda data: check(resign_receipt(data)), "open"
+    )
 
 
 def _translog(folder: Path) -> Made:
@@ -281,11 +359,21 @@ def _translog(folder: Path) -> Made:
     first, head = done[2].head, done[-1].head
     since = log_one(7).head
     entries = [one.entry for one in done]
-    yield Target("log entry", [entries[1].encode()], lambda data: Entry.decode(data).encode(), "exact")
-    yield Target("tree head", [head.encoded], lambda data: TreeHead.verify(data, key.public, by="x"), "closed")
+    yield Target(
+        "log entry", [entries[1].encode()], lambda data: Entry.decode(data).encode(), "exact"
+    )
+    yield Target(
+        "tree head",
+        [head.encoded],
+        lambda data: TreeHead.verify(data, key.public, by="x"),
+        "closed",
+    )
     resign = _signed_by(key, HEAD_LABEL)
     yield Target(
-        "tree head, signed", [_body(head.encoded)], lambda data: TreeHead.verify(resign(data), key.public, by="x"), "open"
+        "tree head, signed",
+        [_body(head.encoded)],
+        lambda data: TreeHead.verify(resign(data), key.public, by="x"),
+        "open",
     )
     yield Target(
         "head file",
@@ -306,7 +394,9 @@ def _translog(folder: Path) -> Made:
 
     yield Target("inclusion proof", [inclusion], proven, "closed")
     yield Target("consistency proof", [consistency], consistent, "closed")
-    update = make_update(log, key, party="north", run_id="run-1", head=since, since=None, indexes=[1, 3])
+    update = make_update(
+        log, key, party="north", run_id="run-1", head=since, since=None, indexes=[1, 3]
+    )
     memory = HeadMemory(folder / "fuzz-heads.sqlite")
 
     def shown(data: bytes) -> Any:
@@ -315,7 +405,10 @@ def _translog(folder: Path) -> Made:
     yield Target("log update", [update], shown, "closed")
     resign_update = _signed_by(key, "fedark/log-update/1")
     yield Target(
-        "log update, signed", [_body(update)], lambda data: Update.verify(resign_update(data), key.public, by="x"), "open"
+        "log update, signed",
+        [_body(update)],
+        lambda data: Update.verify(resign_update(data), key.public, by="x"),
+        "open",
     )
     view = sign_view(customer, party="south", run_id="run-1", contract=b"c" * 48, head=since)
 
@@ -327,7 +420,9 @@ def _translog(folder: Path) -> Made:
 
     yield Target("log view", [view], viewed, "closed")
     resign_view = _signed_by(customer, "fedark/log-view/1")
-    yield Target("log view, signed", [_body(view)], lambda data: viewed(resign_view(data)), "closed")
+    yield Target(
+        "log view, signed", [_body(view)], lambda data: viewed(resign_view(data)), "closed"
+    )
 
 
 def _path(data: bytes) -> list[bytes]:
@@ -341,7 +436,9 @@ def _path(data: bytes) -> list[bytes]:
 def _channel() -> Made:
     ours, theirs = os.pipe()
     channel = Channel(ours)
-    body = enclave_pb2.Frame(call=enclave_pb2.Call(round=enclave_pb2.Round(round=3, state=b"x" * 40))).SerializeToString()
+    body = enclave_pb2.Frame(
+        call=enclave_pb2.Call(round=enclave_pb2.Round(round=3, state=b"x" * 40))
+    ).SerializeToString()
     frame = len(body).to_bytes(4, "big") + body
 
     def receive(data: bytes) -> None:
@@ -358,14 +455,30 @@ def _channel() -> Made:
 
     os.close(ours)
     os.close(theirs)
-    yield Target("channel frame", [frame], receive, "open", structure=False, expected=(FedarkError, Disconnected))
+    yield Target(
+        "channel frame",
+        [frame],
+        receive,
+        "open",
+        structure=False,
+        expected=(FedarkError, Disconnected),
+    )
 
 
 def _protection() -> Made:
     hpke, trainer, aggregator = HpkeKey(), SigningKey(), SigningKey()
-    peer = {"contract_digest": b"c" * 48, "run_id": "run-1", "kem": HYBRID, "hpke_public": hpke.public}
-    sender: Any = SimpleNamespace(**peer, party="north", role="trainer", signing_public=trainer.public)
-    recipient: Any = SimpleNamespace(**peer, party="pool", role="aggregator", signing_public=aggregator.public)
+    peer = {
+        "contract_digest": b"c" * 48,
+        "run_id": "run-1",
+        "kem": HYBRID,
+        "hpke_public": hpke.public,
+    }
+    sender: Any = SimpleNamespace(
+        **peer, party="north", role="trainer", signing_public=trainer.public
+    )
+    recipient: Any = SimpleNamespace(
+        **peer, party="pool", role="aggregator", signing_public=aggregator.public
+    )
     payload = Payload(3, {"m": np.arange(6, dtype=np.float32)}, {"m": {"before": (1, 2, 0.5)}})
     context = Context(b"c" * 48, "run-1", "update", 1, "north", b"b" * 48)
     update = protect(payload, context, recipient=recipient, signer=trainer).wire
@@ -374,17 +487,27 @@ def _protection() -> Made:
         return ProtectedUpdate.verify(data, sender=sender, context=context).open(hpke)
 
     yield Target("protected update", [update], opened, "closed", structure=False)
-    yield Target("update payload", [payload.encode()], lambda data: Payload.decode(data).encode(), "exact")
+    yield Target(
+        "update payload", [payload.encode()], lambda data: Payload.decode(data).encode(), "exact"
+    )
     group = GroupKey()
     grant = group.grant(sender, aggregator)
 
     def granted(data: bytes) -> Any:
-        return GroupKey.accept(data, hpke=hpke, signing_public=trainer.public, party="north", aggregator=recipient)
+        return GroupKey.accept(
+            data, hpke=hpke, signing_public=trainer.public, party="north", aggregator=recipient
+        )
 
     yield Target("group grant", [grant], granted, "closed", structure=False)
     there = Context(b"c" * 48, "run-1", "global", 1, "pool")
     state = group.seal_global(dict(payload.vectors), there, aggregator)
-    yield Target("global state", [state], lambda data: group.open_global(data, there, recipient), "closed", structure=False)
+    yield Target(
+        "global state",
+        [state],
+        lambda data: group.open_global(data, there, recipient),
+        "closed",
+        structure=False,
+    )
     delivery = seal_delivery(
         payload.vectors,
         contract=b"c" * 48,

@@ -1,4 +1,5 @@
-"""Whatever bytes another party sends to any parser: no crash, no hang, nothing accepted that was not meant.
+"""Whatever bytes another party sends to any parser: no crash, no hang, nothing accepted that was
+not meant.
 
 Here a short slice for each parser; `make fuzz` tries a million inputs each (`run.py`).
 """
@@ -92,7 +93,9 @@ def test_inputs_follow_from_the_seed() -> None:
 
 
 def test_what_is_tagged_is_bent_inside_its_tag() -> None:
-    sample = cbor2.dumps(cbor2.CBORTag(18, [cbor2.dumps({1: b"x" * 20}), {}, b"payload", b"signature"]))
+    sample = cbor2.dumps(
+        cbor2.CBORTag(18, [cbor2.dumps({1: b"x" * 20}), {}, b"payload", b"signature"])
+    )
     fields = [set(), set(), set(), set()]
     for data in bent(Target("tagged", [sample], bytes, "open"), 2000, seed=1):
         with suppress(Exception):
@@ -103,5 +106,7 @@ def test_what_is_tagged_is_bent_inside_its_tag() -> None:
 
 def fuzz_inputs(seed: int) -> list[bytes]:
     seen: list[bytes] = []
-    fuzz(Target("inputs", [bytes(range(200))], seen.append, "open", structure=False), 200, seed=seed)
+    fuzz(
+        Target("inputs", [bytes(range(200))], seen.append, "open", structure=False), 200, seed=seed
+    )
     return seen

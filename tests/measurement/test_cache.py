@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from fedark.measurement import tree
-from fedark.measurement.cache import _MAGIC, _RECORD, DigestCache, FileFacts, _read, _written, default_cache, identity
+from fedark.measurement.cache import (
+    _MAGIC,
+    _RECORD,
+    DigestCache,
+    FileFacts,
+    _read,
+    _written,
+    default_cache,
+    identity,
+)
 from fedark.measurement.elf import Linkage
 from fedark.measurement.tree import Root, entries_of
 
@@ -22,7 +31,9 @@ def digests(folder: Path, cache: DigestCache) -> dict[str, bytes]:
 
 @pytest.fixture
 def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tree whose files count as long unchanged: the clock that the cache goes by is a minute ahead."""
+    """A tree whose files count as long unchanged: the clock that the cache goes by is a minute
+    ahead.
+    """
     monkeypatch.setattr(tree, "wall_clock_ns", lambda: time.time_ns() + 60_000_000_000)
     folder = tmp_path / "tree"
     folder.mkdir()
@@ -31,7 +42,9 @@ def settled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_unchanged_files_are_not_read_again(settled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_files_are_not_read_again(
+    settled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = DigestCache(tmp_path / "cache" / "c.json")
     before = digests(settled, first)
     first.save()
@@ -80,20 +93,26 @@ def lying(settled: Path, path: Path) -> dict[str, bytes]:
     cache = DigestCache(path)
     right = digests(settled, cache)
     cache.save()
-    path.write_bytes(_written([(key, (bytes(48), linked)) for key, (_, linked) in _read(path).items()]))
+    path.write_bytes(
+        _written([(key, (bytes(48), linked)) for key, (_, linked) in _read(path).items()])
+    )
     assert set(digests(settled, DigestCache(path)).values()) == {bytes(48)}
     return right
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_cache_that_others_can_write_is_not_believed(settled: Path, tmp_path: Path, mode: int) -> None:
+def test_a_cache_that_others_can_write_is_not_believed(
+    settled: Path, tmp_path: Path, mode: int
+) -> None:
     path = tmp_path / "cache" / "c.json"
     right = lying(settled, path)
     path.chmod(mode)
     assert digests(settled, DigestCache(path)) == right
 
 
-def test_a_cache_in_a_folder_that_others_can_write_is_not_believed_nor_written(settled: Path, tmp_path: Path) -> None:
+def test_a_cache_in_a_folder_that_others_can_write_is_not_believed_nor_written(
+    settled: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "cache" / "c.json"
     right = lying(settled, path)
     path.parent.chmod(0o777)
@@ -122,7 +141,9 @@ def test_a_link_in_place_of_the_cache_is_not_followed(settled: Path, tmp_path: P
 
 
 def damaged(content: bytes) -> list[bytes]:
-    """A whole cache file, cut, grown and altered: in its magic, its sum, its count, its records and its linkages."""
+    """A whole cache file, cut, grown and altered: in its magic, its sum, its count, its records and
+    its linkages.
+    """
     places = (0, 17, 21, 25, 60, 100, len(content) - 1)
     flipped = [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in places]
     return [b"", b"{", content[:-1], content + b"x", content[:20], *flipped]
@@ -140,7 +161,9 @@ def test_a_damaged_cache_costs_time_only(settled: Path, tmp_path: Path) -> None:
     ("records", "linkages"),
     [(1, b"[]"), (0, b"{"), (0, b"[" * 99_999), (0, b'[["x"]]'), (2, b"[]"), (1 << 31, b"")],
 )
-def test_a_cache_whose_parts_do_not_fit_costs_time_only(settled: Path, tmp_path: Path, records: int, linkages: bytes) -> None:
+def test_a_cache_whose_parts_do_not_fit_costs_time_only(
+    settled: Path, tmp_path: Path, records: int, linkages: bytes
+) -> None:
     path = tmp_path / "cache" / "c.json"
     right = lying(settled, path)
     body = records.to_bytes(4, "little") + _RECORD.pack(bytes(40), bytes(48), 7) + linkages

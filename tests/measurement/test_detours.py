@@ -1,4 +1,6 @@
-"""Files that would lead an interpreter past what is measured: each works on a real interpreter, and each is refused."""
+"""Files that would lead an interpreter past what is measured: each works on a real interpreter, and
+each is refused.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fedark.errors import Refused
+from fedark.foundation.errors import Refused
 from fedark.measurement import detours, measure_enclave, runtime
 from fedark.measurement.detours import refuse_detours
 
@@ -91,16 +93,26 @@ KINDS = [
 
 def outcome(python: Path) -> str:
     script = "import json; print('poisoned' if hasattr(json, 'POISON') else 'good')"
-    done = subprocess.run([str(python), "-I", "-S", "-B", "-c", script], capture_output=True, text=True, env={}, check=False)
+    done = subprocess.run(
+        [str(python), "-I", "-S", "-B", "-c", script],
+        capture_output=True,
+        text=True,
+        env={},
+        check=False,
+    )
     return done.stdout.strip() or "broken"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_leads_the_interpreter_elsewhere_is_refused(python: Path, tmp_path: Path, kind: str) -> None:
+def test_what_leads_the_interpreter_elsewhere_is_refused(
+    python: Path, tmp_path: Path, kind: str
+) -> None:
     refuse_detours(detours.detours(python, library()))
     assert outcome(python) == "good"
     make(kind, python, tmp_path / "evil")
-    assert outcome(python) == ("broken" if kind in ("pybuilddir.txt", "Modules/Setup.local") else "poisoned")
+    assert outcome(python) == (
+        "broken" if kind in ("pybuilddir.txt", "Modules/Setup.local") else "poisoned"
+    )
     with pytest.raises(Refused, match="would put code into the enclave"):
         refuse_detours(detours.detours(python, library()))
 
@@ -116,7 +128,9 @@ def test_a_link_to_nowhere_and_a_folder_of_such_a_name_are_refused_too(python: P
         refuse_detours(detours.detours(python, library()))
 
 
-def test_nothing_is_measured_where_the_loader_would_preload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_measured_where_the_loader_would_preload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     preload = tmp_path / "ld.so.preload"
     monkeypatch.setattr(detours, "PRELOAD", str(preload))
     preload.write_text(" \n")
@@ -128,8 +142,12 @@ def test_nothing_is_measured_where_the_loader_would_preload(tmp_path: Path, monk
         measurement.check_unchanged()
 
 
-def test_an_interpreter_opens_nothing_before_its_first_line_that_is_neither_measured_nor_refused(python: Path) -> None:
-    """What the kernel saw: every path that the start of an interpreter asked for beside its own folders."""
+def test_an_interpreter_opens_nothing_before_its_first_line_that_is_neither_measured_nor_refused(
+    python: Path,
+) -> None:
+    """What the kernel saw: every path that the start of an interpreter asked for beside its own
+    folders.
+    """
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("takes strace")
@@ -156,6 +174,8 @@ def test_an_interpreter_opens_nothing_before_its_first_line_that_is_neither_meas
     known = {str(path) for path in detours.detours(python, library())}
     prefix = str(python.parents[1])
     own = os.path.join(prefix, sys.platlibdir, VERSION)
-    assert {path for path in asked if path.startswith(prefix) and path != str(python) and not path.startswith(own)} <= known | {
-        os.path.join(prefix, sys.platlibdir)
-    }
+    assert {
+        path
+        for path in asked
+        if path.startswith(prefix) and path != str(python) and not path.startswith(own)
+    } <= known | {os.path.join(prefix, sys.platlibdir)}

@@ -24,11 +24,20 @@ def test_the_interpreter_names_its_loader_and_libc() -> None:
     linked = read(Path(os.path.realpath(sys.executable)))
     assert linked is not None
     assert linked.interpreter.startswith("/lib")
-    assert "libc.so.6" in linked.needed or any(name.startswith("libpython") for name in linked.needed)
+    assert "libc.so.6" in linked.needed or any(
+        name.startswith("libpython") for name in linked.needed
+    )
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF\x01\x01" + b"\0" * 100, b"\x7fELF\x02\x01" + b"\xff" * 58]
+    "content",
+    [
+        b"",
+        b"#!/bin/sh\n",
+        b"\x7fELF",
+        b"\x7fELF\x01\x01" + b"\0" * 100,
+        b"\x7fELF\x02\x01" + b"\xff" * 58,
+    ],
 )
 def test_what_is_no_elf_file_has_no_linkage(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f").write_bytes(content)

@@ -1,4 +1,6 @@
-"""Measuring the real enclaves: reproducible, complete, fast the second time, and every edit is found and named."""
+"""Measuring the real enclaves: reproducible, complete, fast the second time, and every edit is
+found and named.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedark.cli.enclave import app
-from fedark.errors import ContractError, FedarkError, InputError, Refused
+from fedark.foundation.errors import ContractError, FedarkError, InputError, Refused
 from fedark.measurement import (
     Manifest,
     Measurement,
@@ -45,7 +47,9 @@ def copy(tmp_path: Path) -> Path:
 def checkout(folder: Path) -> Path:
     folder.mkdir()
     for name in ("fedark", "enclaves"):
-        shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     return folder
 
 
@@ -73,7 +77,9 @@ def test_two_checkouts_measure_the_same(copy: Path, tmp_path: Path) -> None:
 
 def test_an_installed_package_measures_like_a_checkout(copy: Path, tmp_path: Path) -> None:
     installed = tmp_path / "site"
-    shutil.copytree(copy / "fedark", installed / "fedark", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        copy / "fedark", installed / "fedark", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copytree(copy / "enclaves", installed / "fedark" / "_enclaves")
     (installed / "fedark" / "_examples").mkdir()
     (installed / "fedark" / "_examples" / "x.py").write_text("")
@@ -99,27 +105,35 @@ def test_the_environment_and_startup_files_change_nothing(copy: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("path", "registers"),
     [
-        ("fedark/federation/__init__.py", {"application"}),
+        ("fedark/stages/__init__.py", {"application"}),
         ("fedark/attestation/gate.py", {"application", "launcher"}),
         ("enclaves/aggregator/main.py", {"application"}),
         ("enclaves/aggregator/enclave.toml", {"application"}),
         ("enclaves/trainer/main.py", set()),
     ],
 )
-def test_a_changed_file_changes_the_registers_it_belongs_to_and_is_named(copy: Path, path: str, registers: set[str]) -> None:
+def test_a_changed_file_changes_the_registers_it_belongs_to_and_is_named(
+    copy: Path, path: str, registers: set[str]
+) -> None:
     before = measured(copy)
     with (copy / path).open("a") as file:
         file.write("\n# edited\n")
     after = measured(copy)
-    assert {name for name in before["registers"] if before["registers"][name] != after["registers"][name]} == registers
+    assert {
+        name
+        for name in before["registers"]
+        if before["registers"][name] != after["registers"][name]
+    } == registers
     label = path.replace("enclaves/aggregator", "enclave")
-    assert differences(before, after) == [f"{name}: {label} has other content" for name in sorted(registers)]
+    assert differences(before, after) == [
+        f"{name}: {label} has other content" for name in sorted(registers)
+    ]
 
 
 def test_added_removed_executable_and_swapped_files_are_named(copy: Path) -> None:
     before = measured(copy)
     (copy / "fedark" / "bench" / "extra.py").write_text("")
-    (copy / "fedark" / "federation" / "__init__.py").chmod(0o755)
+    (copy / "fedark" / "stages" / "__init__.py").chmod(0o755)
     (copy / "enclaves" / "aggregator" / "main.py").rename(copy / "main.py")
     (copy / "enclaves" / "aggregator" / "main.py").symlink_to("../../main.py")
     (copy / "fedark" / "cli" / "enclave.py").unlink()
@@ -127,7 +141,7 @@ def test_added_removed_executable_and_swapped_files_are_named(copy: Path) -> Non
         "application: enclave/main.py is now a link",
         "application: fedark/bench/extra.py was added",
         "application: fedark/cli/enclave.py was removed",
-        "application: fedark/federation/__init__.py became executable",
+        "application: fedark/stages/__init__.py became executable",
     ]
 
 
@@ -144,14 +158,16 @@ def test_the_aggregator_runs_without_torch(aggregator: Measurement) -> None:
     assert not any(entry.label.startswith("site/torch/") for entry in aggregator.entries["runtime"])
 
 
-def test_an_edit_after_the_measurement_is_found(aggregator: Measurement, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_after_the_measurement_is_found(
+    aggregator: Measurement, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(measure, "package_dir", lambda: copy / "fedark")
     monkeypatch.setattr(measure, "enclave_dir", lambda role: copy / "enclaves" / role)
     first = measure_enclave("aggregator")
     first.check_unchanged()
-    with (copy / "fedark" / "keys.py").open("a") as file:
+    with (copy / "fedark" / "foundation" / "keys.py").open("a") as file:
         file.write("#")
-    with pytest.raises(Refused, match=r"fedark/keys\.py has other content"):
+    with pytest.raises(Refused, match=r"fedark/foundation/keys\.py has other content"):
         first.check_unchanged()
 
 
@@ -181,7 +197,9 @@ print(json.dumps(sorted({path for path in opened if os.path.isfile(path)} | mapp
 def test_an_enclave_loads_from_what_was_measured_and_reads_or_maps_nothing_else(
     role: str, modules: list[str], tmp_path: Path
 ) -> None:
-    """Links stand for the sandbox's mounts: of a folder on the search path, only what is visible can be found."""
+    """Links stand for the sandbox's mounts: of a folder on the search path, only what is visible
+    can be found.
+    """
     measurement = measure_enclave(role)
     search = []
     for number, folder in enumerate(measurement.search_path):
@@ -198,7 +216,17 @@ def test_an_enclave_loads_from_what_was_measured_and_reads_or_maps_nothing_else(
                 link.symlink_to(path)
     arguments = json.dumps([search, modules])
     done = subprocess.run(
-        [str(measurement.python), "-I", "-S", "-B", "-X", f"pycache_prefix={tmp_path / 'none'}", "-c", SPY, arguments],
+        [
+            str(measurement.python),
+            "-I",
+            "-S",
+            "-B",
+            "-X",
+            f"pycache_prefix={tmp_path / 'none'}",
+            "-c",
+            SPY,
+            arguments,
+        ],
         env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LC_ALL": "C"},
         capture_output=True,
         text=True,
@@ -212,38 +240,59 @@ def test_an_enclave_loads_from_what_was_measured_and_reads_or_maps_nothing_else(
     strays = [
         path
         for path in paths
-        if not path.startswith(system) and not any(path == root or path.startswith(root + "/") for root in visible)
+        if not path.startswith(system)
+        and not any(path == root or path.startswith(root + "/") for root in visible)
     ]
     assert strays == []
 
 
-def test_poisoned_bytecode_in_a_measured_folder_is_not_executed(copy: Path, aggregator: Measurement, tmp_path: Path) -> None:
+def test_poisoned_bytecode_in_a_measured_folder_is_not_executed(
+    copy: Path, aggregator: Measurement, tmp_path: Path
+) -> None:
     """Without `pycache_prefix` it is: the flag is what keeps unmeasured bytecode out of reach."""
-    source = copy / "fedark" / "errors.py"
-    cached = copy / "fedark" / "__pycache__" / f"errors.{sys.implementation.cache_tag}.pyc"
+    source = copy / "fedark" / "foundation" / "errors.py"
+    cached = copy / "fedark" / "foundation" / "__pycache__" / f"errors.{sys.implementation.cache_tag}.pyc"
     cached.parent.mkdir(exist_ok=True)
     poison = (
-        "import importlib._bootstrap_external as e, os, sys\n"
-        "s = os.stat(sys.argv[1])\n"
-        "code = compile('POISON = True', sys.argv[1], 'exec')\n"
-        "open(sys.argv[2], 'wb').write(e._code_to_timestamp_pyc(code, int(s.st_mtime), s.st_size))\n"
+        "import importlib._bootstrap_external as e, os, sys\ns = os.stat(sys.argv[1])\ncode ="
+        " compile('POISON = True', sys.argv[1], 'exec')\nopen(sys.argv[2],"
+        " 'wb').write(e._code_to_timestamp_pyc(code, int(s.st_mtime), s.st_size))\n"
     )
     subprocess.run([sys.executable, "-c", poison, str(source), str(cached)], check=True)
     search = [*map(str, aggregator.search_path[:-1]), str(copy)]
-    script = f"import sys; sys.path[:] = {search!r}; import fedark.errors; print(hasattr(fedark.errors, 'POISON'))"
+    script = (
+        f"import sys; sys.path[:] = {search!r}; import fedark.foundation.errors;"
+        " print(hasattr(fedark.foundation.errors, 'POISON'))"
+    )
     outcome = {}
-    for flags in (("-I", "-S", "-B"), ("-I", "-S", "-B", "-X", f"pycache_prefix={tmp_path / 'private'}")):
-        done = subprocess.run([str(aggregator.python), *flags, "-c", script], capture_output=True, text=True, check=True)
+    for flags in (
+        ("-I", "-S", "-B"),
+        ("-I", "-S", "-B", "-X", f"pycache_prefix={tmp_path / 'private'}"),
+    ):
+        done = subprocess.run(
+            [str(aggregator.python), *flags, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         outcome[len(flags)] = done.stdout.strip()
     assert outcome == {3: "True", 5: "False"}
 
 
 @pytest.mark.slow
-def test_measuring_a_torch_install_again_reads_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/benchmarks.md has the times of both. What changed a moment ago is read again, which is little of this."""
+def test_measuring_a_torch_install_again_reads_next_to_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """docs/benchmarks.md has the times of both. What changed a moment ago is read again, which is
+    little of this.
+    """
     whole = measure_enclave("trainer")
     read: list[str] = []
-    monkeypatch.setattr(tree, "_hash", lambda path, status, real=tree._hash: (read.append(path), real(path, status))[1])
+    monkeypatch.setattr(
+        tree,
+        "_hash",
+        lambda path, status, real=tree._hash: (read.append(path), real(path, status))[1],
+    )
     assert measure_enclave("trainer").registers == whole.registers
     assert len(read) < sum(map(len, whole.entries.values())) / 100
     read.clear()
@@ -280,7 +329,9 @@ def test_the_manifests_are_valid(role: str) -> None:
         ("[launcher]", "[launched]", "launcher: missing"),
     ],
 )
-def test_a_bad_manifest_is_refused_with_its_key(tmp_path: Path, old: str, new: str, problem: str) -> None:
+def test_a_bad_manifest_is_refused_with_its_key(
+    tmp_path: Path, old: str, new: str, problem: str
+) -> None:
     text = (enclave_dir("aggregator") / "enclave.toml").read_text()
     path = tmp_path / "enclave.toml"
     path.write_text(text.replace(old, new))
@@ -297,7 +348,9 @@ def test_a_manifest_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -
         Manifest.load(path)
 
 
-def test_measure_prints_registers_and_diff_names_files(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measure_prints_registers_and_diff_names_files(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(measure, "package_dir", lambda: copy / "fedark")
     monkeypatch.setattr(measure, "enclave_dir", lambda role: copy / "enclaves" / role)
     aggregator = measure_enclave("aggregator")
@@ -317,7 +370,9 @@ def test_measure_prints_registers_and_diff_names_files(copy: Path, tmp_path: Pat
     assert (differs.exit_code, differs.output) == (1, "runtime: stdlib/os.py was removed\n")
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"files": 5}', '{"files": {"runtime": {"x": [1]}}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"files": 5}', '{"files": {"runtime": {"x": [1]}}}']
+)
 def test_diff_refuses_what_is_no_measurement(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     result = CliRunner().invoke(app, ["diff", str(tmp_path / "x.json"), "aggregator"])

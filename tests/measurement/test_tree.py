@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedark.errors import InputError, Refused
+from fedark.foundation.errors import InputError, Refused
 from fedark.measurement import tree
 from fedark.measurement.cache import DigestCache
 from fedark.measurement.tree import Root, entries_of, register
@@ -27,7 +27,9 @@ def build(folder: Path) -> Path:
 
 
 def value(folder: Path, cache: DigestCache | None = None) -> bytes:
-    return register("application", entries_of([Root(str(folder / "pkg"), "pkg")], cache or DigestCache(None)))
+    return register(
+        "application", entries_of([Root(str(folder / "pkg"), "pkg")], cache or DigestCache(None))
+    )
 
 
 def test_equal_trees_in_two_folders_have_equal_registers(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def link_became_file(folder: Path) -> None:
 
 def contents_exchanged(folder: Path) -> None:
     one, other = folder / "pkg" / "a.py", folder / "pkg" / "sub" / "b.py"
-    (a, b) = one.read_bytes(), other.read_bytes()
+    a, b = one.read_bytes(), other.read_bytes()
     one.write_bytes(b)
     other.write_bytes(a)
 
@@ -145,7 +147,11 @@ def test_a_link_to_a_file_outside_counts_with_the_content_of_that_file(tmp_path:
     outside = tmp_path / "outside.py"
     outside.write_text("1")
     (folder / "pkg" / "out.py").symlink_to("../outside.py")
-    (entry,) = (e for e in entries_of([Root(str(folder / "pkg"), "pkg")], DigestCache(None)) if e.label == "pkg/out.py")
+    (entry,) = (
+        e
+        for e in entries_of([Root(str(folder / "pkg"), "pkg")], DigestCache(None))
+        if e.label == "pkg/out.py"
+    )
     assert (entry.kind, entry.outside) == ("o", str(outside))
     before = value(folder)
     outside.write_text("2")
@@ -196,7 +202,13 @@ def test_entries_cannot_be_shifted_from_one_path_to_another() -> None:
     one = [entry("a", b"1" * 48), entry("b", b"2" * 48)]
     two = [entry("a", b"2" * 48), entry("b", b"1" * 48)]
     three = [entry("af0", b"1" * 48), entry("b", b"2" * 48)]
-    assert len({register("runtime", part) for part in (one, two, three, one[:1])} | {register("application", one)}) == 5
+    assert (
+        len(
+            {register("runtime", part) for part in (one, two, three, one[:1])}
+            | {register("application", one)}
+        )
+        == 5
+    )
 
 
 def test_two_paths_under_one_label_are_refused(tmp_path: Path) -> None:
@@ -206,7 +218,9 @@ def test_two_paths_under_one_label_are_refused(tmp_path: Path) -> None:
         entries_of(roots, DigestCache(None))
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = build(tmp_path)
     real = tree.linkage
 

@@ -1,4 +1,6 @@
-"""Google's accountant, as an independent oracle: install dp-accounting (Apache-2.0) with absl-py, attrs, dm-tree and mpmath."""
+"""Google's accountant, as an independent oracle: install dp-accounting (Apache-2.0) with absl-py,
+attrs, dm-tree and mpmath.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ import pytest
 
 @pytest.fixture(scope="session")
 def dp_accounting():
-    return pytest.importorskip("dp_accounting", reason="dp-accounting, the oracle of this test, is not installed")
+    return pytest.importorskip(
+        "dp_accounting", reason="dp-accounting, the oracle of this test, is not installed"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""Accounting: agrees with published values and with Google's accountant, and never reports less than is true."""
+"""Accounting: agrees with published values and with Google's accountant, and never reports less
+than is true.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,19 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fedark import canonical
-from fedark.errors import InputError, ProtocolError
+from fedark.foundation import canonical
+from fedark.foundation.errors import InputError, ProtocolError
 from fedark.privacy import accounting
-from fedark.privacy.accounting import Budget, Event, Guarantee, Spend, cost, epsilon, noise_multiplier, rdp
+from fedark.privacy.accounting import (
+    Budget,
+    Event,
+    Guarantee,
+    Spend,
+    cost,
+    epsilon,
+    noise_multiplier,
+    rdp,
+)
 
 DELTA = 1e-5
 SUBSAMPLED = [
@@ -44,12 +55,19 @@ def peer(pld, events, delta=DELTA):
     return total.get_epsilon_for_delta(delta)
 
 
-@pytest.mark.parametrize(("noise", "renyi", "prv", "published"), [(1.53, 2.995, 2.683, 2.673), (3.44, 0.997, 0.911, 0.901)])
+@pytest.mark.parametrize(
+    ("noise", "renyi", "prv", "published"),
+    [(1.53, 2.995, 2.683, 2.673), (3.44, 0.997, 0.911, 0.901)],
+)
 def test_published_values_are_met(noise, renyi, prv, published):
-    """Rate 0.1, 60 rounds, delta 1e-5. The published PRV value includes an error term of 0.01, ours one of 0.001."""
+    """Rate 0.1, 60 rounds, delta 1e-5. The published PRV value includes an error term of 0.01, ours
+    one of 0.001.
+    """
     event = Event(noise, 0.1, 60)
     assert accounting._from_rdp(rdp([event]), DELTA) == pytest.approx(renyi, abs=2e-3)
-    assert accounting._numerical((event,), DELTA, added=False, error=0.01)[0] == pytest.approx(prv, abs=1e-3)
+    assert accounting._numerical((event,), DELTA, added=False, error=0.01)[0] == pytest.approx(
+        prv, abs=1e-3
+    )
     assert epsilon(noise, 0.1, 60, DELTA) == pytest.approx(published, abs=2e-3)
 
 
@@ -61,10 +79,14 @@ def test_epsilon_is_googles_and_not_below_it(pld, parameters):
 
 @pytest.mark.parametrize("parameters", SUBSAMPLED)
 def test_both_directions_are_counted(pld, parameters):
-    """Ours of the added direction against Google's, which Opacus has not; the removed one is the larger in every case."""
+    """Ours of the added direction against Google's, which Opacus has not; the removed one is the
+    larger in every case.
+    """
     noise, rate, steps = parameters
     added = accounting._numerical((Event(*parameters),), DELTA, added=True)[0]
-    one = pld.from_gaussian_mechanism(noise, sampling_prob=rate, value_discretization_interval=2e-4, use_connect_dots=True)
+    one = pld.from_gaussian_mechanism(
+        noise, sampling_prob=rate, value_discretization_interval=2e-4, use_connect_dots=True
+    )
     theirs = one._pmf_add.self_compose(steps).get_epsilon_for_delta(DELTA)
     assert theirs - 1e-4 <= added <= theirs + 3e-3
     assert added <= epsilon(*parameters, DELTA) + 1e-9
@@ -82,11 +104,15 @@ def test_releases_of_everything_are_exactly_gaussian(pld):
     ours, accountant = cost([single(8.8, 1.0, 40), single(20.0, 1.0, 10)], DELTA)
     assert accountant == "exact Gaussian"
     # 40 and 10 releases are one of the summed squared signal.
-    assert ours == pytest.approx(peer(pld, [(1 / math.sqrt(40 / 8.8**2 + 10 / 400), 1.0, 1)]), abs=1e-3)
+    assert ours == pytest.approx(
+        peer(pld, [(1 / math.sqrt(40 / 8.8**2 + 10 / 400), 1.0, 1)]), abs=1e-3
+    )
 
 
 def test_renyi_divergences_are_googles(dp_accounting):
-    """At integer orders: at others Google reports an upper bound, and the integral below is the judge."""
+    """At integer orders: at others Google reports an upper bound, and the integral below is the
+    judge.
+    """
     from dp_accounting.rdp import rdp_privacy_accountant as theirs
 
     whole = [order for order in accounting.ORDERS if order == int(order)]
@@ -101,7 +127,9 @@ def test_renyi_divergences_are_googles(dp_accounting):
 @pytest.mark.parametrize(("noise", "rate"), [(1.53, 0.1), (0.8, 0.05), (3.0, 0.5)])
 def test_renyi_divergences_are_the_integrals_that_define_them(noise, rate):
     x = np.linspace(-50, 100, 300_001)
-    base = -(x**2) / (2 * noise**2) - math.log(noise * math.sqrt(2 * math.pi)) + math.log(x[1] - x[0])
+    base = (
+        -(x**2) / (2 * noise**2) - math.log(noise * math.sqrt(2 * math.pi)) + math.log(x[1] - x[0])
+    )
     loss = np.log1p(rate * np.expm1((2 * x - 1) / (2 * noise**2)))
     ours = rdp([Event(noise, rate, 1)])
     for order in (1.1, 1.5, 2.5, 4, 6.1, 10.9, 12):
@@ -128,7 +156,8 @@ def test_noise_that_protects_nothing_has_a_huge_epsilon_not_an_error():
 
 
 @pytest.mark.parametrize(
-    ("target", "rate", "steps"), [(1.0, 0.1, 100), (2.0, 0.1, 30), (6.0, 0.1, 4), (3.0, 1, 40), (0.2, 0.01, 10)]
+    ("target", "rate", "steps"),
+    [(1.0, 0.1, 100), (2.0, 0.1, 30), (6.0, 0.1, 4), (3.0, 1, 40), (0.2, 0.01, 10)],
 )
 def test_solved_noise_keeps_the_target_and_no_less_noise_would(target, rate, steps):
     noise = noise_multiplier(target, rate, steps, DELTA)
@@ -197,11 +226,15 @@ def test_spends_survive_their_canonical_form_and_nothing_else_is_read():
 
 
 def test_a_guarantee_is_json_even_if_it_guarantees_nothing():
-    value = Guarantee(math.inf, DELTA, "record", "the server", "example-local", "none", ("one",)).to_dict()
+    value = Guarantee(
+        math.inf, DELTA, "record", "the server", "example-local", "none", ("one",)
+    ).to_dict()
     assert json.loads(json.dumps(value, allow_nan=False))["epsilon"] is None
 
 
-@pytest.mark.parametrize("wrong", [(0.0, 0.1, 1), (1.0, 0.0, 1), (1.0, 1.1, 1), (1.0, 0.1, 0), (math.nan, 0.1, 1)])
+@pytest.mark.parametrize(
+    "wrong", [(0.0, 0.1, 1), (1.0, 0.0, 1), (1.0, 1.1, 1), (1.0, 0.1, 0), (math.nan, 0.1, 1)]
+)
 def test_events_that_cannot_be_are_refused(wrong):
     with pytest.raises(InputError):
         Event(*wrong)

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedark.cli import app
-from fedark.errors import InputError, Refused
+from fedark.foundation.errors import InputError, Refused
 from fedark.privacy.accounting import Budget, Event, Spend
 from fedark.privacy.ledger import LEDGER, Ledger
 

@@ -1,4 +1,6 @@
-"""The ledger: no trick with a file gives a new budget, nothing is charged twice or given back, and an edit is seen."""
+"""The ledger: no trick with a file gives a new budget, nothing is charged twice or given back, and
+an edit is seen.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from contextlib import closing
 
 import pytest
 
-from fedark.errors import BudgetExceeded, FedarkError, InputError, Refused, StorageError, restore
+from fedark.foundation.errors import (
+    BudgetExceeded,
+    FedarkError,
+    InputError,
+    Refused,
+    StorageError,
+    restore,
+)
 from fedark.privacy.accounting import Budget, Event, Spend, cost
 from fedark.privacy.ledger import LEDGER, Head, Ledger, record_bytes
 
@@ -37,7 +46,9 @@ def ledger(path):
         yield opened
 
 
-def charge(ledger, records=RECORDS, run="run-1", *, spend=JOB, epsilon=8.0, name="contract", releases=60):
+def charge(
+    ledger, records=RECORDS, run="run-1", *, spend=JOB, epsilon=8.0, name="contract", releases=60
+):
     return ledger.charge(
         records,
         contract_digest=contract(name),
@@ -66,14 +77,21 @@ def test_a_run_is_charged_once_however_often_it_is_asked_for(ledger):
     first = charge(ledger)
     again = [charge(ledger, random.sample(RECORDS, len(RECORDS))) for _ in range(3)]
     assert not first.resumed
-    assert all(receipt.resumed and receipt.charge == first.charge and receipt.head == first.head for receipt in again)
+    assert all(
+        receipt.resumed and receipt.charge == first.charge and receipt.head == first.head
+        for receipt in again
+    )
     assert spent(ledger) == ONE
     assert ledger.head().sequence == 1
 
 
 def test_a_run_is_not_charged_again_with_other_records_or_another_cost(ledger):
     charge(ledger)
-    for records, spend, releases in ((RECORDS[:-1], JOB, 60), (RECORDS, SMALL, 60), (RECORDS, JOB, 61)):
+    for records, spend, releases in (
+        (RECORDS[:-1], JOB, 60),
+        (RECORDS, SMALL, 60),
+        (RECORDS, JOB, 61),
+    ):
         with pytest.raises(Refused):
             charge(ledger, records, spend=spend, releases=releases)
     assert ledger.head().sequence == 1
@@ -101,7 +119,9 @@ TRICKS = {
     "duplicated": lambda records: records + records[:50] * 3,
     "first half": lambda records: records[:150],
     "one record": lambda records: records[7:8],
-    "with new records": lambda records: records[:1] + [record_bytes(f"new {number}", "label") for number in range(500)],
+    "with new records": lambda records: (
+        records[:1] + [record_bytes(f"new {number}", "label") for number in range(500)]
+    ),
 }
 
 
@@ -119,7 +139,12 @@ def test_no_budget_comes_from_joining_and_splitting_over_and_over(ledger):
     for number in range(40):
         chosen = draw.sample(range(60), draw.randint(1, 40))
         try:
-            charge(ledger, [RECORDS[index] for index in chosen], f"run-{number}", epsilon=(TWO + THREE) / 2)
+            charge(
+                ledger,
+                [RECORDS[index] for index in chosen],
+                f"run-{number}",
+                epsilon=(TWO + THREE) / 2,
+            )
         except BudgetExceeded:
             refused += 1
             assert max(jobs[index] for index in chosen) == 2
@@ -155,7 +180,10 @@ def test_a_customers_jobs_compose_over_all_its_data_and_count_twice_for_its_reco
     assert (receipt.spent.unit, receipt.spent.epsilon) == ("customer", two)
     assert charge(ledger, RECORDS[200:], "run-2", spend=whole).spent.epsilon == two
     assert spent(ledger, RECORDS[:10]) == cost([whole.of_record()], DELTA)[0] > one
-    assert charge(ledger, RECORDS[:20], "run-3").spent.epsilon == cost([whole.of_record(), JOB], DELTA)[0]
+    assert (
+        charge(ledger, RECORDS[:20], "run-3").spent.epsilon
+        == cost([whole.of_record(), JOB], DELTA)[0]
+    )
     ledger.verify()
 
 
@@ -210,7 +238,10 @@ def test_no_record_is_in_the_file(ledger, path):
     ledger.close()
     for file in path.parent.iterdir():
         assert b"secret sentence" not in file.read_bytes()
-        assert hashlib.blake2b(b"a very secret sentence indeed", digest_size=20).digest() not in file.read_bytes()
+        assert (
+            hashlib.blake2b(b"a very secret sentence indeed", digest_size=20).digest()
+            not in file.read_bytes()
+        )
 
 
 def test_two_ledgers_know_a_record_by_different_digests(tmp_path):
@@ -227,7 +258,15 @@ def test_a_charge_without_records_or_contract_is_refused(ledger):
     with pytest.raises(InputError):
         charge(ledger, releases=0)
     with pytest.raises(InputError):
-        ledger.charge(RECORDS, contract_digest=b"", run_id="r", spend=JOB, releases=1, budget=Budget(8.0, DELTA), now=1)
+        ledger.charge(
+            RECORDS,
+            contract_digest=b"",
+            run_id="r",
+            spend=JOB,
+            releases=1,
+            budget=Budget(8.0, DELTA),
+            now=1,
+        )
 
 
 # Edits.
@@ -247,20 +286,34 @@ def filled(path):
 EDITS = {
     "the last entry deleted": "DELETE FROM entries WHERE sequence = 5",
     "an entry deleted": "DELETE FROM entries WHERE sequence = 2",
-    "two entries swapped": "UPDATE entries SET sequence = CASE sequence WHEN 3 THEN -4 WHEN 4 THEN -3 END WHERE sequence IN (3, 4);"
-    "UPDATE entries SET sequence = -sequence WHERE sequence < 0",
-    "a body copied from another entry": "UPDATE entries SET body = (SELECT body FROM entries e WHERE e.sequence = 4)"
-    " WHERE sequence = 3",
+    "two entries swapped": (
+        "UPDATE entries SET sequence = CASE sequence WHEN 3 THEN -4 WHEN 4 THEN -3 END WHERE"
+        " sequence IN (3, 4);UPDATE entries SET sequence = -sequence WHERE sequence < 0"
+    ),
+    "a body copied from another entry": (
+        "UPDATE entries SET body = (SELECT body FROM entries e WHERE e.sequence = 4)"
+        " WHERE sequence = 3"
+    ),
     "an entry's body edited": "UPDATE entries SET body = zeroblob(length(body)) WHERE sequence = 1",
     "a hash edited": "UPDATE entries SET hash = zeroblob(48) WHERE sequence = 5",
     "an entry appended": "INSERT INTO entries SELECT 6, body, hash FROM entries WHERE sequence = 5",
     "a record deleted": "DELETE FROM records WHERE digest = (SELECT digest FROM records LIMIT 1)",
-    "a record deleted and its group's size with it": "UPDATE teams SET size = size - 1"
-    " WHERE team = (SELECT team FROM records LIMIT 1);"
-    "DELETE FROM records WHERE digest = (SELECT digest FROM records LIMIT 1)",
-    "a record's digest edited": "UPDATE records SET digest = zeroblob(20) WHERE digest = (SELECT digest FROM records LIMIT 1)",
-    "a record moved to another group": "UPDATE records SET team = 1 + team % 3 WHERE digest = (SELECT digest FROM records LIMIT 1)",
-    "a group's charge deleted": "DELETE FROM charged WHERE charge = 2 AND team = (SELECT min(team) FROM charged WHERE charge = 2)",
+    "a record deleted and its group's size with it": (
+        "UPDATE teams SET size = size - 1"
+        " WHERE team = (SELECT team FROM records LIMIT 1);"
+        "DELETE FROM records WHERE digest = (SELECT digest FROM records LIMIT 1)"
+    ),
+    "a record's digest edited": (
+        "UPDATE records SET digest = zeroblob(20) WHERE digest = (SELECT digest FROM records"
+        " LIMIT 1)"
+    ),
+    "a record moved to another group": (
+        "UPDATE records SET team = 1 + team % 3 WHERE digest = (SELECT digest FROM records LIMIT 1)"
+    ),
+    "a group's charge deleted": (
+        "DELETE FROM charged WHERE charge = 2 AND team = (SELECT min(team) FROM charged WHERE"
+        " charge = 2)"
+    ),
     "a charge of a group added": "INSERT OR IGNORE INTO charged SELECT team, 5 FROM teams",
     "all records deleted": "DELETE FROM records; DELETE FROM teams; DELETE FROM charged",
     "a charge made findable no more": "DELETE FROM charges WHERE sequence = 1",
@@ -324,14 +377,22 @@ def test_a_ledger_rolled_back_to_a_copy_is_found_out_by_a_kept_head(path, tmp_pa
 
 def test_another_ledger_is_not_taken_for_the_one_that_was_witnessed(path, tmp_path):
     kept = filled(path)
-    with Ledger.open(tmp_path / "new", create=True) as ledger, pytest.raises(Refused, match="another ledger"):
+    with (
+        Ledger.open(tmp_path / "new", create=True) as ledger,
+        pytest.raises(Refused, match="another ledger"),
+    ):
         ledger.verify([kept])
 
 
 def test_heads_survive_their_form_and_nothing_else_is_read(path):
     head = filled(path)
     assert Head.from_dict(head.to_dict()) == head
-    for wrong in ({}, {**head.to_dict(), "hash": "00"}, {**head.to_dict(), "sequence": "5"}, {**head.to_dict(), "ledger": 7}):
+    for wrong in (
+        {},
+        {**head.to_dict(), "hash": "00"},
+        {**head.to_dict(), "sequence": "5"},
+        {**head.to_dict(), "ledger": 7},
+    ):
         with pytest.raises(InputError):
             Head.from_dict(wrong)
 

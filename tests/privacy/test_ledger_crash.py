@@ -1,4 +1,6 @@
-"""kill -9 at any moment: a charge is made whole or not at all, is never forgotten once it returned, and is never made twice."""
+"""kill -9 at any moment: a charge is made whole or not at all, is never forgotten once it returned,
+and is never made twice.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,21 @@ RECORDS = [record_bytes(f"record {number}") for number in range(12)]
 
 def charge(ledger, run, records=RECORDS):
     budget = Budget(1e6, DELTA)
-    return ledger.charge(records, contract_digest=b"c" * 48, run_id=run, spend=JOB, releases=1000, budget=budget, now=1)
+    return ledger.charge(
+        records,
+        contract_digest=b"c" * 48,
+        run_id=run,
+        spend=JOB,
+        releases=1000,
+        budget=budget,
+        now=1,
+    )
 
 
 def in_child(work):
-    """Fork, run `work(write_end)`, and return its pid and the end to read from. The child never returns."""
+    """Fork, run `work(write_end)`, and return its pid and the end to read from. The child never
+    returns.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -45,7 +57,9 @@ def killed(child):
 
 
 def dying(path, step, at, count_after):
-    """A child that makes `step` and kills itself before the statement number `at`, or after it returned from SQLite."""
+    """A child that makes `step` and kills itself before the statement number `at`, or after it
+    returned from SQLite.
+    """
 
     def work(_):
         with Ledger.open(path) as ledger:
@@ -115,7 +129,9 @@ def test_a_charge_that_returned_survives_a_kill(tmp_path):
 
 
 def test_kills_at_random_moments_lose_nothing_that_was_reported(tmp_path):
-    """A child charges and releases without end and reports each success; whatever was reported is there afterwards."""
+    """A child charges and releases without end and reports each success; whatever was reported is
+    there afterwards.
+    """
     path, draw = tmp_path / "ledger.sqlite", random.Random(11)
     Ledger.open(path, create=True).close()
     reported = 0
@@ -144,7 +160,8 @@ def test_kills_at_random_moments_lose_nothing_that_was_reported(tmp_path):
         os.close(read)
         with Ledger.open(path) as ledger:
             entries = ledger.verify().sequence
-            # One more than was reported may have been written: killed between the commit and the report.
+            # One more than was reported may have been written: killed between the commit and the
+            # report.
             assert reported + len(seen) <= entries <= reported + len(seen) + 1
             reported = entries
 

@@ -1,4 +1,6 @@
-"""Mechanisms: the grid's sensitivity holds on the real rounding, and the integer mechanism costs no more than is reported."""
+"""Mechanisms: the grid's sensitivity holds on the real rounding, and the integer mechanism costs no
+more than is reported.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fedark.errors import InputError
+from fedark.foundation.errors import InputError
 from fedark.privacy.accounting import Event, Spend, cost, epsilon
 from fedark.privacy.mechanisms import Mechanism, _rounded_norm, calibrated
 from fedark.privacy.noise import GridNoise, check_variance, smoothing_error
@@ -23,7 +25,14 @@ COARSE = Layout("x", 4000, 8, 24.0, 24.0)
 
 def distributed(layout=LAYOUT, *, noise=1.5, rounds=60, customers=8, **more):
     return Mechanism.example_distributed(
-        layout, record_norm=1.0, noise_multiplier=noise, rate=RATE, rounds=rounds, delta=DELTA, customers=customers, **more
+        layout,
+        record_norm=1.0,
+        noise_multiplier=noise,
+        rate=RATE,
+        rounds=rounds,
+        delta=DELTA,
+        customers=customers,
+        **more,
     )
 
 
@@ -35,7 +44,15 @@ def rounded(layout, vector, seed):
         out[:] = 0
 
     words = np.empty(holder.words(3), np.uint64)
-    mask(words, holder, 3, Contribution(vector.astype(np.float32)), [], noise=silent, rounding_seed=seed)
+    mask(
+        words,
+        holder,
+        3,
+        Contribution(vector.astype(np.float32)),
+        [],
+        noise=silent,
+        rounding_seed=seed,
+    )
     return RoundSum(holder, ("a",), 3, words).integers()
 
 
@@ -60,13 +77,19 @@ def test_one_record_moves_the_rounded_sum_by_no_more_than_the_sensitivity(layout
 def test_a_sum_beyond_its_norm_is_clipped_without_moving_further():
     mechanism = distributed()
     clipped = [
-        vector * min(1.0, mechanism.sum_norm / np.linalg.norm(vector)) for vector in (30 * unit(0), 30 * unit(0) + unit(1))
+        vector * min(1.0, mechanism.sum_norm / np.linalg.norm(vector))
+        for vector in (30 * unit(0), 30 * unit(0) + unit(1))
     ]
     seed = bytes(32)
-    assert np.linalg.norm(rounded(LAYOUT, clipped[0], seed) - rounded(LAYOUT, clipped[1], seed)) <= mechanism.sensitivity
+    assert (
+        np.linalg.norm(rounded(LAYOUT, clipped[0], seed) - rounded(LAYOUT, clipped[1], seed))
+        <= mechanism.sensitivity
+    )
 
 
-@pytest.mark.parametrize("layout", [LAYOUT, COARSE, replace(LAYOUT, length=10), replace(COARSE, length=100_000)])
+@pytest.mark.parametrize(
+    "layout", [LAYOUT, COARSE, replace(LAYOUT, length=10), replace(COARSE, length=100_000)]
+)
 def test_a_sum_within_its_norm_is_never_rounded_again(layout):
     mechanism = distributed(layout)
     assert 0.5 * layout.clip_norm < mechanism.sum_norm <= layout.clip_norm
@@ -85,8 +108,12 @@ def test_the_norm_of_a_rounding_exceeds_its_bound_as_rarely_as_claimed():
 
 
 @pytest.mark.parametrize(("variance", "honest", "shift"), [(9, 3, 4), (100, 4, 12), (9, 5, 6)])
-def test_the_integer_mechanism_costs_no_more_than_the_gaussian_that_is_reported(pld, variance, honest, shift):
-    """Exact privacy loss of a sum of discrete Gaussian shares, Poisson-subsampled, in one dimension."""
+def test_the_integer_mechanism_costs_no_more_than_the_gaussian_that_is_reported(
+    pld, variance, honest, shift
+):
+    """Exact privacy loss of a sum of discrete Gaussian shares, Poisson-subsampled, in one
+    dimension.
+    """
     half = 13 * math.isqrt(variance)
     share = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * variance))
     share /= share.sum()
@@ -102,20 +129,33 @@ def test_the_integer_mechanism_costs_no_more_than_the_gaussian_that_is_reported(
     exact = {}
     for high in (False, True):
         one = pld.from_two_probability_mass_functions(
-            lower, upper, pessimistic_estimate=high, value_discretization_interval=3e-4, symmetric=False
+            lower,
+            upper,
+            pessimistic_estimate=high,
+            value_discretization_interval=3e-4,
+            symmetric=False,
         )
         exact[high] = one.self_compose(8).get_epsilon_for_delta(DELTA)
     mechanism = replace(
-        distributed(rounds=8, customers=honest), sensitivity=float(shift), noise_multiplier=1e-3, unlucky=0.0, length=1
+        distributed(rounds=8, customers=honest),
+        sensitivity=float(shift),
+        noise_multiplier=1e-3,
+        unlucky=0.0,
+        length=1,
     )
-    mechanism = replace(mechanism, noise_multiplier=math.sqrt(honest * variance - 4) / shift * (1 - 1e-9))
+    mechanism = replace(
+        mechanism, noise_multiplier=math.sqrt(honest * variance - 4) / shift * (1 - 1e-9)
+    )
     assert mechanism.share_variance == variance
     reported = mechanism.guarantee("adapter", DELTA).epsilon
     assert exact[False] <= reported
     if variance == 100:
         assert reported <= exact[True] * 1.02
-    # What the reserve of step 3 is for: without it the bound is not proved, and here is nearly tight.
-    assert abs(epsilon(math.sqrt(honest * variance) / shift, RATE, 8, DELTA) / exact[True] - 1) < 0.05
+    # What the reserve of step 3 is for: without it the bound is not proved, and here is nearly
+    # tight.
+    assert (
+        abs(epsilon(math.sqrt(honest * variance) / shift, RATE, 8, DELTA) / exact[True] - 1) < 0.05
+    )
 
 
 @pytest.mark.parametrize(("variance", "shares"), [(0.5, 2), (0.5, 5), (1.0, 3)])
@@ -135,7 +175,9 @@ def test_a_sum_of_discrete_gaussians_is_as_close_to_one_as_claimed(variance, sha
 
 
 def test_a_discrete_gaussian_is_a_random_rounding_of_a_narrower_gaussian():
-    """Step 3 with a rounding of variance 1/2, where its error can be seen: the same bound, around every integer."""
+    """Step 3 with a rounding of variance 1/2, where its error can be seen: the same bound, around
+    every integer.
+    """
     rounding, variance = 0.5, 6.0
     grid, k = np.linspace(-60, 60, 240_001), np.arange(-25, 26)
     weights = np.exp(-((k[:, None] - grid) ** 2) / (2 * rounding))
@@ -168,7 +210,9 @@ def test_shares_cover_the_fewest_honest_survivors():
 @pytest.mark.parametrize(("survivors", "published"), [(7, 3.33), (6, 3.79), (5, 4.44), (4, 5.45)])
 def test_too_few_survivors_cost_what_was_published(survivors, published):
     """Eight shares for epsilon 3: what is left if some are missing and the round is not aborted."""
-    assert epsilon(1.4225 * math.sqrt(survivors / 8), RATE, 60, DELTA) == pytest.approx(published, rel=0.015)
+    assert epsilon(1.4225 * math.sqrt(survivors / 8), RATE, 60, DELTA) == pytest.approx(
+        published, rel=0.015
+    )
 
 
 def test_whoever_knows_a_share_learns_more_and_both_views_say_so():
@@ -180,17 +224,23 @@ def test_whoever_knows_a_share_learns_more_and_both_views_say_so():
 
 
 def test_local_noise_is_whole_and_relies_on_nobody():
-    mechanism = Mechanism.example_local(LAYOUT, record_norm=1.0, noise_multiplier=1.5, rate=RATE, steps=60, delta=DELTA)
+    mechanism = Mechanism.example_local(
+        LAYOUT, record_norm=1.0, noise_multiplier=1.5, rate=RATE, steps=60, delta=DELTA
+    )
     assert mechanism.spend("adapter") == mechanism.spend("colluders")
     assert mechanism.share_variance >= (1.5 * mechanism.sensitivity) ** 2
     assert "outside the customer's own enclave" in mechanism.guarantee("adapter", DELTA).view
 
 
 def test_a_customers_whole_update_costs_what_unsampled_releases_cost():
-    mechanism = Mechanism.customer_level(LAYOUT, noise_multiplier=8.8, rounds=40, customers=100, dropped=10)
+    mechanism = Mechanism.customer_level(
+        LAYOUT, noise_multiplier=8.8, rounds=40, customers=100, dropped=10
+    )
     guarantee = mechanism.guarantee("adapter", DELTA)
     assert (guarantee.unit, guarantee.accountant) == ("customer", "exact Gaussian")
-    assert guarantee.epsilon == pytest.approx(cost([Spend((Event(8.8, 1.0, 40),))], DELTA)[0], rel=1e-3)
+    assert guarantee.epsilon == pytest.approx(
+        cost([Spend((Event(8.8, 1.0, 40),))], DELTA)[0], rel=1e-3
+    )
     assert mechanism.sensitivity == LAYOUT.integer_norm
 
 
@@ -221,10 +271,20 @@ def test_the_noise_of_a_mechanism_fits_its_layout_and_has_its_variance():
 
 
 def test_mechanisms_that_cannot_be_are_refused():
-    for wrong in ({"dropped": 5, "colluders": 3}, {"dropped": 7}, {"colluders": -1}, {"noise": 0.0}, {"rounds": 0}):
+    for wrong in (
+        {"dropped": 5, "colluders": 3},
+        {"dropped": 7},
+        {"colluders": -1},
+        {"noise": 0.0},
+        {"rounds": 0},
+    ):
         with pytest.raises(InputError):
             distributed(**wrong)
     with pytest.raises(InputError):
-        Mechanism.example_local(LAYOUT, record_norm=25.0, noise_multiplier=1.0, rate=RATE, steps=1, delta=DELTA)
+        Mechanism.example_local(
+            LAYOUT, record_norm=25.0, noise_multiplier=1.0, rate=RATE, steps=1, delta=DELTA
+        )
     with pytest.raises(InputError):
-        Mechanism.example_local(LAYOUT, record_norm=1.0, noise_multiplier=1.0, rate=Fraction(2), steps=1, delta=DELTA)
+        Mechanism.example_local(
+            LAYOUT, record_norm=1.0, noise_multiplier=1.0, rate=Fraction(2), steps=1, delta=DELTA
+        )

@@ -1,4 +1,6 @@
-"""Grid noise: it has exactly the distribution that is accounted for, at every position once, and its absence is seen."""
+"""Grid noise: it has exactly the distribution that is accounted for, at every position once, and
+its absence is seen.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm
 
-from fedark.errors import InputError, Refused
+from fedark.foundation.errors import InputError, Refused
 from fedark.privacy import noise as noise_module
 from fedark.privacy.noise import GridNoise, Shape, check_variance, smoothing_error
 from fedark.secagg.stream import BLOCK
@@ -48,7 +50,9 @@ def chi_square(values, probabilities, half):
     return float(np.sum((observed - expected) ** 2 / expected)), expected.size - 1
 
 
-@pytest.mark.parametrize("variance", [Fraction(1, 4), Fraction(2), Fraction(50), Fraction(1 << 16), Fraction(1 << 18)])
+@pytest.mark.parametrize(
+    "variance", [Fraction(1, 4), Fraction(2), Fraction(50), Fraction(1 << 16), Fraction(1 << 18)]
+)
 def test_values_follow_the_exact_probabilities(variance):
     values = drawn(variance, 400_000)
     half = Shape(variance).bound
@@ -82,7 +86,9 @@ def test_probabilities_of_a_table_are_right_to_a_hundred_bits():
 
 
 def test_two_tables_make_the_discrete_gaussian_of_the_summed_variance():
-    """The claim of `Shape.divergence`, on an exact convolution: probabilities differ by rounding errors of doubles alone."""
+    """The claim of `Shape.divergence`, on an exact convolution: probabilities differ by rounding
+    errors of doubles alone.
+    """
     shape = Shape(Fraction(70_000))
     fill, wide = shape.parts
     half = Shape(fill).bound
@@ -101,12 +107,16 @@ def test_two_tables_make_the_discrete_gaussian_of_the_summed_variance():
 def test_the_smoothing_error_bounds_what_it_claims(variance):
     for centre in np.linspace(0, 1, 17):
         k = np.arange(-60, 61)
-        total = np.exp(-((k - centre) ** 2) / (2 * variance)).sum() / math.sqrt(2 * math.pi * variance)
+        total = np.exp(-((k - centre) ** 2) / (2 * variance)).sum() / math.sqrt(
+            2 * math.pi * variance
+        )
         assert abs(math.log(total)) <= smoothing_error(variance)
 
 
 def test_a_draw_that_hits_a_threshold_is_decided_by_more_bits(monkeypatch):
-    """With a table whose upper halves are coarse, almost every draw is a tie: the result must still be right."""
+    """With a table whose upper halves are coarse, almost every draw is a tie: the result must still
+    be right.
+    """
     # Thresholds at 0.25, 0.5 + 2^-65 .. 2^-64 ... of one upper half: ties at u = 1 << 63.
     high = np.array([1 << 62, 1 << 63, 1 << 63, 1 << 63], np.uint64)
     low = np.array([0, 0, 1 << 62, 3 << 62], np.uint64)
@@ -135,7 +145,9 @@ def test_positions_have_their_value_however_they_are_fetched():
     noise = GridNoise(10**6, length, key=KEY)
     edges = [0, 5, BLOCK - 1, BLOCK + 1, 2 * BLOCK, length]
     ranges = list(itertools.pairwise(edges))
-    threads = [threading.Thread(target=lambda a=a, b=b: noise(a, pieces[a:b])) for a, b in reversed(ranges)]
+    threads = [
+        threading.Thread(target=lambda a=a, b=b: noise(a, pieces[a:b])) for a, b in reversed(ranges)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -162,7 +174,12 @@ def test_positions_rounds_and_parts_are_independent(variance):
     for left, right in ((first[:-1], first[1:]), (first[:-BLOCK], first[BLOCK:]), (first, second)):
         assert abs(np.mean(left.astype(float) * right)) / variance < limit
         assert (
-            abs(np.mean((left.astype(float) ** 2 - variance) * (right.astype(float) ** 2 - variance))) / (2 * variance**2)
+            abs(
+                np.mean(
+                    (left.astype(float) ** 2 - variance) * (right.astype(float) ** 2 - variance)
+                )
+            )
+            / (2 * variance**2)
             < limit * 1.5
         )
     fresh = [np.empty(50, np.int32) for _ in range(2)]
@@ -187,7 +204,9 @@ def test_noise_that_no_layout_can_hold_is_refused():
 
 
 def shares(number, variance=638_453, count=20_000, keys=None):
-    return sum(drawn(variance, count, bytes([index + 1]) * 32).astype(np.int64) for index in range(number))
+    return sum(
+        drawn(variance, count, bytes([index + 1]) * 32).astype(np.int64) for index in range(number)
+    )
 
 
 def test_shares_sum_to_the_variance_that_is_claimed():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, chi2, norm
 
-from fedark.errors import InputError
+from fedark.foundation.errors import InputError
 from fedark.privacy.sampling import poisson_sample, sampler_problems
 
 RATE = Fraction("0.1")
@@ -59,7 +59,9 @@ def test_empty_batches_are_drawn_and_are_fine():
 
 def test_a_rate_that_is_no_binary_fraction_is_exact_and_one_draws_all():
     assert poisson_sample(7, Fraction(1)).tolist() == list(range(7))
-    third = sum(poisson_sample(300_000, Fraction(1, 3), key=keyed(number)).size for number in range(3))
+    third = sum(
+        poisson_sample(300_000, Fraction(1, 3), key=keyed(number)).size for number in range(3)
+    )
     assert abs(third - 300_000) < norm.isf(ALARM) * math.sqrt(900_000 * 2 / 9)
 
 
@@ -110,8 +112,12 @@ def test_the_same_batch_every_round_is_caught():
 
 def test_doubled_and_foreign_indices_are_caught():
     good = rounds(30)
-    assert sampler_problems([*good, np.array([3, 3])], 1250, RATE) == ["a batch holds a record twice"]
-    assert sampler_problems([*good, np.array([1250])], 1250, RATE) == ["a batch holds an index that is no record's"]
+    assert sampler_problems([*good, np.array([3, 3])], 1250, RATE) == [
+        "a batch holds a record twice"
+    ]
+    assert sampler_problems([*good, np.array([1250])], 1250, RATE) == [
+        "a batch holds an index that is no record's"
+    ]
 
 
 def test_a_check_that_could_find_nothing_is_refused():

@@ -30,7 +30,9 @@ CASES = ["namespaces-own", "landlock-own", "namespaces-nobody", "landlock-nobody
 
 def _reachable(path: Path) -> bool:
     """Whether every other user could reach `path`."""
-    return all(parent.stat().st_mode & 0o001 for parent in path.parents) and bool(path.stat().st_mode & 0o004)
+    return all(parent.stat().st_mode & 0o001 for parent in path.parents) and bool(
+        path.stat().st_mode & 0o004
+    )
 
 
 def _interpreter(ordinary: bool) -> list[str]:
@@ -42,7 +44,7 @@ def _interpreter(ordinary: bool) -> list[str]:
         pytest.skip("becoming another user takes root and setpriv")
     system = Path(f"/usr/bin/python3.{sys.version_info.minor}")
     python = next((path for path in (own, system) if path.is_file() and _reachable(path)), None)
-    if python is None or not _reachable(PACKAGE / "errors.py"):
+    if python is None or not _reachable(PACKAGE / "foundation" / "errors.py"):
         pytest.skip("no Python, or not this checkout, is within reach of another user")
     user = str(ORDINARY_USER)
     return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", str(python)]
@@ -51,7 +53,9 @@ def _interpreter(ordinary: bool) -> list[str]:
 class Inmate:
     """`inmate.py`, confined; `ask` runs one probe in it."""
 
-    def __init__(self, mode: str, *, ordinary: bool = False, landlock: int | None = None, **changes: Any) -> None:
+    def __init__(
+        self, mode: str, *, ordinary: bool = False, landlock: int | None = None, **changes: Any
+    ) -> None:
         command = _interpreter(ordinary)
         library = subprocess.run(
             [command[-1], "-I", "-S", "-c", "import os; print(os.path.dirname(os.__file__))"],
@@ -62,8 +66,18 @@ class Inmate:
         script = Path(__file__).with_name("inmate.py")
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(60)
-        roots = [library, str(PACKAGE / "sandbox"), str(PACKAGE / "errors.py"), str(PACKAGE / "__init__.py"), str(script)]
-        roots += [path for path in ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu") if os.path.isdir(path)]
+        roots = [
+            library,
+            str(PACKAGE / "sandbox"),
+            str(PACKAGE / "foundation" / "errors.py"),
+            str(PACKAGE / "__init__.py"),
+            str(script),
+        ]
+        roots += [
+            path
+            for path in ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu")
+            if os.path.isdir(path)
+        ]
         self.setup = Setup(
             mode=mode,  # type: ignore[arg-type]
             landlock=survey().landlock if landlock is None else landlock,

@@ -1,8 +1,10 @@
-"""A process inside the sandbox that tries what it is told, and says what came of it. Standard library only.
+"""A process inside the sandbox that tries what it is told, and says what came of it. Standard
+library only.
 
-Started by `conftest.Inmate`. Reads a Setup (JSON) from standard input, confines itself, then answers one JSON line per request:
-`["name", argument...]` -> the probe's result.
-A refused system call gives the name of its error. Told to stay "free" it confines nothing: the control that probes can succeed.
+Started by `conftest.Inmate`. Reads a Setup (JSON) from standard input, confines itself, then
+answers one JSON line per request: `["name", argument...]` -> the probe's result.
+A refused system call gives the name of its error. Told to stay "free" it confines nothing: the
+control that probes can succeed.
 """
 
 from __future__ import annotations
@@ -117,7 +119,11 @@ def _thread_bomb(most: int) -> int:
     return len(started)
 
 
-SHARINGS = {"private": mmap.MAP_PRIVATE, "shared": mmap.MAP_SHARED, "stack": mmap.MAP_PRIVATE | 0x100}  # MAP_GROWSDOWN
+SHARINGS = {
+    "private": mmap.MAP_PRIVATE,
+    "shared": mmap.MAP_SHARED,
+    "stack": mmap.MAP_PRIVATE | 0x100,
+}  # MAP_GROWSDOWN
 
 
 def _memory_bomb(kind: str, most: int) -> int:
@@ -194,7 +200,9 @@ def _status() -> dict[str, object]:
 
 
 def _name_threads(name: str) -> list[object]:
-    """Name this thread and one that is started for it: what both attempts gave, and the other's result."""
+    """Name this thread and one that is started for it: what both attempts gave, and the other's
+    result.
+    """
     found: list[object] = [call("prctl", 15, name.encode(), 0, 0, 0)]
 
     def work() -> None:
@@ -208,7 +216,9 @@ def _name_threads(name: str) -> list[object]:
 
 
 def _write_argument(text: str) -> str:
-    """Overwrite the program's first argument in memory, whose place libc knows, and try to have it shown again."""
+    """Overwrite the program's first argument in memory, whose place libc knows, and try to have it
+    shown again.
+    """
     place = ctypes.c_void_p.in_dll(libc, "program_invocation_name").value
     ctypes.memmove(place, text.encode(), len(text))
     return call("prctl", 35, 8, place, 0, 0)

@@ -1,4 +1,6 @@
-"""What runs in the sandbox cannot get out: each attack is tried for real, in both modes, as root and as an ordinary user."""
+"""What runs in the sandbox cannot get out: each attack is tried for real, in both modes, as root
+and as an ordinary user.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.mark.attack({"AF_UNIX": "unix socket", "AF_NETLINK": "netlink socket", "AF_VSOCK": "vsock socket"}, param="family")
-@pytest.mark.attack({"SOCK_STREAM": "TCP socket", "SOCK_DGRAM": "UDP socket"}, param="kind", where={"family": "AF_INET"})
+@pytest.mark.attack(
+    {"AF_UNIX": "unix socket", "AF_NETLINK": "netlink socket", "AF_VSOCK": "vsock socket"},
+    param="family",
+)
+@pytest.mark.attack(
+    {"SOCK_STREAM": "TCP socket", "SOCK_DGRAM": "UDP socket"},
+    param="kind",
+    where={"family": "AF_INET"},
+)
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
@@ -64,26 +73,40 @@ def test_no_socket_of_any_family_can_be_made(inmate, family: str, kind: str) -> 
     assert inmate.ask("socket", family, kind) == "EPERM"
 
 
-@pytest.mark.parametrize("name", ["socketpair", "connect", "bind", "sendto", "recvfrom", "sendmsg", "recvmsg"])
+@pytest.mark.parametrize(
+    "name", ["socketpair", "connect", "bind", "sendto", "recvfrom", "sendmsg", "recvmsg"]
+)
 def test_the_channel_cannot_be_used_as_a_socket(inmate, name: str) -> None:
     assert inmate.ask("call", name, inmate.setup.channel, 0, 0, 0, 0, 0) == "EPERM"
 
 
 @pytest.mark.attack({"/etc/passwd": "reading passwd"}, param="path")
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "/etc/shadow", "/etc/hostname", "/proc/self/status", "/proc/1/environ", "/dev/mem"]
+    "path",
+    [
+        "/etc/passwd",
+        "/etc/shadow",
+        "/etc/hostname",
+        "/proc/self/status",
+        "/proc/1/environ",
+        "/dev/mem",
+    ],
 )
 def test_files_of_the_host_cannot_be_read(inmate, path: str) -> None:
     assert inmate.ask("open", path, "r") in ABSENT
 
 
 @pytest.mark.attack("reading home")
-def test_a_file_in_the_home_folder_cannot_be_read_though_its_mode_would_allow_it(inmate, home: Path) -> None:
+def test_a_file_in_the_home_folder_cannot_be_read_though_its_mode_would_allow_it(
+    inmate, home: Path
+) -> None:
     assert inmate.ask("open", str(home), "r") in ABSENT
 
 
 @pytest.mark.attack("reading another customer's data")
-def test_another_customers_data_cannot_be_read_though_its_mode_would_allow_it(inmate, outside: Path) -> None:
+def test_another_customers_data_cannot_be_read_though_its_mode_would_allow_it(
+    inmate, outside: Path
+) -> None:
     assert inmate.ask("open", str(outside / "other-customer.csv"), "r") in ABSENT
 
 
@@ -94,13 +117,24 @@ def test_folders_of_the_host_cannot_be_listed(inmate, outside: Path) -> None:
         assert inmate.ask("list", "/proc") == ["cpuinfo"]
         assert inmate.ask("list", "/dev") == ["urandom"]
         shown = {Path(root.target).parts[1] for root in inmate.setup.roots}
-        assert set(inmate.ask("list", "/")) <= shown | {"bin", "dev", "lib", "lib64", "proc", "sbin", "scratch", "sys"}
+        assert set(inmate.ask("list", "/")) <= shown | {
+            "bin",
+            "dev",
+            "lib",
+            "lib64",
+            "proc",
+            "sbin",
+            "scratch",
+            "sys",
+        }
     else:
         assert inmate.ask("list", "/") == "EACCES"
 
 
 @pytest.mark.attack("writing outside scratch")
-def test_writing_outside_scratch_is_refused_though_the_folder_is_open_to_all(inmate, outside: Path) -> None:
+def test_writing_outside_scratch_is_refused_though_the_folder_is_open_to_all(
+    inmate, outside: Path
+) -> None:
     assert inmate.ask("open", str(outside / "leak.txt"), "w") in ABSENT
     assert inmate.ask("open", str(outside / "other-customer.csv"), "a") in ABSENT
     assert inmate.ask("mkdir", str(outside / "leak")) in ABSENT
@@ -218,7 +252,8 @@ def test_a_process_cannot_send_by_its_command_line(inmate, refusal) -> None:
 
 @pytest.mark.parametrize("option", [1, 4, 8, 23, 24, 28, 36, 38, 47, 0x59616D61])
 def test_prctl_changes_nothing_that_confines(inmate, option: int) -> None:
-    # PDEATHSIG, DUMPABLE, KEEPCAPS, CAPBSET_READ, CAPBSET_DROP, SECUREBITS, CHILD_SUBREAPER, NO_NEW_PRIVS, CAP_AMBIENT, PTRACER
+    # PDEATHSIG, DUMPABLE, KEEPCAPS, CAPBSET_READ, CAPBSET_DROP, SECUREBITS, CHILD_SUBREAPER,
+    # NO_NEW_PRIVS, CAP_AMBIENT, PTRACER
     assert inmate.ask("call", "prctl", option, 1, 0, 0, 0) == "EPERM"
 
 
@@ -228,7 +263,9 @@ def test_no_terminal_input_can_be_faked_and_no_device_driven(inmate, request_num
 
 
 @pytest.mark.attack("raising rlimits")
-@pytest.mark.parametrize("name", ["RLIMIT_DATA", "RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_CORE"])
+@pytest.mark.parametrize(
+    "name", ["RLIMIT_DATA", "RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_CORE"]
+)
 def test_no_resource_limit_can_be_raised(inmate, name: str) -> None:
     assert inmate.ask("raise limit", name) in {"PermissionError", "ValueError"}
 
@@ -247,8 +284,12 @@ def test_a_memory_bomb_hits_its_limit_and_the_enclave_lives(inmate, kind: str, r
     assert inmate.ask("sum of squares") == 332833500
 
 
-def test_a_thread_bomb_hits_its_limit_and_the_enclave_lives_but_for_user_0_there_is_none(inmate) -> None:
-    """User 0 remains where a root's enclave could not read its files as another user, in mode "landlock" alone."""
+def test_a_thread_bomb_hits_its_limit_and_the_enclave_lives_but_for_user_0_there_is_none(
+    inmate,
+) -> None:
+    """User 0 remains where a root's enclave could not read its files as another user, in mode
+    "landlock" alone.
+    """
     user, most = inmate.ask("status")["uid"], 2500
     started = inmate.ask("thread bomb", most)
     if user == 0:
@@ -319,7 +360,11 @@ def test_the_files_that_are_refused_can_be_read_by_the_same_user_that_is_not_con
 
 def test_the_same_probes_succeed_in_a_process_that_is_not_confined(confined, outside: Path) -> None:
     free = confined("landlock", free=True)
-    for family, kind in (("AF_INET", "SOCK_STREAM"), ("AF_UNIX", "SOCK_DGRAM"), ("AF_NETLINK", "SOCK_RAW")):
+    for family, kind in (
+        ("AF_INET", "SOCK_STREAM"),
+        ("AF_UNIX", "SOCK_DGRAM"),
+        ("AF_NETLINK", "SOCK_RAW"),
+    ):
         assert free.ask("socket", family, kind) == "ok"
     assert free.ask("open", "/etc/passwd", "r") == "ok"
     assert free.ask("open", str(outside / "other-customer.csv"), "r") == "ok"
@@ -329,7 +374,9 @@ def test_the_same_probes_succeed_in_a_process_that_is_not_confined(confined, out
         assert free.ask(probe) == "ok"
     assert free.ask("vm", "process_vm_readv", free.process.pid) == "ok"
     for name in ("memfd_create", "unshare", "setsid", "shmget", "msgget", "getpid"):
-        assert free.ask("call", name, *([0x10] if name == "memfd_create" else [0]), 0, 0) != "EPERM", name
+        assert (
+            free.ask("call", name, *([0x10] if name == "memfd_create" else [0]), 0, 0) != "EPERM"
+        ), name
     for kind in ("private", "shared", "stack"):
         assert free.ask("memory bomb", kind, 1 << 30) == 1 << 30
     assert free.ask("name threads", "secret record") == ["ok", "ok", 45]

@@ -1,4 +1,6 @@
-"""The compiled filter decides exactly as the policy says: a small machine runs it against the policy's own meaning."""
+"""The compiled filter decides exactly as the policy says: a small machine runs it against the
+policy's own meaning.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,12 @@ from fedark.sandbox.syscalls import AUDIT_ARCH, NUMBERS
 ALL = (1 << 64) - 1
 
 
-def run(program: bytes, number: int, arguments: tuple[int, ...], architecture: int = AUDIT_ARCH) -> int:
-    """Classic BPF as the kernel runs it (linux/filter.h), for the instructions that seccomp admits here."""
+def run(
+    program: bytes, number: int, arguments: tuple[int, ...], architecture: int = AUDIT_ARCH
+) -> int:
+    """Classic BPF as the kernel runs it (linux/filter.h), for the instructions that seccomp admits
+    here.
+    """
     data = struct.pack("<IIQ6Q", number, architecture, 0, *arguments)
     register, place, steps = 0, 0, 0
     while True:
@@ -50,7 +56,9 @@ def meaning(policy: Policy, number: int, arguments: tuple[int, ...]) -> int:
 
 names = st.sampled_from(["read", "write", "openat", "clone", "clone3", "mmap", "ioctl"])
 verdicts = st.sampled_from([ALLOW, errno(1), errno(38), KILL])
-values = st.one_of(st.integers(0, 3), st.sampled_from([1 << 31, 1 << 32, (1 << 32) + 1, ALL]), st.integers(0, ALL))
+values = st.one_of(
+    st.integers(0, 3), st.sampled_from([1 << 31, 1 << 32, (1 << 32) + 1, ALL]), st.integers(0, ALL)
+)
 
 
 @st.composite
@@ -68,9 +76,19 @@ rules = st.builds(
 policies = st.builds(Policy, st.just("any"), verdicts, st.lists(rules, max_size=12).map(tuple))
 
 
-@given(policies, st.one_of(names.map(NUMBERS.__getitem__), st.integers(0, 500)), st.tuples(*[values] * 6))
-@example(Policy("any", ALLOW, (Rule(errno(1), ("read",), (Arg(0, 1 << 32, ALL),)),)), 0, (0, 0, 0, 0, 0, 0))
-def test_a_compiled_policy_decides_as_it_says(policy: Policy, number: int, arguments: tuple[int, ...]) -> None:
+@given(
+    policies,
+    st.one_of(names.map(NUMBERS.__getitem__), st.integers(0, 500)),
+    st.tuples(*[values] * 6),
+)
+@example(
+    Policy("any", ALLOW, (Rule(errno(1), ("read",), (Arg(0, 1 << 32, ALL),)),)),
+    0,
+    (0, 0, 0, 0, 0, 0),
+)
+def test_a_compiled_policy_decides_as_it_says(
+    policy: Policy, number: int, arguments: tuple[int, ...]
+) -> None:
     assert run(compile_policy(policy), number, arguments) == meaning(policy, number, arguments)
 
 
@@ -83,7 +101,9 @@ def test_another_architectures_call_is_killed_whatever_its_number(
 
 
 @given(policies, st.integers(0x4000_0000, 0xFFFF_FFFF), st.tuples(*[values] * 6))
-def test_an_x32_call_is_killed_even_where_its_twin_is_allowed(policy: Policy, number: int, arguments: tuple[int, ...]) -> None:
+def test_an_x32_call_is_killed_even_where_its_twin_is_allowed(
+    policy: Policy, number: int, arguments: tuple[int, ...]
+) -> None:
     assert run(compile_policy(policy), number, arguments) == KILL
 
 
@@ -95,7 +115,9 @@ def test_both_halves_of_an_argument_are_compared() -> None:
 
 
 def test_the_first_rule_that_matches_decides() -> None:
-    program = compile_policy(Policy("order", KILL, (Rule(errno(2), ("read",), (Arg(0, 1),)), Rule(ALLOW, ("read",)))))
+    program = compile_policy(
+        Policy("order", KILL, (Rule(errno(2), ("read",), (Arg(0, 1),)), Rule(ALLOW, ("read",))))
+    )
     assert run(program, 0, (1, 0, 0, 0, 0, 0)) == errno(2)
     assert run(program, 0, (2, 0, 0, 0, 0, 0)) == ALLOW
     assert run(program, 1, (1, 0, 0, 0, 0, 0)) == KILL
@@ -122,7 +144,11 @@ def test_two_policies_have_one_digest_only_if_they_are_equal(one: Policy, other:
 
 def test_what_differs_between_processes_is_not_in_the_digest() -> None:
     def policy(pid: int) -> Policy:
-        return Policy("own", KILL, (Rule(ALLOW, ("tgkill",), (Arg(0, pid, 0xFFFF_FFFF, symbol="own process id"),)),))
+        return Policy(
+            "own",
+            KILL,
+            (Rule(ALLOW, ("tgkill",), (Arg(0, pid, 0xFFFF_FFFF, symbol="own process id"),)),),
+        )
 
     assert policy(1).digest() == policy(77).digest()
     assert run(compile_policy(policy(77)), NUMBERS["tgkill"], (77, 0, 0, 0, 0, 0)) == ALLOW

@@ -18,7 +18,8 @@ from fedark.sandbox.namespaces import open_root
 
 MODES = ["namespaces", "landlock"]
 
-# Runs as the enclave's own user: tries every way into the memory of process argv[1], at address argv[2].
+# Runs as the enclave's own user: tries every way into the memory of process argv[1], at address
+# argv[2].
 LOOK = """
 import ctypes, os, sys
 pid, address = int(sys.argv[1]), int(sys.argv[2])
@@ -51,18 +52,25 @@ print(repr(found))
 @pytest.mark.attack("a process of the same user reading memory")
 @pytest.mark.attack("process_vm_readv into the enclave")
 @pytest.mark.parametrize("mode", MODES)
-def test_another_process_of_the_same_user_cannot_read_its_memory(confined, interpreter, mode: str, refusal) -> None:
+def test_another_process_of_the_same_user_cannot_read_its_memory(
+    confined, interpreter, mode: str, refusal
+) -> None:
     inmate = confined(mode, ordinary=True)
     address, _ = inmate.ask("secret")
     for pid in (inmate.pid(), inmate.process.pid):
         done = subprocess.run(
-            [*interpreter(True), "-I", "-S", "-c", LOOK, str(pid), str(address)], capture_output=True, text=True, check=True
+            [*interpreter(True), "-I", "-S", "-c", LOOK, str(pid), str(address)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert done.stdout.strip() == "[]"
         refusal("not dumpable: process_vm_readv, ptrace and /proc refuse")
 
 
-def test_the_same_look_finds_the_secret_in_a_process_that_is_not_confined(confined, interpreter) -> None:
+def test_the_same_look_finds_the_secret_in_a_process_that_is_not_confined(
+    confined, interpreter
+) -> None:
     free = confined("landlock", ordinary=True, free=True)
     address, secret = free.ask("secret")
     command = [*interpreter(True), "-I", "-S", "-c", LOOK, str(free.process.pid), str(address)]
@@ -74,7 +82,9 @@ def test_the_same_look_finds_the_secret_in_a_process_that_is_not_confined(confin
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_root_of_the_host_does_read_its_memory_which_is_why_simulation_protects_nothing_from_it(confined, mode: str) -> None:
+def test_root_of_the_host_does_read_its_memory_which_is_why_simulation_protects_nothing_from_it(
+    confined, mode: str
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("takes root")
     inmate = confined(mode)
@@ -86,7 +96,9 @@ def test_root_of_the_host_does_read_its_memory_which_is_why_simulation_protects_
 
 @pytest.mark.parametrize("ordinary", [False, True], ids=["own", "nobody"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_killed_monitor_takes_the_enclave_along(confined, gone, mode: str, ordinary: bool) -> None:
+def test_a_killed_monitor_takes_the_enclave_along(
+    confined, gone, mode: str, ordinary: bool
+) -> None:
     inmate = confined(mode, ordinary=ordinary)
     pid = inmate.pid()
     inmate.process.kill()
@@ -102,7 +114,9 @@ def test_a_closed_channel_ends_enclave_and_monitor(confined, gone, mode: str) ->
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_terminating_the_monitor_ends_a_busy_enclave_and_says_by_which_signal(confined, gone, mode: str) -> None:
+def test_terminating_the_monitor_ends_a_busy_enclave_and_says_by_which_signal(
+    confined, gone, mode: str
+) -> None:
     inmate = confined(mode)
     pid = inmate.pid()
     inmate.channel.sendall(b'["sleep", 600]\n')
@@ -122,7 +136,9 @@ def test_an_x32_call_kills_and_the_exit_code_says_so(confined, mode: str, refusa
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_descriptors_and_environment_of_the_host_do_not_come_along(confined, mode: str, tmp_path: Path) -> None:
+def test_descriptors_and_environment_of_the_host_do_not_come_along(
+    confined, mode: str, tmp_path: Path
+) -> None:
     with (tmp_path / "host-file").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         inmate = confined(mode, leak=(file.fileno(),))
@@ -130,7 +146,9 @@ def test_descriptors_and_environment_of_the_host_do_not_come_along(confined, mod
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_of_a_monitor_and_its_enclave_the_host_sees_a_name_and_no_command_line(confined, mode: str) -> None:
+def test_of_a_monitor_and_its_enclave_the_host_sees_a_name_and_no_command_line(
+    confined, mode: str
+) -> None:
     inmate = confined(mode)
     assert Path(f"/proc/{inmate.process.pid}/comm").read_text().strip() == MONITOR
     for pid in (inmate.process.pid, inmate.pid()):
@@ -180,7 +198,10 @@ def test_a_traced_process_is_recognised() -> None:
             "-I",
             "-S",
             "-c",
-            f"import ctypes, os; ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.write({writer}, b'1'); os.read(0, 1)",
+            (
+                f"import ctypes, os; ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.write({writer},"
+                " b'1'); os.read(0, 1)"
+            ),
         ],
         stdin=subprocess.PIPE,
         pass_fds=(writer,),

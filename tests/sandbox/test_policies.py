@@ -55,14 +55,19 @@ NEVER = [
 
 def verdict(policy, name: str, arguments: tuple[int, ...] = (0, 0, 0, 0, 0, 0)) -> int:
     for rule in policy.rules:
-        if name in rule.calls and all(arguments[arg.index] & arg.mask == arg.value for arg in rule.when):
+        if name in rule.calls and all(
+            arguments[arg.index] & arg.mask == arg.value for arg in rule.when
+        ):
             return rule.verdict
     return policy.default
 
 
 @pytest.mark.skipif(not HEADER.is_file(), reason="no kernel headers here")
 def test_call_numbers_are_the_kernels() -> None:
-    header = {name: int(number) for name, number in re.findall(r"#define __NR_(\w+) (\d+)", HEADER.read_text())}
+    header = {
+        name: int(number)
+        for name, number in re.findall(r"#define __NR_(\w+) (\d+)", HEADER.read_text())
+    }
     assert {name: header.get(name) for name in NUMBERS} == NUMBERS
 
 
@@ -102,13 +107,19 @@ def test_an_enclave_signals_only_itself() -> None:
 
 
 def test_programs_fit_the_kernel() -> None:
-    for policy in (loading_policy(1), enclave_policy(1, scratch=True), enclave_policy(1, scratch=False)):
+    for policy in (
+        loading_policy(1),
+        enclave_policy(1, scratch=True),
+        enclave_policy(1, scratch=False),
+    ):
         assert len(compile_policy(policy)) // 8 < 4096
 
 
 def test_digests_tell_modes_and_kernels_apart() -> None:
     digests = {
-        (mode, abi): policy_digests(mode, abi) for mode in ("namespaces", "landlock") for abi in range(1, landlock.abi() + 1)
+        (mode, abi): policy_digests(mode, abi)
+        for mode in ("namespaces", "landlock")
+        for abi in range(1, landlock.abi() + 1)
     }
     assert len({seccomp for seccomp, _ in digests.values()}) == 2
     assert policy_digests("namespaces", 0)[1] == b""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedark.errors import SandboxUnavailable
+from fedark.foundation.errors import SandboxUnavailable
 from fedark.sandbox import Support, survey
 
 # A container as Docker makes one: a filter answers EPERM to whatever makes namespaces or mounts.
@@ -23,7 +23,7 @@ denied = ("unshare", "setns", "mount", "umount2", "pivot_root", "open_tree", "mo
 more = ("landlock_create_ruleset",) if sys.argv[2] == "bare" else ()
 install(Policy("container", ALLOW, (Rule(errno(1), denied), Rule(errno(38), more))))
 from fedark.sandbox import survey
-from fedark.errors import SandboxUnavailable
+from fedark.foundation.errors import SandboxUnavailable
 import json
 found = survey()
 try:
@@ -40,7 +40,17 @@ def contained(interpreter, checkout):
 
     def survey_inside(kind: str, minimum: str, *, ordinary: bool = False) -> tuple[str, int, str]:
         done = subprocess.run(
-            [*interpreter(ordinary), "-I", "-S", "-B", "-c", CONTAINER, str(checkout), kind, minimum],
+            [
+                *interpreter(ordinary),
+                "-I",
+                "-S",
+                "-B",
+                "-c",
+                CONTAINER,
+                str(checkout),
+                kind,
+                minimum,
+            ],
             capture_output=True,
             text=True,
             check=True,
@@ -52,7 +62,9 @@ def contained(interpreter, checkout):
 
 
 @pytest.mark.parametrize("ordinary", [False, True], ids=["own", "nobody"])
-def test_a_container_that_blocks_namespaces_gets_landlock(contained, require, ordinary: bool) -> None:
+def test_a_container_that_blocks_namespaces_gets_landlock(
+    contained, require, ordinary: bool
+) -> None:
     require("landlock")
     namespaces, landlock, mode = contained("docker", "landlock", ordinary=ordinary)
     assert "not permitted" in namespaces
@@ -76,9 +88,15 @@ def test_a_machine_with_neither_is_refused_and_told_what_to_mend(contained) -> N
 
 def test_the_probe_agrees_for_an_ordinary_user(interpreter, require, checkout) -> None:
     require("namespaces")
-    text = "import sys; sys.path.insert(0, sys.argv[1]); from fedark.sandbox import survey; print(survey().mode())"
+    text = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from fedark.sandbox import survey;"
+        " print(survey().mode())"
+    )
     done = subprocess.run(
-        [*interpreter(True), "-I", "-S", "-B", "-c", text, str(checkout)], capture_output=True, text=True, check=True
+        [*interpreter(True), "-I", "-S", "-B", "-c", text, str(checkout)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "namespaces"
 
@@ -94,7 +112,9 @@ def test_the_probe_agrees_for_an_ordinary_user(interpreter, require, checkout) -
         (Support("", 6, False), "landlock", None),
     ],
 )
-def test_the_strongest_mode_is_taken_and_never_one_below_the_minimum(support: Support, minimum: str, mode: str | None) -> None:
+def test_the_strongest_mode_is_taken_and_never_one_below_the_minimum(
+    support: Support, minimum: str, mode: str | None
+) -> None:
     if mode is None:
         with pytest.raises(SandboxUnavailable):
             support.mode(minimum)
@@ -111,7 +131,9 @@ def test_this_machine_is_surveyed_once() -> None:
 def test_a_probe_that_somebody_killed_says_nothing_of_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int, found: str
 ) -> None:
-    survey_module = importlib.import_module("fedark.sandbox.survey")  # the package has a function of that name
+    survey_module = importlib.import_module(
+        "fedark.sandbox.survey"
+    )  # the package has a function of that name
     deaths = tmp_path / "deaths"
     deaths.write_text("")
     script = (

@@ -1,4 +1,6 @@
-"""A small lab: attested enclaves with session keys, a server, and a round between them, message by message."""
+"""A small lab: attested enclaves with session keys, a server, and a round between them, message by
+message.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from fedark.keys import SigningKey
-from fedark.secagg import Client, Contribution, Directory, Layout, Metric, Policy, Releases, Round, RoundSum, Server, wire
+from fedark.foundation.keys import SigningKey
+from fedark.secagg import (
+    Client,
+    Contribution,
+    Directory,
+    Layout,
+    Metric,
+    Policy,
+    Releases,
+    Round,
+    RoundSum,
+    Server,
+    wire,
+)
 
 CONTRACT = bytes(range(48))
 RUN = "run-1"
@@ -57,7 +71,9 @@ class Lab:
                 self.metrics,
                 self.noise_bound,
             ),
-            Layout("m/evaluate", 0, metrics=(Metric("correct", 1000), Metric("loss", 1e6, 2.0**-16))),
+            Layout(
+                "m/evaluate", 0, metrics=(Metric("correct", 1000), Metric("loss", 1e6, 2.0**-16))
+            ),
         )
         self.policy = Policy(
             CONTRACT,
@@ -77,7 +93,13 @@ class Lab:
     def start(self) -> None:
         """A new session: new keys, new directory."""
         self.clients = {
-            p: Client(self.policy, p, self.signing[p], self.releases.setdefault(p, Releases()), self.threads)
+            p: Client(
+                self.policy,
+                p,
+                self.signing[p],
+                self.releases.setdefault(p, Releases()),
+                self.threads,
+            )
             for p in self.parties
         }
         self.hellos = {p: client.hello() for p, client in self.clients.items()}
@@ -87,8 +109,15 @@ class Lab:
         self.server = Server(self.directory, self.threads)
         self.number = 0
 
-    def open(self, participants: Iterable[str] | None = None, model: bytes = b"", layout: str = "m/update") -> Round:
-        """A round that every participant and committee member has begun; for a model of its own if none is given."""
+    def open(
+        self,
+        participants: Iterable[str] | None = None,
+        model: bytes = b"",
+        layout: str = "m/update",
+    ) -> Round:
+        """A round that every participant and committee member has begun; for a model of its own if
+        none is given.
+        """
         self.number, self.models = self.number + 1, self.models + 1
         model = model or self.models.to_bytes(48, "big")
         current = self.server.open(self.number, layout, list(participants or self.parties), model)
@@ -99,7 +128,9 @@ class Lab:
     def vector(self, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).uniform(-1, 1, self.length).astype(np.float32)
 
-    def upload(self, current: Round, inputs: dict[str, Contribution], lost: Iterable[str] = ()) -> dict[str, bytearray]:
+    def upload(
+        self, current: Round, inputs: dict[str, Contribution], lost: Iterable[str] = ()
+    ) -> dict[str, bytearray]:
         """Everybody's upload; those of `lost` do not arrive."""
         messages = {p: self.clients[p].upload(c) for p, c in inputs.items()}
         for party in messages.keys() - set(lost):
@@ -107,7 +138,10 @@ class Lab:
         return messages
 
     def unmask(
-        self, current: Round, silent: Iterable[str] = (), tamper: Callable[[str, bytes], bytes] | None = None
+        self,
+        current: Round,
+        silent: Iterable[str] = (),
+        tamper: Callable[[str, bytes], bytes] | None = None,
     ) -> RoundSum:
         """Close the round and ask the committee; `silent` members do not answer."""
         current.close()
@@ -121,25 +155,36 @@ class Lab:
             current.accept(tamper(party, reply) if tamper else reply, party)
         return current.finish()
 
-    def run(self, inputs: dict[str, Contribution], lost: Iterable[str] = (), silent: Iterable[str] = ()) -> RoundSum:
+    def run(
+        self, inputs: dict[str, Contribution], lost: Iterable[str] = (), silent: Iterable[str] = ()
+    ) -> RoundSum:
         """One whole round."""
         current = self.open(list(inputs))
         self.upload(current, inputs, lost)
         return self.unmask(current, silent)
 
-    def uploaded(self, lost: Iterable[str] = (), model: bytes = b"") -> tuple[Round, dict[str, bytearray]]:
+    def uploaded(
+        self, lost: Iterable[str] = (), model: bytes = b""
+    ) -> tuple[Round, dict[str, bytearray]]:
         """A round in which everybody has uploaded, and the uploads."""
         current = self.open(model=model)
         return current, self.upload(current, self.inputs(), lost)
 
     def survivors_request(
-        self, current: Round, survivors: list[int], kind: str = "survivors", body: bytes = b"", **more
+        self,
+        current: Round,
+        survivors: list[int],
+        kind: str = "survivors",
+        body: bytes = b"",
+        **more,
     ) -> bytes:
         """What a server that declares `survivors`, true or not, asks a member."""
         header = wire.unsigned(kind, {"ctx": current._ctx, "survivors": survivors, **more})
         return wire.message(header, body)
 
-    def unmask_request(self, current: Round, member: int, survivors: list[int], endorsements: Iterable[list] = ()) -> bytes:
+    def unmask_request(
+        self, current: Round, member: int, survivors: list[int], endorsements: Iterable[list] = ()
+    ) -> bytes:
         """The same for an unmask request to `member`; the sealed shares are the uploads' own."""
         committee, body = self.directory.topology.committee, b""
         for sender in survivors:
@@ -147,7 +192,9 @@ class Lab:
                 size = current._cohort.blob_bytes(sender)
                 at = [m for m in committee if m != sender].index(member)
                 body += current._uploads[sender].sealed[at * size : (at + 1) * size]
-        return self.survivors_request(current, list(survivors), "unmask", body, endorsements=list(endorsements))
+        return self.survivors_request(
+            current, list(survivors), "unmask", body, endorsements=list(endorsements)
+        )
 
     def inputs(self, parties: Iterable[str] | None = None) -> dict[str, Contribution]:
         """A contribution of random values for every party."""

@@ -1,4 +1,6 @@
-"""What masking costs in accuracy: federated training of a linear head on Banking77, through the real protocol."""
+"""What masking costs in accuracy: federated training of a linear head on Banking77, through the
+real protocol.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,27 @@ def task(shared):
     """Features and labels of each customer (Dirichlet 0.5), and of the test set."""
     splits = {}
     for split in ("train", "test"):
-        with open(shared / "data" / "banking77" / f"{split}.csv", newline="", encoding="utf-8") as file:
+        with open(
+            shared / "data" / "banking77" / f"{split}.csv", newline="", encoding="utf-8"
+        ) as file:
             rows = list(csv.reader(file))[1:]
         splits[split] = ([row[0] for row in rows], [row[1] for row in rows])
     names = sorted(set(splits["train"][1]))
-    x, y = features(splits["train"][0]), np.array([names.index(label) for label in splits["train"][1]])
+    x, y = (
+        features(splits["train"][0]),
+        np.array([names.index(label) for label in splits["train"][1]]),
+    )
     rng = np.random.default_rng(5)
     owner = np.empty(len(y), np.int64)
     for label in range(CLASSES):
         where = np.flatnonzero(y == label)
         owner[where] = rng.choice(CUSTOMERS, where.size, p=rng.dirichlet(np.full(CUSTOMERS, 0.5)))
     parts = [(x[owner == c], y[owner == c]) for c in range(CUSTOMERS)]
-    return parts, features(splits["test"][0]), np.array([names.index(label) for label in splits["test"][1]])
+    return (
+        parts,
+        features(splits["test"][0]),
+        np.array([names.index(label) for label in splits["test"][1]]),
+    )
 
 
 def local(weights, x, y, seed):
@@ -60,8 +71,12 @@ def accuracy(task, combine):
     parts, x, y = task
     weights = np.zeros((FEATURES, CLASSES), np.float32)
     for number in range(ROUNDS):
-        changes = [local(weights, *part, seed=100 * number + c).reshape(-1) for c, part in enumerate(parts)]
-        weights = weights + combine(changes, [len(part[1]) for part in parts]).reshape(weights.shape)
+        changes = [
+            local(weights, *part, seed=100 * number + c).reshape(-1) for c, part in enumerate(parts)
+        ]
+        weights = weights + combine(changes, [len(part[1]) for part in parts]).reshape(
+            weights.shape
+        )
     return 100 * float(np.mean((x @ weights).argmax(axis=1) == y))
 
 
@@ -71,18 +86,29 @@ def plain(changes, sizes):
 
 def masked(lab, bits):
     session = lab(
-        size=CUSTOMERS, length=FEATURES * CLASSES, bits=bits, clip_norm=200.0, value_range=8.0, max_weight=4096, threads=1
+        size=CUSTOMERS,
+        length=FEATURES * CLASSES,
+        bits=bits,
+        clip_norm=200.0,
+        value_range=8.0,
+        max_weight=4096,
+        threads=1,
     )
 
     def combine(changes, sizes):
-        inputs = {p: Contribution(c, weight=n) for p, c, n in zip(session.parties, changes, sizes, strict=True)}
+        inputs = {
+            p: Contribution(c, weight=n)
+            for p, c, n in zip(session.parties, changes, sizes, strict=True)
+        }
         return session.run(inputs).mean()
 
     return combine
 
 
 @pytest.mark.slow
-def test_masking_at_16_bits_stays_within_a_third_of_a_point_on_banking77_and_few_bits_hurt(lab, task):
+def test_masking_at_16_bits_stays_within_a_third_of_a_point_on_banking77_and_few_bits_hurt(
+    lab, task
+):
     reference = accuracy(task, plain)
     found = {bits: accuracy(task, masked(lab, bits)) for bits in (16, 12, 10, 8, 7, 6, 5, 4)}
     print("unmasked", round(reference, 2), {bits: round(value, 2) for bits, value in found.items()})

@@ -41,7 +41,9 @@ def test_every_row_of_the_benchmark_can_be_made(monkeypatch):
     rows = list(bench.rows())
     assert len({row.case for row in rows}) == len(rows)
     assert all(row.ours > 0 for row in rows if "reply" not in row.case)
-    assert [row.goal for row in rows if "upload" in row.case and row.goal.startswith("<=")] == ["<= 9.0"]
+    assert [row.goal for row in rows if "upload" in row.case and row.goal.startswith("<=")] == [
+        "<= 9.0"
+    ]
 
 
 def test_without_flower_its_rows_have_no_peer_and_no_verdict(monkeypatch):

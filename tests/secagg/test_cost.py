@@ -8,7 +8,9 @@ from fedark.secagg import Layout
 from fedark.secagg.cost import Cost
 
 
-@pytest.mark.parametrize(("size", "colluders", "dropped"), [(4, 0, 0), (10, 1, 2), (30, 3, 3), (80, 4, 8)])
+@pytest.mark.parametrize(
+    ("size", "colluders", "dropped"), [(4, 0, 0), (10, 1, 2), (30, 3, 3), (80, 4, 8)]
+)
 def test_the_formulas_meet_the_messages(lab, size, colluders, dropped):
     session = lab(size=size, colluders=colluders, length=5000)
     current = session.open()
@@ -26,8 +28,11 @@ def test_the_formulas_meet_the_messages(lab, size, colluders, dropped):
     assert session.directory.topology.threshold == cost.threshold
     assert mean(messages) == pytest.approx(cost.vector + cost.shares, rel=0.1)
     assert mean(requests) == pytest.approx(cost.request, rel=0.1)
-    # Of a random graph's edges a random number leads to those who dropped: six standard deviations are allowed for.
-    assert mean(replies) == pytest.approx(cost.reply, rel=0.1 if session.directory.topology.complete else 0.25)
+    # Of a random graph's edges a random number leads to those who dropped: six standard deviations
+    # are allowed for.
+    assert mean(replies) == pytest.approx(
+        cost.reply, rel=0.1 if session.directory.topology.complete else 0.25
+    )
 
 
 def test_shares_do_not_grow_with_the_vector():

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from fedark.errors import ProtocolError, Refused
-from fedark.keys import SigningKey
+from fedark.foundation.errors import ProtocolError, Refused
+from fedark.foundation.keys import SigningKey
 from fedark.secagg import Client, Directory, Layout, Releases
 from fedark.secagg.directory import announce
 
@@ -20,7 +20,9 @@ def key_of(session, party):
 
 
 def verify(session, hellos, identities=None):
-    return Directory.verify(session.policy, session.identities if identities is None else identities, hellos.values())
+    return Directory.verify(
+        session.policy, session.identities if identities is None else identities, hellos.values()
+    )
 
 
 def test_a_directory_is_made_by_verification_alone():
@@ -29,7 +31,9 @@ def test_a_directory_is_made_by_verification_alone():
 
 
 def test_a_substituted_key_is_refused_by_every_client(lab):
-    """The server puts its own key in the place of a client's: it has no attested key to sign it with."""
+    """The server puts its own key in the place of a client's: it has no attested key to sign it
+    with.
+    """
     session = lab(size=4)
     forged = announce(session.policy, "c0001", bytes(range(32)), bytes(32), SigningKey())
     with pytest.raises(Refused, match="does not verify"):
@@ -58,13 +62,25 @@ def test_an_enclave_that_was_not_attested_is_a_stranger(lab):
 
 
 @pytest.mark.parametrize(
-    "change", [{"role": "aggregator"}, {"contract_digest": bytes(48)}, {"run_id": "run-2"}, {"party": "c9999"}]
+    "change",
+    [
+        {"role": "aggregator"},
+        {"contract_digest": bytes(48)},
+        {"run_id": "run-2"},
+        {"party": "c9999"},
+    ],
 )
 def test_an_attested_enclave_of_another_role_contract_run_or_roster_does_not_count(lab, change):
-    """A party that no customer signed for cannot fill the cohort, however well it is attested (no Sybils)."""
+    """A party that no customer signed for cannot fill the cohort, however well it is attested (no
+    Sybils).
+    """
     session = lab(size=4)
     with pytest.raises(Refused, match=r"not a trainer|roster"):
-        verify(session, session.hellos, [*session.identities[:-1], replace(session.identities[-1], **change)])
+        verify(
+            session,
+            session.hellos,
+            [*session.identities[:-1], replace(session.identities[-1], **change)],
+        )
 
 
 def test_one_attested_enclave_cannot_stand_for_two_parties(lab):
@@ -76,7 +92,9 @@ def test_one_attested_enclave_cannot_stand_for_two_parties(lab):
 
 def test_a_key_cannot_be_reflected_or_claimed_by_another_party(lab):
     session = lab(size=4)
-    copied = announce(session.policy, "c0001", key_of(session, "c0000"), bytes(32), session.signing["c0001"])
+    copied = announce(
+        session.policy, "c0001", key_of(session, "c0000"), bytes(32), session.signing["c0001"]
+    )
     with pytest.raises(Refused, match="repeats"):
         verify(session, {**session.hellos, "c0001": copied})
 
@@ -109,7 +127,10 @@ def beside_order_four(key):
 
 def root(square):
     """A square root modulo P, which is 5 modulo 8."""
-    for found in (pow(square, (P + 3) // 8, P), pow(square, (P + 3) // 8, P) * pow(2, (P - 1) // 4, P) % P):
+    for found in (
+        pow(square, (P + 3) // 8, P),
+        pow(square, (P + 3) // 8, P) * pow(2, (P - 1) // 4, P) % P,
+    ):
         if found * found % P == square:
             return found
     raise AssertionError("no square")
@@ -121,7 +142,9 @@ def test_a_key_cannot_be_reflected_in_another_form_that_agrees_on_the_same_secre
     key = key_of(session, "c0000")
     assert twin(key) != key
     mine = X25519PrivateKey.generate()
-    assert mine.exchange(X25519PublicKey.from_public_bytes(twin(key))) == mine.exchange(X25519PublicKey.from_public_bytes(key))
+    assert mine.exchange(X25519PublicKey.from_public_bytes(twin(key))) == mine.exchange(
+        X25519PublicKey.from_public_bytes(key)
+    )
     other = announce(session.policy, "c0001", twin(key), bytes(32), session.signing["c0001"])
     with pytest.raises(Refused, match="repeats"):
         verify(session, {**session.hellos, "c0001": other})
@@ -130,7 +153,10 @@ def test_a_key_cannot_be_reflected_in_another_form_that_agrees_on_the_same_secre
 def test_a_key_at_or_above_p_is_the_one_that_it_is_taken_for(lab):
     session = lab(size=4)
     keys = {"c0000": (9).to_bytes(32, "little"), "c0001": (P + 9).to_bytes(32, "little")}
-    hellos = {p: announce(session.policy, p, key, bytes(32), session.signing[p]) for p, key in keys.items()}
+    hellos = {
+        p: announce(session.policy, p, key, bytes(32), session.signing[p])
+        for p, key in keys.items()
+    }
     with pytest.raises(Refused, match="repeats"):
         verify(session, {**session.hellos, **hellos})
 
@@ -173,7 +199,10 @@ def test_fewer_announcements_than_the_minimum_cohort_make_no_session(lab):
         verify(session, {p: session.hellos[p] for p in session.parties[:3]})
 
 
-@pytest.mark.parametrize("damage", [lambda h: h[:-1], lambda h: h + b"\0", lambda h: b"", lambda h: b"FSA1" + b"\xff" * 40])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda h: h[:-1], lambda h: h + b"\0", lambda h: b"", lambda h: b"FSA1" + b"\xff" * 40],
+)
 def test_a_malformed_announcement_is_refused(lab, damage):
     session = lab(size=4)
     with pytest.raises(ProtocolError):
@@ -185,14 +214,19 @@ def test_every_flipped_bit_of_an_announcement_is_noticed(lab):
     hello = session.hellos["c0001"]
     for at in range(len(hello)):
         with pytest.raises((ProtocolError, Refused)):
-            verify(session, {**session.hellos, "c0001": hello[:at] + bytes([hello[at] ^ 1]) + hello[at + 1 :]})
+            verify(
+                session,
+                {**session.hellos, "c0001": hello[:at] + bytes([hello[at] ^ 1]) + hello[at + 1 :]},
+            )
 
 
 def test_clients_that_were_shown_different_directories_get_no_sum(lab):
     session = lab(size=5, minimum=3)
     # The server hides c0004 from c0000 and c0001 only.
     smaller = verify(session, {p: session.hellos[p] for p in session.parties[:4]})
-    clients = {p: Client(session.policy, p, session.signing[p], Releases()) for p in session.parties}
+    clients = {
+        p: Client(session.policy, p, session.signing[p], Releases()) for p in session.parties
+    }
     hellos = {p: c.hello() for p, c in clients.items()}
     full = verify(session, hellos)
     smaller = verify(session, {p: hellos[p] for p in session.parties[:4]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedark.errors import ContractError
+from fedark.foundation.errors import ContractError
 from fedark.secagg.exactness import METHODS, check_method
 
 

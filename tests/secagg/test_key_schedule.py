@@ -1,4 +1,6 @@
-"""The key schedule against vectors that were made without it, from the RFCs with hashlib and hmac alone (`vectors.json`)."""
+"""The key schedule against vectors that were made without it, from the RFCs with hashlib and hmac
+alone (`vectors.json`).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from fedark.errors import Refused
+from fedark.foundation.errors import Refused
 from fedark.secagg import Layout, Metric, Policy, schedule
 from fedark.secagg.stream import Keystream
 from fedark.secagg.topology import Topology
@@ -35,9 +37,15 @@ def expand(key, text):
 
 def independent():
     """Every value of the schedule, derived by hand."""
-    shared = bytes.fromhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")  # RFC 7748, section 6.1
+    shared = bytes.fromhex(
+        "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742"
+    )  # RFC 7748, section 6.1
     sid = hashlib.sha256(
-        info("session", bytes(32), [["alice", b"A" * 32, b"a" * 32, b"1" * 32], ["bob", b"B" * 32, b"b" * 32, b"2" * 32]])
+        info(
+            "session",
+            bytes(32),
+            [["alice", b"A" * 32, b"a" * 32, b"1" * 32], ["bob", b"B" * 32, b"b" * 32, b"2" * 32]],
+        )
     ).digest()
     root = expand(hmac.digest(sid, shared, "sha256"), info("pair", "alice", "bob"))
     ctx = hashlib.sha256(info("context", sid, 3, "m/update", b"m" * 48, [0, 1, 4])).digest()
@@ -47,7 +55,9 @@ def independent():
     pair = expand(chain, info("round", ctx))
     seed = expand(pair, info("mask"))
     seal = expand(pair, info("seal", "alice", b"s" * 16))
-    commitment = hashlib.sha256(b"fedark/secagg/1/commit" + ctx + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x07" + seed).digest()
+    commitment = hashlib.sha256(
+        b"fedark/secagg/1/commit" + ctx + b"\x00\x00\x00\x02" + b"\x00\x00\x00\x07" + seed
+    ).digest()
     survivors = hashlib.sha256(info("survivors", ctx, [0, 4])).digest()
     topology = expand(sid, info("topology"))
     near, committee = drawn(topology)
@@ -62,7 +72,9 @@ def independent():
         "survivors": survivors,
         "stream": stream(seed, 3, 32),
         "topology_seed": topology,
-        "policy": hashlib.sha256(cbor2.dumps(["fedark/secagg/2/policy", POLICY], canonical=True)).digest(),
+        "policy": (
+            hashlib.sha256(cbor2.dumps(["fedark/secagg/2/policy", POLICY], canonical=True)).digest()
+        ),
         "graph": hashlib.sha256(json.dumps(near).encode()).digest(),
         "committee": hashlib.sha256(json.dumps(committee).encode()).digest(),
     }
@@ -74,7 +86,11 @@ COHORT, DEGREE, COMMITTEE = 120, 44, 64
 def stream(key, block, size):
     """SP 800-38D: the first counter block of data is nonce || 2. Block 3 of the stream has nonce 3."""
     cipher = Cipher(algorithms.AES256(key), modes.ECB()).encryptor()
-    return cipher.update(b"".join(block.to_bytes(12, "big") + (2 + at).to_bytes(4, "big") for at in range(-(-size // 16))))
+    return cipher.update(
+        b"".join(
+            block.to_bytes(12, "big") + (2 + at).to_bytes(4, "big") for at in range(-(-size // 16))
+        )
+    )
 
 
 def drawn(seed):
@@ -89,7 +105,9 @@ def drawn(seed):
 
     near = [[other for other in range(COHORT) if joined(one, other)] for one in range(COHORT)]
     draws = stream(seed, 1 << 32, 8 * COHORT)
-    lots = sorted(range(COHORT), key=lambda at: int.from_bytes(draws[8 * at : 8 * at + 8], "little"))
+    lots = sorted(
+        range(COHORT), key=lambda at: int.from_bytes(draws[8 * at : 8 * at + 8], "little")
+    )
     return near, sorted(lots[:COMMITTEE])
 
 
@@ -134,7 +152,9 @@ ALICE_PUBLIC = bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eb
 def test_the_schedule_meets_the_vectors():
     entries = [("alice", b"A" * 32, b"a" * 32, b"1" * 32), ("bob", b"B" * 32, b"b" * 32, b"2" * 32)]
     sid = schedule.session_id(bytes(32), entries)
-    root = schedule.pair_root(X25519PrivateKey.from_private_bytes(BOB_SECRET), ALICE_PUBLIC, sid, "bob", "alice")
+    root = schedule.pair_root(
+        X25519PrivateKey.from_private_bytes(BOB_SECRET), ALICE_PUBLIC, sid, "bob", "alice"
+    )
     ctx = schedule.context(sid, 3, "m/update", b"m" * 48, [0, 1, 4])
     pair = schedule.Chain(root).take(3, schedule.round_info(ctx))
     seed = schedule.mask_seed(pair)
@@ -175,16 +195,30 @@ def test_rounds_and_contexts_give_unrelated_secrets():
     seen = set()
     for number in range(1, 20):
         for ctx in (b"a" * 32, b"b" * 32):
-            seen.add(schedule.mask_seed(schedule.Chain(bytes(32)).take(number, schedule.round_info(ctx))))
+            seen.add(
+                schedule.mask_seed(schedule.Chain(bytes(32)).take(number, schedule.round_info(ctx)))
+            )
     assert len(seen) == 38
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"number": 4}, {"layout": "m/evaluate"}, {"model_digest": b"n" * 48}, {"participants": [0, 1, 2]}, {"sid": b"t" * 32}],
+    [
+        {"number": 4},
+        {"layout": "m/evaluate"},
+        {"model_digest": b"n" * 48},
+        {"participants": [0, 1, 2]},
+        {"sid": b"t" * 32},
+    ],
 )
 def test_whatever_a_round_is_changes_its_context(change):
-    base = {"sid": b"s" * 32, "number": 3, "layout": "m/update", "model_digest": b"m" * 48, "participants": [0, 1, 4]}
+    base = {
+        "sid": b"s" * 32,
+        "number": 3,
+        "layout": "m/update",
+        "model_digest": b"m" * 48,
+        "participants": [0, 1, 4],
+    }
     assert schedule.context(**base) != schedule.context(**{**base, **change})
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedark.errors import InputError, ProtocolError, Refused
+from fedark.foundation.errors import InputError, ProtocolError, Refused
 from fedark.secagg import Contribution, Metric
 from fedark.secagg import server as server_module
 
@@ -28,7 +28,9 @@ def grid(bits):
 
 @EXAMPLES
 @given(data=st.data())
-def test_the_sum_of_the_survivors_is_exact_or_there_is_none_when_clients_drop_at_any_stage_and_return(lab, data):
+def test_the_sum_of_the_survivors_is_exact_or_there_is_none_when_clients_drop_at_any_stage_and_return(
+    lab, data
+):
     bits = data.draw(st.integers(2, 24), "bits")
     session = lab(
         size=data.draw(st.integers(3, 8), "n"),
@@ -46,10 +48,16 @@ def test_the_sum_of_the_survivors_is_exact_or_there_is_none_when_clients_drop_at
         if len(present) < session.policy.minimum:
             continue
         values = {p: on_grid(session, 100 * number + i) for i, p in enumerate(present)}
-        contributions = {p: Contribution(v[0], metrics={"examples": 10 + i}) for i, (p, v) in enumerate(values.items())}
+        contributions = {
+            p: Contribution(v[0], metrics={"examples": 10 + i})
+            for i, (p, v) in enumerate(values.items())
+        }
         survivors = [p for p in present if p not in lost]
         answering = set(session.parties) - silent - absent
-        enough = len(survivors) >= session.policy.minimum and len(answering) >= session.directory.topology.threshold
+        enough = (
+            len(survivors) >= session.policy.minimum
+            and len(answering) >= session.directory.topology.threshold
+        )
         if not enough:
             with pytest.raises((Refused, ProtocolError)):
                 session.run(contributions, lost, silent | absent)
@@ -72,7 +80,9 @@ def test_a_client_that_drops_returns_in_a_later_round(lab):
 def test_weights_make_a_weighted_mean_and_are_seen_as_a_sum_only(lab):
     session = lab(size=4, max_weight=1000, length=500, value_range=2.0)
     weights = [1000, 500, 250, 3]
-    inputs = {p: Contribution(session.vector(i), weight=weights[i]) for i, p in enumerate(session.parties)}
+    inputs = {
+        p: Contribution(session.vector(i), weight=weights[i]) for i, p in enumerate(session.parties)
+    }
     result = session.run(inputs)
     expected = sum(w * session.vector(i) for i, w in enumerate(weights)) / sum(weights)
     assert result.weight == sum(weights)
@@ -83,7 +93,10 @@ def test_metrics_travel_in_the_masked_sum_without_a_vector(lab):
     session = lab(size=4)
     current = session.open(layout="m/evaluate")
     nothing = np.empty(0, np.float32)
-    inputs = {p: Contribution(nothing, metrics={"correct": 10 * i, "loss": 1.5 - i}) for i, p in enumerate(session.parties)}
+    inputs = {
+        p: Contribution(nothing, metrics={"correct": 10 * i, "loss": 1.5 - i})
+        for i, p in enumerate(session.parties)
+    }
     session.upload(current, inputs)
     assert session.unmask(current).metrics == {"correct": 60.0, "loss": 0.0}
 
@@ -96,14 +109,18 @@ def test_a_vector_is_clipped_to_the_norm_before_it_is_summed(lab):
 
 @pytest.mark.parametrize(("minimum", "ring"), [(72, True), (60, False)])
 def test_a_large_cohort_sums_over_a_sparse_graph_with_an_agreed_survivor_set(lab, minimum, ring):
-    session = lab(size=90 if ring else 120, length=30, value_range=grid(16), minimum=minimum, colluders=3)
+    session = lab(
+        size=90 if ring else 120, length=30, value_range=grid(16), minimum=minimum, colluders=3
+    )
     topology = session.directory.topology
     assert not topology.complete
     assert (topology.degree_floor == 0) == ring
     assert topology.agreement
     values = {p: on_grid(session, i) for i, p in enumerate(session.parties)}
     lost = session.parties[5:80:20]
-    result = session.run({p: Contribution(v[0]) for p, v in values.items()}, lost=lost, silent=session.parties[3::30])
+    result = session.run(
+        {p: Contribution(v[0]) for p, v in values.items()}, lost=lost, silent=session.parties[3::30]
+    )
     assert (result.integers() == sum(values[p][1] for p in session.parties if p not in lost)).all()
 
 
@@ -114,8 +131,13 @@ def test_uploads_are_summed_in_any_number_of_batches(lab, monkeypatch, pending, 
     monkeypatch.setattr(server_module, "MOST_STREAMS", streams)
     session = lab(size=7, minimum=4, length=300, value_range=grid(16))
     values = {p: on_grid(session, i) for i, p in enumerate(session.parties)}
-    result = session.run({p: Contribution(v[0]) for p, v in values.items()}, lost=session.parties[2:4])
-    assert (result.integers() == sum(values[p][1] for p in session.parties if p not in session.parties[2:4])).all()
+    result = session.run(
+        {p: Contribution(v[0]) for p, v in values.items()}, lost=session.parties[2:4]
+    )
+    assert (
+        result.integers()
+        == sum(values[p][1] for p in session.parties if p not in session.parties[2:4])
+    ).all()
 
 
 @pytest.mark.slow
@@ -148,7 +170,13 @@ def test_a_vector_that_is_not_what_the_layout_says_is_refused_before_the_round_i
     bad = BAD[kind](good)
     client = session.clients["c0000"]
     with pytest.raises(InputError, match="m/update"):
-        client.upload(Contribution(bad if kind in ("double precision", "integers") else bad.astype(np.float32, copy=False)))
+        client.upload(
+            Contribution(
+                bad
+                if kind in ("double precision", "integers")
+                else bad.astype(np.float32, copy=False)
+            )
+        )
     client.upload(Contribution(good))
 
 
@@ -161,7 +189,14 @@ def test_a_weight_out_of_range_is_refused(lab, weight):
 
 
 @pytest.mark.parametrize(
-    "metrics", [{}, {"loss": float("nan")}, {"loss": float("inf")}, {"loss": 11.0}, {"loss": 1.0, "extra": 1.0}]
+    "metrics",
+    [
+        {},
+        {"loss": float("nan")},
+        {"loss": float("inf")},
+        {"loss": 11.0},
+        {"loss": 1.0, "extra": 1.0},
+    ],
 )
 def test_metrics_that_are_not_finite_not_in_range_or_not_expected_are_refused(lab, metrics):
     session = lab(size=3, metrics=(Metric("loss", 10.0, 0.5),))

@@ -1,4 +1,6 @@
-"""Shares and uploads that are replayed, forged, cut, misdirected, wrong or out of order; and any damaged message at all."""
+"""Shares and uploads that are replayed, forged, cut, misdirected, wrong or out of order; and any
+damaged message at all.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,19 @@ import os
 import numpy as np
 import pytest
 
-from fedark.errors import FedarkError, ProtocolError, Refused
+from fedark.foundation.errors import FedarkError, ProtocolError, Refused
 from fedark.secagg import Client, Contribution, Directory, Server, shamir, wire
 from fedark.secagg import client as client_module
 
-# --- shares -----------------------------------------------------------------------------------------------------------------
+# --- shares
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def answer_with(session, current, member, blobs):
     """The member's list of senders whose shares it could not open."""
-    header = wire.unsigned("unmask", {"ctx": current._ctx, "survivors": list(range(session.size)), "endorsements": []})
+    header = wire.unsigned(
+        "unmask", {"ctx": current._ctx, "survivors": list(range(session.size)), "endorsements": []}
+    )
     reply = session.clients[session.parties[member]].unmask(wire.message(header, b"".join(blobs)))
     shape = {"party": str, "ctx": 32, "digest": 32, "missing": list}
     return wire.fields(wire.parse(reply, 1 << 24).header, "shares", shape)["missing"]
@@ -57,7 +62,9 @@ def test_shares_that_are_cut_or_too_long_are_refused_as_a_whole(lab, change):
     current, _ = session.uploaded()
     body = b"".join(blobs_for(current, 0).values())
     body = body[:change] if change < 0 else body + b"\0"
-    header = wire.unsigned("unmask", {"ctx": current._ctx, "survivors": [0, 1, 2, 3], "endorsements": []})
+    header = wire.unsigned(
+        "unmask", {"ctx": current._ctx, "survivors": [0, 1, 2, 3], "endorsements": []}
+    )
     with pytest.raises(ProtocolError, match="bytes after its header"):
         session.clients["c0000"].unmask(wire.message(header, body))
 
@@ -93,36 +100,53 @@ def test_too_many_wrong_shares_reveal_nothing(lab):
 
 
 @pytest.mark.parametrize(("size", "colluders"), [(5, 0), (7, 2)])
-def test_nobody_is_named_while_answers_do_not_tell_who_lied_and_one_more_saves_the_round(lab, size, colluders):
-    """Found in review: with exactly as many answers as recover a secret, a member's wrong share was put down to its owner."""
+def test_nobody_is_named_while_answers_do_not_tell_who_lied_and_one_more_saves_the_round(
+    lab, size, colluders
+):
+    """Found in review: with exactly as many answers as recover a secret, a member's wrong share was
+    put down to its owner.
+    """
     session = lab(size=size, minimum=size - 1, colluders=colluders)
     current, inputs = session.open(), session.inputs()
     session.upload(current, inputs)
     current.close()
     need, members = session.directory.topology.threshold, list(current.committee)
-    replies = {p: session.clients[p].unmask(request) for p, request in current.unmask_requests().items()}
+    replies = {
+        p: session.clients[p].unmask(request) for p, request in current.unmask_requests().items()
+    }
     assert need < len(members)
     for party in members[:need]:
-        current.accept(lie(replies[party], every=False) if party == members[0] else replies[party], party)
+        current.accept(
+            lie(replies[party], every=False) if party == members[0] else replies[party], party
+        )
     for _ in range(2):
-        with pytest.raises(Refused, match="whether it or a member is at fault is not known") as refused:
+        with pytest.raises(
+            Refused, match="whether it or a member is at fault is not known"
+        ) as refused:
             current.finish()
         assert "One more member's answer" in refused.value.fix
         assert current.faults == {}
     current.accept(replies[members[need]], members[need])
-    assert np.abs(current.finish().total() - sum(c.vector for c in inputs.values())).max() <= size * session.layout.step
+    assert (
+        np.abs(current.finish().total() - sum(c.vector for c in inputs.values())).max()
+        <= size * session.layout.step
+    )
     assert current.faults == {members[0]: "a wrong share"}
     with pytest.raises(ProtocolError, match="is finished"):
         current.finish()
 
 
 def test_colluding_members_cannot_frame_an_owner(lab):
-    """With shares moved by a polynomial that is zero at the others they make a wrong one that all the answers but one lie on."""
+    """With shares moved by a polynomial that is zero at the others they make a wrong one that all
+    the answers but one lie on.
+    """
     session = lab(size=9, minimum=8, colluders=2)
     current, _ = session.uploaded()
     current.close()
     need, members = session.directory.topology.threshold, list(current.committee)
-    replies = {p: session.clients[p].unmask(request) for p, request in current.unmask_requests().items()}
+    replies = {
+        p: session.clients[p].unmask(request) for p, request in current.unmask_requests().items()
+    }
     honest, liars = members[: need - 1], members[need - 1 : need + 1]
     for party in (*honest, *liars):
         current.accept(replies[party], party)
@@ -161,7 +185,9 @@ def test_shares_from_a_stranger_a_non_member_or_for_another_round_are_dropped_by
 
 
 def test_a_members_own_sealed_shares_do_not_open_when_they_are_reflected_to_it(lab):
-    """What c0000 sealed for each member, brought to c0000 as what that member sealed for it: one pair, but another sender."""
+    """What c0000 sealed for each member, brought to c0000 as what that member sealed for it: one
+    pair, but another sender.
+    """
     session = lab(size=4)
     current, _ = session.uploaded()
     size, sealed = current._cohort.blob_bytes(0), current._uploads[0].sealed
@@ -169,14 +195,19 @@ def test_a_members_own_sealed_shares_do_not_open_when_they_are_reflected_to_it(l
     assert answer_with(session, current, 0, mine) == [1, 2, 3]
 
 
-# --- secrets ----------------------------------------------------------------------------------------------------------------
+# --- secrets
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def kept(monkeypatch):
     """All that clients must not send in the clear, as they make it: keys, seeds, and shares."""
     found = []
-    take, secrets, split = client_module.schedule.Chain.take, client_module.Client._secrets, shamir.split
+    take, secrets, split = (
+        client_module.schedule.Chain.take,
+        client_module.Client._secrets,
+        shamir.split,
+    )
 
     def taken(self, number, info):
         pair = take(self, number, info)
@@ -205,10 +236,14 @@ def test_no_message_holds_a_secret_and_none_before_the_unmasking_a_share(lab, ke
     session.clients = {p: Client(session.policy, p, session.signing[p]) for p in session.parties}
     private = [client._secret.private_bytes_raw() for client in session.clients.values()]
     session.hellos = {p: client.hello() for p, client in session.clients.items()}
-    session.directory = Directory.verify(session.policy, session.identities, session.hellos.values())
+    session.directory = Directory.verify(
+        session.policy, session.identities, session.hellos.values()
+    )
     for client in session.clients.values():
         client.join(session.directory)
-    private += [chain.state()[0] for client in session.clients.values() for chain in client._chains.values()]
+    private += [
+        chain.state()[0] for client in session.clients.values() for chain in client._chains.values()
+    ]
     session.server = Server(session.directory, 1)
 
     current, messages = session.uploaded(lost=["c0003"])
@@ -216,7 +251,10 @@ def test_no_message_holds_a_secret_and_none_before_the_unmasking_a_share(lab, ke
     sent = [*session.hellos.values(), current.request, *messages.values()]
     if agreement:
         for party in session.parties:
-            sent += [current.endorsement_request(), session.clients[party].endorse(current.endorsement_request())]
+            sent += [
+                current.endorsement_request(),
+                session.clients[party].endorse(current.endorsement_request()),
+            ]
             current.endorse(sent[-1], party)
     requests = current.unmask_requests()
     before = b"".join(bytes(message) for message in [*sent, *requests.values()])
@@ -228,10 +266,13 @@ def test_no_message_holds_a_secret_and_none_before_the_unmasking_a_share(lab, ke
     assert any(share in after for share in kept), "control: shares are found where they are"
     for party, reply in replies.items():
         current.accept(reply, party)
-    assert {secret for found in current._recover(current._survivors).values() for secret in found} < set(kept), "control"
+    assert {
+        secret for found in current._recover(current._survivors).values() for secret in found
+    } < set(kept), "control"
 
 
-# --- uploads ----------------------------------------------------------------------------------------------------------------
+# --- uploads
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,7 +307,10 @@ def test_shares_altered_in_an_upload_do_not_open_and_the_others_recover_the_sum(
             message[8 + len(wire.parse(message, 1 << 24).header) + 40] ^= 1
         current.receive(message, party)
     result = session.unmask(current)
-    assert np.abs(result.total() - sum(c.vector for c in inputs.values())).max() <= 4 * session.layout.step
+    assert (
+        np.abs(result.total() - sum(c.vector for c in inputs.values())).max()
+        <= 4 * session.layout.step
+    )
 
 
 def test_commitments_altered_in_an_upload_end_the_round_and_name_its_sender(lab):
@@ -276,7 +320,9 @@ def test_commitments_altered_in_an_upload_end_the_round_and_name_its_sender(lab)
         message = session.clients[party].upload(contribution)
         if party == "c0000":
             shape = {"party": str, "ctx": 32, "commitments": bytes}
-            commitments = wire.fields(wire.parse(message, 1 << 24).header, "upload", shape)["commitments"]
+            commitments = wire.fields(wire.parse(message, 1 << 24).header, "upload", shape)[
+                "commitments"
+            ]
             message[bytes(message).index(commitments)] ^= 1
         current.receive(message, party)
     with pytest.raises(Refused, match="cannot be recovered"):
@@ -314,7 +360,8 @@ def test_an_upload_of_an_earlier_round_is_refused(lab):
         following.receive(messages["c0000"], "c0000")
 
 
-# --- order ------------------------------------------------------------------------------------------------------------------
+# --- order
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_messages_out_of_order_are_refused(lab):
@@ -350,7 +397,9 @@ def test_a_client_that_sits_a_round_out_uploads_nothing_but_still_unmasks(lab):
 def test_no_error_text_holds_a_secret(lab):
     session = lab(size=4)
     current, _ = session.uploaded()
-    secrets = [pair.hex() for client in session.clients.values() for pair in client._round.pairs.values()]
+    secrets = [
+        pair.hex() for client in session.clients.values() for pair in client._round.pairs.values()
+    ]
     texts = []
     for attempt in (
         lambda: session.clients["c0000"].begin(current.request, bytes(48)),
@@ -364,7 +413,9 @@ def test_no_error_text_holds_a_secret(lab):
 
 
 def test_any_damage_to_a_servers_message_is_refused_in_words_or_harmless(lab):
-    """Bytes flipped, cut, repeated at random: a client never fails in another way, and never answers two survivor sets."""
+    """Bytes flipped, cut, repeated at random: a client never fails in another way, and never
+    answers two survivor sets.
+    """
     rng = np.random.default_rng(11)
 
     def damaged(message):
@@ -393,7 +444,9 @@ def test_any_damage_to_a_servers_message_is_refused_in_words_or_harmless(lab):
     for _ in range(25):
         session = lab(size=4, minimum=3, agreement=True)
         proposal = session.server.open(1, "m/update", session.parties, bytes(48)).request
-        attempts(lambda message, to=session.clients["c0003"]: to.begin(message, bytes(48)), proposal)
+        attempts(
+            lambda message, to=session.clients["c0003"]: to.begin(message, bytes(48)), proposal
+        )
         for party in session.parties[:3]:
             session.clients[party].begin(proposal, bytes(48))
         session = lab(size=4, minimum=3, agreement=True)
@@ -405,7 +458,10 @@ def test_any_damage_to_a_servers_message_is_refused_in_words_or_harmless(lab):
         request = current.unmask_requests()["c0000"]
         assert len(attempts(client.endorse, current.endorsement_request())) <= 1
         assert len(attempts(client.unmask, request)) <= 1
-        assert not attempts(lambda message, take=current.receive: take(message, "c0000") or True, bytes(client.hello()))
+        assert not attempts(
+            lambda message, take=current.receive: take(message, "c0000") or True,
+            bytes(client.hello()),
+        )
         reply = client.unmask(request)
         attempts(lambda message, take=current.accept: take(message, "c0000"), reply)
         for party in session.parties[1:]:

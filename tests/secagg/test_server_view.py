@@ -1,10 +1,12 @@
-"""The server's complete view of a run must not tell two inputs apart, as long as their sum is the same.
+"""The server's complete view of a run must not tell two inputs apart, as long as their sum is the
+same.
 
-Two worlds: in one the victim holds x and another client y, in the other the reverse; and whoever is lost holds x or y. Everything
-that the server sees or derives in two rounds (every message of a session whole, announcements and endorsements too, recovered seeds,
-every upload, the lost ones too, with all masks taken off that were recovered, the sums) is turned into features; a threshold on
-each feature and a trained linear classifier try to tell the worlds apart. Controls show that both notice a missing mask, of a pair
-alone or of a lost client alone.
+Two worlds: in one the victim holds x and another client y, in the other the reverse; and whoever is
+lost holds x or y. Everything that the server sees or derives in two rounds (every message of a
+session whole, announcements and endorsements too, recovered seeds, every upload, the lost ones too,
+with all masks taken off that were recovered, the sums) is turned into features; a threshold on each
+feature and a trained linear classifier try to tell the worlds apart. Controls show that both notice
+a missing mask, of a pair alone or of a lost client alone.
 """
 
 from __future__ import annotations
@@ -25,11 +27,15 @@ SWAPPED, GONE = (3, 997), 11
 
 
 LOST = (3, 2)
-"""Whose upload comes too late, in each round of a session: one survives the round in which the other is lost."""
+"""Whose upload comes too late, in each round of a session: one survives the round in which the
+other is lost.
+"""
 
 
 def view(session, rounds):
-    """Every byte that the server sees in a session whose `rounds` lose one client each, and all that it derives from them."""
+    """Every byte that the server sees in a session whose `rounds` lose one client each, and all
+    that it derives from them.
+    """
     session.start()
     seen = [*session.hellos.values()]
     for inputs, lost in zip(rounds, LOST, strict=True):
@@ -45,7 +51,9 @@ def view(session, rounds):
             current.accept(replies[-1], party)
         streams = recovered(current)
         keys = [key for found in streams.values() for key, _ in found]
-        bare = [stripped(session, current, messages, index, found) for index, found in streams.items()]
+        bare = [
+            stripped(session, current, messages, index, found) for index, found in streams.items()
+        ]
         seen += [*messages.values(), *replies, *keys, *bare, current.finish().words.tobytes()]
     return np.unpackbits(np.frombuffer(b"".join(bytes(piece) for piece in seen), np.uint8))
 
@@ -66,19 +74,28 @@ def recovered(current):
 def stripped(session, current, messages, index, streams):
     """An upload's words without the masks that the server knows."""
     frame = wire.parse(messages[session.parties[index]], 1 << 20)
-    _, masked = frame.split(current._cohort.sealed_bytes(index), session.layout.words(len(current._cohort)))
+    _, masked = frame.split(
+        current._cohort.sealed_bytes(index), session.layout.words(len(current._cohort))
+    )
     words = masked.copy()
     apply_masks(words, streams, 1)
     return words.tobytes()
 
 
 def observe(session):
-    """[rounds, features] and the world of each round: at random, each as often as the other in either half."""
+    """[rounds, features] and the world of each round: at random, each as often as the other in
+    either half.
+    """
     assert session.directory.topology.agreement
     rng = np.random.default_rng(7)
     worlds = np.concatenate([rng.permutation(np.arange(ROUNDS // 2) % 2) for _ in range(2)])
     ramp = np.linspace(-1, 1, session.length).astype(np.float32)
-    rows = np.stack([view(session, [inputs_of(session, ramp, world, lost) for lost in LOST]) for world in worlds])
+    rows = np.stack(
+        [
+            view(session, [inputs_of(session, ramp, world, lost) for lost in LOST])
+            for world in worlds
+        ]
+    )
     return rows[:, rows.min(axis=0) < rows.max(axis=0)].astype(np.float32), worlds
 
 
@@ -87,11 +104,15 @@ def inputs_of(session, ramp, world, lost):
     held = [(ramp, SWAPPED[0]), (-ramp, SWAPPED[1]), (session.vector(1), 5), (session.vector(2), 7)]
     held[:2] = held[:2] if world else held[1::-1]
     held[lost] = (ramp if world else -ramp, GONE)
-    return {p: Contribution(v, 1, {"m": m}) for p, (v, m) in zip(session.parties, held, strict=True)}
+    return {
+        p: Contribution(v, 1, {"m": m}) for p, (v, m) in zip(session.parties, held, strict=True)
+    }
 
 
 def tells_apart(rows, worlds):
-    """The strongest single feature in standard deviations, and the accuracy of a linear classifier on unseen rounds."""
+    """The strongest single feature in standard deviations, and the accuracy of a linear classifier
+    on unseen rounds.
+    """
     ones, zeros = rows[worlds == 1], rows[worlds == 0]
     spread = np.sqrt(0.25 / len(ones) + 0.25 / len(zeros))
     strongest = float(np.abs(ones.mean(axis=0) - zeros.mean(axis=0)).max() / spread)
@@ -104,7 +125,9 @@ def tells_apart(rows, worlds):
 
 
 def small(lab):
-    return lab(size=4, minimum=3, length=24, value_range=2.0, agreement=True, metrics=(Metric("m", 1000),))
+    return lab(
+        size=4, minimum=3, length=24, value_range=2.0, agreement=True, metrics=(Metric("m", 1000),)
+    )
 
 
 def test_the_servers_view_does_not_tell_two_inputs_apart(lab):
@@ -119,10 +142,16 @@ def test_the_servers_view_does_not_tell_two_inputs_apart(lab):
 WEAKER = {
     "the self-mask alone": lambda figure, streams: streams[:1],
     "no mask": lambda figure, streams: [],
-    "all but the mask of the pair": lambda figure, streams: [streams[0], *streams[2:]] if figure in SWAPPED else streams,
-    "all but the self-mask of the lost": lambda figure, streams: streams[1:] if figure == GONE else streams,
+    "all but the mask of the pair": lambda figure, streams: (
+        [streams[0], *streams[2:]] if figure in SWAPPED else streams
+    ),
+    "all but the self-mask of the lost": lambda figure, streams: (
+        streams[1:] if figure == GONE else streams
+    ),
 }
-"""What a client masks with: by its figure, of its self-mask and then the masks that it has with each neighbour, in order."""
+"""What a client masks with: by its figure, of its self-mask and then the masks that it has with
+each neighbour, in order.
+"""
 
 
 @pytest.mark.parametrize("kept", WEAKER)
@@ -130,12 +159,22 @@ def test_control_a_missing_mask_tells_the_inputs_apart(lab, monkeypatch, kept):
     genuine = client_module.mask
 
     def weaker(words, layout, cohort, contribution, streams, **more):
-        genuine(words, layout, cohort, contribution, WEAKER[kept](contribution.metrics["m"], streams), **more)
+        genuine(
+            words,
+            layout,
+            cohort,
+            contribution,
+            WEAKER[kept](contribution.metrics["m"], streams),
+            **more,
+        )
 
     monkeypatch.setattr(client_module, "mask", weaker)
     monkeypatch.setattr(server_module.RoundSum, "check", lambda self: None)
     session = small(lab)
-    first, second = session.directory.topology.neighbours(0), session.directory.topology.neighbours(1)
+    first, second = (
+        session.directory.topology.neighbours(0),
+        session.directory.topology.neighbours(1),
+    )
     assert (first[0], second[0]) == (1, 0), "each other's first neighbours"
     rows, worlds = observe(session)
     strongest, accuracy = tells_apart(rows, worlds)

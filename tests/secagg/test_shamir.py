@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedark.errors import ProtocolError
+from fedark.foundation.errors import ProtocolError
 from fedark.secagg import shamir
 
 
@@ -42,7 +42,9 @@ def test_a_field_element_beyond_16_bits_keeps_its_17th_bit():
 
 
 def test_fewer_shares_than_the_threshold_are_uniform_whatever_the_secret():
-    """Chi-square over the field's digits of t - 1 shares, for two opposite secrets; 256 coarse bins, 255 degrees of freedom."""
+    """Chi-square over the field's digits of t - 1 shares, for two opposite secrets; 256 coarse
+    bins, 255 degrees of freedom.
+    """
     count, draws = 5, 4000
     for byte in (0, 255):
         hidden = np.full((draws, 32), byte, np.uint8)
@@ -54,7 +56,9 @@ def test_fewer_shares_than_the_threshold_are_uniform_whatever_the_secret():
         # ... and jointly: the sum and difference of two shares.
         for joint in ((seen[0] + seen[1]), (2 * seen[0] - seen[1])):
             bins = np.bincount(((joint % shamir.PRIME) % 65536).reshape(-1) >> 8, minlength=256)
-            assert ((bins - bins.sum() / 256) ** 2 / (bins.sum() / 256)).sum() < 255 + 6 * np.sqrt(2 * 255)
+            assert ((bins - bins.sum() / 256) ** 2 / (bins.sum() / 256)).sum() < 255 + 6 * np.sqrt(
+                2 * 255
+            )
 
 
 def test_control_a_threshold_of_shares_is_not_uniform_in_combination():
@@ -64,25 +68,38 @@ def test_control_a_threshold_of_shares_is_not_uniform_in_combination():
 
 
 def test_any_guess_of_the_secret_fits_fewer_shares_than_the_threshold():
-    """Perfect secrecy, exactly: for every secret digit there is one polynomial through t - 1 given shares."""
+    """Perfect secrecy, exactly: for every secret digit there is one polynomial through t - 1 given
+    shares.
+    """
     rng = random.Random(1)
     points, values = [1, 4], [rng.randrange(shamir.PRIME) for _ in range(2)]
     for guess in (0, 1, 65535, rng.randrange(65536)):
         weights = shamir._lagrange([0, *points], [9])[0].astype(int).tolist()
-        completed = sum(w * v for w, v in zip(weights, (guess, *values), strict=True)) % shamir.PRIME
+        completed = (
+            sum(w * v for w, v in zip(weights, (guess, *values), strict=True)) % shamir.PRIME
+        )
         back = shamir._lagrange([*points, 9], [0])[0].astype(int).tolist()
-        assert sum(w * v for w, v in zip(back, (*values, completed), strict=True)) % shamir.PRIME == guess
+        assert (
+            sum(w * v for w, v in zip(back, (*values, completed), strict=True)) % shamir.PRIME
+            == guess
+        )
 
 
 def test_a_wrong_share_is_off_the_polynomial():
     shares = shamir.split(secrets(2), 3, 6)
     shares[4, 1, 7] ^= 1
-    assert shamir.agreeing([1, 2, 3], shares[:3], [4, 5, 6], shares[3:]).tolist() == [True, False, True]
+    assert shamir.agreeing([1, 2, 3], shares[:3], [4, 5, 6], shares[3:]).tolist() == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_weights_are_those_of_exact_arithmetic():
     members, points = random.Random(2).sample(range(1, 2049), 40), [0, 3000, 65536]
-    for point, row in zip(points, shamir._lagrange(members, points).astype(int).tolist(), strict=True):
+    for point, row in zip(
+        points, shamir._lagrange(members, points).astype(int).tolist(), strict=True
+    ):
         for mine, weight in zip(members, row, strict=True):
             others = [other for other in members if other != mine]
             whole = math.prod(point - other for other in others) * pow(
@@ -114,5 +131,7 @@ def test_coefficients_are_uniform_in_the_field():
 
 
 def test_sharing_costs_the_same_for_a_vector_of_any_length():
-    """Only seeds are shared: the upload of a long vector carries no more than that of a short one, beside its words."""
+    """Only seeds are shared: the upload of a long vector carries no more than that of a short one,
+    beside its words.
+    """
     assert shamir.split(secrets(1), 3, 5).nbytes == 5 * shamir.SHARE_BYTES

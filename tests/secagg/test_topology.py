@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedark.secagg.topology as topology_module
-from fedark.errors import ContractError
+from fedark.foundation.errors import ContractError
 from fedark.secagg import Layout, Policy
 from fedark.secagg.topology import (
     REFUSAL_BITS,
@@ -28,7 +28,15 @@ from fedark.secagg.topology import (
 
 
 def policy(size, minimum, colluders, agreement=False):
-    return Policy(bytes(48), "r", tuple(f"c{i:04d}" for i in range(size)), minimum, colluders, (Layout("x", 1),), agreement)
+    return Policy(
+        bytes(48),
+        "r",
+        tuple(f"c{i:04d}" for i in range(size)),
+        minimum,
+        colluders,
+        (Layout("x", 1),),
+        agreement,
+    )
 
 
 @pytest.mark.parametrize("size", [3, 4, 5, 7, 10, 33, 64])
@@ -37,7 +45,8 @@ def test_two_quorums_always_share_an_honest_member(size):
         need = threshold(size, colluders)
         if need > size:
             continue
-        # Each quorum counts every colluder; the honest parts of two disjoint ones would need this many members.
+        # Each quorum counts every colluder; the honest parts of two disjoint ones would need this
+        # many members.
         assert 2 * (need - colluders) > size - colluders
 
 
@@ -50,7 +59,8 @@ def test_more_colluders_than_any_threshold_tolerates_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("size", "minimum", "match"), [(2, 2, "3 to"), (5, 2, "minimum"), (5, 6, "minimum"), (3000, 9, "3 to")]
+    ("size", "minimum", "match"),
+    [(2, 2, "3 to"), (5, 2, "minimum"), (5, 6, "minimum"), (3000, 9, "3 to")],
 )
 def test_cohorts_whose_sum_tells_too_much_are_refused(size, minimum, match):
     with pytest.raises(ContractError, match=match):
@@ -79,9 +89,13 @@ def random_graph(rng, size, chance):
 
 
 def splits(graph, colluders, minimum, floor):
-    """Exhaustive: whether any admissible survivor set leaves the honest survivors (those from `colluders` on) in two parts."""
+    """Exhaustive: whether any admissible survivor set leaves the honest survivors (those from
+    `colluders` on) in two parts.
+    """
     size = len(graph)
-    for gone in chain.from_iterable(combinations(range(size), count) for count in range(size - minimum + 1)):
+    for gone in chain.from_iterable(
+        combinations(range(size), count) for count in range(size - minimum + 1)
+    ):
         alive = (1 << size) - 1 & ~sum(1 << v for v in gone)
         if any(alive >> v & 1 and (graph[v] & alive).bit_count() < floor for v in range(size)):
             continue
@@ -102,7 +116,9 @@ def splits(graph, colluders, minimum, floor):
     ("size", "colluders", "minimum", "degree", "floor"),
     [(13, 2, 12, 6, 2), (14, 4, 12, 9, 2), (16, 2, 15, 6, 2), (16, 4, 14, 8, 4), (20, 4, 19, 8, 3)],
 )
-def test_the_split_bound_holds_over_every_survivor_set_of_small_graphs(size, colluders, minimum, degree, floor):
+def test_the_split_bound_holds_over_every_survivor_set_of_small_graphs(
+    size, colluders, minimum, degree, floor
+):
     rng = np.random.default_rng(size)
     graphs = [random_graph(rng, size, degree / (size - 1)) for _ in range(500)]
     found = np.mean([splits(graph, colluders, minimum, floor) for graph in graphs])
@@ -127,7 +143,9 @@ def test_random_drops_of_as_many_clients_as_admitted_cost_no_round(size, collude
     rng = np.random.default_rng(size)
     seeds = (f"{size}/{i}".encode().ljust(32, b".") for i in range(40))
     topologies = [Topology(policy(size, minimum, colluders), size, seed) for seed in seeds]
-    refused = sum(bool(one.sparse_in(np.sort(rng.permutation(size)[:minimum])).size) for one in topologies)
+    refused = sum(
+        bool(one.sparse_in(np.sort(rng.permutation(size)[:minimum])).size) for one in topologies
+    )
     assert not topologies[0].complete
     assert refused == 0
 
@@ -136,7 +154,9 @@ def test_the_committee_bound_is_the_probability_that_sampling_shows():
     size, colluders, committee = 100, 40, 30
     most = 2 * threshold(committee, 0) - committee - 1
     rng = np.random.default_rng(1)
-    hits = np.mean([np.sum(rng.permutation(size)[:committee] < colluders) > most for _ in range(20_000)])
+    hits = np.mean(
+        [np.sum(rng.permutation(size)[:committee] < colluders) > most for _ in range(20_000)]
+    )
     expected = 2.0 ** committee_bound(size, colluders, committee)
     assert abs(hits - expected) < 6 * np.sqrt(expected / 20_000)
 
@@ -150,7 +170,9 @@ def test_small_cohorts_mask_with_everybody_and_everybody_unmasks():
 
 def ring(size, degree):
     """For every client a bit mask of its neighbours."""
-    return [sum(1 << int(v) for v in np.flatnonzero(row)) for row in topology_module._ring(size, degree)]
+    return [
+        sum(1 << int(v) for v in np.flatnonzero(row)) for row in topology_module._ring(size, degree)
+    ]
 
 
 def reached_from(graph, start, within):
@@ -173,7 +195,9 @@ def test_a_ring_falls_apart_for_no_fewer_clients_than_each_has_neighbours(size):
         graph = ring(size, degree)
         assert all(row.bit_count() == degree for row in graph)
         assert all(
-            (graph[v] >> u & 1) == (graph[u] >> v & 1) and not graph[u] >> u & 1 for u in range(size) for v in range(size)
+            (graph[v] >> u & 1) == (graph[u] >> v & 1) and not graph[u] >> u & 1
+            for u in range(size)
+            for v in range(size)
         )
         for gone in combinations(range(size), degree - 1):
             left = (1 << size) - 1 & ~sum(1 << v for v in gone)
@@ -185,21 +209,26 @@ def test_a_ring_falls_apart_for_no_fewer_clients_than_each_has_neighbours(size):
 
 
 def learnt(graph, need, colluders, answers):
-    """The smallest sums that a server learns, as sets of honest clients (the first), if honest member i released for answers[i].
+    """The smallest sums that a server learns, as sets of honest clients (the first), if honest
+    member i released for answers[i].
 
-    A set's sum is known when all its self-masks are, and the pair masks of every edge that leaves it to an honest client.
+    A set's sum is known when all its self-masks are, and the pair masks of every edge that leaves
+    it to an honest client.
     """
     honest = len(answers)
     known = {u for u in range(honest) if sum(u in a for a in answers) + colluders >= need}
     tied = [0] * honest  # by edges whose masks are not recovered: what is learnt goes together
     for u, v in combinations(range(honest), 2):
-        told = max(sum(one in a and other not in a for a in answers) for one, other in ((u, v), (v, u)))
+        told = max(
+            sum(one in a and other not in a for a in answers) for one, other in ((u, v), (v, u))
+        )
         if graph[u] >> v & 1 and told + colluders < need:
             tied[u] |= 1 << v
             tied[v] |= 1 << u
     sums = []
     for u in known:
-        # Everything that must be in a sum with u: it ends where it meets somebody whose self-mask is not known.
+        # Everything that must be in a sum with u: it ends where it meets somebody whose self-mask
+        # is not known.
         found = reached_from(tied, 1 << u, (1 << honest) - 1)
         if all(v in known for v in range(honest) if found >> v & 1):
             sums.append(found)
@@ -208,21 +237,40 @@ def learnt(graph, need, colluders, answers):
 
 @pytest.mark.parametrize(
     ("size", "minimum", "colluders"),
-    [(5, 4, 0), (6, 5, 0), (6, 5, 1), (7, 6, 0), (7, 6, 1), (8, 7, 1), (9, 8, 1), (9, 7, 0), (10, 8, 0)],
+    [
+        (5, 4, 0),
+        (6, 5, 0),
+        (6, 5, 1),
+        (7, 6, 0),
+        (7, 6, 1),
+        (8, 7, 1),
+        (9, 8, 1),
+        (9, 7, 0),
+        (10, 8, 0),
+    ],
 )
-def test_whatever_survivors_a_server_shows_to_whom_a_ring_gives_away_one_sum(size, minimum, colluders):
+def test_whatever_survivors_a_server_shows_to_whom_a_ring_gives_away_one_sum(
+    size, minimum, colluders
+):
     """Without agreement, each honest member answers for a set of its own."""
     rng = np.random.default_rng(size)
     need, degree = threshold(size, colluders), graph_degree(size, colluders, minimum).mean
     assert degree < size - 1
     assert not must_agree(size, colluders, minimum)
     everybody = frozenset(range(size))
-    sets = [everybody - set(gone) for count in range(size - minimum + 1) for gone in combinations(range(size), count)]
+    sets = [
+        everybody - set(gone)
+        for count in range(size - minimum + 1)
+        for gone in combinations(range(size), count)
+    ]
     honest = size - colluders
     if exhaustive := len(sets) ** honest <= 20_000:
         choices = product(sets, repeat=honest)
     else:  # few different sets: with many, nothing finds a quorum
-        choices = ([sets[i] for i in rng.choice(rng.permutation(len(sets))[:3], honest)] for _ in range(1000))
+        choices = (
+            [sets[i] for i in rng.choice(rng.permutation(len(sets))[:3], honest)]
+            for _ in range(1000)
+        )
     # Colluders, the last, stand anywhere in the ring.
     graphs = []
     for order in (rng.permutation(size) for _ in range(20)):
@@ -246,7 +294,9 @@ def test_control_a_ring_of_too_few_neighbours_gives_away_a_part():
 
 
 def test_every_small_cohort_stays_connected_whoever_is_taken_away():
-    """Found in review: with nobody to take away each had one neighbour, and every pair gave away its sum."""
+    """Found in review: with nobody to take away each had one neighbour, and every pair gave away
+    its sum.
+    """
     for size in range(3, 10):
         for minimum in range(3, size + 1):
             for colluders in range(minimum - 1):
@@ -256,7 +306,12 @@ def test_every_small_cohort_stays_connected_whoever_is_taken_away():
                     graph = ring(size, graph_degree(size, colluders, minimum, agreement).mean)
                     for gone in combinations(range(size), min(taken, size - 2)):
                         left = (1 << size) - 1 & ~sum(1 << v for v in gone)
-                        assert reached_from(graph, left & -left, left) == left, (size, minimum, colluders, agreement)
+                        assert reached_from(graph, left & -left, left) == left, (
+                            size,
+                            minimum,
+                            colluders,
+                            agreement,
+                        )
 
 
 @pytest.mark.parametrize("size", [4, 10, 33, 50, 64, 65, 100, 200])
@@ -268,15 +323,25 @@ def test_a_ring_has_more_neighbours_than_clients_can_be_taken_away(size, share):
         agreed = agreement or must_agree(size, colluders, minimum)
         if not floor:
             assert degree >= 2
-            assert degree >= min(size - 1, colluders + most_dropped(size, colluders, minimum, agreed) + 1)
+            assert degree >= min(
+                size - 1, colluders + most_dropped(size, colluders, minimum, agreed) + 1
+            )
             assert degree * size % 2 == 0
-        assert most_dropped(size, colluders, minimum, False) >= most_dropped(size, colluders, minimum, True) == size - minimum
+        assert (
+            most_dropped(size, colluders, minimum, False)
+            >= most_dropped(size, colluders, minimum, True)
+            == size - minimum
+        )
 
 
 def test_graph_and_committee_come_from_the_seed_and_are_symmetric():
     terms = policy(300, 210, 15)
     seed = os.urandom(32)
-    one, same, other = Topology(terms, 300, seed), Topology(terms, 300, seed), Topology(terms, 300, os.urandom(32))
+    one, same, other = (
+        Topology(terms, 300, seed),
+        Topology(terms, 300, seed),
+        Topology(terms, 300, os.urandom(32)),
+    )
     assert one.committee == same.committee != other.committee
     for u in range(0, 300, 17):
         assert u not in one.neighbours(u)
@@ -287,7 +352,9 @@ def test_graph_and_committee_come_from_the_seed_and_are_symmetric():
 
 
 def test_a_client_whose_neighbours_are_all_declared_gone_makes_the_survivor_set_inadmissible():
-    """The attack on sparse graphs: drop exactly the victim's neighbours, and its masks are all recovered."""
+    """The attack on sparse graphs: drop exactly the victim's neighbours, and its masks are all
+    recovered.
+    """
     topology = Topology(policy(300, 210, 15), 300, os.urandom(32))
     survivors = np.setdiff1d(np.arange(300), topology.neighbours(7))
     assert survivors.size > 210
@@ -323,12 +390,17 @@ def test_honest_survivors_stay_connected_when_an_adversary_drops_as_many_as_it_m
 
 
 def revealed(size, need, colluders, minimum):
-    """Exhaustive: the largest number of distinct sums, and the smallest sum, over all answers of the honest members.
+    """Exhaustive: the largest number of distinct sums, and the smallest sum, over all answers of
+    the honest members.
 
-    Members 0.. are honest; each names one survivor set of at least `minimum`. A client counts as alive if `need` members
-    (with the colluders) named it, as gone if `need` did not.
+    Members 0.. are honest; each names one survivor set of at least `minimum`. A client counts as
+    alive if `need` members (with the colluders) named it, as gone if `need` did not.
     """
-    sets = [frozenset(s) for bits in product([0, 1], repeat=size) if len(s := [i for i in range(size) if bits[i]]) >= minimum]
+    sets = [
+        frozenset(s)
+        for bits in product([0, 1], repeat=size)
+        if len(s := [i for i in range(size) if bits[i]]) >= minimum
+    ]
     honest = size - colluders
     both, smallest = 0, size
     for answers in product(sets, repeat=honest):
@@ -340,7 +412,9 @@ def revealed(size, need, colluders, minimum):
     return both, smallest
 
 
-@pytest.mark.parametrize(("size", "colluders", "minimum"), [(3, 0, 3), (3, 1, 3), (4, 1, 3), (4, 0, 3)])
+@pytest.mark.parametrize(
+    ("size", "colluders", "minimum"), [(3, 0, 3), (3, 1, 3), (4, 1, 3), (4, 0, 3)]
+)
 def test_no_answers_of_honest_members_reveal_both_secrets_of_a_party(size, colluders, minimum):
     both, smallest = revealed(size, threshold(size, colluders), colluders, minimum)
     assert both == 0

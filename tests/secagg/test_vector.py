@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedark.errors import ContractError, InputError, Refused
+from fedark.foundation.errors import ContractError, InputError, Refused
 from fedark.secagg import stream as stream_module
 from fedark.secagg import vector as vector_module
 from fedark.secagg.policy import Layout, Metric, Policy
@@ -37,7 +37,8 @@ def names(count):
 )
 def test_the_extremes_of_any_cohort_and_width_do_not_overflow(bits, cohort, noise, sign, toward):
     """A value at +-M with noise at +-K, the same or the other way, from the whole cohort."""
-    # The clip is far off, so that every value may be extreme within the norm bound of a noised layout too.
+    # The clip is far off, so that every value may be extreme within the norm bound of a noised
+    # layout too.
     layout = Layout("x", 7, bits, 1e9, 1.0, 3, (Metric("m", 1e6),), noise)
     assert not layout.problems(cohort)
     extreme = Contribution(np.full(7, sign * 1e8, np.float32), 3, {"m": sign * 1e6})
@@ -78,7 +79,9 @@ def test_one_client_more_than_the_width_was_made_for_would_overflow():
         ({"length": -1}, "length"),
     ],
 )
-def test_a_layout_that_could_overflow_or_makes_no_sense_is_refused_with_the_policy(change, complaint):
+def test_a_layout_that_could_overflow_or_makes_no_sense_is_refused_with_the_policy(
+    change, complaint
+):
     layout = Layout(**{"name": "x", "length": 5, **change})
     with pytest.raises(ContractError, match=complaint):
         Policy(bytes(48), "r", names(10), 7, 1, (layout,))
@@ -101,7 +104,8 @@ def test_rounding_is_unbiased(bits):
         assert (np.abs(got - exact) < 1 + 1e-2).all()
         total += got - exact
     error = total / draws
-    # A rounding to the nearest point would leave errors of up to half a step here: the mean of the magnitudes would be 0.25.
+    # A rounding to the nearest point would leave errors of up to half a step here: the mean of the
+    # magnitudes would be 0.25.
     assert np.abs(error).max() < 6 * 0.5 / np.sqrt(draws)
     assert abs(error.mean()) < 6 * 0.5 / np.sqrt(draws * count)
 
@@ -115,12 +119,23 @@ def test_masking_is_the_same_for_any_number_of_threads(bits):
     results = []
     for threads in (1, 2, 3, 7):
         words = np.empty(layout.words(9), np.uint64)
-        mask(words, layout, 9, Contribution(vector, 1, {"m": 3}), streams, threads=threads, rounding_seed=seed)
+        mask(
+            words,
+            layout,
+            9,
+            Contribution(vector, 1, {"m": 3}),
+            streams,
+            threads=threads,
+            rounding_seed=seed,
+        )
         results.append(words)
         again = words.copy()
         apply_masks(again, [(key, not added) for key, added in streams], threads)
         assert RoundSum(layout, ("a",), 9, again).metrics == {"m": 3}
-        assert np.array_equal(RoundSum(layout, ("a",), 9, again).total(threads), RoundSum(layout, ("a",), 9, again).total(1))
+        assert np.array_equal(
+            RoundSum(layout, ("a",), 9, again).total(threads),
+            RoundSum(layout, ("a",), 9, again).total(1),
+        )
     assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
@@ -144,7 +159,11 @@ def test_both_ways_to_a_stream_give_the_same_bits(words, index):
         cursor.begin(stream_module._counter_of(index))
         cursor.fill(*cursor.views(buffer))
         got.append(buffer[:words].tobytes())
-    plain = Cipher(algorithms.AES256(key), modes.CTR(nonce + b"\0\0\0\2")).encryptor().update(bytes(8 * words))
+    plain = (
+        Cipher(algorithms.AES256(key), modes.CTR(nonce + b"\0\0\0\2"))
+        .encryptor()
+        .update(bytes(8 * words))
+    )
     assert got[0] == got[1] == plain
 
 
@@ -157,7 +176,10 @@ def test_masks_are_the_same_however_their_blocks_are_cut(words, way, alone, monk
     for key, sign in zip(keys, (1, -1, 1), strict=True):
         expected += np.uint64(sign % (1 << 64)) * Keystream(key).block(5, buffer, words)
     monkeypatch.setattr(stream_module, "_fastest", lambda: getattr(stream_module, way))
-    masks, target = Masks([(key, key != keys[1]) for key in keys], LONGEST, alone=alone), np.zeros(words, np.uint64)
+    masks, target = (
+        Masks([(key, key != keys[1]) for key in keys], LONGEST, alone=alone),
+        np.zeros(words, np.uint64),
+    )
     masks.apply(np.zeros(LONGEST, np.uint64), 4)
     masks.apply(target, 5)
     assert np.array_equal(target, expected)
@@ -177,18 +199,26 @@ def test_no_stream_repeats_under_a_target_that_is_longer_than_its_block(monkeypa
 def test_threads_that_share_a_stream_get_the_blocks_that_they_ask_for(way, monkeypatch):
     monkeypatch.setattr(stream_module, "_fastest", lambda: getattr(stream_module, way))
     stream, key = Keystream(bytes(32)), bytes(32)
-    expected = {index: Keystream(key).block(index, np.empty(2000 + SPARE, np.uint64), 2000).copy() for index in range(8)}
+    expected = {
+        index: Keystream(key).block(index, np.empty(2000 + SPARE, np.uint64), 2000).copy()
+        for index in range(8)
+    }
 
     def ask(index):
         buffer = np.empty(2000 + SPARE, np.uint64)
-        return all(np.array_equal(stream.block(index, buffer, 2000), expected[index]) for _ in range(200))
+        return all(
+            np.array_equal(stream.block(index, buffer, 2000), expected[index]) for _ in range(200)
+        )
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(ask, range(8)))
 
 
 def test_longer_vectors_are_cut_into_longer_blocks_and_never_into_few():
-    sizes = [stream_module.block_of(words) for words in (0, 1, 300_000, 1 << 20, (1 << 21) - 1, 1 << 21, 1 << 32)]
+    sizes = [
+        stream_module.block_of(words)
+        for words in (0, 1, 300_000, 1 << 20, (1 << 21) - 1, 1 << 21, 1 << 32)
+    ]
     assert sizes == [BLOCK, BLOCK, BLOCK, 2 * BLOCK, 2 * BLOCK, LONGEST, LONGEST]
 
 
@@ -202,7 +232,9 @@ def test_a_sum_that_is_opened_block_by_block_is_the_sum_that_is_written_down(len
         uploads.append(np.empty(layout.words(3), np.uint64))
         vector = rng.normal(0, 0.01, length).astype(np.float32)
         mask(uploads[-1], layout, 3, Contribution(vector, i + 1, {"m": i}), [(key, True)])
-    opened = RoundSum(layout, ("a", "b", "c"), 3, MaskedSum(uploads, [(key, False) for key in keys]))
+    opened = RoundSum(
+        layout, ("a", "b", "c"), 3, MaskedSum(uploads, [(key, False) for key in keys])
+    )
     opened.check()
     assert opened.weight == 6
     assert opened.metrics == {"m": 3}
@@ -221,7 +253,9 @@ def test_a_sum_that_is_opened_block_by_block_is_the_sum_that_is_written_down(len
 
 @pytest.fixture
 def short_blocks(monkeypatch):
-    """Blocks of 8 words, of 16 in vectors of 100 words and more: everything that a long vector has, in a short one."""
+    """Blocks of 8 words, of 16 in vectors of 100 words and more: everything that a long vector has,
+    in a short one.
+    """
     monkeypatch.setattr(vector_module, "block_of", lambda words: 8 if words < 100 else 16)
     monkeypatch.setattr(vector_module, "_PIECE_BYTES", 16)
 
@@ -232,7 +266,9 @@ def short_blocks(monkeypatch):
 def test_a_vector_of_many_blocks_is_summed_like_a_short_one(short_blocks, bits, lanes, threads):
     rng = np.random.default_rng(bits)
     for words in (1, 7, 8, 9, 80, 99, 100, 101, 160):
-        layout = Layout("x", 1, bits, 1e6, 1.0, metrics=tuple(Metric(f"m{i}", 100, 1) for i in range(lanes)))
+        layout = Layout(
+            "x", 1, bits, 1e6, 1.0, metrics=tuple(Metric(f"m{i}", 100, 1) for i in range(lanes))
+        )
         length = max(1, words - 1 - lanes) * layout.per_word(3) - int(rng.integers(0, 2))
         layout = replace(layout, length=length)
         keys, uploads, exact = [os.urandom(32) for _ in range(3)], [], np.zeros(length)
@@ -242,24 +278,44 @@ def test_a_vector_of_many_blocks_is_summed_like_a_short_one(short_blocks, bits, 
             uploads.append(np.empty(layout.words(3), np.uint64))
             vector = (grid * layout.step).astype(np.float32)
             metrics = {f"m{i}": float(i) for i in range(lanes)}
-            mask(uploads[-1], layout, 3, Contribution(vector, metrics=metrics), [(key, True)], threads=threads)
-        opened = RoundSum(layout, ("a", "b", "c"), 3, MaskedSum(uploads, [(key, False) for key in keys]))
+            mask(
+                uploads[-1],
+                layout,
+                3,
+                Contribution(vector, metrics=metrics),
+                [(key, True)],
+                threads=threads,
+            )
+        opened = RoundSum(
+            layout, ("a", "b", "c"), 3, MaskedSum(uploads, [(key, False) for key in keys])
+        )
         opened.check()
         assert opened.metrics == {f"m{i}": 3.0 * i for i in range(lanes)}
         # A value may lie a little below its grid point and be rounded down.
         assert np.abs(opened.total(threads) / layout.step - exact).max() < 3.01
-        assert np.array_equal(opened.total(threads), RoundSum(layout, ("a", "b", "c"), 3, opened.words).total(1))
+        assert np.array_equal(
+            opened.total(threads), RoundSum(layout, ("a", "b", "c"), 3, opened.words).total(1)
+        )
         blocks = range(0, layout.words(3), vector_module.block_of(layout.words(3)))
         zeros = np.zeros(layout.words(3), np.uint64)
         apply_masks(zeros, [(keys[0], True)], threads)
-        alone = [Keystream(keys[0]).block(i, np.empty(18, np.uint64), 16)[:16].copy() for i, _ in enumerate(blocks)]
+        alone = [
+            Keystream(keys[0]).block(i, np.empty(18, np.uint64), 16)[:16].copy()
+            for i, _ in enumerate(blocks)
+        ]
         width = vector_module.block_of(layout.words(3))
-        assert np.array_equal(zeros, np.concatenate([block[:width] for block in alone])[: zeros.size])
+        assert np.array_equal(
+            zeros, np.concatenate([block[:width] for block in alone])[: zeros.size]
+        )
 
 
 def test_a_masked_sum_is_not_copied(short_blocks):
     with pytest.raises(TypeError, match="neither copied nor stored"):
-        pickle.dumps(RoundSum(Layout("x", 1), ("a",), 3, MaskedSum([np.zeros(2, np.uint64)], [(bytes(32), True)])))
+        pickle.dumps(
+            RoundSum(
+                Layout("x", 1), ("a",), 3, MaskedSum([np.zeros(2, np.uint64)], [(bytes(32), True)])
+            )
+        )
 
 
 @pytest.mark.parametrize("bits", [16, 20])
@@ -269,7 +325,13 @@ def test_the_largest_values_of_any_scale_stay_within_their_fields(bits):
     words = np.empty(layout.words(3), np.uint64)
     mask(words, layout, 3, Contribution(vector), [])
     limit = layout.magnitude
-    assert RoundSum(layout, ("a",), 3, words).integers()[:5].tolist() == [limit, -limit, 0, limit, -limit]
+    assert RoundSum(layout, ("a",), 3, words).integers()[:5].tolist() == [
+        limit,
+        -limit,
+        0,
+        limit,
+        -limit,
+    ]
 
 
 def test_two_rounding_planes_never_share_draws():
@@ -278,7 +340,9 @@ def test_two_rounding_planes_never_share_draws():
     words = np.empty(layout.words(3), np.uint64)
     mask(words, layout, 3, Contribution(vector), [], threads=1)
     got = RoundSum(layout, ("a",), 3, words).integers()
-    planes = [got[i : i + layout.vector_words(3)] for i in range(0, got.size, layout.vector_words(3))]
+    planes = [
+        got[i : i + layout.vector_words(3)] for i in range(0, got.size, layout.vector_words(3))
+    ]
     for one in range(3):
         for other in range(one + 1, 3):
             size = min(planes[one].size, planes[other].size)
@@ -295,9 +359,19 @@ def test_noise_is_added_before_the_mask_and_every_value_gets_its_own():
         out[:] = (np.arange(start, start + out.size) % 1001) - 500
 
     words = np.empty(layout.words(5), np.uint64)
-    mask(words, layout, 5, Contribution(np.zeros(layout.length, np.float32)), [], noise=ramp, threads=2)
+    mask(
+        words,
+        layout,
+        5,
+        Contribution(np.zeros(layout.length, np.float32)),
+        [],
+        noise=ramp,
+        threads=2,
+    )
     assert (seen == 1).all()
-    assert (RoundSum(layout, ("a",), 5, words).integers() == (np.arange(layout.length) % 1001) - 500).all()
+    assert (
+        RoundSum(layout, ("a",), 5, words).integers() == (np.arange(layout.length) % 1001) - 500
+    ).all()
 
 
 @pytest.mark.parametrize("level", [501, -501])
@@ -305,14 +379,29 @@ def test_noise_beyond_its_bound_is_refused_and_never_wraps(level):
     layout = Layout("x", 10, 16, 10.0, 1.0, 1, (), 500)
     words = np.empty(layout.words(5), np.uint64)
     with pytest.raises(Refused, match="noise"):
-        mask(words, layout, 5, Contribution(np.zeros(10, np.float32)), [], noise=lambda start, out: out.fill(level), threads=1)
+        mask(
+            words,
+            layout,
+            5,
+            Contribution(np.zeros(10, np.float32)),
+            [],
+            noise=lambda start, out: out.fill(level),
+            threads=1,
+        )
 
 
 def test_a_contract_with_noise_gets_none_without_it_and_one_without_gets_none_with_it():
     for bound, noise in ((500, None), (0, lambda start, out: out.fill(0))):
         layout = Layout("x", 10, 16, 10.0, 1.0, 1, (), bound)
         with pytest.raises(InputError, match="noise"):
-            mask(np.empty(layout.words(5), np.uint64), layout, 5, Contribution(np.zeros(10, np.float32)), [], noise=noise)
+            mask(
+                np.empty(layout.words(5), np.uint64),
+                layout,
+                5,
+                Contribution(np.zeros(10, np.float32)),
+                [],
+                noise=noise,
+            )
 
 
 def test_a_noised_vector_keeps_its_integer_norm_bound_although_rounding_inflates_norms():
@@ -321,12 +410,17 @@ def test_a_noised_vector_keeps_its_integer_norm_bound_although_rounding_inflates
         mask(words, layout, 3, Contribution(vector), [], noise=noise, threads=1)
         return np.linalg.norm(RoundSum(layout, ("a",), 3, words).integers())
 
-    # Every value half-way between two grid points, and a clip that just admits them: the worst case.
+    # Every value half-way between two grid points, and a clip that just admits them: the worst
+    # case.
     clip = np.sqrt(4000) / 2 / 15
     noised, free = Layout("x", 4000, 5, clip, 1.0, 1, (), 5), Layout("x", 4000, 5, clip, 1.0)
     vector = np.full(4000, 0.5 * free.step, np.float32)
-    assert max(norm(noised, lambda start, out: out.fill(0)) for _ in range(300)) <= noised.integer_norm
-    assert max(norm(free, None) for _ in range(1000)) > noised.integer_norm, "control: unchecked rounding exceeds the bound"
+    assert (
+        max(norm(noised, lambda start, out: out.fill(0)) for _ in range(300)) <= noised.integer_norm
+    )
+    assert max(norm(free, None) for _ in range(1000)) > noised.integer_norm, (
+        "control: unchecked rounding exceeds the bound"
+    )
 
 
 def test_masked_words_are_uniform_whatever_the_input():
@@ -351,7 +445,9 @@ def test_sums_of_uploads_wrap_modulo_2_to_the_64_for_any_number_of_threads_and_s
 
 
 def test_a_helper_that_cannot_be_started_costs_this_vector_and_no_later_one(monkeypatch):
-    """Found in review: a thread of the shared pool waited for ever for pieces that nobody would bring."""
+    """Found in review: a thread of the shared pool waited for ever for pieces that nobody would
+    bring.
+    """
     layout = Layout("x", 20 * BLOCK)
     vector, streams, seed = np.ones(layout.length, np.float32), [(bytes(32), True)], bytes(32)
     alone, shared = (np.empty(layout.words(1), np.uint64) for _ in range(2))
@@ -396,7 +492,9 @@ def test_a_piece_that_cannot_be_masked_is_an_error_and_never_passed_over(monkeyp
 
 @pytest.mark.parametrize("power", [-100, -90, -80, -70, -60, 0, 60, 63])
 def test_the_clip_holds_at_every_magnitude(power):
-    """Found in review: squares below 2^-149 are 0 in single precision, and such a vector stayed as long as it was."""
+    """Found in review: squares below 2^-149 are 0 in single precision, and such a vector stayed as
+    long as it was.
+    """
     clip = 2.0**power
     layout = Layout("x", 1000, 16, clip, clip)
     words = np.empty(layout.words(3), np.uint64)
@@ -410,9 +508,13 @@ def test_the_clip_holds_at_every_magnitude(power):
 def test_a_norm_is_right_at_every_magnitude_and_warns_of_nothing(size):
     vector = np.zeros(3 * BLOCK + 5, np.float32)
     vector[::7] = size
-    assert l2_norm(vector) / float(np.linalg.norm(vector.astype(np.float64))) == pytest.approx(1, abs=1e-6)
+    assert l2_norm(vector) / float(np.linalg.norm(vector.astype(np.float64))) == pytest.approx(
+        1, abs=1e-6
+    )
     vector[0] = 1.0
-    assert l2_norm(vector) / float(np.linalg.norm(vector.astype(np.float64))) == pytest.approx(1, abs=1e-6)
+    assert l2_norm(vector) / float(np.linalg.norm(vector.astype(np.float64))) == pytest.approx(
+        1, abs=1e-6
+    )
 
 
 @pytest.mark.filterwarnings("error")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedark.keys import SigningKey
+from fedark.foundation.keys import SigningKey
 from fedark.translog.entry import Entry
 from fedark.translog.log import TransparencyLog
 from fedark.translog.memory import HeadMemory

@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fedark.cli.log import app
-from fedark.contract import Party
-from fedark.errors import FedarkError, InputError, LogForked, LogRefused
-from fedark.federation.node import LOG, SEEN_LOGS
-from fedark.federation.party import DataConfig, PartyConfig, write_party
-from fedark.job import DataSpec
-from fedark.keys import PartyKeys
+from fedark.contract.contract import Party
+from fedark.contract.job import DataSpec
+from fedark.foundation.errors import FedarkError, InputError, LogForked, LogRefused
+from fedark.foundation.keys import PartyKeys
+from fedark.operate.party import DataConfig, PartyConfig, write_party
+from fedark.stages.node import LOG, SEEN_LOGS
 from fedark.translog.log import TransparencyLog
 from fedark.translog.memory import HeadMemory
 from fedark.translog.update import make_update
@@ -36,33 +36,51 @@ def parties(tmp_path: Path, make_entry: Any) -> dict[str, Path]:
     """A provider with five entries in its log, and a customer that was shown the first three."""
     keys = {"maker": PartyKeys(), "north": PartyKeys()}
     roster = [
-        Party(name=name, role=role, signing_key=keys[name].signing.public.hex(), hpke_key=keys[name].hpke.public.hex())
+        Party(
+            name=name,
+            role=role,
+            signing_key=keys[name].signing.public.hex(),
+            hpke_key=keys[name].hpke.public.hex(),
+        )
         for name, role in (("maker", "provider"), ("north", "customer"))
     ]
     data = DataConfig(file="records.csv", spec=DataSpec(prompt="{text}", answer="label"))
     for party in roster:
         config = PartyConfig(
-            name=party.name, role=party.role, catalogue="none", data=data if party.role == "customer" else None
+            name=party.name,
+            role=party.role,
+            catalogue="none",
+            data=data if party.role == "customer" else None,
         )
-        write_party(tmp_path / party.name, config, keys=keys[party.name], roster=roster, collateral={})
+        write_party(
+            tmp_path / party.name, config, keys=keys[party.name], roster=roster, collateral={}
+        )
     signing = keys["maker"].signing
     log = TransparencyLog(tmp_path / "maker" / LOG, signing)
     for number in range(5):
         log.append(make_entry(number))
         if number == 2:
-            data_ = make_update(log, signing, party="north", run_id="r", head=log.head(), since=None, indexes=[0])
-            HeadMemory(tmp_path / "north" / SEEN_LOGS).take(data_, signing.public, by="maker", party="north", run_id="r")
+            data_ = make_update(
+                log, signing, party="north", run_id="r", head=log.head(), since=None, indexes=[0]
+            )
+            HeadMemory(tmp_path / "north" / SEEN_LOGS).take(
+                data_, signing.public, by="maker", party="north", run_id="r"
+            )
     return {name: tmp_path / name for name in keys}
 
 
-def test_a_whole_log_is_said_to_be_whole_and_what_that_does_not_say_is_said_too(parties: dict[str, Path]) -> None:
+def test_a_whole_log_is_said_to_be_whole_and_what_that_does_not_say_is_said_too(
+    parties: dict[str, Path],
+) -> None:
     said = fedark("verify", parties["maker"])
     assert "The log is whole: 5 entries (5 attestation)." in said
     assert "compare it with what you know" in said
     assert "use --against" in said
 
 
-def test_a_customers_remembered_head_is_of_the_providers_past(parties: dict[str, Path], tmp_path: Path) -> None:
+def test_a_customers_remembered_head_is_of_the_providers_past(
+    parties: dict[str, Path], tmp_path: Path
+) -> None:
     kept = tmp_path / "HEAD.json"
     kept.write_text(fedark("head", parties["north"], "--of", "maker"))
     assert json.loads(kept.read_text())["size"] == 3
@@ -73,7 +91,9 @@ def test_a_customers_remembered_head_is_of_the_providers_past(parties: dict[str,
     assert "at 5 of 5 entries" in fedark("verify", parties["maker"] / LOG, "--against", kept)
 
 
-def test_a_log_that_was_cut_since_a_head_was_kept_is_refused(parties: dict[str, Path], tmp_path: Path) -> None:
+def test_a_log_that_was_cut_since_a_head_was_kept_is_refused(
+    parties: dict[str, Path], tmp_path: Path
+) -> None:
     kept = tmp_path / "HEAD.json"
     kept.write_text(fedark("head", parties["north"], "--of", "maker"))
     database = sqlite3.connect(parties["maker"] / LOG)
@@ -93,7 +113,9 @@ def test_an_altered_log_is_refused_by_every_command(parties: dict[str, Path]) ->
             fedark(command, parties["maker"])
 
 
-def test_entries_are_shown_for_people_and_for_programs(parties: dict[str, Path], make_entry: Any) -> None:
+def test_entries_are_shown_for_people_and_for_programs(
+    parties: dict[str, Path], make_entry: Any
+) -> None:
     lines = fedark("show", parties["maker"]).splitlines()
     assert len(lines) == 5
     assert "attestation" in lines[0]
@@ -116,7 +138,11 @@ def test_entries_are_shown_for_people_and_for_programs(parties: dict[str, Path],
     ],
 )
 def test_wrong_input_is_said_to_be_wrong(
-    parties: dict[str, Path], arguments: list[str], why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    parties: dict[str, Path],
+    arguments: list[str],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=why):

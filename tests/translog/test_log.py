@@ -1,4 +1,6 @@
-"""The durable log: what stands in it stays, or it shows; and what could not be made durable is not in it."""
+"""The durable log: what stands in it stays, or it shows; and what could not be made durable is not
+in it.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import fedark.translog.log as log_module
-from fedark.errors import FedarkError, InputError, LogForked, LogRefused, StorageError
-from fedark.keys import SigningKey
+from fedark.foundation.errors import FedarkError, InputError, LogForked, LogRefused, StorageError
+from fedark.foundation.keys import SigningKey
 from fedark.translog.entry import Entry, note_digest
 from fedark.translog.head import sign_head
 from fedark.translog.log import MAX_NOTE, TransparencyLog, read_log
@@ -40,18 +42,27 @@ def sql(path: Path, *statements: str) -> None:
 
 def refuse(log: TransparencyLog, reasons: str, party: str = "north") -> Any:
     digests = {"contract": bytes(48), "evidence": bytes(48)}
-    return log.refuse(party=party, run_id="run-1", asked="admission", reasons=reasons, now=NOW, **digests)
+    return log.refuse(
+        party=party, run_id="run-1", asked="admission", reasons=reasons, now=NOW, **digests
+    )
 
 
-# -- the good way -----------------------------------------------------------------------------------------------------------
+# -- the good way
+# -----------------------------------------------------------------------------------------------------------
 
 
-def test_entries_read_back_in_order_each_under_a_head_of_its_owner(make_log: Make, make_entry: Make, key: SigningKey) -> None:
+def test_entries_read_back_in_order_each_under_a_head_of_its_owner(
+    make_log: Make, make_entry: Make, key: SigningKey
+) -> None:
     log = make_log(count=5)
     assert log.path.stat().st_mode & 0o777 == 0o600
     contents = read_log(log.path, key.public)
-    assert [logged.entry for logged in contents.entries] == [make_entry(number) for number in range(5)]
-    assert [(logged.index, logged.head.size) for logged in contents.entries] == [(n, n + 1) for n in range(5)]
+    assert [logged.entry for logged in contents.entries] == [
+        make_entry(number) for number in range(5)
+    ]
+    assert [(logged.index, logged.head.size) for logged in contents.entries] == [
+        (n, n + 1) for n in range(5)
+    ]
     assert contents.head == log.head() == contents.entries[-1].head
     assert TransparencyLog(log.path, key).append(make_entry(5)).index == 5
 
@@ -60,7 +71,11 @@ def test_an_empty_log_has_a_head_of_no_entries_and_a_missing_one_is_said_to_be_m
     make_log: Make, key: SigningKey, tmp_path: Path
 ) -> None:
     log = make_log()
-    assert (log.head().size, log.verify().entries, read_log(log.path, key.public).head) == (0, (), None)
+    assert (log.head().size, log.verify().entries, read_log(log.path, key.public).head) == (
+        0,
+        (),
+        None,
+    )
     with pytest.raises(InputError, match="no log"):
         read_log(tmp_path / "nowhere", key.public)
     assert not (tmp_path / "nowhere").exists()
@@ -73,13 +88,17 @@ def test_every_entry_is_provably_under_every_later_head_and_every_head_goes_on_f
     heads = [log.append(make_entry(number)).head for number in range(9)]
     for later in heads:
         for index in range(later.size):
-            verify_inclusion(make_entry(index).leaf(), index, later.size, log.inclusion(index, later), later.root)
+            verify_inclusion(
+                make_entry(index).leaf(), index, later.size, log.inclusion(index, later), later.root
+            )
         for earlier in heads[: later.size]:
             path = log.consistency(earlier, later)
             verify_consistency(earlier.size, earlier.root, later.size, later.root, path)
 
 
-def test_a_refusal_holds_the_digest_of_its_reasons_and_the_text_stays_beside_it(make_log: Make, key: SigningKey) -> None:
+def test_a_refusal_holds_the_digest_of_its_reasons_and_the_text_stays_beside_it(
+    make_log: Make, key: SigningKey
+) -> None:
     log = make_log()
     refuse(log, "  - it is bound to another run\n  - debug \x1b[2J" + "y" * 5000, party="two words")
     (logged,) = read_log(log.path, key.public).entries
@@ -98,7 +117,8 @@ def test_a_clock_that_was_set_back_does_not_show_in_heads(make_log: Make, make_e
     assert len(log.verify().entries) == 2
 
 
-# -- others that append -----------------------------------------------------------------------------------------------------
+# -- others that append
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_another_process_goes_on_where_this_one_stopped(make_log: Make, make_entry: Make) -> None:
@@ -117,14 +137,22 @@ def _append_many(path: Path, secret: bytes, entries: list[bytes]) -> None:
 
 
 @pytest.mark.slow
-def test_processes_and_threads_that_append_at_once_keep_one_log(make_log: Make, make_entry: Make, key: SigningKey) -> None:
+def test_processes_and_threads_that_append_at_once_keep_one_log(
+    make_log: Make, make_entry: Make, key: SigningKey
+) -> None:
     context, log = multiprocessing.get_context("spawn"), make_log()
     batches = [[make_entry(100 * worker + number) for number in range(8)] for worker in range(5)]
     workers: list[Any] = [
-        context.Process(target=_append_many, args=(log.path, key.secret_bytes(), [one.encode() for one in batch]))
+        context.Process(
+            target=_append_many,
+            args=(log.path, key.secret_bytes(), [one.encode() for one in batch]),
+        )
         for batch in batches[:2]
     ]
-    workers += [threading.Thread(target=lambda batch=batch: [log.append(one) for one in batch]) for batch in batches[2:]]
+    workers += [
+        threading.Thread(target=lambda batch=batch: [log.append(one) for one in batch])
+        for batch in batches[2:]
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -163,12 +191,13 @@ def test_who_comes_the_moment_an_entry_is_in_finds_it_there(
     assert len(log.verify().entries) == 2
 
 
-# -- crashes ----------------------------------------------------------------------------------------------------------------
+# -- crashes
+# ----------------------------------------------------------------------------------------------------------------
 
 _WRITER = """
 import sys
 from pathlib import Path
-from fedark.keys import SigningKey
+from fedark.foundation.keys import SigningKey
 from fedark.translog.entry import Entry
 from fedark.translog.log import TransparencyLog
 log = TransparencyLog(Path(sys.argv[1]), SigningKey(bytes.fromhex(sys.argv[2])))
@@ -186,9 +215,18 @@ def test_a_log_whose_writer_was_killed_holds_every_entry_whose_head_went_out_and
     announced: int, make_log: Make, make_entry: Make, key: SigningKey
 ) -> None:
     path = make_log(count=2).path
-    arguments = [sys.executable, "-c", _WRITER, str(path), key.secret_bytes().hex(), make_entry(9).encode().hex()]
+    arguments = [
+        sys.executable,
+        "-c",
+        _WRITER,
+        str(path),
+        key.secret_bytes().hex(),
+        make_entry(9).encode().hex(),
+    ]
     with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        arguments,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     ) as writer:
         assert writer.stdout is not None
         heads = [bytes.fromhex(writer.stdout.readline().decode()) for _ in range(announced)]
@@ -201,7 +239,9 @@ def test_a_log_whose_writer_was_killed_holds_every_entry_whose_head_went_out_and
     assert len(log.verify().entries) == len(contents.entries) + 1
 
 
-def test_a_transaction_that_a_crash_cut_short_is_as_if_it_never_was(make_log: Make, make_entry: Make, key: SigningKey) -> None:
+def test_a_transaction_that_a_crash_cut_short_is_as_if_it_never_was(
+    make_log: Make, make_entry: Make, key: SigningKey
+) -> None:
     log = make_log(count=3)
     dying = f"""
 import os, sqlite3
@@ -240,12 +280,19 @@ def test_an_entry_that_cannot_be_made_durable_is_not_in_the_log(
     before = log.head()
     with monkeypatch.context() as patch:
         opened = log_module.open_database
-        patch.setattr(log_module, "open_database", lambda *args, **options: Failing(opened(*args, **options), at))
+        patch.setattr(
+            log_module,
+            "open_database",
+            lambda *args, **options: Failing(opened(*args, **options), at),
+        )
         with pytest.raises(StorageError, match="disk is full"):
             log.append(make_entry(3))
     assert log.head() == before
     assert log.append(make_entry(4)).index == 3
-    assert [logged.entry for logged in log.verify().entries] == [*map(make_entry, range(3)), make_entry(4)]
+    assert [logged.entry for logged in log.verify().entries] == [
+        *map(make_entry, range(3)),
+        make_entry(4),
+    ]
 
 
 def test_a_log_without_a_folder_is_a_storage_error(tmp_path: Path, key: SigningKey) -> None:
@@ -253,7 +300,8 @@ def test_a_log_without_a_folder_is_a_storage_error(tmp_path: Path, key: SigningK
         TransparencyLog(tmp_path / "none" / "log.sqlite", key)
 
 
-# -- what was altered -------------------------------------------------------------------------------------------------------
+# -- what was altered
+# -------------------------------------------------------------------------------------------------------
 
 
 def both_refuse(path: Path, key: SigningKey, why: str = "altered") -> None:
@@ -290,7 +338,9 @@ def test_a_dropped_entry_is_seen(make_log: Make, key: SigningKey) -> None:
     both_refuse(log.path, key)
 
 
-def test_an_entry_that_was_dropped_and_the_gap_closed_is_seen(make_log: Make, key: SigningKey) -> None:
+def test_an_entry_that_was_dropped_and_the_gap_closed_is_seen(
+    make_log: Make, key: SigningKey
+) -> None:
     log = make_log(count=5)
     sql(
         log.path,
@@ -304,13 +354,19 @@ def test_an_entry_that_was_dropped_and_the_gap_closed_is_seen(make_log: Make, ke
 def test_an_inserted_entry_is_seen(make_log: Make, make_entry: Make, key: SigningKey) -> None:
     log = make_log(count=3)
     head = sign_head(SigningKey(), size=4, root=bytes(32), time=2_000_000_000)
-    sql(log.path, f"INSERT INTO log VALUES (3, X'{make_entry(9).encode().hex()}', X'{head.encoded.hex()}', '')")
+    sql(
+        log.path,
+        f"INSERT INTO log VALUES (3, X'{make_entry(9).encode().hex()}',"
+        f" X'{head.encoded.hex()}', '')",
+    )
     both_refuse(log.path, key)
     with pytest.raises(LogRefused, match="altered"):
         log.append(make_entry(4))
 
 
-def test_a_head_in_the_middle_that_was_replaced_is_seen_by_an_audit(make_log: Make, key: SigningKey) -> None:
+def test_a_head_in_the_middle_that_was_replaced_is_seen_by_an_audit(
+    make_log: Make, key: SigningKey
+) -> None:
     log = make_log(count=4)
     head = sign_head(key, size=2, root=bytes(32), time=2_000_000_000)  # even if the owner signed it
     sql(log.path, f"UPDATE log SET head = X'{head.encoded.hex()}' WHERE number = 1")
@@ -356,7 +412,9 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, key: SigningKey) 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 8191), mask=st.integers(1, 255))
-@example(place=4019, mask=128)  # a name that is no UTF-8 in SQLite's own message, which Python cannot put into words
+@example(
+    place=4019, mask=128
+)  # a name that is no UTF-8 in SQLite's own message, which Python cannot put into words
 def test_a_file_with_any_byte_changed_is_refused_or_holds_the_same_entries(
     place: int, mask: int, tmp_path: Path, make_entry: Make
 ) -> None:
@@ -374,8 +432,11 @@ def test_a_file_with_any_byte_changed_is_refused_or_holds_the_same_entries(
         entries = read_log(changed, key.public).entries
     except FedarkError:
         return
-    # What is left is a past of the log: nothing was altered, at most its end is gone (which a kept head gives away).
-    assert [logged.entry for logged in entries] == [make_entry(number) for number in range(len(entries))]
+    # What is left is a past of the log: nothing was altered, at most its end is gone (which a kept
+    # head gives away).
+    assert [logged.entry for logged in entries] == [
+        make_entry(number) for number in range(len(entries))
+    ]
 
 
 def test_a_log_of_another_owner_is_refused(make_log: Make) -> None:
@@ -389,10 +450,13 @@ def test_a_log_that_others_can_write_is_not_used(make_log: Make, key: SigningKey
         TransparencyLog(path, key)
 
 
-# -- what was rewound or forked ---------------------------------------------------------------------------------------------
+# -- what was rewound or forked
+# ---------------------------------------------------------------------------------------------
 
 
-def test_a_log_that_was_truncated_is_seen_by_the_process_that_wrote_it(make_log: Make, make_entry: Make) -> None:
+def test_a_log_that_was_truncated_is_seen_by_the_process_that_wrote_it(
+    make_log: Make, make_entry: Make
+) -> None:
     log = make_log(count=5)
     sql(log.path, "DELETE FROM log WHERE number > 2")
     for action in (log.verify, log.head, lambda: log.append(make_entry(5))):
@@ -446,7 +510,9 @@ def test_a_log_that_was_moved_away_under_a_running_process_takes_no_entry(
         log.verify()
 
 
-def test_a_log_that_was_deleted_under_a_running_process_takes_no_entry(make_log: Make, make_entry: Make) -> None:
+def test_a_log_that_was_deleted_under_a_running_process_takes_no_entry(
+    make_log: Make, make_entry: Make
+) -> None:
     log = make_log(count=2)
     log.path.unlink()
     for action in (log.verify, lambda: log.append(make_entry(2))):
@@ -458,7 +524,11 @@ def test_a_log_that_was_deleted_under_a_running_process_takes_no_entry(make_log:
 def test_an_anchor_that_is_not_in_the_log_is_a_fork(make_log: Make, make_entry: Make) -> None:
     log = make_log(count=3)
     assert len(log.verify([(1, make_entry(1).leaf())]).entries) == 3
-    for anchor in ((1, make_entry(2).leaf()), (3, make_entry(3).leaf()), (-1, make_entry(2).leaf())):
+    for anchor in (
+        (1, make_entry(2).leaf()),
+        (3, make_entry(3).leaf()),
+        (-1, make_entry(2).leaf()),
+    ):
         with pytest.raises(LogForked, match="others hold"):
             log.verify([anchor])
 

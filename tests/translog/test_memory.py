@@ -1,4 +1,6 @@
-"""What a party remembers of another's log, and the views of a cohort: every way to show a log that is not the one log."""
+"""What a party remembers of another's log, and the views of a cohort: every way to show a log that
+is not the one log.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedark import canonical
-from fedark.errors import LogForked, LogRefused
-from fedark.keys import SigningKey
+from fedark.foundation import canonical
+from fedark.foundation.errors import LogForked, LogRefused
+from fedark.foundation.keys import SigningKey
 from fedark.translog.head import TreeHead, sign_head
 from fedark.translog.log import TransparencyLog
 from fedark.translog.memory import HeadMemory, Witnessed
@@ -25,14 +27,27 @@ LABEL = "fedark/log-update/1"
 
 
 def update(
-    log: TransparencyLog, key: SigningKey, *, since: TreeHead | None = None, indexes: tuple[int, ...] = (), **changes: Any
+    log: TransparencyLog,
+    key: SigningKey,
+    *,
+    since: TreeHead | None = None,
+    indexes: tuple[int, ...] = (),
+    **changes: Any,
 ) -> bytes:
-    values: dict[str, Any] = {"party": "north", "run_id": "run-1", "head": log.head(), "since": since, "indexes": indexes}
+    values: dict[str, Any] = {
+        "party": "north",
+        "run_id": "run-1",
+        "head": log.head(),
+        "since": since,
+        "indexes": indexes,
+    }
     return make_update(log, key, **values | changes)
 
 
 def take(memory: HeadMemory, data: bytes, key: SigningKey, **changes: str) -> Witnessed:
-    return memory.take(data, key.public, **{"by": "maker", "party": "north", "run_id": "run-1"} | changes)
+    return memory.take(
+        data, key.public, **{"by": "maker", "party": "north", "run_id": "run-1"} | changes
+    )
 
 
 def resigned(data: bytes, key: SigningKey, **changes: Any) -> bytes:
@@ -46,7 +61,8 @@ def body_of(data: bytes) -> dict[str, Any]:
     return body
 
 
-# -- the good way -----------------------------------------------------------------------------------------------------------
+# -- the good way
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_head_is_remembered_and_later_ones_must_go_on_from_it(
@@ -56,13 +72,18 @@ def test_the_first_head_is_remembered_and_later_ones_must_go_on_from_it(
     for number in range(3, 8):
         witnessed = take(memory, update(log, key, since=seen, indexes=(0, number - 1)), key)
         assert dict(witnessed.entries) == {0: make_entry(0), number - 1: make_entry(number - 1)}
-        assert witnessed.find("attestation", evidence=make_entry(0).facts["evidence"]) == (0, make_entry(0))
+        assert witnessed.find("attestation", evidence=make_entry(0).facts["evidence"]) == (
+            0,
+            make_entry(0),
+        )
         seen = memory.last(key.public, by="maker")
         assert seen == witnessed.head == log.head()
         log.append(make_entry(number))
 
 
-def test_a_head_may_be_shown_again_when_nothing_was_added(make_log: Make, memory: HeadMemory, key: SigningKey) -> None:
+def test_a_head_may_be_shown_again_when_nothing_was_added(
+    make_log: Make, memory: HeadMemory, key: SigningKey
+) -> None:
     log = make_log(count=3)
     take(memory, update(log, key), key)
     assert take(memory, update(log, key, since=log.head()), key).head == log.head()
@@ -76,7 +97,11 @@ def test_logs_of_different_owners_are_remembered_apart(
     second.append(make_entry(50))
     take(memory, update(make_log(count=3), key), key)
     take(memory, update(second, other), other)
-    sizes = [head.size for head in (memory.last(key.public, by="a"), memory.last(other.public, by="b")) if head]
+    sizes = [
+        head.size
+        for head in (memory.last(key.public, by="a"), memory.last(other.public, by="b"))
+        if head
+    ]
     assert sizes == [3, 1]
 
 
@@ -85,17 +110,29 @@ def test_witnessed_entries_cannot_be_made_up() -> None:
         Witnessed()
 
 
-def test_an_entry_that_the_log_does_not_show_is_missed(make_log: Make, memory: HeadMemory, key: SigningKey) -> None:
+def test_an_entry_that_the_log_does_not_show_is_missed(
+    make_log: Make, memory: HeadMemory, key: SigningKey
+) -> None:
     witnessed = take(memory, update(make_log(count=3), key, indexes=(1,)), key)
-    for kind, facts in (("attestation", {"party": "south"}), ("release", {"party": "north"}), ("attestation", {"model": "m"})):
+    for kind, facts in (
+        ("attestation", {"party": "south"}),
+        ("release", {"party": "north"}),
+        ("attestation", {"model": "m"}),
+    ):
         with pytest.raises(LogRefused, match="does not show"):
             witnessed.find(kind, **facts)
 
 
-# -- forks and rewinds ------------------------------------------------------------------------------------------------------
+# -- forks and rewinds
+# ------------------------------------------------------------------------------------------------------
 
 
-def forked(caught: pytest.ExceptionInfo[LogForked], memory: HeadMemory, key: SigningKey, earlier: TreeHead | None) -> None:
+def forked(
+    caught: pytest.ExceptionInfo[LogForked],
+    memory: HeadMemory,
+    key: SigningKey,
+    earlier: TreeHead | None,
+) -> None:
     """The earlier head is still remembered, and the proof lies in the file that the error names."""
     assert memory.last(key.public, by="maker") == earlier
     (path,) = (memory.path.parent / "forked-logs").iterdir()
@@ -126,21 +163,27 @@ def test_a_log_that_was_rewound_and_grew_again_is_seen(
     take(memory, update(log, key), key)
     for number in range(10, 15):
         other.append(make_entry(number))
-    # The owner proves what it can: that its new head goes on from the tree of five entries that it has now.
+    # The owner proves what it can: that its new head goes on from the tree of five entries that it
+    # has now.
     five = sign_head(key, size=5, root=other._tree.root(5), time=log.head().time)
     with pytest.raises(LogForked, match="does not go on") as caught:
         take(memory, update(other, key, since=five), key)
     forked(caught, memory, key, log.head())
 
 
-def test_a_log_that_was_rewritten_at_the_same_length_is_seen(make_log: Make, memory: HeadMemory, key: SigningKey) -> None:
+def test_a_log_that_was_rewritten_at_the_same_length_is_seen(
+    make_log: Make, memory: HeadMemory, key: SigningKey
+) -> None:
     log, other = make_log(count=5), make_log("other", count=5, party="south")
     take(memory, update(log, key), key)
     with pytest.raises(LogForked, match="two trees of 5 entries") as caught:
         take(memory, update(other, key), key)
     forked(caught, memory, key, log.head())
     later = TreeHead.verify(caught.value.kept[1], key.public, by="maker")
-    assert (later.size, later.root != log.head().root) == (5, True)  # two heads that prove it to anyone
+    assert (later.size, later.root != log.head().root) == (
+        5,
+        True,
+    )  # two heads that prove it to anyone
 
 
 def test_a_later_head_of_an_earlier_time_is_a_fork(
@@ -155,16 +198,22 @@ def test_a_later_head_of_an_earlier_time_is_a_fork(
         take(memory, resigned(update(log, key, since=seen), key, head=early.encoded), key)
 
 
-def test_a_replayed_old_head_is_refused(make_log: Make, make_entry: Make, memory: HeadMemory, key: SigningKey) -> None:
+def test_a_replayed_old_head_is_refused(
+    make_log: Make, make_entry: Make, memory: HeadMemory, key: SigningKey
+) -> None:
     log = make_log(count=3)
     old = update(log, key, run_id="run-0")
     take(memory, old, key, run_id="run-0")
     seen = log.head()
     log.append(make_entry(3))
     take(memory, update(log, key, since=seen), key)
-    with pytest.raises(LogRefused, match="another party or run"):  # the relay has nothing of this run to replay
+    with pytest.raises(
+        LogRefused, match="another party or run"
+    ):  # the relay has nothing of this run to replay
         take(memory, old, key)
-    with pytest.raises(LogForked, match="has 3 entries and had 4"):  # the owner itself shows the old one
+    with pytest.raises(
+        LogForked, match="has 3 entries and had 4"
+    ):  # the owner itself shows the old one
         take(memory, resigned(old, key, run_id="run-1"), key)
 
 
@@ -183,11 +232,22 @@ def test_an_answer_that_another_one_overtook_is_no_fork(
         memory.take(first, key.public, by="maker", party="north", run_id="run-1", asked=asked)
     assert not isinstance(caught.value, LogForked)
     assert not (memory.path.parent / "forked-logs").exists()
-    # One that is older than the question itself was overtaken by nothing, and neither was another tree of the same length.
-    for lie, how in (({"count": 1}, "has 1 entries and had 4"), ({"count": 4, "party": "south"}, "two trees of 4")):
+    # One that is older than the question itself was overtaken by nothing, and neither was another
+    # tree of the same length.
+    for lie, how in (
+        ({"count": 1}, "has 1 entries and had 4"),
+        ({"count": 4, "party": "south"}, "two trees of 4"),
+    ):
         other = make_log(how, **lie)
         with pytest.raises(LogForked, match=how):
-            memory.take(update(other, key), key.public, by="maker", party="north", run_id="run-1", asked=asked)
+            memory.take(
+                update(other, key),
+                key.public,
+                by="maker",
+                party="north",
+                run_id="run-1",
+                asked=asked,
+            )
 
 
 def test_an_update_that_does_not_start_from_the_remembered_head_is_refused_and_remembered_nothing(
@@ -208,10 +268,13 @@ def test_an_update_that_does_not_start_from_the_remembered_head_is_refused_and_r
         take(HeadMemory(memory.path.with_name("fresh.sqlite")), update(log, key, since=known), key)
 
 
-# -- lies about entries -----------------------------------------------------------------------------------------------------
+# -- lies about entries
+# -----------------------------------------------------------------------------------------------------
 
 
-def test_a_proof_for_another_leaf_is_refused(make_log: Make, make_entry: Make, memory: HeadMemory, key: SigningKey) -> None:
+def test_a_proof_for_another_leaf_is_refused(
+    make_log: Make, make_entry: Make, memory: HeadMemory, key: SigningKey
+) -> None:
     data = update(make_log(count=6), key, indexes=(2,))
     (shown,) = body_of(data)["entries"]
     for change in (
@@ -252,7 +315,8 @@ def test_reordered_entries_do_not_go_on_from_the_head_that_was_signed_before(
         take(memory, update(other, key), key)
 
 
-# -- who said it, and to whom -----------------------------------------------------------------------------------------------
+# -- who said it, and to whom
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_word_of_a_log_to_another_party_or_of_another_run_is_refused(
@@ -353,7 +417,8 @@ def test_any_growth_is_followed_and_any_change_of_the_past_is_a_fork(
         assert take(memory, data, key).head.size == number + 1
 
 
-# -- views ------------------------------------------------------------------------------------------------------------------
+# -- views
+# ------------------------------------------------------------------------------------------------------------------
 
 RUN: dict[str, Any] = {"run_id": "run-1", "contract": bytes(48)}
 
@@ -364,7 +429,9 @@ class Cohort:
     def __init__(self, key: SigningKey, memory: HeadMemory, heads: dict[str, TreeHead]) -> None:
         self.keys = {name: SigningKey() for name in heads}
         self.heads, self.owner, self.memory = heads, key, memory
-        self.views = {name: sign_view(self.keys[name], party=name, head=heads[name], **RUN) for name in heads}
+        self.views = {
+            name: sign_view(self.keys[name], party=name, head=heads[name], **RUN) for name in heads
+        }
 
     def check(self, name: str, *, minimum: int = 2, views: dict[str, bytes] | None = None) -> None:
         check_views(
@@ -380,13 +447,19 @@ class Cohort:
         )
 
 
-def test_customers_who_were_shown_one_log_agree(make_log: Make, memory: HeadMemory, key: SigningKey) -> None:
-    cohort = Cohort(key, memory, dict.fromkeys(("north", "east", "south"), make_log(count=4).head()))
+def test_customers_who_were_shown_one_log_agree(
+    make_log: Make, memory: HeadMemory, key: SigningKey
+) -> None:
+    cohort = Cohort(
+        key, memory, dict.fromkeys(("north", "east", "south"), make_log(count=4).head())
+    )
     for name in cohort.heads:
         cohort.check(name, minimum=3)
 
 
-def test_a_fork_that_is_shown_to_two_customers_is_seen_by_both(make_log: Make, memory: HeadMemory, key: SigningKey) -> None:
+def test_a_fork_that_is_shown_to_two_customers_is_seen_by_both(
+    make_log: Make, memory: HeadMemory, key: SigningKey
+) -> None:
     one, two = make_log(count=4).head(), make_log("other", count=4, party="south").head()
     cohort = Cohort(key, memory, {"north": one, "east": two})
     for name, other in (("north", two), ("east", one)):
@@ -403,7 +476,9 @@ def test_a_fork_behind_which_the_aggregator_keeps_views_back_leaves_too_few_that
     cohort = Cohort(key, memory, {"north": one, "east": two, "south": two})
     with pytest.raises(LogRefused, match="Only 1 customers"):
         cohort.check("north", views={"north": cohort.views["north"]})
-    cohort.check("east", views={"south": cohort.views["south"]})  # two of three agree, which is a sum's minimum
+    cohort.check(
+        "east", views={"south": cohort.views["south"]}
+    )  # two of three agree, which is a sum's minimum
 
 
 def test_customers_of_one_run_who_were_shown_different_sizes_do_not_agree(
@@ -417,7 +492,9 @@ def test_customers_of_one_run_who_were_shown_different_sizes_do_not_agree(
         cohort.check("north")
 
 
-def test_a_forged_foreign_or_malformed_view_counts_as_none(make_log: Make, memory: HeadMemory, key: SigningKey) -> None:
+def test_a_forged_foreign_or_malformed_view_counts_as_none(
+    make_log: Make, memory: HeadMemory, key: SigningKey
+) -> None:
     head = make_log(count=4).head()
     cohort = Cohort(key, memory, {"north": head, "east": head})
     east, stranger = cohort.keys["east"], SigningKey()
@@ -435,7 +512,13 @@ def test_a_forged_foreign_or_malformed_view_counts_as_none(make_log: Make, memor
         cohort.views["north"],
     ):
         with pytest.raises(LogRefused, match="Only 1 customers"):
-            cohort.check("north", views={"east": view, "stranger": sign_view(stranger, **good | {"party": "stranger"})})
+            cohort.check(
+                "north",
+                views={
+                    "east": view,
+                    "stranger": sign_view(stranger, **good | {"party": "stranger"}),
+                },
+            )
     cohort.check("north")
 
 

@@ -1,4 +1,6 @@
-"""The tree and its proofs, against the published reference tree and against the RFC's definitions written down anew."""
+"""The tree and its proofs, against the published reference tree and against the RFC's definitions
+written down anew.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedark.errors import LogRefused
+from fedark.foundation.errors import LogRefused
 from fedark.translog.merkle import EMPTY_ROOT, Tree, leaf_hash, verify_consistency, verify_inclusion
 
-# The reference tree of Certificate Transparency (RFC 6962): eight entries, the root at every size, and proofs.
+# The reference tree of Certificate Transparency (RFC 6962): eight entries, the root at every size,
+# and proofs.
 ENTRIES = [
     bytes.fromhex(text)
-    for text in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f")
+    for text in (
+        "",
+        "00",
+        "10",
+        "2021",
+        "3031",
+        "40414243",
+        "5051525354555657",
+        "606162636465666768696a6b6c6d6e6f",
+    )
 ]
 ROOTS = [
     "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
@@ -62,7 +74,8 @@ def tree_of(entries: list[bytes]) -> Tree:
     return tree
 
 
-# -- RFC 9162, 2.1.1, 2.1.3.1 and 2.1.4.1 as they are written, over slices of the entries ----------------------------------
+# -- RFC 9162, 2.1.1, 2.1.3.1 and 2.1.4.1 as they are written, over slices of the entries
+# ----------------------------------
 
 
 def split(size: int) -> int:
@@ -95,7 +108,8 @@ def subproof(m: int, d: list[bytes], whole: bool) -> list[bytes]:
     return [*subproof(m - k, d[k:], False), mth(d[:k])]
 
 
-# -- vectors ----------------------------------------------------------------------------------------------------------------
+# -- vectors
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", range(9))
@@ -116,15 +130,20 @@ def test_inclusion_proofs_are_those_of_the_reference_tree(index: int, size: int)
 def test_consistency_proofs_are_those_of_the_reference_tree(first: int, second: int) -> None:
     proof = tree_of(ENTRIES).consistency(first, second)
     assert [node.hex() for node in proof] == CONSISTENCY[first, second]
-    verify_consistency(first, bytes.fromhex(ROOTS[first]), second, bytes.fromhex(ROOTS[second]), proof)
+    verify_consistency(
+        first, bytes.fromhex(ROOTS[first]), second, bytes.fromhex(ROOTS[second]), proof
+    )
 
 
-# -- properties -------------------------------------------------------------------------------------------------------------
+# -- properties
+# -------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60)
 @given(data=st.data(), size=st.integers(1, 300))
-def test_roots_and_proofs_of_any_size_are_the_rfcs_and_verify(data: st.DataObject, size: int) -> None:
+def test_roots_and_proofs_of_any_size_are_the_rfcs_and_verify(
+    data: st.DataObject, size: int
+) -> None:
     entries = [number.to_bytes(2, "big") for number in range(size)]
     tree = tree_of(entries)
     part = data.draw(st.integers(1, size))
@@ -141,7 +160,9 @@ def test_roots_and_proofs_of_any_size_are_the_rfcs_and_verify(data: st.DataObjec
 
 
 @pytest.mark.parametrize("size", range(1, 34))
-def test_every_entry_and_every_pair_of_sizes_has_a_proof_and_none_stands_for_another(size: int) -> None:
+def test_every_entry_and_every_pair_of_sizes_has_a_proof_and_none_stands_for_another(
+    size: int,
+) -> None:
     tree = tree_of([bytes([number]) for number in range(size)])
     for index in range(size):
         proof = tree.inclusion(index, size)
@@ -164,13 +185,21 @@ def test_every_entry_and_every_pair_of_sizes_has_a_proof_and_none_stands_for_ano
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_a_proof_with_any_bit_changed_or_any_node_added_or_dropped_proves_nothing(data: st.DataObject) -> None:
+def test_a_proof_with_any_bit_changed_or_any_node_added_or_dropped_proves_nothing(
+    data: st.DataObject,
+) -> None:
     size = data.draw(st.integers(2, 70))
     tree = tree_of([bytes([number]) for number in range(size)])
     index, first = data.draw(st.integers(0, size - 1)), data.draw(st.integers(1, size - 1))
     for proof, check in (
-        (tree.inclusion(index, size), lambda p: verify_inclusion(tree.leaf(index), index, size, p, tree.root())),
-        (tree.consistency(first, size), lambda p: verify_consistency(first, tree.root(first), size, tree.root(), p)),
+        (
+            tree.inclusion(index, size),
+            lambda p: verify_inclusion(tree.leaf(index), index, size, p, tree.root()),
+        ),
+        (
+            tree.consistency(first, size),
+            lambda p: verify_consistency(first, tree.root(first), size, tree.root(), p),
+        ),
     ):
         check(proof)
         at = data.draw(st.integers(0, len(proof) - 1))
@@ -193,7 +222,9 @@ def test_a_proof_with_any_bit_changed_or_any_node_added_or_dropped_proves_nothin
     numbers=st.tuples(st.integers(-2, 1 << 70), st.integers(-2, 1 << 70)),
     nodes=st.lists(st.binary(min_size=32, max_size=32) | st.binary(max_size=40), max_size=70),
 )
-def test_proofs_of_a_stranger_are_refused_and_never_crash_or_hang(numbers: tuple[int, int], nodes: list[bytes]) -> None:
+def test_proofs_of_a_stranger_are_refused_and_never_crash_or_hang(
+    numbers: tuple[int, int], nodes: list[bytes]
+) -> None:
     with pytest.raises(LogRefused):
         verify_inclusion(bytes(32), numbers[0], numbers[1], nodes, b"r" * 32)
     with pytest.raises(LogRefused):
@@ -229,7 +260,10 @@ def test_a_tree_that_forgets_its_end_is_the_tree_that_never_had_it(sizes: tuple[
     assert tree.root() == mth([*entries[:keep], b"new"])
 
 
-@pytest.mark.parametrize("ask", [("root", 4), ("root", -1), ("inclusion", 3, 3), ("inclusion", 0, 4), ("consistency", 2, 4)])
+@pytest.mark.parametrize(
+    "ask",
+    [("root", 4), ("root", -1), ("inclusion", 3, 3), ("inclusion", 0, 4), ("consistency", 2, 4)],
+)
 def test_a_proof_for_more_than_there_is_is_not_given(ask: tuple[Any, ...]) -> None:
     tree = tree_of([b"a", b"b", b"c"])
     with pytest.raises(LogRefused):

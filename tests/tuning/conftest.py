@@ -20,13 +20,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from fedark.contract import AdapterTerms, ModelTerms, ServerTerms, TrainingTerms
-from fedark.tuning.data import Record
+from fedark.contract.contract import AdapterTerms, ModelTerms, ServerTerms, TrainingTerms
+from fedark.records.reading import Record
 from fedark.tuning.layout import adapter_layout
 from fedark.tuning.sources import model_files
 from fedark.tuning.task import TaskModel
 
-_TEXT = "open close line bus breaker north south hot cold shed restore hold now the a of load is at five six seven"
+_TEXT = (
+    "open close line bus breaker north south hot cold shed restore hold now the a of load is at"
+    " five six seven"
+)
 WORDS = _TEXT.split()
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 LABELS = ("open_line", "close_breaker", "shed_load")
@@ -53,7 +56,15 @@ class Tiny:
         training: dict[str, object] | None = None,
     ) -> ModelTerms:
         targets = () if method == "head" else self.targets
-        adapter = AdapterTerms(method=method, rank=3, alpha=6.0, targets=targets, layers=layers, seed=seed, head_bias=head_bias)
+        adapter = AdapterTerms(
+            method=method,
+            rank=3,
+            alpha=6.0,
+            targets=targets,
+            layers=layers,
+            seed=seed,
+            head_bias=head_bias,
+        )
         labels = self.labels if labels is None else labels
         return ModelTerms(
             name="tiny",
@@ -62,14 +73,22 @@ class Tiny:
             labels=labels,
             adapter=adapter,
             training=TrainingTerms(
-                **{"learning_rate": 2e-2, "head_learning_rate": 2e-2, "batch_size": 4, "max_length": 24, **(training or {})}
+                **{
+                    "learning_rate": 2e-2,
+                    "head_learning_rate": 2e-2,
+                    "batch_size": 4,
+                    "max_length": 24,
+                    **(training or {}),
+                }
             ),
             server=ServerTerms(),
             layout=adapter_layout(self.folder, self.task, labels, adapter),
         )
 
     def files(self) -> dict[str, bytearray]:
-        return {name: bytearray(path.read_bytes()) for name, path in model_files(self.folder).items()}
+        return {
+            name: bytearray(path.read_bytes()) for name, path in model_files(self.folder).items()
+        }
 
     def load(self, terms: ModelTerms | None = None) -> TaskModel:
         return TaskModel.load(self.files(), terms or self.terms())
@@ -102,27 +121,42 @@ def _minilm(folder: Path) -> Tiny:
 
 
 def _gpt2(folder: Path) -> Tiny:
-    config = GPT2Config(vocab_size=len(WORDS) + 4, n_embd=16, n_layer=3, n_head=2, n_positions=64, **_IDS)
+    config = GPT2Config(
+        vocab_size=len(WORDS) + 4, n_embd=16, n_layer=3, n_head=2, n_positions=64, **_IDS
+    )
     _save(folder, GPT2LMHeadModel(config), encoder=False)
     return Tiny(folder, "instruction", ("c_attn",))
 
 
 def _llama(folder: Path) -> Tiny:
-    config = LlamaConfig(**_SIZES, intermediate_size=32, num_key_value_heads=1, max_position_embeddings=64, **_IDS)
+    config = LlamaConfig(
+        **_SIZES, intermediate_size=32, num_key_value_heads=1, max_position_embeddings=64, **_IDS
+    )
     _save(folder, LlamaForCausalLM(config), encoder=False)
     return Tiny(folder, "instruction", ("q_proj", "v_proj"))
 
 
-_SIZES = {"vocab_size": len(WORDS) + 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+_SIZES = {
+    "vocab_size": len(WORDS) + 4,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
 _IDS = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
-_BUILDERS: dict[str, Callable[[Path], Tiny]] = {"bert": _bert, "minilm": _minilm, "gpt2": _gpt2, "llama": _llama}
+_BUILDERS: dict[str, Callable[[Path], Tiny]] = {
+    "bert": _bert,
+    "minilm": _minilm,
+    "gpt2": _gpt2,
+    "llama": _llama,
+}
 
 
 def _save(folder: Path, model: PreTrainedModel, *, encoder: bool) -> None:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Larger than usual, so that an error anywhere moves the logits visibly; norms stay near one.
+            # Larger than usual, so that an error anywhere moves the logits visibly; norms stay near
+            # one.
             spread = 0.1 if parameter.ndim == 1 else 0.4
             noise = torch.randn(parameter.shape, generator=generator) * spread
             parameter.copy_(noise + (1.0 if parameter.ndim == 1 and "bias" not in name else 0.0))
@@ -132,11 +166,17 @@ def _save(folder: Path, model: PreTrainedModel, *, encoder: bool) -> None:
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     template = "[CLS] $A [SEP]" if encoder else "[CLS] $A"
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer.enable_truncation(7)  # what a file may bring along must not matter
     tokenizer.enable_padding(length=7)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"pad_token": "[PAD]", "eos_token": "[SEP]", "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {
+        "pad_token": "[PAD]",
+        "eos_token": "[SEP]",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
@@ -151,10 +191,15 @@ def texts() -> list[str]:
     """Prompts of many lengths, fixed."""
     generator = torch.Generator().manual_seed(3)
     lengths = torch.randint(1, 12, (24,), generator=generator).tolist()
-    return [" ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (n,), generator=generator).tolist()) for n in lengths]
+    return [
+        " ".join(WORDS[i] for i in torch.randint(0, len(WORDS), (n,), generator=generator).tolist())
+        for n in lengths
+    ]
 
 
 @pytest.fixture
 def records(texts: list[str]) -> Callable[[tuple[str, ...]], list[Record]]:
     """Records whose answer follows from the prompt's first word."""
-    return lambda answers: [Record(text, answers[WORDS.index(text.split()[0]) % len(answers)]) for text in texts]
+    return lambda answers: [
+        Record(text, answers[WORDS.index(text.split()[0]) % len(answers)]) for text in texts
+    ]

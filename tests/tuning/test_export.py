@@ -1,4 +1,6 @@
-"""The exported folder, read by PEFT alone: fedark's own predictions come out, without fedark's model code."""
+"""The exported folder, read by PEFT alone: fedark's own predictions come out, without fedark's
+model code.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from transformers import (
     GPT2Model,
 )
 
-from fedark.errors import ModelError, ProtocolError, StorageError
+from fedark.foundation.errors import ModelError, ProtocolError, StorageError
 from fedark.tuning.export import export_peft
 from fedark.tuning.layout import adapter_layout, unflatten
 
@@ -40,23 +42,36 @@ def outside(folder: Path, base: Path, texts: list[str]) -> torch.Tensor:
     batch.pop("token_type_ids", None)
     with torch.no_grad():
         if kind == "CAUSAL_LM":
-            return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()(**batch).logits
+            return (
+                PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
+                .eval()(**batch)
+                .logits
+            )
         if kind == "SEQ_CLS":
             count = len(json.loads((folder / "labels.json").read_text()))
             model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=count)
             model.config.pad_token_id = 0
             return PeftModel.from_pretrained(model, folder).eval()(**batch).logits
-        hidden = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder).eval()(**batch).last_hidden_state
+        hidden = (
+            PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder)
+            .eval()(**batch)
+            .last_hidden_state
+        )
         mask = batch["attention_mask"].unsqueeze(-1)
         mean = (hidden * mask).sum(1) / mask.sum(1)
-        head = {name: torch.from_numpy(value) for name, value in load_file(folder / "head.safetensors").items()}
+        head = {
+            name: torch.from_numpy(value)
+            for name, value in load_file(folder / "head.safetensors").items()
+        }
         return torch.nn.functional.normalize(mean, dim=-1) @ head["weight"].T + head["bias"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("method", ["ffa-lora", "lora"])
 @pytest.mark.parametrize("name", ALL)
-def test_peft_alone_reproduces_the_predictions(zoo: Any, texts: list[str], tmp_path: Path, name: str, method: str) -> None:
+def test_peft_alone_reproduces_the_predictions(
+    zoo: Any, texts: list[str], tmp_path: Path, name: str, method: str
+) -> None:
     tiny = zoo[name]
     terms = tiny.terms(method=method, layers=(0, 2))
     vector = some_vector(terms.travelling)
@@ -75,11 +90,17 @@ def test_peft_alone_reproduces_the_predictions(zoo: Any, texts: list[str], tmp_p
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ["bert", "minilm", "minilm without bias", "gpt2", "llama"])
-def test_a_head_alone_works_outside_as_its_readme_says(zoo: Any, texts: list[str], tmp_path: Path, name: str) -> None:
+def test_a_head_alone_works_outside_as_its_readme_says(
+    zoo: Any, texts: list[str], tmp_path: Path, name: str
+) -> None:
     name, _, bias = name.partition(" without ")
-    tiny = replace(zoo[name], task="classification", labels=zoo[name].labels or ("a", "b", "c", "d"))
+    tiny = replace(
+        zoo[name], task="classification", labels=zoo[name].labels or ("a", "b", "c", "d")
+    )
     terms = tiny.terms(method="head", head_bias=not bias)
-    assert any(spec.name.endswith("bias") for spec in terms.layout) is (not bias and name in ("bert", "minilm"))
+    assert any(spec.name.endswith("bias") for spec in terms.layout) is (
+        not bias and name in ("bert", "minilm")
+    )
     vector = some_vector(terms.travelling)
     files = export_peft(terms, vector, tmp_path / "out", "tiny-base")
     assert {path.name for path in files} == {"head.safetensors", "labels.json", "README.md"}
@@ -89,7 +110,11 @@ def test_a_head_alone_works_outside_as_its_readme_says(zoo: Any, texts: list[str
         ours = task.scorer(*task._padded(task._encoder.texts(texts)))
     code = re.search(r"```python\n(.*)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
     assert code is not None
-    scope: dict[str, Any] = {"base": str(tiny.folder), "folder": str(tmp_path / "out"), "texts": texts}
+    scope: dict[str, Any] = {
+        "base": str(tiny.folder),
+        "folder": str(tmp_path / "out"),
+        "texts": texts,
+    }
     exec(code[1], scope)
     theirs = scope.get("logits")
     if theirs is None:
@@ -103,8 +128,12 @@ def test_a_head_alone_works_outside_as_its_readme_says(zoo: Any, texts: list[str
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ["gpt2", "llama", "no-pooler"])
-def test_decoders_and_encoders_without_a_pooler_classify_too(zoo: Any, texts: list[str], tmp_path: Path, name: str) -> None:
-    """Whatever a classifier has beyond the base's files is part of the adapter: nothing random is left outside it."""
+def test_decoders_and_encoders_without_a_pooler_classify_too(
+    zoo: Any, texts: list[str], tmp_path: Path, name: str
+) -> None:
+    """Whatever a classifier has beyond the base's files is part of the adapter: nothing random is
+    left outside it.
+    """
     tiny = zoo["bert" if name == "no-pooler" else name]
     folder = tiny.folder
     if name == "no-pooler":
@@ -115,7 +144,11 @@ def test_decoders_and_encoders_without_a_pooler_classify_too(zoo: Any, texts: li
 
         folder = Path(shutil.copytree(folder, tmp_path / "base"))
         state = load_torch(folder / "model.safetensors")
-        save_file({k: v for k, v in state.items() if "pooler" not in k}, folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            {k: v for k, v in state.items() if "pooler" not in k},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
     tiny = replace(tiny, folder=folder, task="classification", labels=("a", "b", "c", "d"))
     terms = tiny.terms()
     names = {spec.name for spec in terms.layout if ".lora_" not in spec.name}
@@ -136,7 +169,11 @@ def test_the_readme_shows_code_that_runs(zoo: Any, tmp_path: Path, name: str) ->
     export_peft(terms, some_vector(terms.travelling), tmp_path, "tiny-base")
     code = re.search(r"```python\n(.*)```", (tmp_path / "README.md").read_text(), re.DOTALL)
     assert code is not None
-    scope: dict[str, Any] = {"base": str(tiny.folder), "folder": str(tmp_path), "texts": ["open the line", "hold"]}
+    scope: dict[str, Any] = {
+        "base": str(tiny.folder),
+        "folder": str(tmp_path),
+        "texts": ["open the line", "hold"],
+    }
     exec(code[1], scope)
     assert isinstance(scope["model"], PeftModel)
     if name == "minilm":
@@ -151,7 +188,9 @@ def test_the_files_hold_exactly_the_adapter(zoo: Any, tmp_path: Path) -> None:
     assert sorted(written) == sorted(tmp_path.iterdir())
     named = unflatten(terms.layout, vector, terms.adapter.seed)
     stored = load_file(tmp_path / "adapter_model.safetensors")
-    stored |= {f"head.{name}": value for name, value in load_file(tmp_path / "head.safetensors").items()}
+    stored |= {
+        f"head.{name}": value for name, value in load_file(tmp_path / "head.safetensors").items()
+    }
     assert stored.keys() == named.keys()
     assert all(np.array_equal(stored[name], named[name]) for name in named)
     assert json.loads((tmp_path / "labels.json").read_text()) == list(terms.labels)
@@ -164,7 +203,9 @@ def test_a_vector_of_another_contract_writes_nothing(zoo: Any, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_leaves_the_older_files_whole(zoo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_older_files_whole(
+    zoo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terms = zoo["minilm"].terms()
     export_peft(terms, some_vector(terms.travelling), tmp_path, "b")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -182,9 +223,11 @@ def test_exporting_needs_neither_torch_nor_the_base() -> None:
     import subprocess
     import sys
 
-    modules = "fedark.tuning.export, fedark.tuning.server_optimizer, fedark.tuning.data"
+    modules = "fedark.tuning.export, fedark.tuning.server_optimizer, fedark.records.reading"
     program = f"import sys, {modules}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -192,11 +235,15 @@ def test_gpt2_classifiers_keep_their_layout_without_a_language_head(tmp_path: Pa
     """A decoder saved without its language head is a base too."""
     from tokenizers import Tokenizer, models
 
-    GPT2Model(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1, n_positions=16)).save_pretrained(tmp_path)
+    GPT2Model(
+        GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1, n_positions=16)
+    ).save_pretrained(tmp_path)
     Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
-    from fedark.contract import AdapterTerms
+    from fedark.contract.contract import AdapterTerms
 
-    layout = adapter_layout(tmp_path, "classification", ("x", "y"), AdapterTerms(targets=("c_attn",)))
+    layout = adapter_layout(
+        tmp_path, "classification", ("x", "y"), AdapterTerms(targets=("c_attn",))
+    )
     assert [spec.name for spec in layout][-1] == "base_model.model.score.weight"
 
 

@@ -15,9 +15,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from fedark.contract import AdapterTerms
-from fedark.errors import ModelError
-from fedark.tuning.data import Record
+from fedark.contract.contract import AdapterTerms
+from fedark.foundation.errors import ModelError
+from fedark.records.reading import Record
 from fedark.tuning.layout import adapter_layout
 
 ALL = ["bert", "minilm", "gpt2", "llama"]
@@ -25,11 +25,15 @@ Make = Callable[[tuple[str, ...]], list[Record]]
 
 
 def classifier(zoo: Any, name: str) -> Any:
-    return replace(zoo[name], task="classification", labels=zoo[name].labels or ("a", "b", "c", "d"))
+    return replace(
+        zoo[name], task="classification", labels=zoo[name].labels or ("a", "b", "c", "d")
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_only_the_head_travels_and_only_the_head_changes(zoo: Any, records: Make, name: str) -> None:
+def test_only_the_head_travels_and_only_the_head_changes(
+    zoo: Any, records: Make, name: str
+) -> None:
     tiny = classifier(zoo, name)
     task = tiny.load(tiny.terms(method="head"))
     assert not any(".lora_" in spec.name for spec in task.terms.layout)
@@ -38,13 +42,19 @@ def test_only_the_head_travels_and_only_the_head_changes(zoo: Any, records: Make
     first = task.evaluate(data)
     task.train(data, epochs=8, seed=1)
     assert task.evaluate(data).loss_sum < first.loss_sum
-    changed = {key for key, value in task.scorer.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {
+        key
+        for key, value in task.scorer.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
     assert changed == {key for key, value in task.scorer.named_parameters() if value.requires_grad}
     assert all(any(part in key for part in ("head", "classifier", "score")) for key in changed)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_kept_rows_change_neither_training_nor_evaluation(zoo: Any, records: Make, name: str) -> None:
+def test_kept_rows_change_neither_training_nor_evaluation(
+    zoo: Any, records: Make, name: str
+) -> None:
     tiny = classifier(zoo, name)
     data = records(tiny.labels)
     results = []
@@ -75,7 +85,9 @@ def test_the_body_is_not_run_again_for_a_text_that_is_known(zoo: Any, records: M
     assert calls
 
 
-def test_a_model_that_answers_otherwise_than_by_its_head_is_computed_in_full(zoo: Any, records: Make) -> None:
+def test_a_model_that_answers_otherwise_than_by_its_head_is_computed_in_full(
+    zoo: Any, records: Make
+) -> None:
     task = zoo["minilm"].load(zoo["minilm"].terms(method="head"))
     task.scorer.register_forward_hook(lambda _module, _inputs, logits: logits * 2)
     data = records(task.terms.labels)
@@ -85,12 +97,16 @@ def test_a_model_that_answers_otherwise_than_by_its_head_is_computed_in_full(zoo
     assert task.train(data, epochs=1, seed=0).steps == 6
 
 
-def test_a_head_of_several_layers_is_trained_above_a_kept_trunk(zoo: Any, records: Make, tmp_path: Path) -> None:
+def test_a_head_of_several_layers_is_trained_above_a_kept_trunk(
+    zoo: Any, records: Make, tmp_path: Path
+) -> None:
     """A base without pooler weights has them in its head."""
     folder = Path(shutil.copytree(zoo["bert"].folder, tmp_path / "base"))
     state = load_file(folder / "model.safetensors")
     save_file(
-        {key: value for key, value in state.items() if "pooler" not in key}, folder / "model.safetensors", {"format": "pt"}
+        {key: value for key, value in state.items() if "pooler" not in key},
+        folder / "model.safetensors",
+        {"format": "pt"},
     )
     tiny = replace(zoo["bert"], folder=folder)
     data = records(tiny.labels)
@@ -112,7 +128,10 @@ def test_a_round_on_1250_records_takes_milliseconds(zoo: Any) -> None:
     generator = np.random.default_rng(0)
     labels = zoo["minilm"].labels
     data = [
-        Record(" ".join(generator.choice(["open", "close", "line", "bus", "hot", "shed"], 8)), labels[index % 3])
+        Record(
+            " ".join(generator.choice(["open", "close", "line", "bus", "hot", "shed"], 8)),
+            labels[index % 3],
+        )
         for index in range(1250)
     ]
     tiny = zoo["minilm"]
@@ -120,7 +139,9 @@ def test_a_round_on_1250_records_takes_milliseconds(zoo: Any) -> None:
     task.evaluate(data)
     begun = time.process_time()
     task.train(data, epochs=1, seed=0)
-    assert time.process_time() - begun < 0.5  # 20 to 40 ms; a fresh pass through the body takes seconds
+    assert (
+        time.process_time() - begun < 0.5
+    )  # 20 to 40 ms; a fresh pass through the body takes seconds
 
 
 @pytest.mark.parametrize(

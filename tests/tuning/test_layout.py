@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as arrays
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoModelForSequenceClassification
 
-from fedark.contract import AdapterTerms, TensorSpec
-from fedark.errors import ModelError, ProtocolError
+from fedark.contract.contract import AdapterTerms, TensorSpec
+from fedark.foundation.errors import ModelError, ProtocolError
 from fedark.tuning.layout import adapter_layout, flatten, seeded_tensor, unflatten
 
 KNOWN = "596ecb9bff953a3f5c2e0cbf3dc242dc1f8f0c897f3816c3df7b3d76e4ca4f9e"
@@ -35,7 +35,13 @@ def test_flat_and_named_are_inverse(flat: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    "flat", [np.zeros(10, np.float32), np.zeros(11), np.full(11, np.nan, np.float32), np.zeros((11, 1), np.float32)]
+    "flat",
+    [
+        np.zeros(10, np.float32),
+        np.zeros(11),
+        np.full(11, np.nan, np.float32),
+        np.zeros((11, 1), np.float32),
+    ],
 )
 def test_a_vector_of_another_shape_type_or_with_a_nan_is_refused(flat: np.ndarray) -> None:
     with pytest.raises(ProtocolError):
@@ -46,7 +52,10 @@ def test_a_missing_or_misshapen_tensor_is_refused() -> None:
     with pytest.raises(ModelError):
         flatten(LAYOUT, {"m.lora_B.weight": np.zeros((4, 2), np.float32)})
     with pytest.raises(ModelError):
-        flatten(LAYOUT, {"m.lora_B.weight": np.zeros((2, 4), np.float32), "head.bias": np.zeros(3, np.float32)})
+        flatten(
+            LAYOUT,
+            {"m.lora_B.weight": np.zeros((2, 4), np.float32), "head.bias": np.zeros(3, np.float32)},
+        )
 
 
 def test_the_seeded_tensor_is_fixed_for_ever() -> None:
@@ -72,14 +81,19 @@ def test_the_layout_from_headers_is_that_of_the_loaded_model(zoo: Any, name: str
         terms = zoo[name].terms(method=method, layers=(1, 2))
         task = zoo[name].load(terms)  # refuses any difference
         assert task.initial().shape == (terms.travelling,)
-        assert any(spec.name.endswith("lora_A.weight") and spec.travels == (method == "lora") for spec in terms.layout)
+        assert any(
+            spec.name.endswith("lora_A.weight") and spec.travels == (method == "lora")
+            for spec in terms.layout
+        )
         assert not any(".0." in spec.name for spec in terms.layout)
 
 
 def test_the_names_are_those_that_peft_saves(zoo: Any) -> None:
     tiny = zoo["bert"]
     model = AutoModelForSequenceClassification.from_pretrained(tiny.folder, num_labels=3)
-    model = get_peft_model(model, LoraConfig(r=3, target_modules=["query", "value"], task_type="SEQ_CLS"))
+    model = get_peft_model(
+        model, LoraConfig(r=3, target_modules=["query", "value"], task_type="SEQ_CLS")
+    )
     saved = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(model).items()}
     assert {spec.name: spec.shape for spec in tiny.terms().layout} == saved
 
@@ -93,7 +107,9 @@ def test_the_names_are_those_that_peft_saves(zoo: Any) -> None:
         ({"head": False}, "head"),
     ],
 )
-def test_an_adapter_that_does_not_fit_is_refused(zoo: Any, change: dict[str, Any], says: str) -> None:
+def test_an_adapter_that_does_not_fit_is_refused(
+    zoo: Any, change: dict[str, Any], says: str
+) -> None:
     adapter = AdapterTerms(**{"targets": ("query",), **change})
     with pytest.raises(ModelError, match=says):
         adapter_layout(zoo["bert"].folder, "classification", ("a", "b"), adapter)
@@ -101,13 +117,18 @@ def test_an_adapter_that_does_not_fit_is_refused(zoo: Any, change: dict[str, Any
 
 def test_classification_needs_two_labels(zoo: Any) -> None:
     with pytest.raises(ModelError):
-        adapter_layout(zoo["bert"].folder, "classification", ("a",), AdapterTerms(targets=("query",)))
+        adapter_layout(
+            zoo["bert"].folder, "classification", ("a",), AdapterTerms(targets=("query",))
+        )
 
 
 def test_a_layout_needs_no_memory_for_weights(zoo: Any) -> None:
     from fedark.tuning.base import load_base
 
     base = load_base(zoo["llama"].files(), "instruction", (), shapes_only=True)
-    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in base.model.parameters()}
+    held = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes()
+        for p in base.model.parameters()
+    }
     assert sum(held.values()) < sum(p.numel() for p in base.model.parameters())
     assert all(isinstance(p, torch.Tensor) for p in base.model.parameters())

@@ -1,4 +1,6 @@
-"""Per-example gradients against batches of one, over layers, families and everything that must not matter."""
+"""Per-example gradients against batches of one, over layers, families and everything that must not
+matter.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from fedark.errors import DataError, InputError, ModelError, ProtocolError
-from fedark.tuning.data import Record
+from fedark.foundation.errors import DataError, InputError, ModelError, ProtocolError
+from fedark.records.reading import Record
 from fedark.tuning.per_example import PerExample, clip_factors, clip_vector
 from fedark.tuning.task import TaskModel
 
@@ -28,7 +30,9 @@ Make = Callable[[tuple[str, ...]], list[Record]]
 CASES = ["bert", "minilm", "gpt2", "llama", "gpt2-classifier", "llama-classifier", "bert-no-pooler"]
 
 
-def made(zoo: Any, case: str, tmp_path: Path, records: Make, **terms: Any) -> tuple[TaskModel, list[Record]]:
+def made(
+    zoo: Any, case: str, tmp_path: Path, records: Make, **terms: Any
+) -> tuple[TaskModel, list[Record]]:
     """A model somewhere off its start, so that no gradient is zero, and its records."""
     name, _, kind = case.partition("-")
     tiny = zoo[name]
@@ -66,11 +70,17 @@ def clipped(rows: np.ndarray, bound: float) -> np.ndarray:
 def test_the_sum_is_that_of_clipped_gradients_of_batches_of_one(
     zoo: Any, records: Make, tmp_path: Path, case: str, method: str, layers: tuple[int, ...]
 ) -> None:
-    """With padding, five batches, half the records clipped, and the frozen part in memory where there is one."""
+    """With padding, five batches, half the records clipped, and the frozen part in memory where
+    there is one.
+    """
     if method == "head" and (layers or case in ("gpt2", "llama")):
         pytest.skip("a head has no layers, and a language model no head")
-    task, data = made(zoo, case, tmp_path, records, method=method, layers=layers, training={"batch_size": 5})
-    assert (task._trunk is not None or task._features is not None) == (layers == (2,) or method == "head")
+    task, data = made(
+        zoo, case, tmp_path, records, method=method, layers=layers, training={"batch_size": 5}
+    )
+    assert (task._trunk is not None or task._features is not None) == (
+        layers == (2,) or method == "head"
+    )
     rows = np.stack([alone(task, record) for record in data])
     norms = np.linalg.norm(rows, axis=1)
     bound = float(np.median(norms))
@@ -88,8 +98,12 @@ def test_the_sum_is_that_of_clipped_gradients_of_batches_of_one(
 
 @pytest.mark.parametrize("method", ["ffa-lora", "lora", "head"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_records_part_depends_on_no_other_record(zoo: Any, records: Make, tmp_path: Path, case: str, method: str) -> None:
-    """Added to a batch of longer and shorter ones it adds its own gradient, which is within the bound."""
+def test_a_records_part_depends_on_no_other_record(
+    zoo: Any, records: Make, tmp_path: Path, case: str, method: str
+) -> None:
+    """Added to a batch of longer and shorter ones it adds its own gradient, which is within the
+    bound.
+    """
     if method == "head" and case in ("gpt2", "llama"):
         pytest.skip("a language model has no head")
     task, data = made(zoo, case, tmp_path, records, method=method, training={"batch_size": 32})
@@ -104,7 +118,9 @@ def test_a_records_part_depends_on_no_other_record(zoo: Any, records: Make, tmp_
 @pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("method", ["ffa-lora", "lora"])
 @pytest.mark.parametrize("name", ["bert", "minilm", "gpt2", "llama"])
-def test_opacus_hooks_give_the_same_sum(zoo: Any, records: Make, tmp_path: Path, name: str, method: str) -> None:
+def test_opacus_hooks_give_the_same_sum(
+    zoo: Any, records: Make, tmp_path: Path, name: str, method: str
+) -> None:
     from opacus.grad_sample import GradSampleModule
 
     task, data = made(zoo, name, tmp_path, records, method=method, training={"batch_size": 24})
@@ -113,13 +129,19 @@ def test_opacus_hooks_give_the_same_sum(zoo: Any, records: Make, tmp_path: Path,
     task.scorer = GradSampleModule(task.scorer, batch_first=True, loss_reduction="sum")  # type: ignore[assignment]
     task._score(task._examples(data))[0].sum().backward()
     assert {id(p) for p in parameters} == {id(p) for p in task.trained}
-    rows = torch.cat([parameter.grad_sample.flatten(1) for parameter in task.trained], dim=1).double().numpy()
+    rows = (
+        torch.cat([parameter.grad_sample.flatten(1) for parameter in task.trained], dim=1)
+        .double()
+        .numpy()
+    )
     np.testing.assert_allclose(norms, np.linalg.norm(rows, axis=1), rtol=2e-5)
     assert np.abs(summed - clipped(rows, 0.3).sum(0)).max() < 1e-6 * 0.3 * len(data)
 
 
 @pytest.mark.parametrize("name", ["minilm", "llama"])
-def test_an_empty_sample_gives_zeros_and_the_adapter_is_left_alone(zoo: Any, records: Make, tmp_path: Path, name: str) -> None:
+def test_an_empty_sample_gives_zeros_and_the_adapter_is_left_alone(
+    zoo: Any, records: Make, tmp_path: Path, name: str
+) -> None:
     task, data = made(zoo, name, tmp_path, records)
     before = task.get_flat()
     summed, norms = task.gradient_sum([], clip_norm=1.0)
@@ -133,10 +155,14 @@ def test_an_empty_sample_gives_zeros_and_the_adapter_is_left_alone(zoo: Any, rec
     assert not any("forward" in module.__dict__ for module in task.scorer.modules())
 
 
-def test_a_gradient_exactly_at_the_bound_is_not_shrunk(zoo: Any, records: Make, tmp_path: Path) -> None:
+def test_a_gradient_exactly_at_the_bound_is_not_shrunk(
+    zoo: Any, records: Make, tmp_path: Path
+) -> None:
     task, data = made(zoo, "minilm", tmp_path, records, method="lora")
     free, norms = task.gradient_sum(data[:1], clip_norm=1e9)
-    assert np.array_equal(task.gradient_sum(data[:1], clip_norm=float(norms[0]) * (1 + 1e-6))[0], free)
+    assert np.array_equal(
+        task.gradient_sum(data[:1], clip_norm=float(norms[0]) * (1 + 1e-6))[0], free
+    )
     exact = torch.tensor([0.0, 3.0, 3.0000002, 12.0, float("inf"), float("nan")])
     factors = clip_factors(exact, 3.0)
     assert factors.tolist()[:2] == [1.0, 1.0]
@@ -154,7 +180,9 @@ def test_memory_is_bounded_by_the_contracts_batch(zoo: Any, records: Make, tmp_p
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan")])
-def test_a_bound_that_bounds_nothing_is_refused(zoo: Any, records: Make, tmp_path: Path, bound: float) -> None:
+def test_a_bound_that_bounds_nothing_is_refused(
+    zoo: Any, records: Make, tmp_path: Path, bound: float
+) -> None:
     task, data = made(zoo, "minilm", tmp_path, records)
     with pytest.raises(ValueError, match="clip_norm"):
         task.gradient_sum(data, clip_norm=bound)
@@ -165,13 +193,16 @@ def test_an_unknown_answer_is_refused_before_anything_is_summed(zoo: Any) -> Non
         zoo["minilm"].load().gradient_sum([Record("open", "elsewhere")], clip_norm=1.0)
 
 
-# -- layers by themselves ---------------------------------------------------------------------------------------------
+# -- layers by themselves
+# ---------------------------------------------------------------------------------------------
 
 
 class Toy(nn.Module):
     """Rows or sequences of four values to one loss each, by way of `body`."""
 
-    def __init__(self, body: Callable[[Toy, torch.Tensor], torch.Tensor], bias: bool = True) -> None:
+    def __init__(
+        self, body: Callable[[Toy, torch.Tensor], torch.Tensor], bias: bool = True
+    ) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.one, self.two = nn.Linear(4, 4, bias=bias), nn.Linear(4, 40, bias=bias)
@@ -188,7 +219,9 @@ BODIES: dict[str, Callable[[Toy, torch.Tensor], torch.Tensor]] = {
     "in a row": lambda toy, x: toy.two(torch.tanh(toy.one(x))),
     "one of them twice": lambda toy, x: toy.two(torch.tanh(toy.one(torch.tanh(toy.one(x))))),
     "a large one twice": lambda toy, x: toy.two(toy.one(x)) + torch.sin(toy.two(x)),
-    "on other lengths": lambda toy, x: toy.two(toy.one(x).flatten(1)[:, -4:]) + toy.two(toy.one(x).flatten(1)[:, :4]),
+    "on other lengths": lambda toy, x: (
+        toy.two(toy.one(x).flatten(1)[:, -4:]) + toy.two(toy.one(x).flatten(1)[:, :4])
+    ),
     "one of them unused": lambda toy, x: toy.one(x),
 }
 
@@ -196,16 +229,23 @@ BODIES: dict[str, Callable[[Toy, torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (3, 4), (30, 4), (2, 3, 4)])
 @pytest.mark.parametrize("body", BODIES)
-def test_every_shape_and_every_way_of_calling_a_layer_is_exact(body: str, shape: tuple[int, ...], bias: bool) -> None:
+def test_every_shape_and_every_way_of_calling_a_layer_is_exact(
+    body: str, shape: tuple[int, ...], bias: bool
+) -> None:
     toy = Toy(BODIES[body], bias)
     inputs = torch.randn(6, *shape)
     parameters = list(toy.parameters())
     rows = []
     for row in inputs:
-        gradients = torch.autograd.grad(toy.losses(row.unsqueeze(0)).sum(), parameters, allow_unused=True)
+        gradients = torch.autograd.grad(
+            toy.losses(row.unsqueeze(0)).sum(), parameters, allow_unused=True
+        )
         rows.append(
             torch.cat(
-                [torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(parameters, gradients, strict=True)]
+                [
+                    torch.zeros(p.numel()) if g is None else g.flatten()
+                    for p, g in zip(parameters, gradients, strict=True)
+                ]
             )
         )
     oracle = torch.stack(rows).double().numpy()
@@ -236,7 +276,10 @@ def broken(change: Callable[[Toy], Any]) -> str:
     toy = Toy(BODIES["in a row"])
     parameters = list(toy.parameters())
     parameters = change(toy) or parameters
-    with pytest.raises(ModelError, match="would not be exact") as caught, PerExample(toy, parameters).batch(3) as pending:
+    with (
+        pytest.raises(ModelError, match="would not be exact") as caught,
+        PerExample(toy, parameters).batch(3) as pending,
+    ):
         pending.backward(toy.losses(torch.randn(3, 2, 4)))
     return str(caught.value)
 
@@ -264,23 +307,35 @@ def test_what_cannot_be_exact_is_refused() -> None:
     assert "recomputes" in broken(lambda toy: setattr(toy, "gradient_checkpointing", True))
     assert "was replaced" in broken(lambda toy: setattr(toy.one, "forward", toy.one.forward))
     assert "otherwise than by calling" in broken(
-        lambda toy: setattr(toy, "body", lambda self, x: self.two(functional.linear(x, self.one.weight)))
+        lambda toy: setattr(
+            toy, "body", lambda self, x: self.two(functional.linear(x, self.one.weight))
+        )
     )
     assert "for each example" in broken(
         lambda toy: setattr(toy, "body", lambda self, x: self.two(self.one(x.flatten(0, 1)))[:3])
     )
-    assert "does not depend" in broken(lambda toy: setattr(toy, "body", lambda self, x: self.two(self.one(x)).detach()))
+    assert "does not depend" in broken(
+        lambda toy: setattr(toy, "body", lambda self, x: self.two(self.one(x)).detach())
+    )
     toy = Toy(BODIES["in a row"])
     nn.utils.parametrizations.weight_norm(toy.one)
     with pytest.raises(ModelError):
         PerExample(toy, list(toy.parameters()))
 
 
-# -- whole updates and local steps ------------------------------------------------------------------------------------
+# -- whole updates and local steps
+# ------------------------------------------------------------------------------------
 
 
-@given(arrays.arrays(np.float32, st.integers(1, 50), elements=st.floats(-(2.0**60), 2.0**60, width=32)), st.floats(1e-6, 1e6))
-def test_a_clipped_update_is_within_its_bound_and_keeps_its_direction(vector: np.ndarray, bound: float) -> None:
+@given(
+    arrays.arrays(
+        np.float32, st.integers(1, 50), elements=st.floats(-(2.0**60), 2.0**60, width=32)
+    ),
+    st.floats(1e-6, 1e6),
+)
+def test_a_clipped_update_is_within_its_bound_and_keeps_its_direction(
+    vector: np.ndarray, bound: float
+) -> None:
     result = clip_vector(vector, bound)
     norm = np.linalg.norm(vector.astype(np.float64))
     assert result.dtype == np.float32
@@ -295,7 +350,9 @@ def test_an_update_that_is_not_finite_becomes_nothing() -> None:
     assert not clip_vector(np.array([1, np.nan], np.float32), 1.0).any()
 
 
-def test_steps_by_gradient_sums_are_the_plain_steps(zoo: Any, records: Make, tmp_path: Path) -> None:
+def test_steps_by_gradient_sums_are_the_plain_steps(
+    zoo: Any, records: Make, tmp_path: Path
+) -> None:
     task, data = made(zoo, "minilm", tmp_path, records, method="lora")
     start = task.get_flat()
     step = task.stepper()
@@ -314,7 +371,9 @@ def test_steps_by_gradient_sums_are_the_plain_steps(zoo: Any, records: Make, tmp
     assert np.mean(np.abs(private - task.get_flat()) > 1e-3 * moved.max()) < 0.01
 
 
-def test_a_step_that_left_the_finite_numbers_is_refused(zoo: Any, records: Make, tmp_path: Path) -> None:
+def test_a_step_that_left_the_finite_numbers_is_refused(
+    zoo: Any, records: Make, tmp_path: Path
+) -> None:
     task, _ = made(zoo, "minilm", tmp_path, records)
     with pytest.raises((InputError, ProtocolError)):
         task.stepper()(np.full(task.terms.travelling, np.inf, np.float32))

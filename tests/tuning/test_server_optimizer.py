@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from fedark import canonical
-from fedark.contract import ServerTerms
-from fedark.errors import ProtocolError
+from fedark.contract.contract import ServerTerms
+from fedark.foundation import canonical
+from fedark.foundation.errors import ProtocolError
 from fedark.tuning.server_optimizer import server_optimizer
 
 RNG = np.random.default_rng(0)
@@ -58,7 +58,15 @@ def test_a_stored_state_continues_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"optimizer": "fedavg"}, {"m": b""}, {"v": bytes(39)}, {"size": 4}, {"v": b"\xff" * 40}, {"more": 1}]
+    "change",
+    [
+        {"optimizer": "fedavg"},
+        {"m": b""},
+        {"v": bytes(39)},
+        {"size": 4},
+        {"v": b"\xff" * 40},
+        {"more": 1},
+    ],
 )
 def test_a_foreign_or_impossible_state_is_refused(change: dict[str, object]) -> None:
     terms = ServerTerms(optimizer="fedadam")
@@ -78,4 +86,6 @@ def test_a_vector_of_wrong_length_or_with_a_nan_changes_nothing(name: str) -> No
 
 def test_a_step_out_of_float32_is_an_error_and_not_an_infinity() -> None:
     with pytest.raises(ProtocolError):
-        server_optimizer(ServerTerms(learning_rate=1e9), 5).step(vector(), np.full(5, 3e38, np.float32))
+        server_optimizer(ServerTerms(learning_rate=1e9), 5).step(
+            vector(), np.full(5, 3e38, np.float32)
+        )

@@ -1,4 +1,6 @@
-"""A base model's config.json: whatever its provider wrote, a model of the size of its weights or a refusal, and soon."""
+"""A base model's config.json: whatever its provider wrote, a model of the size of its weights or a
+refusal, and soon.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 from transformers import Mamba2Config
 
-from fedark.errors import ModelError
+from fedark.foundation.errors import ModelError
 from fedark.tuning.base import load_base
 from fedark.tuning.settings import bounded, make_config, read_settings
 from fedark.tuning.task import TaskModel
@@ -54,7 +56,9 @@ def load(tiny: Any, files: dict[str, bytes]) -> Any:
         ("bert", "text_config", {"depths": [[2**31]]}),
     ],
 )
-def test_a_number_that_fits_no_weights_is_refused_at_once(zoo: Any, name: str, field: str, value: object) -> None:
+def test_a_number_that_fits_no_weights_is_refused_at_once(
+    zoo: Any, name: str, field: str, value: object
+) -> None:
     begun = time.monotonic()
     with pytest.raises(ModelError):
         load(zoo[name], bent(zoo[name], **{field: value}))
@@ -127,7 +131,12 @@ def test_nothing_of_a_configuration_is_printed(zoo: Any, capfd: pytest.CaptureFi
 
 
 def test_layers_that_share_tensors_may_outnumber_them() -> None:
-    settings = {"model_type": "albert", "num_hidden_layers": 24, "hidden_size": 16, "num_attention_heads": 2}
+    settings = {
+        "model_type": "albert",
+        "num_hidden_layers": 24,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+    }
     assert make_config(settings, {"one": torch.zeros(1)}).num_hidden_layers == 24
 
 
@@ -173,7 +182,9 @@ def test_a_bound_is_that_of_its_own_thread() -> None:
         ("llama", "num_key_value_heads", -1),
     ],
 )
-def test_a_model_that_fails_on_a_text_is_refused_when_it_is_loaded(zoo: Any, name: str, field: str, value: object) -> None:
+def test_a_model_that_fails_on_a_text_is_refused_when_it_is_loaded(
+    zoo: Any, name: str, field: str, value: object
+) -> None:
     tiny = zoo[name]
     with pytest.raises(ModelError):
         TaskModel.load(bent(tiny, **{field: value}), tiny.terms())

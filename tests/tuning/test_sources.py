@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from fedark.errors import ModelError
+from fedark.foundation.errors import ModelError
 from fedark.tuning.sources import model_files, resolve
 
 
@@ -34,7 +34,9 @@ def test_a_folder_is_taken_with_what_must_be_sealed_and_no_more(folder: Path) ->
     }
 
 
-def test_a_package_is_found_without_running_its_code(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_is_found_without_running_its_code(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "site" / "some_model_package"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise SystemExit('imported')")
@@ -73,7 +75,12 @@ def test_a_model_without_a_needed_file_is_refused(folder: Path, name: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("config.json", b"{"), ("model.safetensors", b""), ("model.safetensors", b"\x80\x02.pickle..")]
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\x80\x02.pickle.."),
+    ],
 )
 def test_a_model_with_a_damaged_file_is_refused(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
@@ -81,7 +88,9 @@ def test_a_model_with_a_damaged_file_is_refused(folder: Path, name: str, content
         resolve(f"dir:{folder}")
 
 
-def test_the_hub_is_asked_for_data_files_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_data_files_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, Any] = {}
 
     def snapshot_download(repo: str, **options: Any) -> str:

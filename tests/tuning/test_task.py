@@ -19,8 +19,8 @@ from safetensors.torch import load, save
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from fedark.errors import DataError, ModelError, ProtocolError
-from fedark.tuning.data import Record
+from fedark.foundation.errors import DataError, ModelError, ProtocolError
+from fedark.records.reading import Record
 from fedark.tuning.task import TaskModel
 
 ALL = ["bert", "minilm", "gpt2", "llama"]
@@ -38,7 +38,9 @@ def logits(task: TaskModel, texts: list[str]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_a_fresh_adapter_leaves_the_logits_of_the_base_unchanged(zoo: Any, texts: list[str], name: str) -> None:
+def test_a_fresh_adapter_leaves_the_logits_of_the_base_unchanged(
+    zoo: Any, texts: list[str], name: str
+) -> None:
     task = zoo[name].load()
     ids, mask = task._padded(task._encoder.texts(texts))
     base = AutoModelForCausalLM.from_pretrained(zoo[name].folder, dtype=torch.float32).eval()
@@ -49,7 +51,9 @@ def test_a_fresh_adapter_leaves_the_logits_of_the_base_unchanged(zoo: Any, texts
 def test_a_fresh_classifier_is_the_base_with_the_seeded_head(zoo: Any, texts: list[str]) -> None:
     task = zoo["bert"].load()
     ids, mask = task._padded(task._encoder.texts(texts))
-    base = AutoModelForSequenceClassification.from_pretrained(zoo["bert"].folder, num_labels=3).eval()
+    base = AutoModelForSequenceClassification.from_pretrained(
+        zoo["bert"].folder, num_labels=3
+    ).eval()
     with torch.no_grad():
         base.classifier.weight.copy_(task._tensors["base_model.model.classifier.weight"])
         base.classifier.bias.zero_()
@@ -59,13 +63,17 @@ def test_a_fresh_classifier_is_the_base_with_the_seeded_head(zoo: Any, texts: li
 def test_a_fresh_mean_pool_head_knows_the_names_of_the_labels(zoo: Any) -> None:
     task = zoo["minilm"].load()
     names = [label.replace("_", " ") for label in task.terms.labels]
-    measured = task.evaluate([Record(name, label) for name, label in zip(names, task.terms.labels, strict=True)])
+    measured = task.evaluate(
+        [Record(name, label) for name, label in zip(names, task.terms.labels, strict=True)]
+    )
     assert (measured.correct, measured.total) == (3, 3)
 
 
 @pytest.mark.parametrize("method", ["ffa-lora", "lora"])
 @pytest.mark.parametrize("name", ALL)
-def test_training_lowers_the_loss_and_changes_only_what_travels(zoo: Any, records: Make, name: str, method: str) -> None:
+def test_training_lowers_the_loss_and_changes_only_what_travels(
+    zoo: Any, records: Make, name: str, method: str
+) -> None:
     tiny = zoo[name]
     task = tiny.load(tiny.terms(method=method))
     before = {key: value.clone() for key, value in task.scorer.state_dict().items()}
@@ -76,14 +84,22 @@ def test_training_lowers_the_loss_and_changes_only_what_travels(zoo: Any, record
     assert last.loss_sum < 0.7 * first.loss_sum
     assert last.correct >= first.correct
     assert (stats.examples, stats.steps) == (24, 48)
-    changed = {key for key, value in task.scorer.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {
+        key
+        for key, value in task.scorer.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
     travels = {id(parameter) for parameter in task.scorer.parameters() if parameter.requires_grad}
     assert changed == {key for key, value in task.scorer.named_parameters() if id(value) in travels}
-    assert sum(p.numel() for p in task.scorer.parameters() if p.requires_grad) == task.terms.travelling
+    assert (
+        sum(p.numel() for p in task.scorer.parameters() if p.requires_grad) == task.terms.travelling
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(zoo: Any, records: Make, name: str) -> None:
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not(
+    zoo: Any, records: Make, name: str
+) -> None:
     tiny = zoo[name]
     data = made_for(tiny, records)
 
@@ -123,9 +139,16 @@ def effective(task: TaskModel, vector: np.ndarray) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", ["bert", "minilm"])
-def test_one_full_step_of_sgd_averages_to_the_step_of_all_records_together(zoo: Any, records: Make, name: str) -> None:
+def test_one_full_step_of_sgd_averages_to_the_step_of_all_records_together(
+    zoo: Any, records: Make, name: str
+) -> None:
     tiny = zoo[name]
-    training = {"optimizer": "sgd", "batch_size": 4096, "learning_rate": 0.5, "head_learning_rate": 2.0}
+    training = {
+        "optimizer": "sgd",
+        "batch_size": 4096,
+        "learning_rate": 0.5,
+        "head_learning_rate": 2.0,
+    }
     task = tiny.load(tiny.terms(training=training))
     data = made_for(tiny, records)
 
@@ -142,7 +165,9 @@ def test_one_full_step_of_sgd_averages_to_the_step_of_all_records_together(zoo: 
 
 
 @pytest.mark.parametrize("method", ["ffa-lora", "lora"])
-def test_the_mean_of_vectors_is_the_mean_of_models_for_ffa_and_not_for_lora(zoo: Any, records: Make, method: str) -> None:
+def test_the_mean_of_vectors_is_the_mean_of_models_for_ffa_and_not_for_lora(
+    zoo: Any, records: Make, method: str
+) -> None:
     task = zoo["llama"].load(zoo["llama"].terms(method=method))
     vectors = []
     for seed in range(3):
@@ -151,14 +176,19 @@ def test_the_mean_of_vectors_is_the_mean_of_models_for_ffa_and_not_for_lora(zoo:
         vectors.append(task.get_flat())
     deltas = [effective(task, vector) for vector in vectors]
     together = effective(task, np.mean(vectors, axis=0))
-    worst = max(np.abs(together[name] - np.mean([d[name] for d in deltas], axis=0)).max() for name in together)
+    worst = max(
+        np.abs(together[name] - np.mean([d[name] for d in deltas], axis=0)).max()
+        for name in together
+    )
     scale = max(np.abs(delta).max() for delta in together.values())
     assert scale > 0.01
     assert (worst < 1e-6 * scale) == (method == "ffa-lora")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_the_loss_counts_the_tokens_of_the_answer_and_nothing_else(zoo: Any, records: Make, name: str) -> None:
+def test_the_loss_counts_the_tokens_of_the_answer_and_nothing_else(
+    zoo: Any, records: Make, name: str
+) -> None:
     task = zoo[name].load()
     data = records(ANSWERS)
     model = AutoModelForCausalLM.from_pretrained(zoo[name].folder).eval()
@@ -168,7 +198,9 @@ def test_the_loss_counts_the_tokens_of_the_answer_and_nothing_else(zoo: Any, rec
         answer = [*task._encoder.texts([record.answer])[0][1:], 3]
         with torch.no_grad():
             out = model(input_ids=torch.tensor([prompt + answer])).logits[0]
-            generated = model.generate(torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False)[0, len(prompt) :]
+            generated = model.generate(
+                torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False
+            )[0, len(prompt) :]
         expected += float(functional.cross_entropy(out[len(prompt) - 1 : -1], torch.tensor(answer)))
         correct += generated.tolist() == answer
     measured = task.evaluate(data)
@@ -178,7 +210,9 @@ def test_the_loss_counts_the_tokens_of_the_answer_and_nothing_else(zoo: Any, rec
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_exact_match_is_what_greedy_decoding_gives_after_training(zoo: Any, records: Make, name: str) -> None:
+def test_exact_match_is_what_greedy_decoding_gives_after_training(
+    zoo: Any, records: Make, name: str
+) -> None:
     task = zoo[name].load()
     data = records(ANSWERS)
     task.train(data, epochs=20, seed=0)
@@ -188,14 +222,18 @@ def test_exact_match_is_what_greedy_decoding_gives_after_training(zoo: Any, reco
         prompt = task._encoder.texts([record.prompt])[0]
         answer = [*task._encoder.texts([record.answer])[0][1:], 3]
         with torch.no_grad():
-            generated = body.generate(input_ids=torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False)
+            generated = body.generate(
+                input_ids=torch.tensor([prompt]), max_new_tokens=len(answer), do_sample=False
+            )
         correct += generated[0, len(prompt) :].tolist() == answer
     assert 0 < correct < len(data)
     assert task.evaluate(data).correct == correct
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_listed_answers_are_ranked_by_their_full_likelihood(zoo: Any, records: Make, name: str) -> None:
+def test_listed_answers_are_ranked_by_their_full_likelihood(
+    zoo: Any, records: Make, name: str
+) -> None:
     tiny = zoo[name]
     task = tiny.load(tiny.terms(labels=ANSWERS))
     data = records(ANSWERS)
@@ -207,8 +245,17 @@ def test_listed_answers_are_ranked_by_their_full_likelihood(zoo: Any, records: M
         for label in ANSWERS:
             answer = [*task._encoder.texts([label])[0][1:], 3]
             with torch.no_grad():
-                out = task.scorer(torch.tensor([prompt + answer]), torch.ones(1, len(prompt + answer), dtype=torch.long))[0]
-            scores.append(-float(functional.cross_entropy(out[len(prompt) - 1 : -1], torch.tensor(answer), reduction="sum")))
+                out = task.scorer(
+                    torch.tensor([prompt + answer]),
+                    torch.ones(1, len(prompt + answer), dtype=torch.long),
+                )[0]
+            scores.append(
+                -float(
+                    functional.cross_entropy(
+                        out[len(prompt) - 1 : -1], torch.tensor(answer), reduction="sum"
+                    )
+                )
+            )
             if label == record.answer:
                 loss_sum -= scores[-1] / len(answer)
         correct += ANSWERS[int(np.argmax(scores))] == record.answer
@@ -226,7 +273,9 @@ def test_single_token_labels_are_ranked_too(zoo: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_cached_trunk_changes_neither_training_nor_evaluation(zoo: Any, records: Make, name: str) -> None:
+def test_the_cached_trunk_changes_neither_training_nor_evaluation(
+    zoo: Any, records: Make, name: str
+) -> None:
     tiny = zoo[name]
     data = made_for(tiny, records)
     results = []
@@ -249,10 +298,14 @@ def test_the_trunk_is_really_skipped_and_stays_within_its_layers(zoo: Any, recor
     task = zoo["minilm"].load(zoo["minilm"].terms(layers=(2,)))
     data = made_for(zoo["minilm"], records)
     task.evaluate(data)
-    layers = [m for n, m in task.scorer.named_modules() if n.endswith(("layer.0", "layer.1", "layer.2"))]
+    layers = [
+        m for n, m in task.scorer.named_modules() if n.endswith(("layer.0", "layer.1", "layer.2"))
+    ]
     calls = [0, 0, 0]
     for index, layer in enumerate(layers):
-        layer.attention.register_forward_hook(lambda *_, i=index: calls.__setitem__(i, calls[i] + 1))
+        layer.attention.register_forward_hook(
+            lambda *_, i=index: calls.__setitem__(i, calls[i] + 1)
+        )
     task.evaluate(data)
     assert calls[0] == calls[1] == 0 < calls[2]
 
@@ -261,28 +314,39 @@ def test_without_frozen_layers_below_there_is_no_trunk(zoo: Any) -> None:
     assert zoo["minilm"].load()._trunk is None
 
 
-def test_per_example_gradients_do_not_depend_on_the_rest_of_the_batch(zoo: Any, records: Make) -> None:
+def test_per_example_gradients_do_not_depend_on_the_rest_of_the_batch(
+    zoo: Any, records: Make
+) -> None:
     for name in ALL:
         task = zoo[name].load()
         examples = task._examples(made_for(zoo[name], records)[:5])
         losses, _ = task._score(examples)
         for example, loss in zip(examples, losses, strict=True):
-            assert float(loss.detach()) == pytest.approx(float(task._score([example])[0][0].detach()), rel=1e-4)
+            assert float(loss.detach()) == pytest.approx(
+                float(task._score([example])[0][0].detach()), rel=1e-4
+            )
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("layers", [(), (2,)])
 @pytest.mark.parametrize("name", ALL)
-def test_hooks_give_the_gradients_of_batches_of_one(zoo: Any, records: Make, name: str, layers: tuple[int, ...]) -> None:
+def test_hooks_give_the_gradients_of_batches_of_one(
+    zoo: Any, records: Make, name: str, layers: tuple[int, ...]
+) -> None:
     """Opacus can watch the scorer as it is, with and without the cached trunk."""
     from opacus.grad_sample import GradSampleModule
 
     tiny = zoo[name]
     task = tiny.load(tiny.terms(method="lora", layers=layers))
-    task.set_flat(task.initial() + 0.1 * np.random.default_rng(0).normal(size=task.terms.travelling).astype(np.float32))
+    task.set_flat(
+        task.initial()
+        + 0.1 * np.random.default_rng(0).normal(size=task.terms.travelling).astype(np.float32)
+    )
     examples = task._examples(made_for(tiny, records)[:6])
     parameters = [parameter for parameter in task.scorer.parameters() if parameter.requires_grad]
-    alone = [torch.autograd.grad(task._score([example])[0].mean(), parameters) for example in examples]
+    alone = [
+        torch.autograd.grad(task._score([example])[0].mean(), parameters) for example in examples
+    ]
     task.scorer = GradSampleModule(task.scorer, batch_first=True, loss_reduction="mean")  # type: ignore[assignment]
     task._score(examples)[0].mean().backward()
     for index, parameter in enumerate(parameters):
@@ -297,7 +361,9 @@ def test_every_trained_tensor_belongs_to_a_linear_layer(zoo: Any) -> None:
                 assert type(module) is torch.nn.Linear
 
 
-def test_replay_is_mixed_in_by_its_fraction_and_keeps_what_was_known(zoo: Any, records: Make) -> None:
+def test_replay_is_mixed_in_by_its_fraction_and_keeps_what_was_known(
+    zoo: Any, records: Make
+) -> None:
     tiny = zoo["minilm"]
     own = [record for record in made_for(tiny, records) if record.answer == tiny.labels[0]]
     replay = [record for record in made_for(tiny, records) if record.answer == tiny.labels[1]]
@@ -313,7 +379,9 @@ def test_replay_is_mixed_in_by_its_fraction_and_keeps_what_was_known(zoo: Any, r
 
 def test_progress_reports_every_step(zoo: Any, records: Make) -> None:
     seen: list[tuple[int, int, float]] = []
-    zoo["minilm"].load().train(made_for(zoo["minilm"], records), epochs=2, seed=0, progress=lambda *step: seen.append(step))
+    zoo["minilm"].load().train(
+        made_for(zoo["minilm"], records), epochs=2, seed=0, progress=lambda *step: seen.append(step)
+    )
     assert [(done, total) for done, total, _ in seen] == [(step, 12) for step in range(1, 13)]
 
 
@@ -337,9 +405,12 @@ def test_a_model_that_is_not_the_contracts_is_refused(zoo: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor"), [("llama", "model.layers.1.mlp.up_proj.weight"), ("bert", "encoder.layer.1.output.dense.bias")]
+    ("name", "tensor"),
+    [("llama", "model.layers.1.mlp.up_proj.weight"), ("bert", "encoder.layer.1.output.dense.bias")],
 )
-def test_weights_that_are_missing_are_not_replaced_by_random_ones(zoo: Any, name: str, tensor: str) -> None:
+def test_weights_that_are_missing_are_not_replaced_by_random_ones(
+    zoo: Any, name: str, tensor: str
+) -> None:
     tiny = zoo[name]
     state = load(bytes(tiny.files()["model.safetensors"]))
     del state[tensor]
@@ -347,7 +418,9 @@ def test_weights_that_are_missing_are_not_replaced_by_random_ones(zoo: Any, name
         TaskModel.load({**tiny.files(), "model.safetensors": save(state)}, tiny.terms())
 
 
-def test_a_base_that_was_a_classifier_of_other_labels_gets_a_fresh_head(zoo: Any, tmp_path: Path) -> None:
+def test_a_base_that_was_a_classifier_of_other_labels_gets_a_fresh_head(
+    zoo: Any, tmp_path: Path
+) -> None:
     tiny = zoo["bert"]
     folder = Path(shutil.copytree(tiny.folder, tmp_path / "base"))
     AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5).save_pretrained(folder)
@@ -356,12 +429,16 @@ def test_a_base_that_was_a_classifier_of_other_labels_gets_a_fresh_head(zoo: Any
     assert np.array_equal(other.load().initial(), tiny.load().initial())
 
 
-def test_a_model_that_runs_a_frozen_layer_twice_is_computed_in_full(zoo: Any, records: Make) -> None:
+def test_a_model_that_runs_a_frozen_layer_twice_is_computed_in_full(
+    zoo: Any, records: Make
+) -> None:
     tiny = zoo["minilm"]
     task = tiny.load(tiny.terms(layers=(2,)))
     layers = task.scorer.get_submodule("body.base_model.model.encoder.layer")
     twice = layers[2].forward
-    layers[2].forward = lambda hidden, *rest, **named: twice(layers[1](hidden, *rest, **named), *rest, **named)
+    layers[2].forward = lambda hidden, *rest, **named: twice(
+        layers[1](hidden, *rest, **named), *rest, **named
+    )
     task._trunk.fill([example.ids for example in task._examples(made_for(tiny, records))])
     assert not task._trunk._states
 
@@ -369,12 +446,11 @@ def test_a_model_that_runs_a_frozen_layer_twice_is_computed_in_full(zoo: Any, re
 def test_loading_and_training_write_no_file_and_open_no_socket(zoo: Any) -> None:
     """Read-only access to the python installation is all that an enclave has left."""
     tiny = zoo["minilm"]
-    program = textwrap.dedent(
-        """
+    program = textwrap.dedent("""
         import os, sys, pickle
         payload = pickle.load(sys.stdin.buffer)
         import torch, torch._dynamo
-        from fedark.tuning.data import Record
+        from fedark.records.reading import Record
         from fedark.tuning.task import TaskModel
         seen = []
         def watch(event, args):
@@ -387,8 +463,7 @@ def test_loading_and_training_write_no_file_and_open_no_socket(zoo: Any) -> None
         task.train([Record("open line", "open_line"), Record("close", "close_breaker")], epochs=1, seed=0)
         task.evaluate([Record("open line", "open_line")])
         print(seen)
-        """
-    )
+        """)
     done = subprocess.run(
         [sys.executable, "-c", program],
         input=pickle.dumps((tiny.files(), tiny.terms())),

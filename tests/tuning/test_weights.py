@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from fedark.errors import ModelError
+from fedark.foundation.errors import ModelError
 from fedark.tuning.weights import read_header, tensors, weight_files
 
 STATE = {
@@ -49,7 +49,9 @@ def test_writable_bytes_are_not_copied() -> None:
 
 def test_shapes_alone_take_no_memory() -> None:
     got = tensors({"model.safetensors": save(STATE)}, shapes_only=True)
-    assert {name: tuple(value.shape) for name, value in got.items()} == {k: tuple(v.shape) for k, v in STATE.items()}
+    assert {name: tuple(value.shape) for name, value in got.items()} == {
+        k: tuple(v.shape) for k, v in STATE.items()
+    }
     assert got["a"].untyped_storage().nbytes() == 4
 
 
@@ -96,7 +98,12 @@ def test_a_damaged_header_is_refused_or_stays_inside_the_file(data: st.DataObjec
 def test_parts_are_joined_by_their_index_and_a_doubled_tensor_is_refused() -> None:
     one, two = save({"a": STATE["a"]}), save({"e": STATE["e"]})
     index = json.dumps({"weight_map": {"a": "m-1.safetensors", "e": "m-2.safetensors"}}).encode()
-    files = {"model.safetensors.index.json": index, "m-1.safetensors": one, "m-2.safetensors": two, "x.safetensors": b"stray"}
+    files = {
+        "model.safetensors.index.json": index,
+        "m-1.safetensors": one,
+        "m-2.safetensors": two,
+        "x.safetensors": b"stray",
+    }
     assert tensors(files).keys() == {"a", "e"}
     with pytest.raises(ModelError, match="another file"):
         tensors({**files, "m-2.safetensors": one})
@@ -104,7 +111,9 @@ def test_parts_are_joined_by_their_index_and_a_doubled_tensor_is_refused() -> No
         weight_files({"model.safetensors.index.json": index, "m-1.safetensors": one})
 
 
-@pytest.mark.parametrize("index", [b"", b"[]", b'{"weight_map": []}', b'{"weight_map": {}}', b'{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "index", [b"", b"[]", b'{"weight_map": []}', b'{"weight_map": {}}', b'{"weight_map": {"a": 1}}']
+)
 def test_a_malformed_index_is_refused(index: bytes) -> None:
     with pytest.raises(ModelError):
         weight_files({"model.safetensors.index.json": index})

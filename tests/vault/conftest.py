@@ -1,4 +1,6 @@
-"""One provider, one small sealed model, and real attested trainers of two customers under one signed contract."""
+"""One provider, one small sealed model, and real attested trainers of two customers under one
+signed contract.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ from fedark.attestation.claims import SandboxFacts
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook
-from fedark.attestation.platforms.simulated import SimulatedAttester, SimulatedRoot, SimulatedVerifier
-from fedark.contract import CONTRACT_LABEL, Contract, SignedContract
-from fedark.keys import HYBRID, HpkeKey, Kem, PartyKeys, SigningKey
+from fedark.attestation.platforms.simulated import (
+    SimulatedAttester,
+    SimulatedRoot,
+    SimulatedVerifier,
+)
+from fedark.contract.contract import CONTRACT_LABEL, Contract, SignedContract
+from fedark.foundation.keys import HYBRID, HpkeKey, Kem, PartyKeys, SigningKey
 from fedark.translog.log import TransparencyLog
 from fedark.vault.bundle import SealedBundle, seal
 from fedark.vault.manifest import ModelCard, ReleasePolicy, VerifiedManifest
@@ -31,13 +37,18 @@ from fedark.vault.weightkey import WeightKey
 
 NOW = datetime(2027, 3, 1, 12, 0, tzinfo=UTC)
 CARD = ModelCard(name="grid-base", title="Grid base", licence="Apache-2.0", task="classification")
-POLICY = ReleasePolicy(expires=(NOW + timedelta(days=300)).isoformat(), platforms=("simulated",), minimum_cohort=2)
+POLICY = ReleasePolicy(
+    expires=(NOW + timedelta(days=300)).isoformat(), platforms=("simulated",), minimum_cohort=2
+)
 
 
 def write_model(folder: Path, *, weights: int = 20_000) -> Path:
     """A model directory as `transformers` lays it out, with random weights."""
     folder.mkdir(parents=True)
-    save_file({"encoder.weight": np.frombuffer(os.urandom(weights), dtype=np.uint8)}, folder / "model.safetensors")
+    save_file(
+        {"encoder.weight": np.frombuffer(os.urandom(weights), dtype=np.uint8)},
+        folder / "model.safetensors",
+    )
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\nload\n", encoding="utf-8")
     (folder / "empty.txt").touch()
@@ -100,7 +111,10 @@ class World:
 
     def sign(self, contract: Contract) -> SignedContract:
         everyone = self.customers | {"provider": self.keys}
-        signers = {name: keys.signing.sign(CONTRACT_LABEL, contract.digest()) for name, keys in everyone.items()}
+        signers = {
+            name: keys.signing.sign(CONTRACT_LABEL, contract.digest())
+            for name, keys in everyone.items()
+        }
         return SignedContract.verify(contract, signers)
 
     def changed_contract(self, **changes: Any) -> SignedContract:
@@ -121,22 +135,40 @@ class World:
         contract = contract or self.signed
         hpke, signing = HpkeKey(kem=kem), SigningKey()
         gate = Gate(
-            terms=contract.contract.attestation.model_copy(update={"sandbox": "none", "minimum_svn": 0}),
+            terms=contract.contract.attestation.model_copy(
+                update={"sandbox": "none", "minimum_svn": 0}
+            ),
             contract_digest=contract.digest,
             run_id=run_id,
-            verifiers={"simulated": SimulatedVerifier(self.root.certificate, self.root.crl(now=NOW))},
+            verifiers={
+                "simulated": SimulatedVerifier(self.root.certificate, self.root.crl(now=NOW))
+            },
             nonces=NonceBook(),
             hosts={party: signing.public},
         )
         nonce = gate.challenge(role, party, now=NOW)
-        binding = KeyBinding(nonce, hpke.public, signing.public, contract.digest, run_id, role, party)
-        facts = SandboxFacts(sandbox) if sandbox == "none" else SandboxFacts(sandbox, b"s" * 48, b"l" * 48)
+        binding = KeyBinding(
+            nonce, hpke.public, signing.public, contract.digest, run_id, role, party
+        )
+        facts = (
+            SandboxFacts(sandbox)
+            if sandbox == "none"
+            else SandboxFacts(sandbox, b"s" * 48, b"l" * 48)
+        )
         attester = SimulatedAttester(
-            self.root.issue(now=NOW), measurements=self.registers, sandbox=facts, svn=svn, clock=lambda: NOW
+            self.root.issue(now=NOW),
+            measurements=self.registers,
+            sandbox=facts,
+            svn=svn,
+            clock=lambda: NOW,
         )
         host = signing.sign(HOST_LABEL, binding.host_statement())
-        evidence = Evidence("simulated", attester.quote(binding.report_data(), nonce), binding, host).encode()
-        peer = gate.admit(evidence, role=role, party=party, run_config_digest=self.registers["runconfig"], now=NOW)
+        evidence = Evidence(
+            "simulated", attester.quote(binding.report_data(), nonce), binding, host
+        ).encode()
+        peer = gate.admit(
+            evidence, role=role, party=party, run_config_digest=self.registers["runconfig"], now=NOW
+        )
         return Trainer(hpke, signing, peer)
 
     def release(self, trainer: Trainer, **changes: Any) -> bytes:
@@ -171,7 +203,12 @@ def make_bundle(tmp_path: Path, small_chunks: int) -> Callable[..., tuple[Sealed
 
     def make(name: str, provider: SigningKey, **options: Any) -> tuple[SealedBundle, WeightKey]:
         model = write_model(tmp_path / f"{name}-model", weights=options.pop("weights", 20_000))
-        _, key = seal(model, tmp_path / f"{name}.fedark", provider=provider, **{"card": CARD, "policy": POLICY} | options)
+        _, key = seal(
+            model,
+            tmp_path / f"{name}.fedark",
+            provider=provider,
+            **{"card": CARD, "policy": POLICY} | options,
+        )
         return SealedBundle.load(tmp_path / f"{name}.fedark", provider.public), key
 
     return make
@@ -182,7 +219,9 @@ def world(tmp_path: Path, make_bundle: Callable[..., tuple[SealedBundle, WeightK
     keys, customers = PartyKeys(), {name: PartyKeys() for name in ("north", "south")}
     bundle, key = make_bundle("first", keys.signing)
     root = SimulatedRoot(now=NOW)
-    registers = {name: os.urandom(48) for name in ("launcher", "runtime", "application", "runconfig")}
+    registers = {
+        name: os.urandom(48) for name in ("launcher", "runtime", "application", "runconfig")
+    }
     reference = {name: value.hex() for name, value in registers.items() if name != "runconfig"}
     parties = [("provider", "provider", keys), ("host", "aggregator", PartyKeys())]
     parties += [(name, "customer", own) for name, own in customers.items()]
@@ -193,7 +232,12 @@ def world(tmp_path: Path, make_bundle: Callable[..., tuple[SealedBundle, WeightK
             "expires": (NOW + timedelta(days=7)).isoformat(),
             "rounds": 3,
             "parties": [
-                {"name": name, "role": role, "signing_key": own.signing.public.hex(), "hpke_key": own.hpke.public.hex()}
+                {
+                    "name": name,
+                    "role": role,
+                    "signing_key": own.signing.public.hex(),
+                    "hpke_key": own.hpke.public.hex(),
+                }
                 for name, role, own in parties
             ],
             "models": [
@@ -226,7 +270,8 @@ def world(tmp_path: Path, make_bundle: Callable[..., tuple[SealedBundle, WeightK
         }
     )
     signers = {
-        name: own.signing.sign(CONTRACT_LABEL, contract.digest()) for name, own in (customers | {"provider": keys}).items()
+        name: own.signing.sign(CONTRACT_LABEL, contract.digest())
+        for name, own in (customers | {"provider": keys}).items()
     }
     signed = SignedContract.verify(contract, signers)
     log = TransparencyLog(tmp_path / "log.sqlite", keys.signing)

@@ -1,4 +1,6 @@
-"""Sealing and opening on a real disk: whole or not at all, safetensors and text or not at all, in little memory."""
+"""Sealing and opening on a real disk: whole or not at all, safetensors and text or not at all, in
+little memory.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from safetensors.numpy import save_file
 
 import fedark.vault.bundle as bundle_module
 from fedark.bench import seal as bench
-from fedark.errors import InputError, ModelError, Refused, SealBroken, StorageError
-from fedark.keys import SigningKey
+from fedark.foundation.errors import InputError, ModelError, Refused, SealBroken, StorageError
+from fedark.foundation.keys import SigningKey
 from fedark.vault.bundle import SealedBundle, open_directory, seal, select
 from fedark.vault.manifest import Manifest, ModelCard, ReleasePolicy
 from fedark.vault.opener import open_to_memory
@@ -32,7 +34,11 @@ Make = Callable[..., Any]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def tree(folder: Path) -> set[str]:
@@ -62,13 +68,18 @@ def test_a_model_directory_comes_back_byte_for_byte_without_its_documentation(
 
 
 @settings(max_examples=25)
-@given(weights=st.sampled_from([1, 900, 1024, 2048, 3071, 3072, 3073]) | st.integers(1, 9000), piece=st.integers(1, 5000))
+@given(
+    weights=st.sampled_from([1, 900, 1024, 2048, 3071, 3072, 3073]) | st.integers(1, 9000),
+    piece=st.integers(1, 5000),
+)
 def test_any_size_of_model_survives_any_size_of_piece(weights: int, piece: int) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle_module, "CHUNK", 1024)
         model = Path(name, "model")
         model.mkdir()
-        save_file({"w": np.frombuffer(os.urandom(weights), dtype=np.uint8)}, model / "model.safetensors")
+        save_file(
+            {"w": np.frombuffer(os.urandom(weights), dtype=np.uint8)}, model / "model.safetensors"
+        )
         (model / "config.json").write_text("{}")
         provider = SigningKey()
         card = ModelCard(name="m", title="M", licence="none", task="classification")
@@ -95,14 +106,24 @@ def test_two_seals_of_one_model_share_neither_key_nor_bytes(make_bundle: Make) -
             opened(bundle, wrong)
 
 
-def test_progress_ends_at_the_total(model: Path, tmp_path: Path, small_chunks: int, terms: dict[str, Any]) -> None:
+def test_progress_ends_at_the_total(
+    model: Path, tmp_path: Path, small_chunks: int, terms: dict[str, Any]
+) -> None:
     steps = list[tuple[int, int]]()
-    seal(model, tmp_path / "b", provider=SigningKey(), progress=lambda done, total: steps.append((done, total)), **terms)
+    seal(
+        model,
+        tmp_path / "b",
+        provider=SigningKey(),
+        progress=lambda done, total: steps.append((done, total)),
+        **terms,
+    )
     assert steps == sorted(steps)
     assert steps[-1][0] == steps[-1][1] == select(model).total
 
 
-def test_data_sets_are_sealed_along_under_extra(model: Path, tmp_path: Path, terms: dict[str, Any]) -> None:
+def test_data_sets_are_sealed_along_under_extra(
+    model: Path, tmp_path: Path, terms: dict[str, Any]
+) -> None:
     replay = tmp_path / "replay.csv"
     replay.write_text("prompt,answer\na,b\n")
     provider = SigningKey()
@@ -111,11 +132,14 @@ def test_data_sets_are_sealed_along_under_extra(model: Path, tmp_path: Path, ter
     assert files["extra/replay.csv"] == replay.read_bytes()
 
 
-# -- attacks on the bundle -----------------------------------------------------------------------------------------------
+# -- attacks on the bundle
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.attack("substituted weights")
-def test_a_swapped_payload_is_refused_by_the_enclave_and_by_the_keyless_check(world: Any, make_bundle: Make) -> None:
+def test_a_swapped_payload_is_refused_by_the_enclave_and_by_the_keyless_check(
+    world: Any, make_bundle: Make
+) -> None:
     other, _ = make_bundle("other", world.keys.signing)
     (world.bundle.path / "payload").write_bytes((other.path / "payload").read_bytes())
     bundle = SealedBundle.load(world.bundle.path, world.keys.signing.public)
@@ -128,13 +152,16 @@ def test_a_swapped_payload_is_refused_by_the_enclave_and_by_the_keyless_check(wo
 def test_a_provider_that_seals_other_weights_under_the_same_manifest_and_key_is_found_out_by_the_keyless_check(
     world: Any,
 ) -> None:
-    # The key's holder can make chunks that open. The manifest's digest of the payload leaves it no second payload.
+    # The key's holder can make chunks that open. The manifest's digest of the payload leaves it no
+    # second payload.
     manifest = world.manifest
     cipher = world.key.cipher(manifest.bundle_id, manifest.chunk_size, manifest.commitment)
     bad = bytearray()
     for index in range(manifest.chunks):
         size = min(manifest.chunk_size, manifest.total - index * manifest.chunk_size)
-        data = bundle_module.associated_data(manifest.bundle_id, index, index == manifest.chunks - 1)
+        data = bundle_module.associated_data(
+            manifest.bundle_id, index, index == manifest.chunks - 1
+        )
         bad += cipher.encrypt(bundle_module.nonce(index), bytes(size), data)
     (world.bundle.path / "payload").write_bytes(bad)
     bundle = SealedBundle.load(world.bundle.path, world.keys.signing.public)
@@ -172,7 +199,11 @@ def test_a_flipped_bit_on_the_disk_leaves_no_opened_directory(world: Any) -> Non
     path.write_bytes(data)
     before = tree(world.folder)
     with pytest.raises(SealBroken):
-        open_directory(SealedBundle.load(world.bundle.path, world.keys.signing.public), world.key, world.folder / "out")
+        open_directory(
+            SealedBundle.load(world.bundle.path, world.keys.signing.public),
+            world.key,
+            world.folder / "out",
+        )
     assert tree(world.folder) == before
 
 
@@ -184,7 +215,8 @@ def test_a_missing_or_oversized_manifest_is_an_error_that_says_so(tmp_path: Path
         SealedBundle.load(tmp_path, SigningKey().public)
 
 
-# -- what may be sealed --------------------------------------------------------------------------------------------------
+# -- what may be sealed
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,7 +244,14 @@ def test_a_directory_with_what_may_not_be_sealed_is_refused_and_says_why(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"short", pickle.dumps({"w": 1}), b"PK\x03\x04" + bytes(100), (1 << 40).to_bytes(8, "little") + b"{}"]
+    "data",
+    [
+        b"",
+        b"short",
+        pickle.dumps({"w": 1}),
+        b"PK\x03\x04" + bytes(100),
+        (1 << 40).to_bytes(8, "little") + b"{}",
+    ],
 )
 def test_a_pickle_or_a_torn_download_named_safetensors_is_refused(model: Path, data: bytes) -> None:
     (model / "model.safetensors").write_bytes(data)
@@ -253,7 +292,10 @@ def test_linked_files_are_sealed_by_content_and_linked_folders_are_refused(
     (model / "vocab.txt").symlink_to(blob)  # as in a hub cache
     provider = SigningKey()
     _, key = seal(model, tmp_path / "b", provider=provider, **terms)
-    assert opened(SealedBundle.load(tmp_path / "b", provider.public), key)["vocab.txt"] == blob.read_bytes()
+    assert (
+        opened(SealedBundle.load(tmp_path / "b", provider.public), key)["vocab.txt"]
+        == blob.read_bytes()
+    )
     (model / "loop").symlink_to(model)
     with pytest.raises(ModelError, match="link to a folder"):
         select(model)
@@ -265,10 +307,13 @@ def test_what_is_no_regular_file_is_refused_without_waiting_on_it(model: Path) -
         select(model)
 
 
-# -- the disk ------------------------------------------------------------------------------------------------------------
+# -- the disk
+# ------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_that_exists_is_overwritten(model: Path, tmp_path: Path, terms: dict[str, Any], world: Any) -> None:
+def test_nothing_that_exists_is_overwritten(
+    model: Path, tmp_path: Path, terms: dict[str, Any], world: Any
+) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "kept").write_text("kept")
     with pytest.raises(InputError, match="exists already"):
@@ -294,7 +339,9 @@ def test_a_file_that_grows_or_shrinks_while_it_is_sealed_leaves_no_bundle(
         assert tree(tmp_path) == before
 
 
-def test_an_interrupt_leaves_nothing_behind(model: Path, tmp_path: Path, small_chunks: int, terms: dict[str, Any]) -> None:
+def test_an_interrupt_leaves_nothing_behind(
+    model: Path, tmp_path: Path, small_chunks: int, terms: dict[str, Any]
+) -> None:
     def interrupt(done: int, total: int) -> None:
         if done > total // 2:
             raise KeyboardInterrupt
@@ -312,7 +359,9 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     mounted = (
         os.geteuid() == 0
-        and not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True).returncode
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True
+        ).returncode
     )
     if not mounted:
         pytest.skip("a small file system can be mounted by root alone")
@@ -330,14 +379,18 @@ def test_sealing_onto_a_full_disk_is_a_storage_error_and_leaves_it_empty(
     assert tree(full_disk) == set()
 
 
-def test_opening_onto_a_full_disk_is_a_storage_error_and_leaves_it_empty(make_bundle: Make, full_disk: Path) -> None:
+def test_opening_onto_a_full_disk_is_a_storage_error_and_leaves_it_empty(
+    make_bundle: Make, full_disk: Path
+) -> None:
     bundle, key = make_bundle("large", SigningKey(), weights=200_000)
     with pytest.raises(StorageError, match="No space left"):
         open_directory(bundle, key, full_disk / "out")
     assert tree(full_disk) == set()
 
 
-def test_a_file_size_limit_is_a_storage_error_and_leaves_nothing(model: Path, tmp_path: Path, terms: dict[str, Any]) -> None:
+def test_a_file_size_limit_is_a_storage_error_and_leaves_nothing(
+    model: Path, tmp_path: Path, terms: dict[str, Any]
+) -> None:
     before, limits = tree(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
     try:
@@ -348,20 +401,29 @@ def test_a_file_size_limit_is_a_storage_error_and_leaves_nothing(model: Path, tm
     assert tree(tmp_path) == before
 
 
-def test_a_place_that_does_not_exist_is_a_storage_error(model: Path, tmp_path: Path, terms: dict[str, Any]) -> None:
+def test_a_place_that_does_not_exist_is_a_storage_error(
+    model: Path, tmp_path: Path, terms: dict[str, Any]
+) -> None:
     with pytest.raises(StorageError):
         seal(model, tmp_path / "none" / "b", provider=SigningKey(), **terms)
 
 
 @pytest.mark.parametrize("action", ["seal", "open"])
-def test_sealing_and_opening_need_no_more_memory_for_a_model_of_twenty_times_the_size(action: str, tmp_path: Path) -> None:
+def test_sealing_and_opening_need_no_more_memory_for_a_model_of_twenty_times_the_size(
+    action: str, tmp_path: Path
+) -> None:
     small, large = (bench._growth(action, tmp_path, size << 20) for size in (4, 80))
     assert large - small < 4, f"{small} MiB at 4 MiB, {large} MiB at 80 MiB"
 
 
 def test_the_enclaves_half_of_the_vault_imports_nothing_that_reads_a_disk_of_models() -> None:
-    code = "import sys, fedark.vault.opener, fedark.vault.manifest; print('safetensors' in sys.modules, 'numpy' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, fedark.vault.opener, fedark.vault.manifest; print('safetensors' in"
+        " sys.modules, 'numpy' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.split() == ["False", "False"]
 
 

@@ -1,7 +1,9 @@
-"""HPKE against published vectors: the hybrid KEM, the key schedule, and with both fedark's own suite end to end.
+"""HPKE against published vectors: the hybrid KEM, the key schedule, and with both fedark's own
+suite end to end.
 
-The published hybrid vector ends in ChaCha20-Poly1305, fedark's suite in AES-256-GCM. So the vector's shared secret goes through a
-key schedule written down here from RFC 9180, section 5.1, which first reproduces the keys of both published vectors.
+The published hybrid vector ends in ChaCha20-Poly1305, fedark's suite in AES-256-GCM. So the
+vector's shared secret goes through a key schedule written down here from RFC 9180, section 5.1,
+which first reproduces the keys of both published vectors.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from fedark import canonical
-from fedark.errors import Refused
-from fedark.keys import HpkeKey, hpke_seal
+from fedark.foundation import canonical
+from fedark.foundation.errors import Refused
+from fedark.foundation.keys import HpkeKey, hpke_seal
 from fedark.vault.weightkey import WeightKey
 
 VECTORS = json.loads(Path(__file__).with_name("hpke_vectors.json").read_text(encoding="utf-8"))
@@ -47,7 +49,9 @@ def schedule(suite: tuple[int, int, int], shared: bytes, info: bytes) -> tuple[b
         return hmac.digest(salt or bytes(32), b"HPKE-v1" + suite_id + label + ikm, "sha256")
 
     def expand(prk: bytes, label: bytes, context: bytes, length: int) -> bytes:
-        return HKDFExpand(SHA256(), length, length.to_bytes(2, "big") + b"HPKE-v1" + suite_id + label + context).derive(prk)
+        return HKDFExpand(
+            SHA256(), length, length.to_bytes(2, "big") + b"HPKE-v1" + suite_id + label + context
+        ).derive(prk)
 
     context = b"\0" + extract(b"", b"psk_id_hash", b"") + extract(b"", b"info_hash", info)
     secret = extract(shared, b"secret", b"")
@@ -55,7 +59,9 @@ def schedule(suite: tuple[int, int, int], shared: bytes, info: bytes) -> tuple[b
 
 
 def hybrid_key(published: dict[str, Any]) -> HpkeKey:
-    """The recipient of the vector: its 32-byte seed expands to the seeds of both halves (SHAKE-256)."""
+    """The recipient of the vector: its 32-byte seed expands to the seeds of both halves
+    (SHAKE-256).
+    """
     return HpkeKey(hashlib.shake_256(published["skRm"]).digest(96))
 
 
@@ -69,7 +75,11 @@ def test_the_published_hybrid_ciphertext_opens() -> None:
     published = vector("hybrid")
     suite = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
     plain = openssl.hpke._decrypt_with_aad(
-        suite, published["enc"] + published["ct"], hybrid_key(published)._key, info=published["info"], aad=published["aad"]
+        suite,
+        published["enc"] + published["ct"],
+        hybrid_key(published)._key,
+        info=published["info"],
+        aad=published["aad"],
     )
     assert plain == published["pt"]
 
@@ -79,17 +89,27 @@ def test_the_published_aes_256_gcm_ciphertext_opens() -> None:
     suite = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
     key = X25519PrivateKey.from_private_bytes(published["skRm"])
     sealed = published["enc"] + published["ct"]
-    assert openssl.hpke._decrypt_with_aad(suite, sealed, key, info=published["info"], aad=published["aad"]) == published["pt"]
+    assert (
+        openssl.hpke._decrypt_with_aad(
+            suite, sealed, key, info=published["info"], aad=published["aad"]
+        )
+        == published["pt"]
+    )
 
 
 @pytest.mark.parametrize("name", ["hybrid", "classical"])
 def test_the_key_schedule_written_down_here_gives_the_published_keys(name: str) -> None:
     published = vector(name)
     suite = (published["kem_id"], published["kdf_id"], published["aead_id"])
-    assert schedule(suite, published["shared_secret"], published["info"]) == (published["key"], published["base_nonce"])
+    assert schedule(suite, published["shared_secret"], published["info"]) == (
+        published["key"],
+        published["base_nonce"],
+    )
 
 
-def test_fedarks_suite_opens_what_the_published_encapsulation_and_the_rfcs_key_schedule_make() -> None:
+def test_fedarks_suite_opens_what_the_published_encapsulation_and_the_rfcs_key_schedule_make() -> (
+    None
+):
     published, context = vector("hybrid"), {"label": "fedark/release/1", "terms": b"t" * 48}
     suite = (published["kem_id"], published["kdf_id"], AES_256_GCM)
     info = canonical.encode(context | {"suite": "mlkem768-x25519/hkdf-sha256/aes-256-gcm"})

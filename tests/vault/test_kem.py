@@ -1,4 +1,6 @@
-"""Plain X25519 is spoken only where the provider's signed policy says so; nobody on the way can bring it about."""
+"""Plain X25519 is spoken only where the provider's signed policy says so; nobody on the way can
+bring it about.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,17 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-from fedark import canonical
 from fedark.attestation.binding import KeyBinding
-from fedark.errors import ContractError, EvidenceRefused, InputError, ProtocolError, Refused, ReleaseRefused
-from fedark.keys import HYBRID, KEMS, HpkeKey, PartyKeys, SigningKey, hpke_seal, kem_of
+from fedark.foundation import canonical
+from fedark.foundation.errors import (
+    ContractError,
+    EvidenceRefused,
+    InputError,
+    ProtocolError,
+    Refused,
+    ReleaseRefused,
+)
+from fedark.foundation.keys import HYBRID, KEMS, HpkeKey, PartyKeys, SigningKey, hpke_seal, kem_of
 from fedark.vault.manifest import ReleasePolicy
 
 Make = Callable[..., Any]
@@ -56,7 +65,9 @@ def test_the_hybrid_alone_is_admitted_by_a_policy_that_says_nothing(terms: dict[
         ReleasePolicy(expires=terms["policy"].expires, platforms=("simulated",), kem=("p256",))  # type: ignore[arg-type]
 
 
-def test_a_contract_for_x25519_is_refused_by_the_default_policy_and_the_refusal_is_logged(world: Any) -> None:
+def test_a_contract_for_x25519_is_refused_by_the_default_policy_and_the_refusal_is_logged(
+    world: Any,
+) -> None:
     plain = world.changed_contract(**under(world, "x25519"))
     with pytest.raises(ReleaseRefused, match="KEM x25519 is not one that the provider allows"):
         world.release(world.trainer(kem="x25519", contract=plain), contract=plain)
@@ -82,9 +93,13 @@ def test_a_policy_for_x25519_alone_refuses_the_hybrid(world: Any, admit: Make) -
         world.release(world.trainer(contract=given["contract"]), **given)
 
 
-def test_a_relay_that_swaps_the_offered_key_for_one_of_the_weaker_kem_changes_the_report_data() -> None:
+def test_a_relay_that_swaps_the_offered_key_for_one_of_the_weaker_kem_changes_the_report_data() -> (
+    None
+):
     hybrid = HpkeKey()
-    honest = KeyBinding(b"n" * 32, hybrid.public, SigningKey().public, b"c" * 48, "run-1", "trainer", "north")
+    honest = KeyBinding(
+        b"n" * 32, hybrid.public, SigningKey().public, b"c" * 48, "run-1", "trainer", "north"
+    )
     for weaker in (HpkeKey(kem="x25519").public, hybrid.public[-32:]):
         assert replace(honest, hpke_public=weaker).kem == "x25519"
         assert replace(honest, hpke_public=weaker).report_data() != honest.report_data()
@@ -99,12 +114,16 @@ def test_a_hybrid_enclave_does_not_open_a_wrap_for_its_x25519_half_even_where_th
     body["wrapped"] = given["key"].wrap(trainer.hpke.public[-32:], {"label": "x"}, kem="x25519")
     raw = canonical.encode(body)
     for changed in (raw, canonical.encode(body | {"kem": "x25519"})):
-        grant = canonical.encode({"body": changed, "signature": world.keys.signing.sign("fedark/grant/1", changed)})
+        grant = canonical.encode(
+            {"body": changed, "signature": world.keys.signing.sign("fedark/grant/1", changed)}
+        )
         with pytest.raises(ReleaseRefused, match=r"does not open|its kem is not"):
             accept(world, grant, trainer, given)
 
 
-def test_an_enclave_refuses_a_grant_under_a_kem_that_the_providers_policy_does_not_name(world: Any, admit: Make) -> None:
+def test_an_enclave_refuses_a_grant_under_a_kem_that_the_providers_policy_does_not_name(
+    world: Any, admit: Make
+) -> None:
     # As if the provider's node had released against its own signed policy.
     wide, narrow = admit("mlkem768-x25519", "x25519", kem="x25519"), admit("mlkem768-x25519")
     trainer = world.trainer(kem="x25519", contract=wide["contract"])
@@ -117,14 +136,22 @@ def test_an_enclave_with_a_key_of_another_kem_than_the_contracts_is_not_admitted
     world: Any, admit: Make
 ) -> None:
     given = admit("mlkem768-x25519", "x25519")
-    with pytest.raises(EvidenceRefused, match="its key is of the KEM x25519, the contract names mlkem768-x25519"):
+    with pytest.raises(
+        EvidenceRefused, match="its key is of the KEM x25519, the contract names mlkem768-x25519"
+    ):
         world.trainer(kem="x25519", contract=given["contract"])
 
 
 @pytest.mark.attack("KEM downgrade", mode="inside an enclave")
-def test_an_enclave_refuses_a_grant_for_a_key_of_another_kem_than_its_contracts(world: Any, admit: Make, refusal: Any) -> None:
-    # As if the provider's node had taken such a key; the enclave knows the contract that it was started for.
-    plain, hybrid = admit("mlkem768-x25519", "x25519", kem="x25519"), admit("x25519", "mlkem768-x25519")
+def test_an_enclave_refuses_a_grant_for_a_key_of_another_kem_than_its_contracts(
+    world: Any, admit: Make, refusal: Any
+) -> None:
+    # As if the provider's node had taken such a key; the enclave knows the contract that it was
+    # started for.
+    plain, hybrid = (
+        admit("mlkem768-x25519", "x25519", kem="x25519"),
+        admit("x25519", "mlkem768-x25519"),
+    )
     trainer = world.trainer(kem="x25519", contract=plain["contract"])
     grant = world.release(trainer, **plain)
     reason = "key is of the KEM x25519, the contract names mlkem768-x25519"
@@ -161,7 +188,9 @@ def test_nothing_is_sealed_to_a_plain_key_unless_the_caller_names_its_kem() -> N
         hpke_seal(b"secret", plain.public, CONTEXT)
     with pytest.raises(ProtocolError, match="not the 32 of x25519"):
         hpke_seal(b"secret", hybrid.public, CONTEXT, kem="x25519")
-    assert plain.open(hpke_seal(b"secret", plain.public, CONTEXT, kem="x25519"), CONTEXT) == b"secret"
+    assert (
+        plain.open(hpke_seal(b"secret", plain.public, CONTEXT, kem="x25519"), CONTEXT) == b"secret"
+    )
 
 
 def test_the_suites_name_is_part_of_what_a_ciphertext_is_bound_to() -> None:
@@ -196,4 +225,6 @@ def test_a_public_key_of_any_other_length_is_of_no_kem(size: int) -> None:
     with pytest.raises(ProtocolError, match="no KEM"):
         kem_of(bytes(size))
     with pytest.raises(ProtocolError, match="hpke_public"):
-        KeyBinding(b"n" * 32, bytes(size), SigningKey().public, b"c" * 48, "run-1", "trainer", "north")
+        KeyBinding(
+            b"n" * 32, bytes(size), SigningKey().public, b"c" * 48, "run-1", "trainer", "north"
+        )

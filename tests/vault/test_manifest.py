@@ -1,4 +1,6 @@
-"""A manifest is the provider's word, in one form, and its names cannot be turned against whoever opens the bundle."""
+"""A manifest is the provider's word, in one form, and its names cannot be turned against whoever
+opens the bundle.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedark import canonical
-from fedark.errors import FedarkError, ProtocolError, Refused, SealBroken
-from fedark.keys import SigningKey
-from fedark.vault.manifest import FileEntry, Manifest, ModelCard, ReleasePolicy, VerifiedManifest, name_problems
+from fedark.foundation import canonical
+from fedark.foundation.errors import FedarkError, ProtocolError, Refused, SealBroken
+from fedark.foundation.keys import SigningKey
+from fedark.vault.manifest import (
+    FileEntry,
+    Manifest,
+    ModelCard,
+    ReleasePolicy,
+    VerifiedManifest,
+    name_problems,
+)
 
 PROVIDER = SigningKey()
 LABEL = "fedark/bundle/1"
@@ -22,7 +31,10 @@ MANIFEST = Manifest(
     chunk_size=1 << 20,
     commitment=b"c" * 48,
     payload_sha384=b"p" * 48,
-    files=(FileEntry("config.json", 2, b"1" * 48), FileEntry("model.safetensors", 5 << 20, b"2" * 48)),
+    files=(
+        FileEntry("config.json", 2, b"1" * 48),
+        FileEntry("model.safetensors", 5 << 20, b"2" * 48),
+    ),
     card=ModelCard(name="m", title="M", licence="none", task="classification"),
     policy=POLICY,
 )
@@ -39,7 +51,11 @@ def test_a_signed_manifest_reads_back_as_it_was() -> None:
     again = Manifest.verify(SIGNED.encode(), PROVIDER.public)
     assert again == SIGNED
     assert again.digest() == SIGNED.digest()
-    assert (again.total, again.chunks, again.payload_size) == ((5 << 20) + 2, 6, (5 << 20) + 2 + 6 * 16)
+    assert (again.total, again.chunks, again.payload_size) == (
+        (5 << 20) + 2,
+        6,
+        (5 << 20) + 2 + 6 * 16,
+    )
 
 
 def test_a_verified_manifest_is_made_by_verification_alone() -> None:
@@ -102,7 +118,10 @@ def test_bytes_of_a_stranger_are_refused_and_never_crash(data: bytes) -> None:
         ({"files": [["a.json", 1, b"1" * 48], ["a.json", 1, b"1" * 48]]}, "twice"),
         ({"files": [["../a.json", 1, b"1" * 48]]}, "plain relative name"),
         ({"files": [["model.py", 1, b"1" * 48]]}, "code"),
-        ({"files": [[f"{index:05}.json", 1, b"1" * 48] for index in range(1025)]}, "more than 1024"),
+        (
+            {"files": [[f"{index:05}.json", 1, b"1" * 48] for index in range(1025)]},
+            "more than 1024",
+        ),
         ({"card": {"name": "m"}}, "title: missing"),
         ({"card": "m"}, "dictionary"),
         ({"policy": {"expires": "soon", "platforms": ["simulated"]}}, "expires"),
@@ -110,7 +129,9 @@ def test_bytes_of_a_stranger_are_refused_and_never_crash(data: bytes) -> None:
         ({"policy": {"expires": "2999-01-01T00:00:00+00:00", "platforms": []}}, "platforms"),
     ],
 )
-def test_a_signed_manifest_that_breaks_a_rule_is_refused_and_says_which(change: dict[str, Any], why: str) -> None:
+def test_a_signed_manifest_that_breaks_a_rule_is_refused_and_says_which(
+    change: dict[str, Any], why: str
+) -> None:
     with pytest.raises(SealBroken, match=why):
         Manifest.verify(resigned(change), PROVIDER.public)
 
@@ -150,9 +171,13 @@ def test_a_name_that_could_leave_its_folder_or_be_read_in_two_ways_is_no_name(na
 def test_names_that_meet_on_a_disk_are_refused() -> None:
     assert name_problems(["a.json", "A.JSON"])
     assert name_problems(["a.json", "a.json/b.json"])
-    assert not name_problems(["a.json", "b/a.json", "extra/replay.csv", "tokenizer.model", "vocab.txt"])
+    assert not name_problems(
+        ["a.json", "b/a.json", "extra/replay.csv", "tokenizer.model", "vocab.txt"]
+    )
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py", ".so", ".exe", ".csv", ""])
+@pytest.mark.parametrize(
+    "suffix", [".bin", ".pt", ".pth", ".pkl", ".ckpt", ".py", ".so", ".exe", ".csv", ""]
+)
 def test_pickles_code_and_unknown_kinds_are_refused(suffix: str) -> None:
     assert name_problems([f"pytorch_model{suffix}"])

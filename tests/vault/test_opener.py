@@ -13,9 +13,16 @@ from attacks import refusing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedark.errors import SealBroken
-from fedark.keys import SigningKey
-from fedark.vault.manifest import TAG_BYTES, FileEntry, Manifest, ModelCard, ReleasePolicy, VerifiedManifest
+from fedark.foundation.errors import SealBroken
+from fedark.foundation.keys import SigningKey
+from fedark.vault.manifest import (
+    TAG_BYTES,
+    FileEntry,
+    Manifest,
+    ModelCard,
+    ReleasePolicy,
+    VerifiedManifest,
+)
 from fedark.vault.opener import Opened, Opener, associated_data, nonce, open_to_memory
 from fedark.vault.weightkey import WeightKey
 
@@ -34,7 +41,9 @@ class Sealed:
     files: dict[str, bytes]
 
     def chunks(self) -> list[bytes]:
-        return [self.payload[start : start + SEALED] for start in range(0, len(self.payload), SEALED)]
+        return [
+            self.payload[start : start + SEALED] for start in range(0, len(self.payload), SEALED)
+        ]
 
 
 def sealed(sizes: list[int], *, key: WeightKey | None = None) -> Sealed:
@@ -45,18 +54,28 @@ def sealed(sizes: list[int], *, key: WeightKey | None = None) -> Sealed:
     cipher, plain = key.cipher(bundle_id, CHUNK, commitment), b"".join(files.values())
     starts = range(0, len(plain), CHUNK)
     payload = b"".join(
-        cipher.encrypt(nonce(index), plain[start : start + CHUNK], associated_data(bundle_id, index, index == len(starts) - 1))
+        cipher.encrypt(
+            nonce(index),
+            plain[start : start + CHUNK],
+            associated_data(bundle_id, index, index == len(starts) - 1),
+        )
         for index, start in enumerate(starts)
     )
-    entries = tuple(FileEntry(name, len(data), hashlib.sha384(data).digest()) for name, data in files.items())
+    entries = tuple(
+        FileEntry(name, len(data), hashlib.sha384(data).digest()) for name, data in files.items()
+    )
     digest = hashlib.sha384(payload).digest()
     body = Manifest(PROVIDER.public, bundle_id, CHUNK, commitment, digest, entries, CARD, POLICY)
     return Sealed(body.sign(PROVIDER), key, payload, files)
 
 
-def opens(manifest: VerifiedManifest, key: WeightKey, payload: bytes, step: int = 0) -> dict[str, bytes]:
+def opens(
+    manifest: VerifiedManifest, key: WeightKey, payload: bytes, step: int = 0
+) -> dict[str, bytes]:
     step = step or max(1, len(payload))
-    files, proof = open_to_memory(manifest, key, (payload[at : at + step] for at in range(0, len(payload), step)))
+    files, proof = open_to_memory(
+        manifest, key, (payload[at : at + step] for at in range(0, len(payload), step))
+    )
     assert proof.bundle == manifest.digest()
     return {name: bytes(data) for name, data in files.items()}
 
@@ -67,15 +86,22 @@ def refused(sealed: Sealed, payload: bytes) -> None:
             opens(sealed.manifest, sealed.key, payload, step)
 
 
-around = st.sampled_from([0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK - 1, 3 * CHUNK + 17]) | st.integers(0, 5000)
+around = st.sampled_from(
+    [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK - 1, 3 * CHUNK + 17]
+) | st.integers(0, 5000)
 
 
 @settings(max_examples=120)
 @given(
     sizes=st.lists(around, min_size=1, max_size=6).filter(any),
-    steps=st.lists(st.sampled_from([1, 15, 16, 17, CHUNK, SEALED - 1, SEALED, SEALED + 1, 3 * SEALED + 5]), min_size=1),
+    steps=st.lists(
+        st.sampled_from([1, 15, 16, 17, CHUNK, SEALED - 1, SEALED, SEALED + 1, 3 * SEALED + 5]),
+        min_size=1,
+    ),
 )
-def test_what_was_sealed_opens_whatever_the_sizes_of_files_and_pieces(sizes: list[int], steps: list[int]) -> None:
+def test_what_was_sealed_opens_whatever_the_sizes_of_files_and_pieces(
+    sizes: list[int], steps: list[int]
+) -> None:
     one = sealed(sizes)
     got = {name: bytearray() for name in one.files}
     opener = Opener(one.manifest, one.key, lambda name, part: got[name].extend(part))
@@ -103,7 +129,12 @@ def test_a_payload_cut_at_any_border_is_refused(size: int) -> None:
     one = sealed([size])
     length = len(one.payload)
     borders = {0, 1, length - 1, length - TAG_BYTES, length - TAG_BYTES - 1}
-    borders |= {at + off for at in range(0, length, SEALED) for off in (-1, 0, 1, TAG_BYTES, CHUNK) if 0 <= at + off < length}
+    borders |= {
+        at + off
+        for at in range(0, length, SEALED)
+        for off in (-1, 0, 1, TAG_BYTES, CHUNK)
+        if 0 <= at + off < length
+    }
     for cut in sorted(borders):
         refused(one, one.payload[:cut])
 
@@ -127,7 +158,14 @@ def test_chunks_in_another_order_are_refused() -> None:
 def test_a_chunk_that_is_repeated_or_left_out_is_refused() -> None:
     one = sealed([4 * CHUNK])
     a, b, c, d = one.chunks()
-    for chunks in ([a, a, b, c, d], [a, a, c, d], [a, b, d], [b, c, d], [a, b, c, c], [a, b, c, d, d]):
+    for chunks in (
+        [a, a, b, c, d],
+        [a, a, c, d],
+        [a, b, d],
+        [b, c, d],
+        [a, b, c, c],
+        [a, b, c, d, d],
+    ):
         with refusing():
             refused(one, b"".join(chunks))
 
@@ -146,13 +184,17 @@ def test_a_shorter_bundle_of_the_same_key_cannot_stand_for_the_beginning_of_a_lo
     # The final chunk of one is not a middle chunk of the other: the final flag is authenticated.
     one = sealed([3 * CHUNK])
     cipher = one.key.cipher(one.manifest.bundle_id, CHUNK, one.manifest.commitment)
-    early_end = cipher.encrypt(nonce(0), bytes(CHUNK), associated_data(one.manifest.bundle_id, 0, True))
+    early_end = cipher.encrypt(
+        nonce(0), bytes(CHUNK), associated_data(one.manifest.bundle_id, 0, True)
+    )
     refused(one, early_end + b"".join(one.chunks()[1:]))
 
 
 @settings(max_examples=200)
 @given(data=st.data())
-def test_any_flipped_bit_is_refused_and_nothing_from_its_chunk_on_is_handed_out(data: st.DataObject) -> None:
+def test_any_flipped_bit_is_refused_and_nothing_from_its_chunk_on_is_handed_out(
+    data: st.DataObject,
+) -> None:
     one = sealed([2 * CHUNK + 300])
     bit = data.draw(st.integers(0, 8 * len(one.payload) - 1))
     flipped = bytearray(one.payload)
@@ -166,7 +208,8 @@ def test_any_flipped_bit_is_refused_and_nothing_from_its_chunk_on_is_handed_out(
 
 
 def test_nonce_and_associated_data_say_bundle_index_and_end() -> None:
-    # Pinned: the content key is the bundle's own already, so no attack here shows whether the id is in the data as well.
+    # Pinned: the content key is the bundle's own already, so no attack here shows whether the id is
+    # in the data as well.
     assert nonce(0x0102) == bytes(10) + b"\x01\x02"
     assert associated_data(b"i" * 32, 0x0102, True) == b"i" * 32 + bytes(6) + b"\x01\x02" + b"\x01"
     assert associated_data(b"i" * 32, 0, False) == b"i" * 32 + bytes(9)
@@ -214,7 +257,8 @@ def test_another_bundles_key_is_refused_before_anything_is_decrypted() -> None:
 
 
 def test_a_payload_made_to_open_under_a_second_key_still_has_one_admissible_key() -> None:
-    # AES-GCM commits to no key, so a provider can make such payloads; the commitment in the manifest names one of the keys.
+    # AES-GCM commits to no key, so a provider can make such payloads; the commitment in the
+    # manifest names one of the keys.
     one, second = sealed([100]), WeightKey.generate()
     assert second.commitment(one.manifest.bundle_id, CHUNK) != one.manifest.commitment
     with pytest.raises(SealBroken, match="commits to"):

@@ -1,4 +1,6 @@
-"""A weight key goes to one attested enclave, for one contract and run, after it stands in the log; every other way is refused."""
+"""A weight key goes to one attested enclave, for one contract and run, after it stands in the log;
+every other way is refused.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedark.vault.release as release_module
-from fedark import canonical
-from fedark.errors import LogForked, LogRefused, ReleaseRefused, SealBroken, StorageError
-from fedark.keys import HpkeKey, SigningKey
+from fedark.foundation import canonical
+from fedark.foundation.errors import LogForked, LogRefused, ReleaseRefused, SealBroken, StorageError
+from fedark.foundation.keys import HpkeKey, SigningKey
 from fedark.translog.log import TransparencyLog
 from fedark.vault.opener import Opened, open_to_memory
 from fedark.vault.release import Accepted, Receipt, ReleaseTerms
@@ -49,7 +51,8 @@ def load(world: Any, accepted: Accepted) -> Opened:
     return proof
 
 
-# -- the good way --------------------------------------------------------------------------------------------------------
+# -- the good way
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_an_attested_enclave_gets_the_key_opens_the_bundle_and_signs_a_receipt(world: Any) -> None:
@@ -58,16 +61,26 @@ def test_an_attested_enclave_gets_the_key_opens_the_bundle_and_signs_a_receipt(w
     accepted = world.accept(grant, trainer)
     data = Receipt.make(accepted, load(world, accepted), trainer.signing, now=world.now)
     receipt = Receipt.verify(
-        data, signing_public=trainer.peer.signing_public, contract=world.signed.digest, run_id="run-1", party="north"
+        data,
+        signing_public=trainer.peer.signing_public,
+        contract=world.signed.digest,
+        run_id="run-1",
+        party="north",
     )
     assert receipt.answers(grant)
     assert receipt.bundle == world.manifest.digest()
     (logged,) = world.log.verify([(receipt.log_index, receipt.log_entry)]).entries
     facts = logged.entry.facts
-    assert (logged.entry.kind, facts["party"], facts["bundle"]) == ("release", "north", world.manifest.digest())
+    assert (logged.entry.kind, facts["party"], facts["bundle"]) == (
+        "release",
+        "north",
+        world.manifest.digest(),
+    )
 
 
-def test_a_grant_holds_neither_the_key_nor_anything_that_opens_without_the_enclave(world: Any) -> None:
+def test_a_grant_holds_neither_the_key_nor_anything_that_opens_without_the_enclave(
+    world: Any,
+) -> None:
     grant = world.release(world.trainer())
     secret = bytes(world.key._secret)
     assert secret not in grant
@@ -95,7 +108,8 @@ def test_releasing_twice_to_one_enclave_is_logged_twice(world: Any) -> None:
         world.accept(grant, trainer)
 
 
-# -- what the provider refuses -------------------------------------------------------------------------------------------
+# -- what the provider refuses
+# -------------------------------------------------------------------------------------------
 
 
 def refused_and_logged(world: Any, why: str, trainer: Any, **changes: Any) -> None:
@@ -110,7 +124,9 @@ def refused_and_logged(world: Any, why: str, trainer: Any, **changes: Any) -> No
 def test_only_an_attested_peer_can_be_given_to_release(world: Any) -> None:
     peer = world.trainer().peer
     names = [name for name in dir(type(peer)) if not name.startswith("_")]
-    lookalike = SimpleNamespace(peer=SimpleNamespace(**{name: getattr(peer, name) for name in names}))
+    lookalike = SimpleNamespace(
+        peer=SimpleNamespace(**{name: getattr(peer, name) for name in names})
+    )
     with pytest.raises(TypeError, match="AttestedPeer"):
         world.release(lookalike)
     assert world.log.verify().entries == ()
@@ -131,7 +147,9 @@ def test_an_enclave_of_another_contract_gets_no_weight_key(world: Any) -> None:
     refused_and_logged(world, "bound to another contract", world.trainer(contract=other))
 
 
-def test_a_model_or_bundle_that_the_contract_does_not_name_is_not_released(world: Any, make_bundle: Make) -> None:
+def test_a_model_or_bundle_that_the_contract_does_not_name_is_not_released(
+    world: Any, make_bundle: Make
+) -> None:
     trainer = world.trainer()
     refused_and_logged(world, "no such model", trainer, model="unknown")
     refused_and_logged(world, "names another bundle", trainer, model="other")
@@ -147,14 +165,18 @@ def test_another_provider_cannot_release(world: Any, make_bundle: Make) -> None:
     refused_and_logged(world, "one provider", world.trainer(), provider=SigningKey())
     stranger = SigningKey()
     bundle, key = make_bundle("stranger", stranger)
-    refused_and_logged(world, "one provider", world.trainer(), manifest=bundle.manifest, key=key, provider=stranger)
+    refused_and_logged(
+        world, "one provider", world.trainer(), manifest=bundle.manifest, key=key, provider=stranger
+    )
 
 
 def test_nothing_is_released_outside_the_contracts_validity_or_the_policys(world: Any) -> None:
     trainer = world.trainer()
     refused_and_logged(world, "contract has expired", trainer, now=world.now + timedelta(days=8))
     refused_and_logged(world, "not valid yet", trainer, now=world.now - timedelta(days=1))
-    refused_and_logged(world, "release policy has expired", trainer, now=world.now + timedelta(days=301))
+    refused_and_logged(
+        world, "release policy has expired", trainer, now=world.now + timedelta(days=301)
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,18 +204,29 @@ def test_what_the_signed_release_policy_does_not_allow_is_refused(
 
 def test_every_reason_is_given_at_once(world: Any) -> None:
     with pytest.raises(ReleaseRefused) as caught:
-        world.release(world.trainer("stranger"), model="unknown", key=WeightKey.generate(), provider=SigningKey())
+        world.release(
+            world.trainer("stranger"),
+            model="unknown",
+            key=WeightKey.generate(),
+            provider=SigningKey(),
+        )
     assert caught.value.what.count("\n  - ") == 4
 
 
-# -- the log comes first -------------------------------------------------------------------------------------------------
+# -- the log comes first
+# -------------------------------------------------------------------------------------------------
 
 
-def test_without_a_log_entry_on_the_disk_nothing_is_released(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_log_entry_on_the_disk_nothing_is_released(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrapped = list[bytes]()
     monkeypatch.setattr(WeightKey, "wrap", lambda *args: wrapped.append(b"x"))
     with pytest.raises(StorageError):
-        world.release(world.trainer(), log=TransparencyLog(world.folder / "none" / "log.sqlite", world.keys.signing))
+        world.release(
+            world.trainer(),
+            log=TransparencyLog(world.folder / "none" / "log.sqlite", world.keys.signing),
+        )
     assert wrapped == []
 
 
@@ -218,21 +251,39 @@ def test_a_log_that_was_rewound_under_a_running_provider_stops_all_releases(worl
 
 @pytest.mark.attack("before the log append")
 def test_a_grant_made_before_its_log_entry_is_of_no_use(world: Any) -> None:
-    # The provider's own code cannot skip the log: what it signs names an entry, and the key is wrapped for that entry alone.
+    # The provider's own code cannot skip the log: what it signs names an entry, and the key is
+    # wrapped for that entry alone.
     trainer = world.trainer()
     body = unsigned(world.release(trainer))
-    for change in ({"log_index": 7}, {"log_entry": b"e" * 32}, {"logged": body["logged"] - 1}, {"log_path": [bytes(32)]}):
-        with refusing(), pytest.raises(ReleaseRefused, match=r"log does not hold this release|log_entry is not"):
+    for change in (
+        {"log_index": 7},
+        {"log_entry": b"e" * 32},
+        {"logged": body["logged"] - 1},
+        {"log_path": [bytes(32)]},
+    ):
+        with (
+            refusing(),
+            pytest.raises(ReleaseRefused, match=r"log does not hold this release|log_entry is not"),
+        ):
             world.accept(signed(body | change, world.keys.signing), trainer)
 
 
 def test_a_grant_is_refused_whose_log_holds_something_else_in_that_place(world: Any) -> None:
-    # A log of one entry that says another party; head and proof are genuine, what they prove is not this release.
-    trainer, log = world.trainer(), TransparencyLog(world.folder / "other.sqlite", world.keys.signing)
+    # A log of one entry that says another party; head and proof are genuine, what they prove is not
+    # this release.
+    trainer, log = (
+        world.trainer(),
+        TransparencyLog(world.folder / "other.sqlite", world.keys.signing),
+    )
     body = unsigned(world.release(trainer))
     entry = replace(terms_of(body), party="south").entry()
     logged = log.append(entry)
-    change = {"log_head": logged.head.encoded, "log_entry": entry.leaf(), "log_index": 0, "log_path": []}
+    change = {
+        "log_head": logged.head.encoded,
+        "log_entry": entry.leaf(),
+        "log_index": 0,
+        "log_path": [],
+    }
     with pytest.raises(ReleaseRefused, match="log_entry is not this enclave's"):
         world.accept(signed(body | change, world.keys.signing), trainer)
 
@@ -253,10 +304,13 @@ def test_the_log_of_releases_and_refusals_holds_no_key_and_no_text_of_others(wor
     for logged in world.log.verify().entries:
         assert bytes(world.key._secret) not in logged.entry.encode()
         assert b"stranger" not in logged.entry.encode() or logged.entry.facts["party"] == "stranger"
-        assert all(isinstance(fact, bytes | int) or " " not in fact for fact in logged.entry.facts.values())
+        assert all(
+            isinstance(fact, bytes | int) or " " not in fact for fact in logged.entry.facts.values()
+        )
 
 
-# -- what the enclave refuses --------------------------------------------------------------------------------------------
+# -- what the enclave refuses
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.attack("second enclave")
@@ -295,20 +349,29 @@ def test_each_field_that_a_relay_alters_breaks_the_signature(world: Any, name: s
     trainer = world.trainer()
     grant = world.release(trainer)
     outer, body = canonical.decode(grant), unsigned(grant)
-    other = {str: "x", bytes: b"x" * 48, int: body["expires"] + 10**6 if name == "expires" else 99}[type(body[name])]
-    forged = canonical.encode({"body": canonical.encode(body | {name: other}), "signature": outer["signature"]})
+    other = {str: "x", bytes: b"x" * 48, int: body["expires"] + 10**6 if name == "expires" else 99}[
+        type(body[name])
+    ]
+    forged = canonical.encode(
+        {"body": canonical.encode(body | {name: other}), "signature": outer["signature"]}
+    )
     with pytest.raises(ReleaseRefused, match="does not verify"):
         world.accept(forged, trainer)
 
 
 @pytest.mark.attack("each field altered by the relay", mode="encryption")
 @pytest.mark.parametrize("name", [field.name for field in fields(ReleaseTerms)])
-def test_each_field_is_bound_by_the_encryption_itself_and_not_by_the_signature_alone(world: Any, name: str) -> None:
-    # As if the provider's signing key were stolen: who cannot wrap anew cannot move a wrapped key to another context.
+def test_each_field_is_bound_by_the_encryption_itself_and_not_by_the_signature_alone(
+    world: Any, name: str
+) -> None:
+    # As if the provider's signing key were stolen: who cannot wrap anew cannot move a wrapped key
+    # to another context.
     trainer = world.trainer()
     body = unsigned(world.release(trainer))
     old = body[name]
-    other: Any = old + 1 if isinstance(old, int) else "x" if isinstance(old, str) else b"x" * len(old)
+    other: Any = (
+        old + 1 if isinstance(old, int) else "x" if isinstance(old, str) else b"x" * len(old)
+    )
     terms = terms_of(body)
     context = replace(terms, **{name: other}).context()
     WeightKey.unwrap(body["wrapped"], trainer.hpke, terms.context())
@@ -318,8 +381,12 @@ def test_each_field_is_bound_by_the_encryption_itself_and_not_by_the_signature_a
         world.accept(signed(body | {name: other}, world.keys.signing), trainer)
 
 
-@pytest.mark.parametrize("name", ["model", "run_id", "party", "nonce", "evidence", "hpke", "contract", "manifest"])
-def test_each_fact_that_is_not_the_enclaves_own_is_refused(world: Any, make_bundle: Make, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["model", "run_id", "party", "nonce", "evidence", "hpke", "contract", "manifest"]
+)
+def test_each_fact_that_is_not_the_enclaves_own_is_refused(
+    world: Any, make_bundle: Make, name: str
+) -> None:
     trainer = world.trainer()
     grant = world.release(trainer)
     others = {
@@ -350,7 +417,9 @@ def test_a_bundle_that_the_contract_does_not_name_is_refused_even_with_the_provi
     trainer = world.trainer()
     bundle, key = make_bundle("second", world.keys.signing)
     body = unsigned(world.release(trainer))
-    terms = replace(terms_of(body), bundle=bundle.manifest.digest(), policy=bundle.manifest.policy.digest())
+    terms = replace(
+        terms_of(body), bundle=bundle.manifest.digest(), policy=bundle.manifest.policy.digest()
+    )
     body |= asdict(terms) | {"wrapped": key.wrap(trainer.hpke.public, terms.context())}
     with pytest.raises(ReleaseRefused, match="names another bundle"):
         world.accept(signed(body, world.keys.signing), trainer, manifest=bundle.manifest)
@@ -373,7 +442,10 @@ def test_a_key_wrapped_by_the_classical_kem_alone_is_refused(world: Any) -> None
     infos = [context, context | {"suite": "mlkem768-x25519/hkdf-sha256/aes-256-gcm"}]
     infos += [context | {"suite": "x25519/hkdf-sha256/aes-256-gcm"}]
     public = X25519PrivateKey.from_private_bytes(trainer.hpke.secret_bytes()[64:]).public_key()
-    suites = [Suite(KEM.X25519, KDF.HKDF_SHA256, aead) for aead in (AEAD.AES_256_GCM, AEAD.CHACHA20_POLY1305)]
+    suites = [
+        Suite(KEM.X25519, KDF.HKDF_SHA256, aead)
+        for aead in (AEAD.AES_256_GCM, AEAD.CHACHA20_POLY1305)
+    ]
     for suite, info in itertools.product(suites, infos):
         downgraded = suite.encrypt(secret, public, info=canonical.encode(info))
         with pytest.raises(ReleaseRefused, match="does not open"):
@@ -381,7 +453,8 @@ def test_a_key_wrapped_by_the_classical_kem_alone_is_refused(world: Any) -> None
 
 
 def test_a_release_to_another_kem_key_than_the_attested_one_is_refused(world: Any) -> None:
-    # The relay swaps in its own key's ciphertext, or the enclave's host offers the enclave a wrap for another key.
+    # The relay swaps in its own key's ciphertext, or the enclave's host offers the enclave a wrap
+    # for another key.
     trainer, relay = world.trainer(), HpkeKey()
     body = unsigned(world.release(trainer))
     terms = terms_of(body)
@@ -397,7 +470,9 @@ def test_bytes_of_a_stranger_are_refused_and_never_crash(data: bytes) -> None:
     with pytest.raises(ReleaseRefused):
         release_module._signed_map(data)
     with pytest.raises(ReleaseRefused):
-        Receipt.verify(data, signing_public=bytes(32), contract=bytes(48), run_id="r", party="north")
+        Receipt.verify(
+            data, signing_public=bytes(32), contract=bytes(48), run_id="r", party="north"
+        )
 
 
 @pytest.mark.parametrize(
@@ -424,7 +499,8 @@ def test_a_signed_but_malformed_grant_is_refused(world: Any, change: dict[str, A
         world.accept(signed(body, world.keys.signing), trainer)
 
 
-# -- receipts ------------------------------------------------------------------------------------------------------------
+# -- receipts
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -441,7 +517,9 @@ def receipt(world: Any) -> tuple[bytes, dict[str, Any]]:
     return data, expected
 
 
-def test_a_receipt_cannot_be_made_without_an_accepted_grant_and_an_opened_bundle(world: Any) -> None:
+def test_a_receipt_cannot_be_made_without_an_accepted_grant_and_an_opened_bundle(
+    world: Any,
+) -> None:
     with pytest.raises(TypeError):
         Accepted()
     trainer = world.trainer()
@@ -454,7 +532,9 @@ def test_a_bundle_that_breaks_on_the_way_gives_no_receipt(world: Any) -> None:
     trainer = world.trainer()
     accepted = world.accept(world.release(trainer), trainer)
     with pytest.raises(SealBroken):
-        open_to_memory(world.manifest, accepted.key, [(world.bundle.path / "payload").read_bytes()[:-1]])
+        open_to_memory(
+            world.manifest, accepted.key, [(world.bundle.path / "payload").read_bytes()[:-1]]
+        )
 
 
 @pytest.mark.parametrize(
@@ -466,7 +546,9 @@ def test_a_bundle_that_breaks_on_the_way_gives_no_receipt(world: Any) -> None:
         {"party": "south"},
     ],
 )
-def test_a_receipt_for_other_circumstances_is_refused(receipt: tuple[bytes, dict[str, Any]], change: dict[str, Any]) -> None:
+def test_a_receipt_for_other_circumstances_is_refused(
+    receipt: tuple[bytes, dict[str, Any]], change: dict[str, Any]
+) -> None:
     data, expected = receipt
     Receipt.verify(data, **expected)
     with pytest.raises(ReleaseRefused):
@@ -492,7 +574,9 @@ def test_any_flipped_bit_of_a_grant_is_refused(world: Any) -> None:
             world.accept(bytes(flipped), trainer)
 
 
-def test_a_receipt_does_not_answer_another_grant(world: Any, receipt: tuple[bytes, dict[str, Any]]) -> None:
+def test_a_receipt_does_not_answer_another_grant(
+    world: Any, receipt: tuple[bytes, dict[str, Any]]
+) -> None:
     data, expected = receipt
     other = world.release(world.trainer())
     assert not Receipt.verify(data, **expected).answers(other)

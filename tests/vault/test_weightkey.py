@@ -1,4 +1,6 @@
-"""A weight key shows itself to nobody: not printed, not pickled, not in an error, not in a traceback's frames."""
+"""A weight key shows itself to nobody: not printed, not pickled, not in an error, not in a
+traceback's frames.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,16 @@ from typing import Any
 
 import pytest
 
-from fedark import files
-from fedark.errors import FedarkError, InputError, Refused, ReleaseRefused, SealBroken, StorageError
-from fedark.keys import PUBLIC_HPKE_BYTES, HpkeKey, hpke_seal
+from fedark.foundation import files
+from fedark.foundation.errors import (
+    FedarkError,
+    InputError,
+    Refused,
+    ReleaseRefused,
+    SealBroken,
+    StorageError,
+)
+from fedark.foundation.keys import PUBLIC_HPKE_BYTES, HpkeKey, hpke_seal
 from fedark.vault.opener import Opener
 from fedark.vault.weightkey import KeyStore, WeightKey
 
@@ -103,7 +112,9 @@ def test_what_is_wrapped_but_no_key_is_refused() -> None:
             WeightKey.unwrap(hpke_seal(bytes(size), recipient.public, CONTEXT), recipient, CONTEXT)
 
 
-def test_a_malformed_recipient_key_ends_in_an_error_whose_frames_do_not_hold_the_weight_key() -> None:
+def test_a_malformed_recipient_key_ends_in_an_error_whose_frames_do_not_hold_the_weight_key() -> (
+    None
+):
     key = WeightKey.generate()
     for public in (b"", b"\xff" * PUBLIC_HPKE_BYTES):
         with pytest.raises(ReleaseRefused) as caught:
@@ -122,7 +133,9 @@ def test_the_commitment_depends_on_key_bundle_and_chunk_size() -> None:
     assert len(made) == 4
 
 
-def test_a_stored_key_comes_back_from_a_file_that_its_owner_alone_reads(world: Any, tmp_path: Path) -> None:
+def test_a_stored_key_comes_back_from_a_file_that_its_owner_alone_reads(
+    world: Any, tmp_path: Path
+) -> None:
     store = KeyStore(tmp_path / "keys")
     path = store.put(world.manifest, world.key)
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
@@ -149,7 +162,14 @@ def test_a_missing_open_or_malformed_key_file_is_refused(world: Any, tmp_path: P
     with pytest.raises(InputError, match="open to other users"):
         store.get(world.manifest)
     path.chmod(0o600)
-    for text in (b"", good[:-1], good + b"x", good.replace(b"1\n", b"2\n", 1), good[:-3] + b"zz\n", b"\xff" * 85):
+    for text in (
+        b"",
+        good[:-1],
+        good + b"x",
+        good.replace(b"1\n", b"2\n", 1),
+        good[:-3] + b"zz\n",
+        b"\xff" * 85,
+    ):
         path.write_bytes(text)
         with pytest.raises(InputError, match="not a weight key file") as caught:
             store.get(world.manifest)

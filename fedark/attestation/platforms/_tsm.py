@@ -1,8 +1,10 @@
-"""Attestation reports through the kernel's configfs-tsm (Linux 6.7; Documentation/ABI/testing/configfs-tsm-report).
+"""Attestation reports through the kernel's configfs-tsm (Linux 6.7;
+Documentation/ABI/testing/configfs-tsm-report).
 
-One directory below the report folder is one request: report data goes into `inblob`, the report comes out of `outblob`. The
-kernel counts every write in `generation`. A report is taken only if the count says that nobody else wrote between our write
-and our read, so that it is never over another process's data; after a conflict it starts again in a directory of its own.
+One directory below the report folder is one request: report data goes into `inblob`, the report
+comes out of `outblob`. The kernel counts every write in `generation`. A report is taken only if the
+count says that nobody else wrote between our write and our read, so that it is never over another
+process's data; after a conflict it starts again in a directory of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedark.errors import EnclaveFailed
+from fedark.foundation.errors import EnclaveFailed
 
 __all__ = ["REPORT_FOLDER", "TsmFiles", "TsmReport", "tsm_report"]
 
@@ -25,14 +27,18 @@ _SAFE = "No evidence left the enclave."
 
 @dataclass(frozen=True)
 class TsmReport:
-    """What the kernel gave: the report, and whatever certificates the host put beside it (empty if none)."""
+    """What the kernel gave: the report, and whatever certificates the host put beside it (empty if
+    none).
+    """
 
     outblob: bytes
     auxblob: bytes
 
 
 class TsmFiles:
-    """The four file operations that configfs takes, as the kernel offers them. Removing a directory removes its attributes."""
+    """The four file operations that configfs takes, as the kernel offers them. Removing a directory
+    removes its attributes.
+    """
 
     def make(self, entry: Path) -> None:
         os.mkdir(entry, 0o700)
@@ -82,7 +88,8 @@ def tsm_report(
         privilege: SNP's VMPL to report from; None leaves the kernel's own choice.
 
     Raises:
-        EnclaveFailed: this machine has no such provider, the kernel refused, or others kept interfering.
+        EnclaveFailed: this machine has no such provider, the kernel refused, or others kept
+            interfering.
     """
     if len(report_data) != 64:
         raise EnclaveFailed(f"Report data has {len(report_data)} bytes, not 64.", safe=_SAFE)
@@ -101,7 +108,10 @@ def tsm_report(
             raise EnclaveFailed(
                 f"The kernel made no attestation report in {folder}: {error.strerror}.",
                 safe=_SAFE,
-                fix=f"It takes Linux 6.7 with configfs mounted and the {provider} driver, in a guest of that platform, as root.",
+                fix=(
+                    f"It takes Linux 6.7 with configfs mounted and the {provider} driver, in a"
+                    " guest of that platform, as root."
+                ),
             ) from None
     raise EnclaveFailed(
         f"Another process kept writing into our attestation requests ({_ATTEMPTS} attempts).",
@@ -110,7 +120,9 @@ def tsm_report(
     )
 
 
-def _request(files: TsmFiles, entry: Path, report_data: bytes, provider: str, privilege: int | None) -> TsmReport:
+def _request(
+    files: TsmFiles, entry: Path, report_data: bytes, provider: str, privilege: int | None
+) -> TsmReport:
     found = files.read(entry / "provider").strip().decode("ascii", "replace")
     if found != provider:
         raise EnclaveFailed(
@@ -119,7 +131,11 @@ def _request(files: TsmFiles, entry: Path, report_data: bytes, provider: str, pr
             fix="Choose the platform that the machine has.",
         )
     expected = _generation(files, entry)
-    writes = [("inblob", report_data)] if privilege is None else [("privlevel", b"%d" % privilege), ("inblob", report_data)]
+    writes = (
+        [("inblob", report_data)]
+        if privilege is None
+        else [("privlevel", b"%d" % privilege), ("inblob", report_data)]
+    )
     for name, data in writes:
         files.write(entry / name, data)
     expected += len(writes)

@@ -1,12 +1,16 @@
-"""AWS Nitro Enclaves: verify an attestation document (COSE_Sign1, ES384) offline, and ask the Nitro Secure Module for one.
+"""AWS Nitro Enclaves: verify an attestation document (COSE_Sign1, ES384) offline, and ask the Nitro
+Secure Module for one.
 
-Follows "Nitro Enclaves Attestation Process" (github.com/aws/aws-nitro-enclaves-nsm-api, docs/attestation_process.md), in its
-order: syntax, certificate path, signature. Quirks of the format that are kept, and nothing beyond them: map keys stand in
-the order in which the module writes them (not canonical), an absent optional field is null, the root comes first in the bundle,
-and the COSE tag 18 is missing. Everything else is strict: shortest integers, definite lengths, no duplicate or unknown key.
-AWS asks that revocation lists are not consulted for this path; its certificates live for hours.
+Follows "Nitro Enclaves Attestation Process" (github.com/aws/aws-nitro-enclaves-nsm-api,
+docs/attestation_process.md), in its
+order: syntax, certificate path, signature. Quirks of the format that are kept, and nothing beyond
+them: map keys stand in the order in which the module writes them (not canonical), an absent
+optional field is null, the root comes first in the bundle, and the COSE tag 18 is missing.
+Everything else is strict: shortest integers, definite lengths, no duplicate or unknown key. AWS
+asks that revocation lists are not consulted for this path; its certificates live for hours.
 
-In fedark's use `user_data` is the 64-byte report data of `KeyBinding` and `nonce` the verifier's nonce.
+In fedark's use `user_data` is the 64-byte report data of `KeyBinding` and `nonce` the verifier's
+nonce.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fedark.attestation import _x509
 from fedark.attestation.claims import Claims
 from fedark.attestation.platforms.roots import AWS_NITRO_ROOT_SHA256
-from fedark.errors import EnclaveFailed, EvidenceRefused, printable
+from fedark.foundation.errors import EnclaveFailed, EvidenceRefused, printable
 
 __all__ = ["NitroAttester", "NitroDocument", "NitroVerifier", "parse_document"]
 
@@ -83,7 +87,8 @@ class NitroVerifier:
         self._root_sha256 = root_sha256
 
     def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
-        """The claims of an attestation document whose whole path and signature hold at `now` (aware).
+        """The claims of an attestation document whose whole path and signature hold at `now`
+        (aware).
 
         A document of a debug enclave verifies and says `debug`; to refuse it is the policy's part.
 
@@ -92,21 +97,31 @@ class NitroVerifier:
         """
         document = parse_document(token)
         leaf = _x509.load_certificate(document.certificate, "The signing certificate", _SUBJECT)
-        bundle = [_x509.load_certificate(der, "A certificate of the bundle", _SUBJECT) for der in document.cabundle]
+        bundle = [
+            _x509.load_certificate(der, "A certificate of the bundle", _SUBJECT)
+            for der in document.cabundle
+        ]
 
         problems: list[str] = []
         if _x509.fingerprint(bundle[0]) != self._root_sha256:
             problems.append("The certificate path does not start at the pinned AWS Nitro root.")
         problems += _x509.path_problems([leaf, *reversed(bundle)], now=now)
         if not leaf.not_valid_before_utc <= document.timestamp <= leaf.not_valid_after_utc:
-            problems.append("The document was made outside the validity of the certificate that signs it.")
+            problems.append(
+                "The document was made outside the validity of the certificate that signs it."
+            )
         if document.timestamp > now + CLOCK_SKEW:
             problems.append("The document was made in the future.")
         point = _x509.ec_point(leaf, ec.SECP384R1)
         if point is None:
             problems.append("The signing certificate has no P-384 key.")
         elif not _x509.verifies(
-            point, ec.SECP384R1(), hashes.SHA384(), document.signed, document.signature[:48], document.signature[48:]
+            point,
+            ec.SECP384R1(),
+            hashes.SHA384(),
+            document.signed,
+            document.signature[:48],
+            document.signature[48:],
         ):
             problems.append("The signature of the document does not verify.")
         if problems:
@@ -117,7 +132,9 @@ class NitroVerifier:
             hwmodel="aws-nitro",
             ueid=document.module_id.encode(),
             report_data=document.user_data or b"",
-            measurements=MappingProxyType({f"pcr{index}": value for index, value in sorted(document.pcrs.items())}),
+            measurements=MappingProxyType(
+                {f"pcr{index}": value for index, value in sorted(document.pcrs.items())}
+            ),
             debug=any(document.pcrs[index] == bytes(48) for index in _IMAGE_REGISTERS),
             svn=0,
             sandbox="",
@@ -129,7 +146,8 @@ class NitroVerifier:
 
 
 def parse_document(token: bytes) -> NitroDocument:
-    """The fields of a COSE_Sign1 attestation document, its syntax checked in full and its signature not at all.
+    """The fields of a COSE_Sign1 attestation document, its syntax checked in full and its signature
+    not at all.
 
     Raises:
         EvidenceRefused: with the first fault of the syntax.
@@ -168,14 +186,29 @@ def _malformed(reason: str) -> EvidenceRefused:
 
 
 def _strict_cbor(data: bytes) -> Any:
-    """The value of the one encoding of an item in this format: as `canonical.decode`, but maps keep their own order."""
+    """The value of the one encoding of an item in this format: as `canonical.decode`, but maps keep
+    their own order.
+    """
     try:
-        value = cbor2.loads(data, max_depth=_MAX_DEPTH, allow_indefinite=False, allow_duplicate_keys=False)
+        value = cbor2.loads(
+            data, max_depth=_MAX_DEPTH, allow_indefinite=False, allow_duplicate_keys=False
+        )
         exact = _plain(value) and cbor2.dumps(value) == data
-    except (cbor2.CBORError, TypeError, ValueError, OverflowError, RecursionError, MemoryError, EOFError):
+    except (
+        cbor2.CBORError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        EOFError,
+    ):
         raise _malformed("The document is not well-formed CBOR.") from None
     if not exact:
-        raise _malformed("The document is not in the format's one form: a tag, a type, a length or trailing bytes are wrong.")
+        raise _malformed(
+            "The document is not in the format's one form: a tag, a type, a length or trailing"
+            " bytes are wrong."
+        )
     return value
 
 
@@ -188,7 +221,12 @@ def _plain(value: Any) -> bool:
 
 
 def _module_id(value: Any) -> str:
-    if type(value) is not str or not 1 <= len(value) <= 256 or not value.isascii() or not value.isprintable():
+    if (
+        type(value) is not str
+        or not 1 <= len(value) <= 256
+        or not value.isascii()
+        or not value.isprintable()
+    ):
         raise _malformed("The module id is malformed.")
     return value
 
@@ -205,7 +243,12 @@ def _registers(digest: Any, value: Any) -> dict[int, bytes]:
     if type(value) is not dict or not 1 <= len(value) <= 32:
         raise _malformed("The registers are malformed.")
     for index, register in value.items():
-        if type(index) is not int or not 0 <= index < 32 or type(register) is not bytes or len(register) != 48:
+        if (
+            type(index) is not int
+            or not 0 <= index < 32
+            or type(register) is not bytes
+            or len(register) != 48
+        ):
             raise _malformed("A register is malformed.")
     if any(index not in value for index in _IMAGE_REGISTERS):
         raise _malformed("A register of the image (PCR 0, 1 or 2) is missing.")
@@ -234,8 +277,9 @@ def _optional(fields: dict[Any, Any], name: str) -> bytes | None:
 class NitroAttester:
     """Asks the Nitro Secure Module of this enclave for an attestation document.
 
-    It speaks the module's documented interface and was tested against a fake module only: no Nitro machine was at hand. The
-    ioctl needs CAP_SYS_ADMIN (linux/nsm.h), so it runs in the launcher and never in the confined enclave process.
+    It speaks the module's documented interface and was tested against a fake module only: no Nitro
+    machine was at hand. The ioctl needs CAP_SYS_ADMIN (linux/nsm.h), so it runs in the launcher and
+    never in the confined enclave process.
 
     Args:
         device: the module's device file.
@@ -244,7 +288,9 @@ class NitroAttester:
 
     platform = PLATFORM
 
-    def __init__(self, device: Path = Path("/dev/nsm"), *, exchange: Callable[[bytes], bytes] | None = None) -> None:
+    def __init__(
+        self, device: Path = Path("/dev/nsm"), *, exchange: Callable[[bytes], bytes] | None = None
+    ) -> None:
         self._exchange = exchange or (lambda request: _nsm_exchange(device, request))
 
     def quote(self, report_data: bytes, nonce: bytes) -> bytes:
@@ -254,7 +300,9 @@ class NitroAttester:
             EnclaveFailed: this is not a Nitro enclave, or the module refused or answered nonsense.
             EvidenceRefused: the module's document is malformed.
         """
-        request = cbor2.dumps({"Attestation": {"user_data": report_data, "nonce": nonce, "public_key": None}})
+        request = cbor2.dumps(
+            {"Attestation": {"user_data": report_data, "nonce": nonce, "public_key": None}}
+        )
         try:
             response = cbor2.loads(self._exchange(request), max_depth=_MAX_DEPTH)
         except (cbor2.CBORError, ValueError, EOFError):
@@ -264,13 +312,15 @@ class NitroAttester:
         if not isinstance(document, bytes):
             code = response.get("Error") if isinstance(response, dict) else None
             raise EnclaveFailed(
-                f"The Nitro Secure Module made no attestation document ({printable(str(code or 'no answer'), 40)}).",
+                "The Nitro Secure Module made no attestation document"
+                f" ({printable(str(code or 'no answer'), 40)}).",
                 safe="No evidence left the enclave.",
             )
         parsed = parse_document(document)
         if parsed.user_data != report_data or parsed.nonce != nonce:
             raise EnclaveFailed(
-                "The Nitro Secure Module signed other data than was asked.", safe="No evidence left the enclave."
+                "The Nitro Secure Module signed other data than was asked.",
+                safe="No evidence left the enclave.",
             )
         return document
 
@@ -283,15 +333,16 @@ class _NsmRaw(ctypes.Structure):
     _fields_ = (("request", _IoVec), ("response", _IoVec))
 
 
-_NSM_IOCTL_RAW = 0xC0000000 | ctypes.sizeof(_NsmRaw) << 16 | 0x0A << 8  # _IOWR(0x0A, 0, struct nsm_raw)
+_NSM_IOCTL_RAW = (
+    0xC0000000 | ctypes.sizeof(_NsmRaw) << 16 | 0x0A << 8
+)  # _IOWR(0x0A, 0, struct nsm_raw)
 
 
 def _nsm_exchange(device: Path, request: bytes) -> bytes:
     sent = ctypes.create_string_buffer(request, len(request))
     received = ctypes.create_string_buffer(_MAX_TOKEN)
     message = _NsmRaw(
-        _IoVec(ctypes.addressof(sent), len(request)),
-        _IoVec(ctypes.addressof(received), _MAX_TOKEN),
+        _IoVec(ctypes.addressof(sent), len(request)), _IoVec(ctypes.addressof(received), _MAX_TOKEN)
     )
     try:
         descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
@@ -303,7 +354,9 @@ def _nsm_exchange(device: Path, request: bytes) -> bytes:
         raise EnclaveFailed(
             f"{device} cannot be asked for evidence: {error.strerror}.",
             safe="No evidence left the enclave.",
-            fix="Only an enclave on AWS Nitro has this device, and only a process with CAP_SYS_ADMIN may use it; "
-            "elsewhere choose the platform that the machine has.",
+            fix=(
+                "Only an enclave on AWS Nitro has this device, and only a process with"
+                " CAP_SYS_ADMIN may use it; elsewhere choose the platform that the machine has."
+            ),
         ) from None
     return received.raw[: min(message.response.len, _MAX_TOKEN)]

@@ -1,7 +1,9 @@
-"""The AMD SEV-SNP attestation report, versions 2 to 5, parsed in full (SEV-SNP Firmware ABI, 56860, table "ATTESTATION_REPORT").
+"""The AMD SEV-SNP attestation report, versions 2 to 5, parsed in full (SEV-SNP Firmware ABI, 56860,
+table "ATTESTATION_REPORT").
 
-1184 bytes, little-endian: 0x2A0 signed bytes and a 512-byte signature field. Whatever the specification calls reserved must be
-zero here, in the signature field too, so that no bit of a report is free. Milan and Genoa only: Turin lays its TCB out otherwise.
+1184 bytes, little-endian: 0x2A0 signed bytes and a 512-byte signature field. Whatever the
+specification calls reserved must be zero here, in the signature field too, so that no bit of a
+report is free. Milan and Genoa only: Turin lays its TCB out otherwise.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, fields
 
-from fedark.errors import EvidenceRefused
+from fedark.foundation.errors import EvidenceRefused
 
 __all__ = ["REPORT_BYTES", "SUBJECT", "SnpReport", "SnpTcb", "parse_report"]
 
@@ -65,8 +67,9 @@ class SnpReport:
         vmpl: privilege level that asked, 0 (most) to 3.
         debug: the host may read the guest's memory.
         migratable: a migration agent may move the guest.
-        report_data, measurement, host_data, id_key_digest, author_key_digest, report_id, chip_id: as in the specification.
-        current, reported, committed, launch: the four TCBs; the signing key is derived from `reported`.
+        report_data, measurement, host_data, id_key_digest, author_key_digest, report_id, chip_id:
+        as in the specification. current, reported, committed, launch: the four TCBs; the signing
+        key is derived from `reported`.
         signed: the bytes under the signature.
         r, s: of the signature, big-endian, 48 bytes each.
     """
@@ -115,7 +118,10 @@ def parse_report(data: bytes) -> SnpReport:
     if signer >> 5:
         raise _malformed("The report has unknown key flags.")
     if signer >> 2 & 7 != _VCEK:
-        raise _malformed(f"The report was signed by {_SIGNERS.get(signer >> 2 & 7, 'an unknown key')}, not by a VCEK.")
+        raise _malformed(
+            f"The report was signed by {_SIGNERS.get(signer >> 2 & 7, 'an unknown key')}, not by a"
+            " VCEK."
+        )
     return SnpReport(
         version=version,
         guest_svn=guest_svn,
@@ -140,7 +146,14 @@ def parse_report(data: bytes) -> SnpReport:
 
 
 def _reserved_are_zero(data: bytes, version: int) -> None:
-    reserved = [(0x4C, 0x50), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, _SIGNED), (0x330, REPORT_BYTES)]
+    reserved = [
+        (0x4C, 0x50),
+        (0x18B, 0x1A0),
+        (0x1EB, 0x1EC),
+        (0x1EF, 0x1F0),
+        (0x208, _SIGNED),
+        (0x330, REPORT_BYTES),
+    ]
     if version < 3:
         reserved.append((0x188, 0x18B))  # from version 3: family, model and stepping
     if version < 5:

@@ -1,9 +1,10 @@
 """The simulated platform: everything that a hardware platform's evidence has, except the hardware.
 
-A manufacturer's root signs device certificates and a revocation list; a device's quoting key signs tokens (`cose`, `eat`). The
-quoting key is the launcher's: the enclave process asks for a quote and never holds the key. The root user of the host can
-read that key and the enclave's memory. So a simulated enclave protects nothing from its own host, its tokens say "fedark-sim",
-and a contract must name this platform, and the fingerprint of one root, before such evidence counts at all.
+A manufacturer's root signs device certificates and a revocation list; a device's quoting key signs
+tokens (`cose`, `eat`). The quoting key is the launcher's: the enclave process asks for a quote and
+never holds the key. The root user of the host can read that key and the enclave's memory. So a
+simulated enclave protects nothing from its own host, its tokens say "fedark-sim", and a contract
+must name this platform, and the fingerprint of one root, before such evidence counts at all.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
-from fedark import canonical
 from fedark.attestation import cose
 from fedark.attestation._x509 import read_crl
 from fedark.attestation.certificates import chain_problems, load_certificate, p384_key
 from fedark.attestation.claims import Claims, SandboxFacts
 from fedark.attestation.eat import HWMODEL, OEMID_BYTES, UEID_BYTES, SimulatedClaims
-from fedark.errors import EvidenceRefused, InputError, ProtocolError, StorageError
+from fedark.foundation import canonical
+from fedark.foundation.errors import EvidenceRefused, InputError, ProtocolError, StorageError
 
 __all__ = ["PLATFORM", "SimulatedAttester", "SimulatedDevice", "SimulatedRoot", "SimulatedVerifier"]
 
@@ -61,18 +62,28 @@ class SimulatedRoot:
             ]
         )
         builder = _builder(self._name, self._name, self._key.public_key(), now, self._until)
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=_MAX_PATH_LENGTH), critical=True)
+        builder = builder.add_extension(
+            x509.BasicConstraints(ca=True, path_length=_MAX_PATH_LENGTH), critical=True
+        )
         builder = builder.add_extension(_usage(issuing=True), critical=True)
-        self.certificate = builder.sign(self._key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
+        self.certificate = builder.sign(self._key, hashes.SHA384()).public_bytes(
+            serialization.Encoding.DER
+        )
         self.sha256 = hashlib.sha256(self.certificate).hexdigest()
 
     def issue(self, *, now: datetime, valid: timedelta = timedelta(days=90)) -> SimulatedDevice:
         """A new device with its own quoting key; its certificate never outlives the root's."""
         key = ec.generate_private_key(ec.SECP384R1())
-        return SimulatedDevice(key, self.certify(key.public_key(), now=now, valid=valid), self.certificate)
+        return SimulatedDevice(
+            key, self.certify(key.public_key(), now=now, valid=valid), self.certificate
+        )
 
     def certify(
-        self, public: ec.EllipticCurvePublicKey, *, now: datetime, valid: timedelta = timedelta(days=90)
+        self,
+        public: ec.EllipticCurvePublicKey,
+        *,
+        now: datetime,
+        valid: timedelta = timedelta(days=90),
     ) -> tuple[bytes, ...]:
         """The certificates (DER, the device's first) of a device that made its quoting key itself."""
         ueid = bytes([1]) + os.urandom(UEID_BYTES - 1)
@@ -83,7 +94,9 @@ class SimulatedRoot:
             ]
         )
         builder = _builder(subject, self._name, public, now, min(now + valid, self._until))
-        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder = builder.add_extension(
+            x509.BasicConstraints(ca=False, path_length=None), critical=True
+        )
         builder = builder.add_extension(_usage(issuing=False), critical=True)
         return (builder.sign(self._key, hashes.SHA384()).public_bytes(serialization.Encoding.DER),)
 
@@ -102,15 +115,20 @@ class SimulatedRoot:
         return builder.sign(self._key, hashes.SHA384()).public_bytes(serialization.Encoding.DER)
 
     def save(self, directory: Path) -> None:
-        """Write key (mode 0600), certificate and what was revoked into `directory`, replacing an earlier state of this root.
+        """Write key (mode 0600), certificate and what was revoked into `directory`, replacing an
+        earlier state of this root.
 
         Raises:
             StorageError: it cannot be written.
         """
-        from fedark.files import write_atomic  # here: launchers load this module, and their measurement ends before `files`
+        from fedark.foundation.files import (
+            write_atomic,  # here: launchers load this module, and their measurement ends before `files`
+        )
 
         key = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
         )
         revoked = {str(serial): when.isoformat() for serial, when in self._revoked.items()}
         write_atomic(directory / _ROOT_KEY, key, mode=0o600)
@@ -125,19 +143,31 @@ class SimulatedRoot:
             InputError: a file is missing or malformed.
         """
         try:
-            key = serialization.load_pem_private_key((directory / _ROOT_KEY).read_bytes(), password=None)
+            key = serialization.load_pem_private_key(
+                (directory / _ROOT_KEY).read_bytes(), password=None
+            )
             certificate = (directory / _ROOT).read_bytes()
             parsed = load_certificate(certificate)
             revoked = json.loads((directory / _REVOKED).read_bytes())
             when = {int(serial): datetime.fromisoformat(text) for serial, text in revoked.items()}
         except OSError as error:
-            raise InputError(f"The simulated root in {directory} cannot be read: {error.strerror}.") from None
+            raise InputError(
+                f"The simulated root in {directory} cannot be read: {error.strerror}."
+            ) from None
         except (ValueError, TypeError, AttributeError, ProtocolError):
             raise InputError(f"The simulated root in {directory} is malformed.") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != p384_key(parsed):
-            raise InputError(f"The simulated root in {directory} is malformed: its certificate is not that of its key.")
+            raise InputError(
+                f"The simulated root in {directory} is malformed: its certificate is not that of"
+                " its key."
+            )
         root = object.__new__(cls)
-        root._key, root._name, root._until, root._revoked = key, parsed.subject, parsed.not_valid_after_utc, when
+        root._key, root._name, root._until, root._revoked = (
+            key,
+            parsed.subject,
+            parsed.not_valid_after_utc,
+            when,
+        )
         root.certificate, root.sha256 = certificate, hashlib.sha256(certificate).hexdigest()
         return root
 
@@ -146,7 +176,8 @@ class SimulatedRoot:
 
 
 class SimulatedDevice:
-    """A device: its quoting key, and the certificates up to, not including, its manufacturer's root.
+    """A device: its quoting key, and the certificates up to, not including, its manufacturer's
+    root.
 
     Attributes:
         chain: DER certificates, the device's first.
@@ -154,17 +185,23 @@ class SimulatedDevice:
         ueid: 17 bytes.
     """
 
-    def __init__(self, key: ec.EllipticCurvePrivateKey, chain: tuple[bytes, ...], root: bytes) -> None:
+    def __init__(
+        self, key: ec.EllipticCurvePrivateKey, chain: tuple[bytes, ...], root: bytes
+    ) -> None:
         leaf = load_certificate(chain[0])
         public = p384_key(leaf)
         if public is None or public != key.public_key():
-            raise InputError("A device's certificate is not that of its key.", safe="Nothing was signed with it.")
+            raise InputError(
+                "A device's certificate is not that of its key.", safe="Nothing was signed with it."
+            )
         self._key = key
         self.chain = chain
         self.root = root
         self.ueid = _ueid_of(leaf)
 
-    def attester(self, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> SimulatedAttester:
+    def attester(
+        self, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts
+    ) -> SimulatedAttester:
         """See `fedark.attestation.platforms.base.Machine`."""
         return SimulatedAttester(self, measurements=measurements, sandbox=sandbox)
 
@@ -173,10 +210,11 @@ class SimulatedDevice:
         return cose.sign(payload, self.chain, self._key)
 
     def sealing_key(self, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> bytes:
-        """32 bytes for the enclave with these registers, confined like this, on this device, and no other (HKDF-SHA384, RFC 5869).
+        """32 bytes for the enclave with these registers, confined like this, on this device, and no
+        other (HKDF-SHA384, RFC 5869).
 
-        As a processor derives it from a fused secret and an enclave's measurement. The run configuration is a register, so no
-        two runs or parties share one.
+        As a processor derives it from a fused secret and an enclave's measurement. The run
+        configuration is a register, so no two runs or parties share one.
         """
         facts = [sandbox.mode, sandbox.seccomp_digest, sandbox.landlock_digest]
         info = canonical.encode([_SEALING_LABEL, self.ueid, dict(measurements), facts])
@@ -184,26 +222,36 @@ class SimulatedDevice:
         return HKDF(hashes.SHA384(), 32, None, info).derive(secret)
 
     def save(self, directory: Path) -> None:
-        """Write key (mode 0600) and certificates into `directory`, which is made (mode 0700) if it is missing.
+        """Write key (mode 0600) and certificates into `directory`, which is made (mode 0700) if it
+        is missing.
 
         Raises:
             InputError: there is a device already; a key is never overwritten.
             StorageError: it cannot be written.
         """
         key = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
         )
-        pem = [load_certificate(der).public_bytes(serialization.Encoding.PEM) for der in (*self.chain, self.root)]
+        pem = [
+            load_certificate(der).public_bytes(serialization.Encoding.PEM)
+            for der in (*self.chain, self.root)
+        ]
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, data in ((_KEY_FILE, key), (_CHAIN_FILE, b"".join(pem))):
-                descriptor = os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+                descriptor = os.open(
+                    directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600
+                )
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
         except FileExistsError:
-            raise InputError(f"{directory} holds a device already.", safe="Its key was left as it is.") from None
+            raise InputError(
+                f"{directory} holds a device already.", safe="Its key was left as it is."
+            ) from None
         except OSError as error:
             raise StorageError(f"{directory} cannot be written: {error.strerror}.") from None
 
@@ -218,19 +266,28 @@ class SimulatedDevice:
             descriptor = os.open(directory / _KEY_FILE, os.O_RDONLY | os.O_NOFOLLOW)
             with os.fdopen(descriptor, "rb") as file:
                 status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.geteuid():
+                if (
+                    not stat.S_ISREG(status.st_mode)
+                    or status.st_mode & 0o077
+                    or status.st_uid != os.geteuid()
+                ):
                     raise InputError(
-                        f"{directory / _KEY_FILE} is open to other users.", fix="Own it, and set its mode to 0600."
+                        f"{directory / _KEY_FILE} is open to other users.",
+                        fix="Own it, and set its mode to 0600.",
                     )
                 key = serialization.load_pem_private_key(file.read(), password=None)
             certificates = x509.load_pem_x509_certificates((directory / _CHAIN_FILE).read_bytes())
         except OSError as error:
-            raise InputError(f"The device in {directory} cannot be read: {error.strerror}.") from None
+            raise InputError(
+                f"The device in {directory} cannot be read: {error.strerror}."
+            ) from None
         except ValueError:
             raise InputError(f"The device in {directory} is malformed.") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or len(certificates) < 2:
             raise InputError(f"The device in {directory} is malformed.")
-        ders = [certificate.public_bytes(serialization.Encoding.DER) for certificate in certificates]
+        ders = [
+            certificate.public_bytes(serialization.Encoding.DER) for certificate in certificates
+        ]
         return cls(key, tuple(ders[:-1]), ders[-1])
 
     def __repr__(self) -> str:
@@ -238,7 +295,8 @@ class SimulatedDevice:
 
 
 class SimulatedAttester:
-    """Quotes for one enclave on `device`. It lives in the launcher, which measured the enclave and confines it.
+    """Quotes for one enclave on `device`. It lives in the launcher, which measured the enclave and
+    confines it.
 
     Args:
         measurements: the four registers, 48 bytes each.
@@ -291,9 +349,10 @@ class SimulatedVerifier:
     """Verifies tokens of devices under one root.
 
     Args:
-        root: the manufacturer's certificate, DER. Its fingerprint must have been compared with the contract's.
-        crl: the manufacturer's revocation list, DER. Without one every token is refused: it comes through hosts that would
-            otherwise hide a revocation by leaving the list out.
+        root: the manufacturer's certificate, DER. Its fingerprint must have been compared with the
+            contract's.
+        crl: the manufacturer's revocation list, DER. Without one every token is refused: it comes
+            through hosts that would otherwise hide a revocation by leaving the list out.
 
     Raises:
         EvidenceRefused: `root` or `crl` is malformed.
@@ -310,7 +369,9 @@ class SimulatedVerifier:
         self._oemid = _oemid(root)
 
     def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
-        """See `Verifier.verify`. All of chain, signature and profile is judged; what cannot be parsed ends it early."""
+        """See `Verifier.verify`. All of chain, signature and profile is judged; what cannot be
+        parsed ends it early.
+        """
         try:
             signed = cose.parse(token)
             chain = [load_certificate(der) for der in signed.chain]
@@ -351,8 +412,13 @@ def _oemid(root: bytes) -> bytes:
 
 
 def _ueid_of(certificate: x509.Certificate) -> bytes:
-    """The device's id as its certificate states it; empty where it states none, which equals no claim."""
-    values = [attribute.value for attribute in certificate.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)]
+    """The device's id as its certificate states it; empty where it states none, which equals no
+    claim.
+    """
+    values = [
+        attribute.value
+        for attribute in certificate.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER)
+    ]
     try:
         return bytes.fromhex(values[0]) if len(values) == 1 and isinstance(values[0], str) else b""
     except ValueError:
@@ -374,7 +440,11 @@ def _usage(*, issuing: bool) -> x509.KeyUsage:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, until: datetime
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    now: datetime,
+    until: datetime,
 ) -> x509.CertificateBuilder:
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     builder = builder.serial_number(x509.random_serial_number())

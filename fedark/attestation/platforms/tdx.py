@@ -1,8 +1,9 @@
 """Intel TDX: verify a DCAP quote, version 4, offline, and ask the kernel for one.
 
-In the order of Intel's quote verification (QVL, QuoteVerifier.cpp): form, PCK path to the pinned root key, collateral (current,
-of this platform, nothing revoked), the quoting enclave's report under the PCK key, its binding of the attestation key, its
-identity, the quote under the attestation key, TDX module, TCB level. Then the attributes of the guest itself.
+In the order of Intel's quote verification (QVL, QuoteVerifier.cpp): form, PCK path to the pinned
+root key, collateral (current, of this platform, nothing revoked), the quoting enclave's report
+under the PCK key, its binding of the attestation key, its identity, the quote under the attestation
+key, TDX module, TCB level. Then the attributes of the guest itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from fedark.attestation import _x509
 from fedark.attestation.claims import Claims
 from fedark.attestation.platforms._tsm import REPORT_FOLDER, TsmFiles, tsm_report
 from fedark.attestation.platforms.roots import INTEL_SGX_ROOT_PUBLIC_KEY
-from fedark.attestation.platforms.tdx_collateral import PLATFORM_STATUSES, Appraisal, Collateral, root_problems
+from fedark.attestation.platforms.tdx_collateral import (
+    PLATFORM_STATUSES,
+    Appraisal,
+    Collateral,
+    root_problems,
+)
 from fedark.attestation.platforms.tdx_quote import (
     SUBJECT,
     PckIdentity,
@@ -30,12 +36,13 @@ from fedark.attestation.platforms.tdx_quote import (
     parse_quote,
     pck_identity,
 )
-from fedark.errors import EnclaveFailed, EvidenceRefused, InputError
+from fedark.foundation.errors import EnclaveFailed, EvidenceRefused, InputError
 
 __all__ = ["TdxAttester", "TdxVerifier"]
 
 PLATFORM = "tdx"
-# TD attributes ("Intel TDX Module Base Architecture Specification", ATTRIBUTES). Known and harmless: PKS and PERFMON.
+# TD attributes ("Intel TDX Module Base Architecture Specification", ATTRIBUTES). Known and
+# harmless: PKS and PERFMON.
 _DEBUG = 1 << 0
 _SEPT_VE_DISABLE = 1 << 28
 _MIGRATABLE = 1 << 29
@@ -46,7 +53,8 @@ class TdxVerifier:
     """Verifies quotes of the platforms that its collateral speaks of.
 
     Args:
-        collateral: JSON texts, one for each kind of platform and PCK CA (`tdx_collateral.Collateral`).
+        collateral: JSON texts, one for each kind of platform and PCK CA
+            (`tdx_collateral.Collateral`).
         accepted: TCB states that are good enough. "Revoked" never is.
         minimum_evaluation: oldest `tcbEvaluationDataNumber` of TCB info and QE identity.
         root_key: the pinned root's uncompressed public point.
@@ -80,8 +88,9 @@ class TdxVerifier:
     def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
         """The claims of a quote whose whole path, collateral and signatures hold at `now` (aware).
 
-        A quote of a debug guest verifies and says `debug`; to refuse it is the policy's part. `svn` is the date of the oldest
-        TCB level that matched (platform, module, quoting enclave) as a number, YYYYMMDD: Intel's own ordering of levels.
+        A quote of a debug guest verifies and says `debug`; to refuse it is the policy's part. `svn`
+        is the date of the oldest TCB level that matched (platform, module, quoting enclave) as a
+        number, YYYYMMDD: Intel's own ordering of levels.
 
         Raises:
             EvidenceRefused: with every reason found.
@@ -91,13 +100,16 @@ class TdxVerifier:
         identity = pck_identity(pck)
         collateral = self._collateral_for(identity, pck)
 
-        problems = _x509.path_problems(quote.pck_path, now=admitted or now) + root_problems(root, self._root_key)
+        problems = _x509.path_problems(quote.pck_path, now=admitted or now) + root_problems(
+            root, self._root_key
+        )
         if "Intel SGX PCK Certificate" not in _x509.common_name(pck.subject):
             problems.append("The leaf of the certificate path is not a PCK certificate.")
         problems += collateral.problems(quote.pck_path, now=now, admitted=admitted)
         if collateral.evaluation < self._minimum_evaluation:
             problems.append(
-                f"The collateral is of Intel's evaluation {collateral.evaluation}, older than {self._minimum_evaluation}."
+                f"The collateral is of Intel's evaluation {collateral.evaluation}, older than"
+                f" {self._minimum_evaluation}."
             )
         problems += _signature_problems(quote, pck)
         appraisal = collateral.appraise(quote, identity)
@@ -130,17 +142,33 @@ class TdxVerifier:
         )
 
     def _collateral_for(self, identity: PckIdentity, pck: x509.Certificate) -> Collateral:
-        fitting = [one for one in self._collateral if (one.fmspc, one.pck_issuer) == (identity.fmspc, pck.issuer)]
+        fitting = [
+            one
+            for one in self._collateral
+            if (one.fmspc, one.pck_issuer) == (identity.fmspc, pck.issuer)
+        ]
         if fitting:
-            return max(fitting, key=lambda one: one.issued)  # an older statement never counts beside a newer one
+            return max(
+                fitting, key=lambda one: one.issued
+            )  # an older statement never counts beside a newer one
         raise EvidenceRefused(
-            SUBJECT, [f"No collateral is at hand for its kind of platform (FMSPC {identity.fmspc.hex()}) and its PCK CA."]
+            SUBJECT,
+            [
+                f"No collateral is at hand for its kind of platform (FMSPC {identity.fmspc.hex()})"
+                " and its PCK CA."
+            ],
         )
 
     def _status_problems(self, appraisal: Appraisal) -> list[str]:
-        if appraisal.status is None or appraisal.status in self._accepted:  # None: its problems say why
+        if (
+            appraisal.status is None or appraisal.status in self._accepted
+        ):  # None: its problems say why
             return []
-        advisories = f" (Intel's advisories: {', '.join(appraisal.advisories[:20])})" if appraisal.advisories else ""
+        advisories = (
+            f" (Intel's advisories: {', '.join(appraisal.advisories[:20])})"
+            if appraisal.advisories
+            else ""
+        )
         return [f"The platform's TCB is {appraisal.status}{advisories}, which is not accepted."]
 
 
@@ -149,7 +177,9 @@ def _signature_problems(quote: TdxQuote, pck: x509.Certificate) -> list[str]:
     problems = []
     pck_point = _x509.ec_point(pck, ec.SECP256R1)
     if pck_point is None or not _verifies(pck_point, quote.qe_report.raw, quote.qe_signature):
-        problems.append("The signature of the quoting enclave's report does not verify under the PCK.")
+        problems.append(
+            "The signature of the quoting enclave's report does not verify under the PCK."
+        )
     bound = hashlib.sha256(quote.attestation_key + quote.qe_auth).digest() + bytes(32)
     if quote.qe_report.report_data != bound:
         problems.append("The quoting enclave did not vouch for the key that signed the quote.")
@@ -159,7 +189,9 @@ def _signature_problems(quote: TdxQuote, pck: x509.Certificate) -> list[str]:
 
 
 def _verifies(point: bytes, message: bytes, signature: bytes) -> bool:
-    return _x509.verifies(point, ec.SECP256R1(), hashes.SHA256(), message, signature[:32], signature[32:])
+    return _x509.verifies(
+        point, ec.SECP256R1(), hashes.SHA256(), message, signature[:32], signature[32:]
+    )
 
 
 def _guest_problems(quote: TdxQuote) -> list[str]:
@@ -169,7 +201,9 @@ def _guest_problems(quote: TdxQuote) -> list[str]:
     if quote.td_attributes & _MIGRATABLE:
         problems.append("The guest may be moved to another machine.")
     if not quote.td_attributes & _SEPT_VE_DISABLE:
-        problems.append("The host may inject page faults into the guest (SEPT_VE_DISABLE is not set).")
+        problems.append(
+            "The host may inject page faults into the guest (SEPT_VE_DISABLE is not set)."
+        )
     return problems
 
 
@@ -190,11 +224,17 @@ class TdxAttester:
         """A quote over `report_data` (64 bytes), which already binds `nonce`.
 
         Raises:
-            EnclaveFailed: this is not a TDX guest, or the kernel's answer is not over `report_data`.
+            EnclaveFailed: this is not a TDX guest, or the kernel's answer is not over
+                `report_data`.
             EvidenceRefused: the kernel's quote is malformed.
         """
-        answer = tsm_report(report_data, provider="tdx_guest", folder=self._folder, files=self._files)
+        answer = tsm_report(
+            report_data, provider="tdx_guest", folder=self._folder, files=self._files
+        )
         quote = exact_quote(answer.outblob)
         if parse_quote(quote).report_data != report_data:
-            raise EnclaveFailed("The kernel's quote is not over our report data.", safe="No evidence left the enclave.")
+            raise EnclaveFailed(
+                "The kernel's quote is not over our report data.",
+                safe="No evidence left the enclave.",
+            )
         return quote

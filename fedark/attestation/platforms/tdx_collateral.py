@@ -1,9 +1,11 @@
-"""Intel's signed statements about TDX platforms: TCB info, QE identity and CRLs, and the matching of a platform against them.
+"""Intel's signed statements about TDX platforms: TCB info, QE identity and CRLs, and the matching
+of a platform against them.
 
-Follows the Intel PCS API, version 4 ("Get TDX TCB Info", "Get TD QE Identity": https://api.portal.trustedservices.intel.com),
-and, where that text is silent, the order and the convergence of states in Intel's quote verification library (QVL,
-TcbLevelCheck.cpp and TdxModuleCheck.cpp). A `Collateral` exists only if everything in it was signed under the pinned root;
-whether it is current is asked again at every verification.
+Follows the Intel PCS API, version 4 ("Get TDX TCB Info", "Get TD QE Identity":
+https://api.portal.trustedservices.intel.com), and, where that text is silent, the order and the
+convergence of states in Intel's quote verification library (QVL, TcbLevelCheck.cpp and
+TdxModuleCheck.cpp). A `Collateral` exists only if everything in it was signed under the pinned
+root; whether it is current is asked again at every verification.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedark.attestation import _x509
 from fedark.attestation.platforms.tdx_quote import PckIdentity, QeReport, TdxQuote
-from fedark.errors import EvidenceRefused, printable
-from fedark.jsontext import read_json
+from fedark.foundation.errors import EvidenceRefused, printable
+from fedark.foundation.jsontext import read_json
 
 __all__ = ["PLATFORM_STATUSES", "Appraisal", "Collateral", "root_problems"]
 
@@ -81,7 +83,8 @@ class Appraisal:
 
     Attributes:
         problems: what rules it out, whatever a policy accepts.
-        status: one of `PLATFORM_STATUSES`, converged from platform, module and quoting enclave; None if there are problems.
+        status: one of `PLATFORM_STATUSES`, converged from platform, module and quoting enclave;
+            None if there are problems.
         date: of the oldest level that matched.
         advisories: Intel's, of all levels that matched.
     """
@@ -103,8 +106,9 @@ class Collateral:
     """The collateral of one kind of platform (FMSPC) and one PCK CA.
 
     Args:
-        data: a JSON object of nine strings, as collected by the usual tools from the PCS: `tcb_info` and `qe_identity` as the
-            signed texts, their `..._signature` and both CRLs in hex, the `..._issuer_chain`s in PEM.
+        data: a JSON object of nine strings, as collected by the usual tools from the PCS:
+            `tcb_info` and `qe_identity` as the signed texts, their `..._signature` and both CRLs in
+            hex, the `..._issuer_chain`s in PEM.
         root_key: the pinned root's uncompressed public point.
 
     Attributes:
@@ -125,8 +129,12 @@ class Collateral:
             raise _malformed("does not have its nine fields")
         if any(type(value) is not str or not value.isascii() for value in fields.values()):
             raise _malformed("has a field that is not ASCII text")
-        self._root_crl = _x509.RevocationList(_hex(fields["root_ca_crl"]), "The Intel root's revocation list", _SUBJECT)
-        self._pck_crl = _x509.RevocationList(_hex(fields["pck_crl"]), "The PCK revocation list", _SUBJECT)
+        self._root_crl = _x509.RevocationList(
+            _hex(fields["root_ca_crl"]), "The Intel root's revocation list", _SUBJECT
+        )
+        self._pck_crl = _x509.RevocationList(
+            _hex(fields["pck_crl"]), "The PCK revocation list", _SUBJECT
+        )
         self._paths = {
             name: _x509.load_pem_chain(fields[name].encode(), 2, f"The {name}", _SUBJECT)
             for name in sorted(_FIELDS)
@@ -144,8 +152,15 @@ class Collateral:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             raise _malformed("has a field of a wrong form") from None
 
-    def problems(self, pck_path: Sequence[x509.Certificate], *, now: datetime, admitted: datetime | None = None) -> list[str]:
-        """What stands against using it at `now` (aware) for a platform with this PCK path; empty if nothing does.
+    def problems(
+        self,
+        pck_path: Sequence[x509.Certificate],
+        *,
+        now: datetime,
+        admitted: datetime | None = None,
+    ) -> list[str]:
+        """What stands against using it at `now` (aware) for a platform with this PCK path; empty if
+        nothing does.
 
         Args:
             admitted: when a quote of the platform was verified before; see `Verifier.verify`.
@@ -159,7 +174,10 @@ class Collateral:
         problems += self._pck_crl.problems(pck, now=now, admitted=admitted)
         for name, (issued, due) in self._periods.items():
             if not _x509.current(issued, due, now=now, admitted=admitted):
-                problems.append(f"The {name} is current from {issued:%Y-%m-%d} to {due:%Y-%m-%d}, not at {now:%Y-%m-%d %H:%M}.")
+                problems.append(
+                    f"The {name} is current from {issued:%Y-%m-%d} to {due:%Y-%m-%d}, not at"
+                    f" {now:%Y-%m-%d %H:%M}."
+                )
         return list(dict.fromkeys(problems))
 
     def appraise(self, quote: TdxQuote, identity: PckIdentity) -> Appraisal:
@@ -177,19 +195,33 @@ class Collateral:
             or any(quote.seamattributes)
             or _masked(quote.seamattributes, module.mask) != module.attributes
         ):
-            problems.append("The TDX module is not one that Intel signed for this platform (signer or attributes).")
+            problems.append(
+                "The TDX module is not one that Intel signed for this platform (signer or"
+                " attributes)."
+            )
 
-        platform = next((level for level in self._levels if _reaches(level, identity, quote.tee_tcb_svn)), None)
-        parts = {"platform": platform, "quoting enclave": _matched(self._qe_levels, quote.qe_report.isvsvn)}
+        platform = next(
+            (level for level in self._levels if _reaches(level, identity, quote.tee_tcb_svn)), None
+        )
+        parts = {
+            "platform": platform,
+            "quoting enclave": _matched(self._qe_levels, quote.qe_report.isvsvn),
+        }
         if version and module is not None:
             parts["TDX module"] = _matched(module.levels, quote.tee_tcb_svn[0])
-        problems += [f"The {part} is below every TCB level that Intel lists." for part, level in parts.items() if level is None]
+        problems += [
+            f"The {part} is below every TCB level that Intel lists."
+            for part, level in parts.items()
+            if level is None
+        ]
         matched = [level for level in parts.values() if level is not None]
         if problems or platform is None:
             return Appraisal(problems, None, datetime.min.replace(tzinfo=UTC), ())
         return Appraisal(
             [],
-            _converged(platform.status, [level.status for level in matched if level is not platform]),
+            _converged(
+                platform.status, [level.status for level in matched if level is not platform]
+            ),
             min(level.date for level in matched),
             tuple(dict.fromkeys(advisory for level in matched for advisory in level.advisories)),
         )
@@ -198,11 +230,17 @@ class Collateral:
         problems: list[str] = []
         for name, path in self._paths.items():
             of_ca = name == "pck_crl_issuer_chain"  # the other two start with an end entity
-            problems += _x509.link_problems(path, first_is_ca=of_ca) + root_problems(path[1], root_key)
+            problems += _x509.link_problems(path, first_is_ca=of_ca) + root_problems(
+                path[1], root_key
+            )
             if not of_ca and _x509.common_name(path[0].subject) != "Intel SGX TCB Signing":
                 problems.append(f"The {name} is not that of the Intel SGX TCB Signing certificate.")
         pck_ca, root = self._paths["pck_crl_issuer_chain"]
-        return problems + self._root_crl.signature_problems(root) + self._pck_crl.signature_problems(pck_ca)
+        return (
+            problems
+            + self._root_crl.signature_problems(root)
+            + self._pck_crl.signature_problems(pck_ca)
+        )
 
     def _signature_problems(self, name: str, fields: dict[str, str]) -> list[str]:
         signature = _hex(fields[f"{name}_signature"])
@@ -211,7 +249,9 @@ class Collateral:
         if (
             point is None
             or len(signature) != 64
-            or not _x509.verifies(point, ec.SECP256R1(), hashes.SHA256(), message, signature[:32], signature[32:])
+            or not _x509.verifies(
+                point, ec.SECP256R1(), hashes.SHA256(), message, signature[:32], signature[32:]
+            )
         ):
             return [f"The signature of the {name} does not verify."]
         return []
@@ -234,7 +274,10 @@ class Collateral:
             for level in info["tcbLevels"]
         )
         self._first_module = _module(info["tdxModule"], "", ())
-        modules = [_module(item, item["id"].upper(), item["tcbLevels"]) for item in info.get("tdxModuleIdentities", [])]
+        modules = [
+            _module(item, item["id"].upper(), item["tcbLevels"])
+            for item in info.get("tdxModuleIdentities", [])
+        ]
         self._modules = {module.identity: module for module in modules}
         if len(self._modules) != len(modules):
             raise ValueError
@@ -246,14 +289,22 @@ class Collateral:
         self.evaluation = min(self.evaluation, _svn(identity["tcbEvaluationDataNumber"]))
         self._qe_mrsigner = _sized(identity["mrsigner"], 32)
         self._qe_isvprodid = _svn(identity["isvprodid"])
-        self._qe_miscselect = (_sized(identity["miscselect"], 4), _sized(identity["miscselectMask"], 4))
-        self._qe_attributes = (_sized(identity["attributes"], 16), _sized(identity["attributesMask"], 16))
+        self._qe_miscselect = (
+            _sized(identity["miscselect"], 4),
+            _sized(identity["miscselectMask"], 4),
+        )
+        self._qe_attributes = (
+            _sized(identity["attributes"], 16),
+            _sized(identity["attributesMask"], 16),
+        )
         self._qe_levels = _svn_levels(identity["tcbLevels"])
 
     def _qe_mismatches(self, report: QeReport) -> list[str]:
         problems = []
         if report.mrsigner != self._qe_mrsigner or report.isvprodid != self._qe_isvprodid:
-            problems.append("The quoting enclave is not Intel's TD quoting enclave (signer or product).")
+            problems.append(
+                "The quoting enclave is not Intel's TD quoting enclave (signer or product)."
+            )
         for name, value, (wanted, mask) in (
             ("miscselect", report.miscselect, self._qe_miscselect),
             ("attributes", report.attributes, self._qe_attributes),
@@ -264,12 +315,19 @@ class Collateral:
 
 
 def _reaches(level: _Level, identity: PckIdentity, tee_tcb_svn: bytes) -> bool:
-    # Components 0 and 1 are the TDX module's, which has levels of its own from version 1 on (QVL, isTdxTcbHigherOrEqual).
+    # Components 0 and 1 are the TDX module's, which has levels of its own from version 1 on (QVL,
+    # isTdxTcbHigherOrEqual).
     first = 2 if tee_tcb_svn[1] else 0
     return (
-        all(have >= need for have, need in zip(identity.component_svns, level.components, strict=True))
+        all(
+            have >= need
+            for have, need in zip(identity.component_svns, level.components, strict=True)
+        )
         and identity.pcesvn >= level.svn
-        and all(have >= need for have, need in zip(tee_tcb_svn[first:], level.tdx_components[first:], strict=True))
+        and all(
+            have >= need
+            for have, need in zip(tee_tcb_svn[first:], level.tdx_components[first:], strict=True)
+        )
     )
 
 
@@ -278,7 +336,9 @@ def _matched(levels: Sequence[_Level], isvsvn: int) -> _Level | None:
 
 
 def _converged(platform: str, parts: Sequence[str]) -> str:
-    """One state of the platform and the parts that have a state of their own (QVL, convergeTcbStatusWith...)."""
+    """One state of the platform and the parts that have a state of their own (QVL,
+    convergeTcbStatusWith...).
+    """
     if platform == "Revoked" or "Revoked" in parts:
         return "Revoked"
     if "OutOfDate" in parts:
@@ -297,11 +357,18 @@ def _statement(level: dict[str, Any], statuses: frozenset[str]) -> dict[str, Any
     status, advisories = level["tcbStatus"], level.get("advisoryIDs", [])
     if status not in statuses or any(type(advisory) is not str for advisory in advisories):
         raise ValueError
-    return {"status": status, "date": _time(level["tcbDate"]), "advisories": tuple(printable(text, 40) for text in advisories)}
+    return {
+        "status": status,
+        "date": _time(level["tcbDate"]),
+        "advisories": tuple(printable(text, 40) for text in advisories),
+    }
 
 
 def _svn_levels(levels: Sequence[dict[str, Any]]) -> tuple[_Level, ...]:
-    return tuple(_Level((), (), _svn(level["tcb"]["isvsvn"]), **_statement(level, _PART_STATUSES)) for level in levels)
+    return tuple(
+        _Level((), (), _svn(level["tcb"]["isvsvn"]), **_statement(level, _PART_STATUSES))
+        for level in levels
+    )
 
 
 def _module(item: dict[str, Any], identity: str, levels: Sequence[dict[str, Any]]) -> _Module:

@@ -1,10 +1,13 @@
-"""An Intel TDX quote, version 4, parsed in full ("Intel TDX DCAP Quoting Library API", revision 0.8, appendices 3 and 5).
+"""An Intel TDX quote, version 4, parsed in full ("Intel TDX DCAP Quoting Library API", revision
+0.8, appendices 3 and 5).
 
-    header 48 | TD report body 584 | size | signature 64 | attestation key 64 | certification data type 6:
-        QE report 384 | its signature 64 | size | QE authentication data | certification data type 5: PCK path in PEM
+    header 48 | TD report body 584 | size | signature 64 | attestation key 64 | certification data
+        type 6: QE report 384 | its signature 64 | size | QE authentication data | certification
+        data type 5: PCK path in PEM
 
-All numbers are little-endian. Every size must add up to exactly the bytes that are there, every reserved field must be zero and
-the PEM must be in its one canonical form (with the one closing zero byte that Intel's library writes), so that no bit is free.
+All numbers are little-endian. Every size must add up to exactly the bytes that are there, every
+reserved field must be zero and the PEM must be in its one canonical form (with the one closing zero
+byte that Intel's library writes), so that no bit is free.
 """
 
 from __future__ import annotations
@@ -15,9 +18,17 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from fedark.attestation import _x509
-from fedark.errors import EvidenceRefused
+from fedark.foundation.errors import EvidenceRefused
 
-__all__ = ["SUBJECT", "PckIdentity", "QeReport", "TdxQuote", "exact_quote", "parse_quote", "pck_identity"]
+__all__ = [
+    "SUBJECT",
+    "PckIdentity",
+    "QeReport",
+    "TdxQuote",
+    "exact_quote",
+    "parse_quote",
+    "pck_identity",
+]
 
 SUBJECT = "an Intel TDX guest"
 _MAX_TOKEN = 1 << 14
@@ -28,14 +39,17 @@ _TEE_TDX = 0x81
 _QE_VENDOR_INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _QE_REPORT_DATA = 6
 _PCK_PATH = 5
-# "Intel SGX PCK Certificate and CRL Profile Specification", section 1.3.5, in DER: 1.2.840.113741.1.13.1.
+# "Intel SGX PCK Certificate and CRL Profile Specification", section 1.3.5, in DER:
+# 1.2.840.113741.1.13.1.
 _SGX_EXTENSION = "1.2.840.113741.1.13.1"
 _SGX_OID = bytes.fromhex("2a864886f84d010d01")
 
 
 @dataclass(frozen=True)
 class QeReport:
-    """The SGX report of the quoting enclave. `raw` is what the PCK key signs; the rest as in SGX's report body."""
+    """The SGX report of the quoting enclave. `raw` is what the PCK key signs; the rest as in SGX's
+    report body.
+    """
 
     raw: bytes
     miscselect: bytes
@@ -52,8 +66,8 @@ class TdxQuote:
 
     Attributes:
         signed: header and TD report body, the bytes under `signature` (r || s, 64 bytes).
-        tee_tcb_svn, mrseam, mrsignerseam, seamattributes, mrtd, mrconfigid, mrowner, mrownerconfig, rtmrs, report_data: as in
-            the TD report body.
+        tee_tcb_svn, mrseam, mrsignerseam, seamattributes, mrtd, mrconfigid, mrowner, mrownerconfig,
+            rtmrs, report_data: as in the TD report body.
         td_attributes: as a 64-bit number.
         attestation_key: x || y, 64 bytes.
         qe_report, qe_signature, qe_auth: of the quoting enclave; the signature is r || s.
@@ -82,7 +96,9 @@ class TdxQuote:
 
 @dataclass(frozen=True)
 class PckIdentity:
-    """What a PCK certificate says of its platform: PPID (16 bytes), FMSPC (6), PCE id (2), and its TCB."""
+    """What a PCK certificate says of its platform: PPID (16 bytes), FMSPC (6), PCE id (2), and its
+    TCB.
+    """
 
     ppid: bytes
     fmspc: bytes
@@ -92,7 +108,9 @@ class PckIdentity:
 
 
 def exact_quote(raw: bytes) -> bytes:
-    """`raw` without the zero padding that quoting services leave behind a quote; anything else stays as it is."""
+    """`raw` without the zero padding that quoting services leave behind a quote; anything else
+    stays as it is.
+    """
     if len(raw) < _SIGNED + 4:
         return raw
     end = _SIGNED + 4 + int.from_bytes(raw[_SIGNED : _SIGNED + 4], "little")
@@ -138,7 +156,9 @@ def parse_quote(data: bytes) -> TdxQuote:
         raise _malformed(f"The quote has {len(data)} bytes, over the limit of {_MAX_TOKEN}.")
     reader = _Reader(data)
     _check_header(reader.take(_HEADER))
-    tee_tcb_svn, mrseam, mrsignerseam, seamattributes = (reader.take(size) for size in (16, 48, 48, 8))
+    tee_tcb_svn, mrseam, mrsignerseam, seamattributes = (
+        reader.take(size) for size in (16, 48, 48, 8)
+    )
     td_attributes = reader.number(8)
     reader.take(8)  # XFAM: the processor features that the guest may use
     mrtd, mrconfigid, mrowner, mrownerconfig, *rtmrs = (reader.take(48) for _ in range(8))
@@ -230,13 +250,19 @@ def pck_identity(pck: x509.Certificate) -> PckIdentity:
         )
     except (ValueError, KeyError):
         raise _malformed("The PCK certificate's SGX extension is missing or malformed.") from None
-    if [len(field) for field in (identity.ppid, identity.fmspc, identity.pceid)] != [16, 6, 2] or min(svns) < 0:
+    if [len(field) for field in (identity.ppid, identity.fmspc, identity.pceid)] != [
+        16,
+        6,
+        2,
+    ] or min(svns) < 0:
         raise _malformed("A field of the PCK certificate's SGX extension has a wrong size.")
     return identity
 
 
 def _pairs(content: bytes, prefix: bytes) -> dict[int, tuple[int, bytes]]:
-    """SEQUENCE OF SEQUENCE { OBJECT IDENTIFIER prefix.number, value }: number -> tag and content of the value."""
+    """SEQUENCE OF SEQUENCE { OBJECT IDENTIFIER prefix.number, value }: number -> tag and content of
+    the value.
+    """
     found: dict[int, tuple[int, bytes]] = {}
     for tag, pair, _ in _x509.der_items(content):
         (oid_tag, oid, _), (value_tag, value, _) = _x509.der_items(pair)

@@ -15,7 +15,9 @@ from vendors import Authority, NitroMaker, SnpMaker, TdxMaker
 
 
 def flips(data: bytes, count: int) -> Iterable[bytes]:
-    """`data` with one bit flipped, at `count` places spread over all of it and over all bit positions."""
+    """`data` with one bit flipped, at `count` places spread over all of it and over all bit
+    positions.
+    """
     bits = len(data) * 8
     for index in range(count):
         at = (index * bits // count + index % 8) % bits

@@ -1,4 +1,6 @@
-"""Hardware evidence at the gate: quotes of vendors of our own over a launcher's statement, under a contract and a policy."""
+"""Hardware evidence at the gate: quotes of vendors of our own over a launcher's statement, under a
+contract and a policy.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,6 @@ import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from fedark import canonical
 from fedark.attestation.appraisal import AppraisalPolicy
 from fedark.attestation.binding import HOST_LABEL, KeyBinding
 from fedark.attestation.claims import Claims, SandboxFacts
@@ -27,8 +28,9 @@ from fedark.attestation.platforms.tdx import TdxVerifier
 from fedark.attestation.policy import ImageMeasured, from_terms
 from fedark.attestation.terms import AttestationTerms, HardwareTerms, SandboxPolicies
 from fedark.attestation.trust import SNP_CERTIFICATE, SNP_CRL, TDX_COLLATERAL, verifiers
-from fedark.errors import EvidenceRefused, ProtocolError
-from fedark.keys import HpkeKey, SigningKey
+from fedark.foundation import canonical
+from fedark.foundation.errors import EvidenceRefused, ProtocolError
+from fedark.foundation.keys import HpkeKey, SigningKey
 
 CONTRACT = b"c" * 48
 HPKE, SIGNING, HOST = HpkeKey().public, SigningKey().public, SigningKey()
@@ -63,7 +65,10 @@ def terms(reference: dict[str, str]) -> Callable[..., AttestationTerms]:
 def machine(platform: str, quote: Callable[..., bytes], **quoted: Any) -> Guest:
     """A guest whose hardware is a vendor of our own; `quoted` bends its quotes."""
     return Guest(
-        SimpleNamespace(platform=platform, quote=lambda report_data, nonce: quote(**{"report_data": report_data, **quoted}))
+        SimpleNamespace(
+            platform=platform,
+            quote=lambda report_data, nonce: quote(**{"report_data": report_data, **quoted}),
+        )
     )
 
 
@@ -92,7 +97,13 @@ def admit(
     attester = machine("tdx", maker.quote, **quoted).attester(measurements=measured, sandbox=facts)
     host = HOST.sign(HOST_LABEL, binding.host_statement())
     evidence = Evidence("tdx", bend(attester.quote(binding.report_data(), nonce)), binding, host)
-    return gate.admit(evidence.encode(), role="trainer", party="north", run_config_digest=MEASURED["runconfig"], now=maker.now)
+    return gate.admit(
+        evidence.encode(),
+        role="trainer",
+        party="north",
+        run_config_digest=MEASURED["runconfig"],
+        now=maker.now,
+    )
 
 
 def refused(maker: Any, terms: AttestationTerms, **options: Any) -> tuple[str, ...]:
@@ -101,9 +112,15 @@ def refused(maker: Any, terms: AttestationTerms, **options: Any) -> tuple[str, .
     return caught.value.reasons
 
 
-def test_a_guest_whose_image_and_enclave_the_contract_names_is_admitted(maker: Any, terms: Any) -> None:
+def test_a_guest_whose_image_and_enclave_the_contract_names_is_admitted(
+    maker: Any, terms: Any
+) -> None:
     peer = admit(maker, terms())
-    assert (peer.claims.hwmodel, peer.hpke_public, peer.claims.sandbox) == ("intel-tdx", HPKE, "namespaces")
+    assert (peer.claims.hwmodel, peer.hpke_public, peer.claims.sandbox) == (
+        "intel-tdx",
+        HPKE,
+        "namespaces",
+    )
     assert {name: peer.claims.measurements[name] for name in MEASURED} == MEASURED
 
 
@@ -114,16 +131,22 @@ def test_a_guest_that_differs_in_any_register_of_its_image_is_refused(
     (reason,) = refused(maker, terms(trainer=reference | {f"tdx.{register}": "00" * 48}))
     assert reason.startswith(f"register tdx.{register} is ")
     short = {name: value for name, value in reference.items() if name != f"tdx.{register}"}
-    assert refused(maker, terms(trainer=short)) == (f"there is no reference value for register tdx.{register}",)
+    assert refused(maker, terms(trainer=short)) == (
+        f"there is no reference value for register tdx.{register}",
+    )
 
 
 @pytest.mark.parametrize("register", ["launcher", "runtime", "application"])
-def test_a_known_guest_that_started_another_enclave_is_refused(maker: Any, terms: Any, register: str) -> None:
+def test_a_known_guest_that_started_another_enclave_is_refused(
+    maker: Any, terms: Any, register: str
+) -> None:
     (reason,) = refused(maker, terms(), measured=MEASURED | {register: bytes(48)})
     assert reason.startswith(f"register {register} is 0000")
 
 
-def test_a_known_guest_that_started_its_enclave_for_another_run_is_refused(maker: Any, terms: Any) -> None:
+def test_a_known_guest_that_started_its_enclave_for_another_run_is_refused(
+    maker: Any, terms: Any
+) -> None:
     assert refused(maker, terms(), measured=MEASURED | {"runconfig": bytes(48)}) == (
         "it was started with another run configuration",
     )
@@ -134,7 +157,9 @@ def test_a_register_beyond_the_image_counts_where_the_contract_names_it(
 ) -> None:
     (reason,) = refused(maker, terms(trainer=reference | {"tdx.rtmr3": "00" * 48}))
     assert reason.startswith("register tdx.rtmr3 is ")
-    assert refused(maker, terms(trainer=reference | {"tdx.rtmr9": "00" * 48})) == ("register tdx.rtmr9 is missing",)
+    assert refused(maker, terms(trainer=reference | {"tdx.rtmr9": "00" * 48})) == (
+        "register tdx.rtmr9 is missing",
+    )
 
 
 def test_reference_values_of_an_enclave_alone_admit_no_guest(maker: Any, terms: Any) -> None:
@@ -143,7 +168,9 @@ def test_reference_values_of_an_enclave_alone_admit_no_guest(maker: Any, terms: 
     )
 
 
-def test_reference_values_of_an_image_alone_admit_no_enclave(maker: Any, terms: Any, reference: dict[str, str]) -> None:
+def test_reference_values_of_an_image_alone_admit_no_enclave(
+    maker: Any, terms: Any, reference: dict[str, str]
+) -> None:
     image = {name: value for name, value in reference.items() if name.startswith("tdx.")}
     assert "there are no reference values for this role" in refused(maker, terms(trainer=image))
 
@@ -159,7 +186,9 @@ def test_reference_values_of_an_image_alone_admit_no_enclave(maker: Any, terms: 
     ],
     ids=["none", "mode downgrade", "other filter", "other landlock policy", "no landlock"],
 )  # fmt: skip
-def test_a_guests_sandbox_is_appraised_like_any_other(maker: Any, terms: Any, facts: SandboxFacts, reason: str) -> None:
+def test_a_guests_sandbox_is_appraised_like_any_other(
+    maker: Any, terms: Any, facts: SandboxFacts, reason: str
+) -> None:
     (said,) = set(refused(maker, terms(), facts=facts))
     assert said.startswith(reason)
 
@@ -214,7 +243,9 @@ def test_a_malformed_statement_is_refused(change: dict[str, Any]) -> None:
 
 
 def test_an_attester_makes_no_statement_that_its_verifier_would_not_read() -> None:
-    attester = GuestAttester(SimpleNamespace(platform="tdx"), measurements={"launcher": bytes(48)}, sandbox=SANDBOX)
+    attester = GuestAttester(
+        SimpleNamespace(platform="tdx"), measurements={"launcher": bytes(48)}, sandbox=SANDBOX
+    )
     with pytest.raises(ProtocolError, match="exactly the four registers"):
         attester.quote(bytes(64), bytes(32))
 
@@ -225,7 +256,9 @@ def test_a_guest_in_debug_mode_is_refused(maker: Any, terms: Any) -> None:
 
 
 def test_a_quote_over_other_report_data_is_refused(maker: Any, terms: Any) -> None:
-    assert refused(maker, terms(), report_data=bytes(64)) == ("its quote is not over its launcher's statement",)
+    assert refused(maker, terms(), report_data=bytes(64)) == (
+        "its quote is not over its launcher's statement",
+    )
 
 
 @pytest.mark.attack("low security version", mode="tdx")
@@ -236,10 +269,14 @@ def test_a_contracts_and_a_policys_oldest_tcb_date_count(
     admit(maker, terms(), own=own)
     late = policy(tmp_path, maker, reference, {"tdx": {"minimum_svn": 20250101}})
     assert refused(maker, terms(), own=late) == ("its security version 20240313 is below 20250101",)
-    assert refused(maker, terms(tdx={"minimum_svn": 20250101})) == ("its security version 20240313 is below 20250101",)
+    assert refused(maker, terms(tdx={"minimum_svn": 20250101})) == (
+        "its security version 20240313 is below 20250101",
+    )
 
 
-def test_a_policy_without_the_platform_refuses_it(maker: Any, terms: Any, reference: dict[str, str], tmp_path: Path) -> None:
+def test_a_policy_without_the_platform_refuses_it(
+    maker: Any, terms: Any, reference: dict[str, str], tmp_path: Path
+) -> None:
     own = policy(tmp_path, maker, reference, {"nitro": {}})
     assert refused(maker, terms(), own=own) == ("evidence of platform 'tdx' is not admitted",)
 
@@ -247,7 +284,13 @@ def test_a_policy_without_the_platform_refuses_it(maker: Any, terms: Any, refere
 def test_a_policy_with_other_sandbox_policies_refuses(
     maker: Any, terms: Any, reference: dict[str, str], tmp_path: Path
 ) -> None:
-    own = policy(tmp_path, maker, reference, {"tdx": {}}, policies={"namespaces": {"seccomp": ["00" * 48], "landlock": [""]}})
+    own = policy(
+        tmp_path,
+        maker,
+        reference,
+        {"tdx": {}},
+        policies={"namespaces": {"seccomp": ["00" * 48], "landlock": [""]}},
+    )
     reasons = refused(maker, terms(), own=own)
     assert len(reasons) == 2
     assert all("is no reference value of sandbox mode 'namespaces'" in reason for reason in reasons)
@@ -255,7 +298,9 @@ def test_a_policy_with_other_sandbox_policies_refuses(
 
 @pytest.fixture
 def pinned(maker: Any, amd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The vendors' roots are those of our own; they are defaults of arguments, for nobody may choose them by configuration."""
+    """The vendors' roots are those of our own; they are defaults of arguments, for nobody may
+    choose them by configuration.
+    """
     monkeypatch.setitem(TdxVerifier.__init__.__kwdefaults__, "root_key", maker.root.point)
     monkeypatch.setitem(SevSnpVerifier.__init__.__kwdefaults__, "roots", amd.roots)
 
@@ -268,12 +313,18 @@ def test_the_accepted_tcb_states_of_a_contract_reach_the_verifier_and_a_policy_n
     old = maker.make_pck(extension=maker.sgx_extension(components=(2,) * 16))
     quoted = {"pck": old, "qe_key": old.key}
     strict = verifiers(terms(), given)["tdx"]
-    assert any("SWHardeningNeeded" in reason for reason in refused(maker, terms(), verifier=strict, **quoted))
+    assert any(
+        "SWHardeningNeeded" in reason
+        for reason in refused(maker, terms(), verifier=strict, **quoted)
+    )
     wide = terms(tdx={"accepted": ("UpToDate", "SWHardeningNeeded")})
     admit(maker, wide, verifier=verifiers(wide, given)["tdx"], **quoted)
     own = policy(tmp_path, maker, reference, {"tdx": {}})
     narrowed = verifiers(wide, given, own)["tdx"]
-    assert any("SWHardeningNeeded" in reason for reason in refused(maker, wide, verifier=narrowed, own=own, **quoted))
+    assert any(
+        "SWHardeningNeeded" in reason
+        for reason in refused(maker, wide, verifier=narrowed, own=own, **quoted)
+    )
 
 
 @pytest.mark.usefixtures("pinned")
@@ -292,10 +343,14 @@ def test_collateral_from_before_a_recovery_of_intels_is_refused_where_the_contra
 def snp_terms(**changes: Any) -> AttestationTerms:
     tcb = {"bootloader": 4, "tee": 0, "snp": 22, "microcode": 213} | changes.pop("tcb", {})
     hardware = HardwareTerms.model_validate({"sev-snp": {"minimum_tcb": {"Milan": tcb}, **changes}})
-    return AttestationTerms(platforms=("sev-snp",), hardware=hardware, policies=POLICIES, trainer={}, aggregator={})
+    return AttestationTerms(
+        platforms=("sev-snp",), hardware=hardware, policies=POLICIES, trainer={}, aggregator={}
+    )
 
 
-def snp_reasons(terms: AttestationTerms, amd: Any, given: dict[str, bytes], own: Any = None) -> tuple[str, ...]:
+def snp_reasons(
+    terms: AttestationTerms, amd: Any, given: dict[str, bytes], own: Any = None
+) -> tuple[str, ...]:
     attester = machine("sev-snp", amd.quote).attester(measurements=MEASURED, sandbox=SANDBOX)
     verifier = verifiers(terms, given, own)["sev-snp"]
     try:
@@ -317,15 +372,31 @@ def test_a_contracts_minimum_tcb_and_revocation_reach_the_snp_verifier(amd: Any)
         "There is no revocation list of the issuer of the ASK certificate, and one is required.",
     )
     assert snp_reasons(snp_terms(revocation="if-given"), amd, {}) == ()
-    assert "The certificate SEV-Milan was revoked." in snp_reasons(snp_terms(), amd, {SNP_CRL: amd.crl(amd.ask.cert)})
+    assert "The certificate SEV-Milan was revoked." in snp_reasons(
+        snp_terms(), amd, {SNP_CRL: amd.crl(amd.ask.cert)}
+    )
 
 
 @pytest.mark.usefixtures("pinned")
-def test_the_stricter_of_contract_and_policy_counts_part_by_part(amd: Any, maker: Any, tmp_path: Path) -> None:
+def test_the_stricter_of_contract_and_policy_counts_part_by_part(
+    amd: Any, maker: Any, tmp_path: Path
+) -> None:
     tcb = {"bootloader": 0, "tee": 0, "snp": 0, "microcode": 255}
-    own = policy(tmp_path, maker, {"sev-snp.measurement": "00" * 48}, {"sev-snp": {"minimum_tcb": {"Milan": tcb}}})
-    assert all("microcode" in reason for reason in snp_reasons(snp_terms(), amd, {SNP_CRL: amd.crl()}, own))
-    other = policy(tmp_path, maker, {"sev-snp.measurement": "00" * 48}, {"sev-snp": {"minimum_tcb": {"Genoa": tcb}}})
+    own = policy(
+        tmp_path,
+        maker,
+        {"sev-snp.measurement": "00" * 48},
+        {"sev-snp": {"minimum_tcb": {"Milan": tcb}}},
+    )
+    assert all(
+        "microcode" in reason for reason in snp_reasons(snp_terms(), amd, {SNP_CRL: amd.crl()}, own)
+    )
+    other = policy(
+        tmp_path,
+        maker,
+        {"sev-snp.measurement": "00" * 48},
+        {"sev-snp": {"minimum_tcb": {"Genoa": tcb}}},
+    )
     assert snp_reasons(snp_terms(), amd, {SNP_CRL: amd.crl()}, other) == (
         "There is no minimum TCB for the product Milan, so it is not accepted.",
     )
@@ -335,7 +406,8 @@ def test_known_certificates_reach_the_snp_verifier(shared: Path) -> None:
     folder = shared / "vectors"
     chain = x509.load_pem_x509_certificates((folder / "sev_snp_chain_milan.pem").read_bytes())
     given = {
-        f"{SNP_CERTIFICATE}.{index}": certificate.public_bytes(Encoding.DER) for index, certificate in enumerate(chain)
+        f"{SNP_CERTIFICATE}.{index}": certificate.public_bytes(Encoding.DER)
+        for index, certificate in enumerate(chain)
     } | {f"{SNP_CERTIFICATE}.vcek": (folder / "sev_snp_vcek_milan.der").read_bytes()}
     report = bytes.fromhex((folder / "sev_snp_report_milan.hex").read_text())
     now = datetime(2025, 1, 1, tzinfo=UTC)
@@ -346,11 +418,19 @@ def test_known_certificates_reach_the_snp_verifier(shared: Path) -> None:
 
 def test_a_contract_names_the_terms_of_each_hardware_platform_that_it_admits() -> None:
     for platform in ("tdx", "sev-snp", "nitro"):
-        with pytest.raises(ValueError, match=f"platform '{platform}' is admitted without its terms"):
+        with pytest.raises(
+            ValueError, match=f"platform '{platform}' is admitted without its terms"
+        ):
             AttestationTerms(platforms=(platform,), policies=POLICIES, trainer={}, aggregator={})
     hardware = HardwareTerms.model_validate({"nitro": {}})
     with pytest.raises(ValueError, match="terms for platform 'nitro', which is not admitted"):
-        AttestationTerms(platforms=("simulated",), hardware=hardware, policies=POLICIES, trainer={}, aggregator={})
+        AttestationTerms(
+            platforms=("simulated",),
+            hardware=hardware,
+            policies=POLICIES,
+            trainer={},
+            aggregator={},
+        )
 
 
 def test_a_contract_that_asks_for_a_sandbox_names_what_its_policies_are() -> None:
@@ -365,16 +445,44 @@ SNP = {"minimum_tcb": {"Milan": {"bootloader": 4, "tee": 0, "snp": 22, "microcod
     ("mine", "own", "line"),
     [
         ({"tdx": {}}, {}, "tdx is not admitted"),
-        ({"tdx": {"accepted": ("UpToDate", "OutOfDate")}}, {"tdx": {}}, "tdx: TCB state OutOfDate is not accepted"),
+        (
+            {"tdx": {"accepted": ("UpToDate", "OutOfDate")}},
+            {"tdx": {}},
+            "tdx: TCB state OutOfDate is not accepted",
+        ),
         ({"tdx": {}}, {"tdx": {"minimum_svn": 20250101}}, "tdx: minimum_svn 0 is below 20250101"),
         ({"tdx": {}}, {"tdx": {"minimum_evaluation": 17}}, "tdx: minimum_evaluation 0 is below 17"),
-        ({"tdx": {"sandbox": "none"}}, {"tdx": {}}, "tdx: sandbox 'none' is weaker than 'landlock'"),
-        ({"nitro": {"sandbox": "none"}}, {"nitro": {}}, "nitro: sandbox 'none' is weaker than 'landlock'"),
-        ({"sev-snp": {**SNP, "revocation": "if-given"}}, {"sev-snp": SNP}, "sev-snp: it asks for no revocation list"),
-        ({"sev-snp": {**SNP, "vmpls": (0, 2)}}, {"sev-snp": SNP}, "sev-snp: VMPL [2] is not admitted"),
-        ({"sev-snp": SNP}, {"sev-snp": {**SNP, "minimum_svn": 3}}, "sev-snp: minimum_svn 0 is below 3"),
         (
-            {"sev-snp": {"minimum_tcb": {"Milan": {**SNP["minimum_tcb"]["Milan"], "microcode": 1}}}},
+            {"tdx": {"sandbox": "none"}},
+            {"tdx": {}},
+            "tdx: sandbox 'none' is weaker than 'landlock'",
+        ),
+        (
+            {"nitro": {"sandbox": "none"}},
+            {"nitro": {}},
+            "nitro: sandbox 'none' is weaker than 'landlock'",
+        ),
+        (
+            {"sev-snp": {**SNP, "revocation": "if-given"}},
+            {"sev-snp": SNP},
+            "sev-snp: it asks for no revocation list",
+        ),
+        (
+            {"sev-snp": {**SNP, "vmpls": (0, 2)}},
+            {"sev-snp": SNP},
+            "sev-snp: VMPL [2] is not admitted",
+        ),
+        (
+            {"sev-snp": SNP},
+            {"sev-snp": {**SNP, "minimum_svn": 3}},
+            "sev-snp: minimum_svn 0 is below 3",
+        ),
+        (
+            {
+                "sev-snp": {
+                    "minimum_tcb": {"Milan": {**SNP["minimum_tcb"]["Milan"], "microcode": 1}}
+                }
+            },
             {"sev-snp": SNP},
             "sev-snp: Milan's minimum microcode 1 is below 213",
         ),
@@ -392,28 +500,55 @@ def test_terms_that_admit_what_a_policy_refuses_are_named(mine: Any, own: Any, l
 
 
 def test_a_platform_of_which_nothing_is_known_is_refused() -> None:
-    claims = Claims("abacus", "", b"", b"", {"abacus.measurement": b"x" * 48}, False, 1, "", b"", b"", None, None)
+    claims = Claims(
+        "abacus",
+        "",
+        b"",
+        b"",
+        {"abacus.measurement": b"x" * 48},
+        False,
+        1,
+        "",
+        b"",
+        b"",
+        None,
+        None,
+    )
     (reason,) = ImageMeasured({"measurement": b"x" * 48}).reasons(claims, now=None)  # type: ignore[arg-type]
     assert reason == "nothing is known of what platform 'abacus' measures"
 
 
 def test_nitros_lack_of_a_security_version_refuses_nothing(aws: Any) -> None:
     image = {f"nitro.pcr{index}" for index in range(3)}
-    attester = Guest(SimpleNamespace(platform="nitro", quote=lambda data, nonce: aws.quote(report_data=data, nonce=nonce)))
+    attester = Guest(
+        SimpleNamespace(
+            platform="nitro", quote=lambda data, nonce: aws.quote(report_data=data, nonce=nonce)
+        )
+    )
     token = attester.attester(measurements=MEASURED, sandbox=SANDBOX).quote(bytes(64), bytes(32))
     claims = GuestVerifier(aws.verifier()).verify(token, now=aws.now)
     reference = {**OWN, **{name: claims.measurements[name].hex() for name in image}}
     hardware = HardwareTerms.model_validate({"nitro": {}})
-    terms = AttestationTerms(platforms=("nitro",), hardware=hardware, policies=POLICIES, trainer=reference, aggregator={})
+    terms = AttestationTerms(
+        platforms=("nitro",), hardware=hardware, policies=POLICIES, trainer=reference, aggregator={}
+    )
     check = from_terms(terms, "trainer", MEASURED["runconfig"], "nitro")
     assert list(check.reasons(claims, now=aws.now)) == []
 
 
 def policy(
-    folder: Path, maker: Any, reference: dict[str, str], platforms: dict[str, Any], policies: Any = None
+    folder: Path,
+    maker: Any,
+    reference: dict[str, str],
+    platforms: dict[str, Any],
+    policies: Any = None,
 ) -> AppraisalPolicy:
     path = folder / "policy.toml"
-    named = {mode: one.model_dump(mode="json") for mode, one in POLICIES.items()} if policies is None else policies
+    named = (
+        {mode: one.model_dump(mode="json") for mode, one in POLICIES.items()}
+        if policies is None
+        else policies
+    )
     value = {"version": 1, "platforms": platforms, "policies": named, "trainer": reference}
     path.write_text(tomli_w.dumps(value), encoding="utf-8")
     return AppraisalPolicy.read(path, now=maker.now)

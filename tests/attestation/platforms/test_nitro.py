@@ -19,13 +19,17 @@ from fedark.attestation.platforms.base import Attester, Verifier
 from fedark.attestation.platforms.nitro import NitroAttester, NitroVerifier, parse_document
 from fedark.attestation.platforms.roots import AWS_NITRO_ROOT_SHA256
 from fedark.attestation.policy import NotDebug
-from fedark.errors import EnclaveFailed, EvidenceRefused
+from fedark.foundation.errors import EnclaveFailed, EvidenceRefused
 
 REAL_NOW = datetime(2025, 1, 6, 16, 30, tzinfo=UTC)
 # `FEDARK_FUZZ` sets the number of inputs for each parser; the default keeps the suite short.
 FUZZ = settings(
     max_examples=int(os.environ.get("FEDARK_FUZZ", "200")),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ],
 )
 PROTECTED = bytes.fromhex("a1013822")
 
@@ -40,7 +44,13 @@ def pki(authority):
     root = authority.issue("test.nitro-enclaves")
     zone = authority.issue("zone.test", root, path_length=0)
     leaf = authority.issue("enclave.test", zone, ca=False)
-    return SimpleNamespace(root=root, zone=zone, leaf=leaf, now=authority.now, verifier=NitroVerifier(root_sha256=root.sha256))
+    return SimpleNamespace(
+        root=root,
+        zone=zone,
+        leaf=leaf,
+        now=authority.now,
+        verifier=NitroVerifier(root_sha256=root.sha256),
+    )
 
 
 def fields(pki, **changed):
@@ -67,7 +77,14 @@ def sign(pki, payload, *, key=None, protected=PROTECTED, digest=None):
 
 def document(pki, *, signature=None, protected=PROTECTED, unprotected=None, **changed):
     payload = cbor2.dumps(fields(pki, **changed))
-    return cbor2.dumps([protected, unprotected or {}, payload, signature or sign(pki, payload, protected=protected)])
+    return cbor2.dumps(
+        [
+            protected,
+            unprotected or {},
+            payload,
+            signature or sign(pki, payload, protected=protected),
+        ]
+    )
 
 
 def reasons(verifier, token, now):
@@ -128,7 +145,9 @@ def test_a_foreign_root_is_refused_however_well_the_path_holds(pki):
 
 
 def test_a_path_that_leaves_out_the_pinned_root_is_refused(pki):
-    assert "pinned AWS Nitro root" in reasons(pki.verifier, document(pki, cabundle=[pki.zone.der]), pki.now)
+    assert "pinned AWS Nitro root" in reasons(
+        pki.verifier, document(pki, cabundle=[pki.zone.der]), pki.now
+    )
 
 
 @pytest.mark.attack("intermediate with CA:false", mode="nitro")
@@ -149,11 +168,15 @@ def test_a_ca_below_a_path_length_of_zero_is_refused(pki, authority):
 
 def test_a_ca_certificate_may_not_sign_a_document(pki):
     forged = SimpleNamespace(**{**vars(pki), "leaf": pki.zone})
-    assert "may not sign evidence" in reasons(pki.verifier, document(forged, cabundle=[pki.root.der]), pki.now)
+    assert "may not sign evidence" in reasons(
+        pki.verifier, document(forged, cabundle=[pki.root.der]), pki.now
+    )
 
 
 def test_an_unknown_critical_extension_is_refused(pki, authority):
-    leaf = authority.issue("enclave.test", pki.zone, ca=False, extensions=[("1.2.3.4", b"\x05\x00", True)])
+    leaf = authority.issue(
+        "enclave.test", pki.zone, ca=False, extensions=[("1.2.3.4", b"\x05\x00", True)]
+    )
     forged = SimpleNamespace(**{**vars(pki), "leaf": leaf})
     assert "unknown critical extension" in reasons(pki.verifier, document(forged), pki.now)
 
@@ -186,7 +209,9 @@ def test_a_signing_key_on_another_curve_is_refused(pki, authority):
 
 @pytest.mark.attack("debug mode", mode="nitro")
 def test_a_debug_enclave_is_known_as_one_and_refused_by_policy(pki, refusal):
-    claims = pki.verifier.verify(document(pki, pcrs=dict.fromkeys(range(16), bytes(48))), now=pki.now)
+    claims = pki.verifier.verify(
+        document(pki, pcrs=dict.fromkeys(range(16), bytes(48))), now=pki.now
+    )
     assert claims.debug is True
     (reason,) = NotDebug().reasons(claims, now=pki.now)
     refusal(f"policy: {reason}")
@@ -259,8 +284,12 @@ def test_a_signature_with_a_zero_number_is_refused(pki, zero):
 
 def test_a_signature_in_der_is_refused(pki):
     payload = cbor2.dumps(fields(pki))
-    der = pki.leaf.key.sign(cbor2.dumps(["Signature1", PROTECTED, b"", payload]), ec.ECDSA(hashes.SHA384()))
-    assert "wrong form" in reasons(pki.verifier, cbor2.dumps([PROTECTED, {}, payload, der]), pki.now)
+    der = pki.leaf.key.sign(
+        cbor2.dumps(["Signature1", PROTECTED, b"", payload]), ec.ECDSA(hashes.SHA384())
+    )
+    assert "wrong form" in reasons(
+        pki.verifier, cbor2.dumps([PROTECTED, {}, payload, der]), pki.now
+    )
 
 
 def test_a_duplicate_field_is_refused(pki):
@@ -325,7 +354,9 @@ def test_a_missing_field_is_refused(pki):
         values = fields(pki)
         del values[name]
         payload = cbor2.dumps(values)
-        assert "missing" in reasons(pki.verifier, cbor2.dumps([PROTECTED, {}, payload, sign(pki, payload)]), pki.now)
+        assert "missing" in reasons(
+            pki.verifier, cbor2.dumps([PROTECTED, {}, payload, sign(pki, payload)]), pki.now
+        )
 
 
 @FUZZ
@@ -336,8 +367,16 @@ def test_arbitrary_bytes_are_refused_and_never_crash(data):
 
 
 _ITEMS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=60),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=60),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=5)
+    ),
     max_leaves=12,
 )
 
@@ -345,16 +384,30 @@ _ITEMS = st.recursive(
 @FUZZ
 @given(
     _ITEMS,
-    st.fixed_dictionaries(dict.fromkeys(["module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"], _ITEMS)),
+    st.fixed_dictionaries(
+        dict.fromkeys(
+            ["module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"], _ITEMS
+        )
+    ),
 )
 def test_arbitrary_structures_are_refused_and_never_crash(item, payload):
-    for value in (item, [PROTECTED, {}, cbor2.dumps(item), bytes(96)], [PROTECTED, {}, cbor2.dumps(payload), bytes(96)]):
+    for value in (
+        item,
+        [PROTECTED, {}, cbor2.dumps(item), bytes(96)],
+        [PROTECTED, {}, cbor2.dumps(payload), bytes(96)],
+    ):
         with pytest.raises(EvidenceRefused):
             NitroVerifier().verify(cbor2.dumps(value), now=REAL_NOW)
 
 
 @FUZZ
-@given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 3), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4000), st.integers(0, 3), st.binary(min_size=1, max_size=4)),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_an_edited_document_is_refused_and_never_crashes(pki, edits):
     token = document(pki, timestamp=int(pki.now.timestamp() * 1000))
     changed = token
@@ -383,7 +436,9 @@ def test_the_attester_asks_the_module_and_its_answer_verifies(pki):
     attester: Attester = NitroAttester(exchange=module)
     claims = pki.verifier.verify(attester.quote(b"\x07" * 64, b"\x08" * 32), now=pki.now)
     assert (claims.report_data, claims.nonce) == (b"\x07" * 64, b"\x08" * 32)
-    assert module.requests == [{"Attestation": {"user_data": b"\x07" * 64, "nonce": b"\x08" * 32, "public_key": None}}]
+    assert module.requests == [
+        {"Attestation": {"user_data": b"\x07" * 64, "nonce": b"\x08" * 32, "public_key": None}}
+    ]
 
 
 def test_the_attester_says_plainly_that_there_is_no_nitro_module(tmp_path):
@@ -391,7 +446,10 @@ def test_the_attester_says_plainly_that_there_is_no_nitro_module(tmp_path):
         NitroAttester(tmp_path / "nsm").quote(bytes(64), bytes(32))
 
 
-@pytest.mark.parametrize("answer", [b"", b"\xff", cbor2.dumps({"Error": "InvalidArgument"}), cbor2.dumps([1]), cbor2.dumps({})])
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"\xff", cbor2.dumps({"Error": "InvalidArgument"}), cbor2.dumps([1]), cbor2.dumps({})],
+)
 def test_the_attester_refuses_whatever_is_no_document(answer):
     with pytest.raises(EnclaveFailed, match="no attestation document"):
         NitroAttester(exchange=lambda request: answer).quote(bytes(64), bytes(32))

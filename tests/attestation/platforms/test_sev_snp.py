@@ -24,14 +24,18 @@ from fedark.attestation.platforms.roots import AMD_ARK_SHA256
 from fedark.attestation.platforms.sev_snp import SevSnpVerifier, SnpTcb, certificates_of_table
 from fedark.attestation.platforms.sev_snp_report import REPORT_BYTES, parse_report
 from fedark.attestation.policy import NotDebug
-from fedark.errors import EvidenceRefused
+from fedark.foundation.errors import EvidenceRefused
 
 REAL_NOW = datetime(2025, 6, 1, tzinfo=UTC)
 REAL_TCB = SnpTcb(bootloader=3, tee=0, snp=8, microcode=115)
 # `FEDARK_FUZZ` sets the number of inputs for each parser; the default keeps the suite short.
 FUZZ = settings(
     max_examples=int(os.environ.get("FEDARK_FUZZ", "200")),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ],
 )
 
 
@@ -52,7 +56,9 @@ def pki(authority):
     ark = authority.issue("ARK-Milan")
     ask = authority.issue("SEV-Milan", ark, path_length=0)
     vcek = authority.issue("SEV-VCEK", ask, ca=None, extensions=vcek_extensions())
-    return SimpleNamespace(ark=ark, ask=ask, vcek=vcek, now=authority.now, roots={"Milan": ark.sha256})
+    return SimpleNamespace(
+        ark=ark, ask=ask, vcek=vcek, now=authority.now, roots={"Milan": ark.sha256}
+    )
 
 
 def verifier(pki, **options):
@@ -85,8 +91,12 @@ def test_the_real_milan_report_verifies_under_the_pinned_amd_root(real):
 
 
 def test_certificates_may_be_known_to_the_verifier_instead_of_in_the_token(real):
-    whole = SevSnpVerifier(minimum_tcb={"Milan": REAL_TCB}).verify(real.report + real.vcek + real.ask + real.ark, now=REAL_NOW)
-    known = SevSnpVerifier(minimum_tcb={"Milan": REAL_TCB}, certificates=[real.ark, real.ask, real.vcek])
+    whole = SevSnpVerifier(minimum_tcb={"Milan": REAL_TCB}).verify(
+        real.report + real.vcek + real.ask + real.ark, now=REAL_NOW
+    )
+    known = SevSnpVerifier(
+        minimum_tcb={"Milan": REAL_TCB}, certificates=[real.ark, real.ask, real.vcek]
+    )
     assert known.verify(real.report, now=REAL_NOW) == whole
     partly = SevSnpVerifier(minimum_tcb={"Milan": REAL_TCB}, certificates=[real.ark, real.ask])
     assert partly.verify(real.report + real.vcek, now=REAL_NOW) == whole
@@ -102,18 +112,25 @@ def test_a_report_whose_key_certificate_nobody_has_is_refused(real):
 
 
 def test_the_pinned_milan_root_is_that_of_the_published_chain(real):
-    assert x509.load_der_x509_certificate(real.ark).fingerprint(hashes.SHA256()) == AMD_ARK_SHA256["Milan"]
+    assert (
+        x509.load_der_x509_certificate(real.ark).fingerprint(hashes.SHA256())
+        == AMD_ARK_SHA256["Milan"]
+    )
 
 
 def test_every_single_bit_flip_of_a_sample_of_the_real_report_is_refused(real, bit_flips):
-    checker = SevSnpVerifier(minimum_tcb={"Milan": SnpTcb(0, 0, 0, 0)}, certificates=[real.ark, real.ask, real.vcek])
+    checker = SevSnpVerifier(
+        minimum_tcb={"Milan": SnpTcb(0, 0, 0, 0)}, certificates=[real.ark, real.ask, real.vcek]
+    )
     for flipped in bit_flips(real.report, 1184):
         with pytest.raises(EvidenceRefused):
             checker.verify(flipped, now=REAL_NOW)
 
 
 def test_every_single_bit_flip_of_a_sample_of_the_real_certificates_is_refused(real, bit_flips):
-    checker = SevSnpVerifier(minimum_tcb={"Milan": SnpTcb(0, 0, 0, 0)}, certificates=[real.ark, real.ask, real.vcek])
+    checker = SevSnpVerifier(
+        minimum_tcb={"Milan": SnpTcb(0, 0, 0, 0)}, certificates=[real.ark, real.ask, real.vcek]
+    )
     for flipped in bit_flips(real.vcek + real.ask + real.ark, 700):
         with pytest.raises(EvidenceRefused):
             checker.verify(real.report + flipped, now=REAL_NOW)
@@ -132,18 +149,24 @@ def test_a_platform_below_the_minimum_tcb_is_refused_part_by_part(real):
 @pytest.mark.parametrize("which", ["current", "committed", "launch"])
 def test_every_tcb_of_the_report_must_reach_the_minimum(pki, which):
     old = SnpTcb(4, 0, 21, 213)
-    assert f"{which} TCB is older than the minimum: snp 21 < 22" in reasons(verifier(pki), token(pki, **{which: old}), pki.now)
+    assert f"{which} TCB is older than the minimum: snp 21 < 22" in reasons(
+        verifier(pki), token(pki, **{which: old}), pki.now
+    )
 
 
 def test_a_product_without_a_minimum_tcb_is_refused(pki):
-    assert "no minimum TCB for the product Milan" in reasons(verifier(pki, minimum_tcb={"Genoa": TCB}), token(pki), pki.now)
+    assert "no minimum TCB for the product Milan" in reasons(
+        verifier(pki, minimum_tcb={"Genoa": TCB}), token(pki), pki.now
+    )
 
 
 def test_a_genoa_chip_is_known_as_one(authority):
     ark = authority.issue("ARK-Genoa")
     ask = authority.issue("SEV-Genoa", ark, path_length=0)
     vcek = authority.issue("SEV-VCEK", ask, ca=None, extensions=vcek_extensions(product="Genoa"))
-    genoa = SimpleNamespace(ark=ark, ask=ask, vcek=vcek, roots={"Milan": bytes(32), "Genoa": ark.sha256})
+    genoa = SimpleNamespace(
+        ark=ark, ask=ask, vcek=vcek, roots={"Milan": bytes(32), "Genoa": ark.sha256}
+    )
     claims = verifier(genoa, minimum_tcb={"Genoa": TCB}).verify(token(genoa), now=authority.now)
     assert claims.hwmodel == "amd-sev-snp-genoa"
 
@@ -151,15 +174,21 @@ def test_a_genoa_chip_is_known_as_one(authority):
 def test_an_expired_vcek_is_refused(real):
     late = datetime(2031, 1, 1, tzinfo=UTC)
     assert "valid from" in reasons(
-        SevSnpVerifier(minimum_tcb={"Milan": REAL_TCB}), real.report + real.vcek + real.ask + real.ark, late
+        SevSnpVerifier(minimum_tcb={"Milan": REAL_TCB}),
+        real.report + real.vcek + real.ask + real.ark,
+        late,
     )
 
 
 @pytest.mark.attack("expired certificate", mode="sev-snp")
 def test_an_expired_vcek_of_our_own_is_refused(pki, authority):
-    vcek = authority.issue("SEV-VCEK", pki.ask, ca=None, extensions=vcek_extensions(), end=pki.now - authority.day)
+    vcek = authority.issue(
+        "SEV-VCEK", pki.ask, ca=None, extensions=vcek_extensions(), end=pki.now - authority.day
+    )
     expired = SimpleNamespace(**{**vars(pki), "vcek": vcek})
-    assert "The certificate SEV-VCEK is valid from" in reasons(verifier(pki), token(expired), pki.now)
+    assert "The certificate SEV-VCEK is valid from" in reasons(
+        verifier(pki), token(expired), pki.now
+    )
 
 
 @pytest.mark.parametrize("version", [2, 3, 4, 5])
@@ -178,7 +207,9 @@ def test_a_report_of_an_unknown_version_is_refused(pki, version):
 
 @pytest.mark.attack("wrong root", mode="sev-snp")
 def test_a_foreign_root_is_refused_however_well_the_path_holds(pki):
-    assert "pinned AMD root key" in reasons(SevSnpVerifier(minimum_tcb={"Milan": TCB}), token(pki), pki.now)
+    assert "pinned AMD root key" in reasons(
+        SevSnpVerifier(minimum_tcb={"Milan": TCB}), token(pki), pki.now
+    )
 
 
 @pytest.mark.attack("intermediate with CA:false", mode="sev-snp")
@@ -217,7 +248,9 @@ def test_a_stale_or_foreign_revocation_list_is_refused(pki, authority):
     stale = authority.revoke(pki.ark, end=authority.now - authority.day / 2)
     assert "is current from" in reasons(verifier(pki, crls=[stale]), token(pki), pki.now)
     foreign = authority.revoke(authority.issue("ARK-Milan"))
-    assert "was not signed by ARK-Milan" in reasons(verifier(pki, crls=[foreign]), token(pki), pki.now)
+    assert "was not signed by ARK-Milan" in reasons(
+        verifier(pki, crls=[foreign]), token(pki), pki.now
+    )
 
 
 def test_a_partial_revocation_list_is_refused(pki, authority):
@@ -232,7 +265,9 @@ def test_the_vcek_of_another_chip_is_refused(pki):
 @pytest.mark.parametrize("part", ["bootloader", "tee", "snp", "microcode"])
 def test_the_vcek_of_another_tcb_is_refused(pki, part):
     newer = SnpTcb(**{**vars(TCB), part: getattr(TCB, part) + 1})
-    assert f"The VCEK is of {part} version" in reasons(verifier(pki), token(pki, reported=newer), pki.now)
+    assert f"The VCEK is of {part} version" in reasons(
+        verifier(pki), token(pki, reported=newer), pki.now
+    )
 
 
 @pytest.mark.parametrize(
@@ -248,12 +283,18 @@ def test_the_vcek_of_another_tcb_is_refused(pki, part):
 )
 def test_a_vcek_with_other_or_missing_extensions_is_refused(pki, authority, extensions):
     vcek = authority.issue("SEV-VCEK", pki.ask, ca=None, extensions=extensions)
-    assert "The VCEK" in reasons(verifier(pki), token(SimpleNamespace(**{**vars(pki), "vcek": vcek})), pki.now)
+    assert "The VCEK" in reasons(
+        verifier(pki), token(SimpleNamespace(**{**vars(pki), "vcek": vcek})), pki.now
+    )
 
 
 def test_a_vcek_on_another_curve_is_refused(pki, authority):
-    vcek = authority.issue("SEV-VCEK", pki.ask, ca=None, curve=ec.SECP256R1(), extensions=vcek_extensions())
-    assert "not a P-384 key" in reasons(verifier(pki), token(SimpleNamespace(**{**vars(pki), "vcek": vcek})), pki.now)
+    vcek = authority.issue(
+        "SEV-VCEK", pki.ask, ca=None, curve=ec.SECP256R1(), extensions=vcek_extensions()
+    )
+    assert "not a P-384 key" in reasons(
+        verifier(pki), token(SimpleNamespace(**{**vars(pki), "vcek": vcek})), pki.now
+    )
 
 
 def test_another_signing_key_than_the_vcek_is_refused(pki):
@@ -294,7 +335,9 @@ def test_a_debug_guest_is_known_as_one_and_refused_by_policy(pki, refusal):
 
 
 def test_a_guest_that_may_be_migrated_is_refused(pki):
-    assert "migration agent" in reasons(verifier(pki), token(pki, policy=1 << 17 | 1 << 18), pki.now)
+    assert "migration agent" in reasons(
+        verifier(pki), token(pki, policy=1 << 17 | 1 << 18), pki.now
+    )
 
 
 def test_a_policy_with_unknown_bits_is_refused(pki):
@@ -322,7 +365,9 @@ def test_another_signature_algorithm_is_refused(pki):
     assert "algorithm" in reasons(verifier(pki), token(pki, algorithm=2), pki.now)
 
 
-@pytest.mark.parametrize("at", [0x4C, 0x188, 0x18B, 0x19F, 0x1EB, 0x1EF, 0x1F8, 0x207, 0x208, 0x29F])
+@pytest.mark.parametrize(
+    "at", [0x4C, 0x188, 0x18B, 0x19F, 0x1EB, 0x1EF, 0x1F8, 0x207, 0x208, 0x29F]
+)
 def test_a_reserved_field_with_a_value_is_refused_even_when_signed(pki, at):
     assert "reserved field" in reasons(verifier(pki), token(pki, changes=[(at, b"\x01")]), pki.now)
 
@@ -330,11 +375,15 @@ def test_a_reserved_field_with_a_value_is_refused_even_when_signed(pki, at):
 @pytest.mark.parametrize("at", [0x330, 0x49F])
 def test_the_unsigned_rest_of_the_signature_field_must_be_zero(pki, at):
     good = report(pki.vcek.key)
-    assert "reserved field" in reasons(verifier(pki), good[:at] + b"\x01" + good[at + 1 :] + chain(pki), pki.now)
+    assert "reserved field" in reasons(
+        verifier(pki), good[:at] + b"\x01" + good[at + 1 :] + chain(pki), pki.now
+    )
 
 
 def test_reserved_parts_of_a_tcb_are_refused(pki):
-    assert "reserved parts" in reasons(verifier(pki), token(pki, changes=[(0x3A, b"\x01")]), pki.now)
+    assert "reserved parts" in reasons(
+        verifier(pki), token(pki, changes=[(0x3A, b"\x01")]), pki.now
+    )
 
 
 def test_trailing_bytes_are_refused(pki):
@@ -356,14 +405,23 @@ def test_an_oversized_token_is_refused_before_it_is_parsed(pki):
 @given(st.binary(max_size=1400), st.integers(2, 5))
 def test_arbitrary_bytes_are_refused_and_never_crash(data, version):
     checker = SevSnpVerifier(minimum_tcb={"Milan": TCB})
-    padded = struct.pack("<I", version) + (data * (REPORT_BYTES // max(1, len(data)) + 1))[: REPORT_BYTES - 4]
+    padded = (
+        struct.pack("<I", version)
+        + (data * (REPORT_BYTES // max(1, len(data)) + 1))[: REPORT_BYTES - 4]
+    )
     for candidate in (data, padded, padded + data):
         with pytest.raises(EvidenceRefused):
             checker.verify(candidate, now=REAL_NOW)
 
 
 @FUZZ
-@given(st.lists(st.tuples(st.integers(0, 3500), st.integers(0, 3), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3500), st.integers(0, 3), st.binary(min_size=1, max_size=4)),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_an_edited_token_is_refused_and_never_crashes(pki, edits):
     whole = token(pki)
     changed = whole
@@ -384,10 +442,14 @@ def test_a_hosts_certificate_table_is_read_in_either_byte_order():
         blobs = [b"vcek", b"ask", b"ark!!"]
         header, body, at = b"", b"", 24 * 4
         for guid, blob in zip(guids, blobs, strict=True):
-            header += getattr(uuid.UUID(guid), order) + struct.pack("<II", at + len(body), len(blob))
+            header += getattr(uuid.UUID(guid), order) + struct.pack(
+                "<II", at + len(body), len(blob)
+            )
             body += blob
         assert certificates_of_table(header + bytes(24) + body + bytes(100)) == blobs
-        assert certificates_of_table(header[24:] + bytes(24) + body) == []  # without a VCEK the rest is of no use
+        assert (
+            certificates_of_table(header[24:] + bytes(24) + body) == []
+        )  # without a VCEK the rest is of no use
 
 
 @FUZZ

@@ -1,4 +1,6 @@
-"""Intel TDX: the real quote and collateral hold, quotes of a platform made for the tests verify, and nothing else does."""
+"""Intel TDX: the real quote and collateral hold, quotes of a platform made for the tests verify,
+and nothing else does.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,22 @@ from fedark.attestation.platforms.base import Verifier
 from fedark.attestation.platforms.tdx import TdxAttester, TdxVerifier
 from fedark.attestation.platforms.tdx_quote import exact_quote
 from fedark.attestation.policy import NotDebug
-from fedark.errors import EvidenceRefused
+from fedark.foundation.errors import EvidenceRefused
 
 REAL_NOW = datetime(2025, 6, 20, 12, 0, tzinfo=UTC)
-# The real platform's PCK certificate is of an older TCB than the lowest level of the collateral that is at hand for it, so that
-# Intel's rules refuse it for this one reason (another verifier, dcap-qvl 0.7, says the same of the same files).
+# The real platform's PCK certificate is of an older TCB than the lowest level of the collateral
+# that is at hand for it, so that Intel's rules refuse it for this one reason (another verifier,
+# dcap-qvl 0.7, says the same of the same files).
 REAL_REASON = "The platform is below every TCB level that Intel lists."
 SEPT_VE_DISABLE = 1 << 28
 # `FEDARK_FUZZ` sets the number of inputs for each parser; the default keeps the suite short.
 FUZZ = settings(
     max_examples=int(os.environ.get("FEDARK_FUZZ", "200")),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ],
 )
 
 
@@ -34,7 +41,9 @@ FUZZ = settings(
 def real(shared):
     folder = shared / "vectors"
     return SimpleNamespace(
-        quote=exact_quote(bytes.fromhex((folder / "tdx_quote_v4.hex").read_text().strip().removeprefix("0x"))),
+        quote=exact_quote(
+            bytes.fromhex((folder / "tdx_quote_v4.hex").read_text().strip().removeprefix("0x"))
+        ),
         collateral=(folder / "tdx_collateral.json").read_bytes(),
     )
 
@@ -58,7 +67,9 @@ def test_every_single_bit_flip_of_a_sample_of_the_real_quote_is_refused_for_itse
         assert reasons(checker, flipped, REAL_NOW) != REAL_REASON
 
 
-def test_every_single_bit_flip_of_a_sample_of_the_real_collateral_is_refused_for_itself(real, bit_flips):
+def test_every_single_bit_flip_of_a_sample_of_the_real_collateral_is_refused_for_itself(
+    real, bit_flips
+):
     for flipped in bit_flips(real.collateral, 1500):
         with pytest.raises(EvidenceRefused) as refused:
             TdxVerifier([flipped]).verify(real.quote, now=REAL_NOW)
@@ -66,7 +77,9 @@ def test_every_single_bit_flip_of_a_sample_of_the_real_collateral_is_refused_for
 
 
 def test_the_real_quote_with_its_padding_is_refused_for_trailing_bytes(real):
-    assert "belong to no field" in reasons(TdxVerifier([real.collateral]), real.quote + bytes(70), REAL_NOW)
+    assert "belong to no field" in reasons(
+        TdxVerifier([real.collateral]), real.quote + bytes(70), REAL_NOW
+    )
 
 
 def test_the_real_collateral_is_refused_when_it_has_expired(real):
@@ -87,7 +100,9 @@ def test_a_quote_of_an_up_to_date_platform_verifies(maker):
     assert claims.ueid == bytes(range(16))
     assert claims.svn == 20240313
     assert claims.measurements["mrtd"] == b"\x01" * 48
-    assert [claims.measurements[f"rtmr{index}"] for index in range(4)] == [bytes((index + 5,)) * 48 for index in range(4)]
+    assert [claims.measurements[f"rtmr{index}"] for index in range(4)] == [
+        bytes((index + 5,)) * 48 for index in range(4)
+    ]
     assert claims.measurements["mrseam"] == b"\x5e" * 48
     assert {len(value) for value in claims.measurements.values()} == {48}
 
@@ -108,7 +123,9 @@ def test_a_quote_under_a_root_of_the_same_name_is_refused(maker, authority):
 
 @pytest.mark.attack("intermediate with CA:false", mode="tdx")
 def test_a_pck_ca_that_is_no_ca_is_refused(maker, authority):
-    pck_ca = authority.issue("Intel SGX PCK Platform CA", maker.root, ca=False, curve=ec.SECP256R1())
+    pck_ca = authority.issue(
+        "Intel SGX PCK Platform CA", maker.root, ca=False, curve=ec.SECP256R1()
+    )
     token = maker.quote(pck=maker.make_pck(pck_ca), pck_ca=pck_ca)
     assert "CA:false" in reasons(maker.verifier(), token, maker.now)
 
@@ -140,7 +157,9 @@ def test_a_revoked_tcb_signer_is_refused(maker, authority):
 @pytest.mark.parametrize("name", ["root_ca_crl", "pck_crl"])
 def test_a_stale_revocation_list_is_refused(maker, authority, name):
     issuer = maker.root if name == "root_ca_crl" else maker.pck_ca
-    data = maker.collateral(**{name: authority.revoke(issuer, end=maker.now - timedelta(hours=1)).hex()})
+    data = maker.collateral(
+        **{name: authority.revoke(issuer, end=maker.now - timedelta(hours=1)).hex()}
+    )
     assert "revocation list is current" in reasons(maker.verifier(data), maker.quote(), maker.now)
 
 
@@ -164,7 +183,9 @@ def test_a_signature_by_another_key_is_refused(maker, part):
 
 
 def test_an_attestation_key_that_the_quoting_enclave_did_not_vouch_for_is_refused(maker):
-    assert "did not vouch" in reasons(maker.verifier(), maker.quote(vouched=bytes(range(32))), maker.now)
+    assert "did not vouch" in reasons(
+        maker.verifier(), maker.quote(vouched=bytes(range(32))), maker.now
+    )
     assert "did not vouch" in reasons(maker.verifier(), maker.quote(qe=[(352, b"\x01")]), maker.now)
 
 
@@ -178,12 +199,16 @@ def test_an_attestation_key_that_is_no_point_is_refused(maker):
 def test_a_signature_with_a_zero_or_too_large_number_is_refused(maker, at):
     for value in (bytes(32), b"\xff" * 32):
         token = maker.quote()
-        assert "signature of the quote" in reasons(maker.verifier(), token[:at] + value + token[at + 32 :], maker.now)
+        assert "signature of the quote" in reasons(
+            maker.verifier(), token[:at] + value + token[at + 32 :], maker.now
+        )
 
 
 def test_other_report_data_than_was_signed_is_refused(maker):
     token = maker.quote()
-    assert "signature of the quote" in reasons(maker.verifier(), token[:568] + bytes(64) + token[632:], maker.now)
+    assert "signature of the quote" in reasons(
+        maker.verifier(), token[:568] + bytes(64) + token[632:], maker.now
+    )
 
 
 def test_a_pck_key_on_another_curve_is_refused(maker):
@@ -310,7 +335,11 @@ def test_a_pck_certificate_without_an_sgx_extension_is_refused(maker):
 def test_arbitrary_bytes_are_refused_and_never_crash(maker, data, at):
     token = maker.quote()
     checker = maker.verifier()
-    for candidate in (data, token[: min(at, len(token) - 1)] + data, token[:at] + data[:8] + token[at + 8 :] + b"\x01"):
+    for candidate in (
+        data,
+        token[: min(at, len(token) - 1)] + data,
+        token[:at] + data[:8] + token[at + 8 :] + b"\x01",
+    ):
         assume(candidate != token)
         with pytest.raises(EvidenceRefused):
             checker.verify(candidate, now=maker.now)
@@ -346,12 +375,19 @@ def test_the_attester_takes_the_padding_off_and_its_quote_verifies(maker, tmp_pa
 def renewed(maker, days, *revoked):
     """Collateral that Intel has signed `days` later."""
     later = maker.now + timedelta(days=days)
-    period = {"issueDate": f"{later:%Y-%m-%dT%H:%M:%SZ}", "nextUpdate": f"{later + timedelta(days=30):%Y-%m-%dT%H:%M:%SZ}"}
+    period = {
+        "issueDate": f"{later:%Y-%m-%dT%H:%M:%SZ}",
+        "nextUpdate": f"{later + timedelta(days=30):%Y-%m-%dT%H:%M:%SZ}",
+    }
     return maker.collateral(
         info=maker.tcb_info() | period,
         identity=maker.qe_identity() | period,
-        root_ca_crl=maker.authority.revoke(maker.root, start=later, end=later + timedelta(days=30)).hex(),
-        pck_crl=maker.authority.revoke(maker.pck_ca, revoked, start=later, end=later + timedelta(days=30)).hex(),
+        root_ca_crl=maker.authority.revoke(
+            maker.root, start=later, end=later + timedelta(days=30)
+        ).hex(),
+        pck_crl=maker.authority.revoke(
+            maker.pck_ca, revoked, start=later, end=later + timedelta(days=30)
+        ).hex(),
     )
 
 
@@ -359,7 +395,9 @@ def test_a_quote_is_verified_again_with_collateral_that_was_renewed_since(maker)
     token, now = maker.quote(), maker.now + timedelta(days=11)
     checker = maker.verifier(renewed(maker, 10))
     assert checker.verify(token, now=now, admitted=maker.now)
-    assert "is current from" in reasons(checker, token, maker.now), "a first admission asks for what is current now"
+    assert "is current from" in reasons(checker, token, maker.now), (
+        "a first admission asks for what is current now"
+    )
     with pytest.raises(EvidenceRefused, match="is current from"):
         maker.verifier(renewed(maker, -60)).verify(token, now=now, admitted=maker.now)
 

@@ -1,4 +1,6 @@
-"""configfs-tsm: the attesters of SEV-SNP and TDX against a folder that behaves as the kernel's does, and as it must not."""
+"""configfs-tsm: the attesters of SEV-SNP and TDX against a folder that behaves as the kernel's
+does, and as it must not.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,24 @@ from fedark.attestation.platforms.base import Attester
 from fedark.attestation.platforms.sev_snp import SevSnpAttester
 from fedark.attestation.platforms.sev_snp_report import REPORT_BYTES
 from fedark.attestation.platforms.tdx import TdxAttester
-from fedark.errors import EnclaveFailed, EvidenceRefused
+from fedark.foundation.errors import EnclaveFailed, EvidenceRefused
 
 DATA = bytes(range(64))
 
 
 class FakeKernel(TsmFiles):
-    """Real files in a real folder; writes are counted and reports are made as in drivers/virt/coco/tsm.
+    """Real files in a real folder; writes are counted and reports are made as in
+    drivers/virt/coco/tsm.
 
     `interfere` is called before each read of outblob with the entry: it plays the other process.
     """
 
-    def __init__(self, provider="sev_guest", make_report=lambda data, privilege: b"report:" + data, auxblob=None):
+    def __init__(
+        self,
+        provider="sev_guest",
+        make_report=lambda data, privilege: b"report:" + data,
+        auxblob=None,
+    ):
         self.provider = provider
         self.make_report = make_report
         self.auxblob = auxblob
@@ -59,7 +67,9 @@ class FakeKernel(TsmFiles):
                 self.busy -= 1
                 raise OSError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
             privilege = (attribute.parent / "privlevel").read_bytes()
-            attribute.write_bytes(self.make_report((attribute.parent / "inblob").read_bytes(), privilege))
+            attribute.write_bytes(
+                self.make_report((attribute.parent / "inblob").read_bytes(), privilege)
+            )
         return super().read(attribute)
 
 
@@ -71,12 +81,17 @@ def test_a_report_is_over_our_data_and_its_folder_is_removed(tmp_path):
 
 
 def test_a_provider_without_extra_data_gives_none(tmp_path):
-    assert tsm_report(DATA, provider="sev_guest", folder=tmp_path, files=FakeKernel()).auxblob == b""
+    assert (
+        tsm_report(DATA, provider="sev_guest", folder=tmp_path, files=FakeKernel()).auxblob == b""
+    )
 
 
 def test_the_privilege_level_is_written_and_counted(tmp_path):
     kernel = FakeKernel(make_report=lambda data, privilege: privilege)
-    assert tsm_report(DATA, provider="sev_guest", privilege=2, folder=tmp_path, files=kernel).outblob == b"2"
+    assert (
+        tsm_report(DATA, provider="sev_guest", privilege=2, folder=tmp_path, files=kernel).outblob
+        == b"2"
+    )
 
 
 def test_a_report_over_another_processs_data_is_never_taken(tmp_path):
@@ -97,7 +112,9 @@ def test_a_report_over_another_processs_data_is_never_taken(tmp_path):
 def test_a_write_of_the_same_data_by_another_process_still_counts_as_interference(tmp_path):
     kernel = FakeKernel()
     intrusions = iter([True, False])
-    kernel.interfere = lambda entry: kernel.write(entry / "inblob", DATA) if next(intrusions) else None
+    kernel.interfere = lambda entry: (
+        kernel.write(entry / "inblob", DATA) if next(intrusions) else None
+    )
     tsm_report(DATA, provider="sev_guest", folder=tmp_path, files=kernel)
     assert len(kernel.made) == 2
 
@@ -114,7 +131,10 @@ def test_endless_interference_ends_with_an_error_and_nothing_left_behind(tmp_pat
 def test_a_conflict_that_the_kernel_saw_is_tried_again(tmp_path):
     kernel = FakeKernel()
     kernel.busy = 1
-    assert tsm_report(DATA, provider="sev_guest", folder=tmp_path, files=kernel).outblob == b"report:" + DATA
+    assert (
+        tsm_report(DATA, provider="sev_guest", folder=tmp_path, files=kernel).outblob
+        == b"report:" + DATA
+    )
     assert len(kernel.made) == 2
 
 
@@ -168,7 +188,9 @@ def snp_report(data, privilege):
 def test_the_snp_attester_puts_the_hosts_certificates_behind_the_report(tmp_path):
     guid = uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes
     table = guid + struct.pack("<II", 48, 4) + bytes(24) + b"vcek" + bytes(4000)
-    attester: Attester = SevSnpAttester(folder=tmp_path, files=FakeKernel(make_report=snp_report, auxblob=table))
+    attester: Attester = SevSnpAttester(
+        folder=tmp_path, files=FakeKernel(make_report=snp_report, auxblob=table)
+    )
     assert attester.quote(DATA, bytes(32)) == snp_report(DATA, b"") + b"vcek"
 
 
@@ -179,7 +201,9 @@ def test_the_snp_attester_refuses_a_report_over_other_data(tmp_path):
 
 
 def test_the_tdx_attester_refuses_what_is_no_quote(tmp_path):
-    kernel = FakeKernel(provider="tdx_guest", make_report=lambda data, privilege: b"\x04\x00" + bytes(5000))
+    kernel = FakeKernel(
+        provider="tdx_guest", make_report=lambda data, privilege: b"\x04\x00" + bytes(5000)
+    )
     with pytest.raises(EvidenceRefused):
         TdxAttester(folder=tmp_path, files=kernel).quote(DATA, bytes(32))
 

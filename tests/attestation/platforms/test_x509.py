@@ -1,4 +1,6 @@
-"""Certificates, revocation lists and DER: whatever the bytes are, a refusal or a list of problems comes out."""
+"""Certificates, revocation lists and DER: whatever the bytes are, a refusal or a list of problems
+comes out.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedark.attestation import _x509
-from fedark.errors import EvidenceRefused
+from fedark.foundation.errors import EvidenceRefused
 
 # `FEDARK_FUZZ` sets the number of inputs for each parser; the default keeps the suite short.
 FUZZ = settings(
     max_examples=int(os.environ.get("FEDARK_FUZZ", "200")),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ],
 )
-MUTATIONS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4)
+MUTATIONS = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4
+)
 
 
 @pytest.fixture(scope="session")
 def path(authority):
     root = authority.issue("root", curve=ec.SECP256R1())
     middle = authority.issue("middle", root, path_length=0, curve=ec.SECP256R1())
-    leaf = authority.issue("leaf", middle, ca=False, curve=ec.SECP256R1(), extensions=[("1.2.3.4", b"\x05\x00", False)])
+    leaf = authority.issue(
+        "leaf", middle, ca=False, curve=ec.SECP256R1(), extensions=[("1.2.3.4", b"\x05\x00", False)]
+    )
     return [leaf, middle, root]
 
 
@@ -76,7 +86,9 @@ def test_a_list_by_a_key_that_may_not_sign_lists_is_refused(path, authority):
 def test_a_list_of_another_issuer_says_nothing_about_a_certificate(path, authority):
     crl = _x509.RevocationList(authority.revoke(path[2]), "The list", "a test")
     assert crl.problems(path[1].cert, now=authority.now) == []
-    assert crl.problems(path[0].cert, now=authority.now) == ["The list is not of the issuer of leaf."]
+    assert crl.problems(path[0].cert, now=authority.now) == [
+        "The list is not of the issuer of leaf."
+    ]
 
 
 def test_a_list_under_rsa_pss_as_amd_signs_is_verified(authority):
@@ -95,11 +107,18 @@ def test_a_list_under_rsa_pss_as_amd_signs_is_verified(authority):
         .add_extension(usage, True)
         .sign(key, hashes.SHA384(), rsa_padding=pss)
     )
-    builder = x509.CertificateRevocationListBuilder().issuer_name(name).last_update(authority.now - authority.day)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(name)
+        .last_update(authority.now - authority.day)
+    )
     builder = builder.next_update(authority.now + authority.day)
     for signer, problems in ((key, 0), (rsa.generate_private_key(65537, 2048), 1)):
         der = builder.sign(signer, hashes.SHA384(), rsa_padding=pss).public_bytes(Encoding.DER)
-        assert len(_x509.RevocationList(der, "The list", "a test").signature_problems(root)) == problems
+        assert (
+            len(_x509.RevocationList(der, "The list", "a test").signature_problems(root))
+            == problems
+        )
 
 
 def test_certificates_and_lists_with_trailing_bytes_are_refused(path, authority):
@@ -150,7 +169,12 @@ def with_serial(der, first):
 def test_a_negative_serial_number_is_refused(path):
     with pytest.raises(EvidenceRefused, match="malformed"):
         _x509.load_certificate(with_serial(path[0].der, 0x80), "The certificate", "a test")
-    assert _x509.load_certificate(with_serial(path[0].der, 0x40), "The certificate", "a test").serial_number > 0
+    assert (
+        _x509.load_certificate(
+            with_serial(path[0].der, 0x40), "The certificate", "a test"
+        ).serial_number
+        > 0
+    )
 
 
 def test_a_reading_leaves_the_processs_warnings_alone(path, monkeypatch):
@@ -194,7 +218,9 @@ def test_an_oversized_certificate_is_refused_before_it_is_parsed():
 
 @FUZZ
 @given(st.integers(0, 2), MUTATIONS)
-def test_a_mutated_certificate_is_refused_or_breaks_its_path_and_never_crashes(path, authority, which, mutations):
+def test_a_mutated_certificate_is_refused_or_breaks_its_path_and_never_crashes(
+    path, authority, which, mutations
+):
     changed = mutated(path[which].der, mutations)
     try:
         certificate = _x509.load_certificate(changed, "The certificate", "a test")
@@ -202,7 +228,9 @@ def test_a_mutated_certificate_is_refused_or_breaks_its_path_and_never_crashes(p
         return
     certificates = [holder.cert for holder in path]
     certificates[which] = certificate
-    problems = _x509.path_problems(certificates, now=authority.now) + _x509.self_signature_problems(certificates[2])
+    problems = _x509.path_problems(certificates, now=authority.now) + _x509.self_signature_problems(
+        certificates[2]
+    )
     _x509.extension_bytes(certificate, "1.2.3.4")
     _x509.ec_point(certificate, ec.SECP256R1)
     assert bool(problems) == (changed != path[which].der)
@@ -230,7 +258,10 @@ def test_arbitrary_bytes_are_no_certificate_and_never_crash(data):
         lambda: _x509.RevocationList(data, "it", "a test"),
         lambda: _x509.load_pem_chain(data, 1, "it", "a test"),
         lambda: _x509.load_pem_chain(
-            b"-----BEGIN CERTIFICATE-----\n" + data + b"\n-----END CERTIFICATE-----\n", 1, "it", "a test"
+            b"-----BEGIN CERTIFICATE-----\n" + data + b"\n-----END CERTIFICATE-----\n",
+            1,
+            "it",
+            "a test",
         ),
     ):
         with pytest.raises(EvidenceRefused):
@@ -248,7 +279,15 @@ def test_der_elements_cover_their_bytes_exactly_or_are_refused(data):
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x30", b"\x30\x80", b"\x30\x81\x01\x00", b"\x30\x82\x00\x80" + bytes(128), b"\x30\x05\x00", b"\x1f\x01\x00"]
+    "data",
+    [
+        b"\x30",
+        b"\x30\x80",
+        b"\x30\x81\x01\x00",
+        b"\x30\x82\x00\x80" + bytes(128),
+        b"\x30\x05\x00",
+        b"\x1f\x01\x00",
+    ],
 )
 def test_der_in_any_but_its_shortest_form_is_refused(data):
     with pytest.raises(ValueError, match="DER"):

@@ -1,4 +1,6 @@
-"""Vendors of our own: a small certificate authority, an Intel, an AMD and an AWS, whose evidence a test can bend as it likes."""
+"""Vendors of our own: a small certificate authority, an Intel, an AMD and an AWS, whose evidence a
+test can bend as it likes.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def issue(
     end: dt.datetime = NOW + 30 * DAY,
     extensions: Sequence[tuple[str, bytes, bool]] = (),
 ) -> Holder:
-    """A certificate by `issuer` (by itself if None); `ca=None` leaves out basic constraints and key usage."""
+    """A certificate by `issuer` (by itself if None); `ca=None` leaves out basic constraints and key
+    usage.
+    """
     key = key or ec.generate_private_key(curve or ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     builder = (
@@ -77,19 +81,33 @@ def issue(
         .not_valid_after(end)
     )
     if ca is not None:
-        builder = builder.add_extension(x509.BasicConstraints(ca, path_length if ca else None), True)
+        builder = builder.add_extension(
+            x509.BasicConstraints(ca, path_length if ca else None), True
+        )
         usage = dict.fromkeys(
-            ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"),
+            (
+                "content_commitment",
+                "key_encipherment",
+                "data_encipherment",
+                "key_agreement",
+                "encipher_only",
+                "decipher_only",
+            ),
             False,
         )
         builder = builder.add_extension(
             x509.KeyUsage(
-                digital_signature=not ca and may_sign, key_cert_sign=ca and may_sign, crl_sign=ca and may_sign, **usage
+                digital_signature=not ca and may_sign,
+                key_cert_sign=ca and may_sign,
+                crl_sign=ca and may_sign,
+                **usage,
             ),
             True,
         )
     for oid, value, critical in extensions:
-        builder = builder.add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), critical)
+        builder = builder.add_extension(
+            x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), critical
+        )
     signer = issuer.key if issuer else key
     digest = hashes.SHA384() if signer.curve.key_size == 384 else hashes.SHA256()
     return Holder(builder.sign(signer, digest), key)
@@ -104,10 +122,20 @@ def revoke(
     critical: bool = False,
 ) -> bytes:
     """A CRL by `issuer`, in DER."""
-    builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.cert.subject).last_update(start).next_update(end)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.cert.subject)
+        .last_update(start)
+        .next_update(end)
+    )
     builder = builder.add_extension(x509.CRLNumber(1), critical)
     for cert in revoked:
-        entry = x509.RevokedCertificateBuilder().serial_number(cert.serial_number).revocation_date(start).build()
+        entry = (
+            x509.RevokedCertificateBuilder()
+            .serial_number(cert.serial_number)
+            .revocation_date(start)
+            .build()
+        )
         builder = builder.add_revoked_certificate(entry)
     return builder.sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.DER)
 
@@ -136,23 +164,34 @@ QE_SIGNER = b"\xdc" * 32
 
 def tlv(tag, content):
     size = len(content)
-    return bytes((tag, size)) + content if size < 128 else bytes((tag, 0x82)) + size.to_bytes(2) + content
+    return (
+        bytes((tag, size)) + content
+        if size < 128
+        else bytes((tag, 0x82)) + size.to_bytes(2) + content
+    )
 
 
-def sgx_extension(*, fmspc=FMSPC, pceid=bytes(2), components=(3,) * 16, pcesvn=11, ppid=bytes(range(16))):
+def sgx_extension(
+    *, fmspc=FMSPC, pceid=bytes(2), components=(3,) * 16, pcesvn=11, ppid=bytes(range(16))
+):
     oid = bytes.fromhex("2a864886f84d010d01")
 
     def pair(suffix, tag, content):
         return tlv(0x30, tlv(0x06, oid + suffix) + tlv(tag, content))
 
-    tcb = b"".join(pair(bytes((2, number)), 0x02, bytes((svn,))) for number, svn in enumerate((*components, pcesvn), 1))
+    tcb = b"".join(
+        pair(bytes((2, number)), 0x02, bytes((svn,)))
+        for number, svn in enumerate((*components, pcesvn), 1)
+    )
     tcb += pair(b"\x02\x12", 0x04, bytes(components))
     fields = pair(b"\x01", 0x04, ppid) + pair(b"\x02", 0x30, tcb) + pair(b"\x03", 0x04, pceid)
     return tlv(0x30, fields + pair(b"\x04", 0x04, fmspc) + pair(b"\x05", 0x0A, b"\x01"))
 
 
 class TdxMaker:
-    """An Intel of our own: its hierarchy, and quotes and collateral whose every part a test can change."""
+    """An Intel of our own: its hierarchy, and quotes and collateral whose every part a test can
+    change.
+    """
 
     fmspc, sept_ve_disable, intel_qe = FMSPC, SEPT_VE_DISABLE, INTEL_QE
     sgx_extension, tlv = staticmethod(sgx_extension), staticmethod(tlv)
@@ -167,7 +206,9 @@ class TdxMaker:
         self.attestation_key = ec.generate_private_key(ec.SECP256R1())
 
     def make_pck(self, issuer=None, *, name="Intel SGX PCK Certificate", extension=None, **options):
-        extensions = [("1.2.840.113741.1.13.1", sgx_extension() if extension is None else extension, False)]
+        extensions = [
+            ("1.2.840.113741.1.13.1", sgx_extension() if extension is None else extension, False)
+        ]
         options = {"ca": False, "curve": ec.SECP256R1(), "extensions": extensions, **options}
         return self.authority.issue(name, issuer or self.pck_ca, **options)
 
@@ -178,7 +219,13 @@ class TdxMaker:
     ):  # fmt: skip
         pck, pck_ca, root = pck or self.pck, pck_ca or self.pck_ca, root or self.root
         header = header or struct.pack("<HHII", 4, 2, 0x81, 0) + INTEL_QE + bytes(20)
-        body = tee_tcb_svn + b"\x5e" * 48 + mrsignerseam + seamattributes + struct.pack("<QQ", attributes, 0x602E7)
+        body = (
+            tee_tcb_svn
+            + b"\x5e" * 48
+            + mrsignerseam
+            + seamattributes
+            + struct.pack("<QQ", attributes, 0x602E7)
+        )
         body += b"".join(bytes((index,)) * 48 for index in range(1, 9)) + report_data
         key = self.attestation_key.public_key().public_numbers()
         point = key.x.to_bytes(32) + key.y.to_bytes(32)
@@ -191,7 +238,9 @@ class TdxMaker:
             report[at : at + len(value)] = value
         pem = pem if pem is not None else pck.pem + pck_ca.pem + root.pem + b"\x00"
         certification = bytes(report) + self._raw(qe_key or pck.key, bytes(report))
-        certification += struct.pack("<H", len(auth)) + auth + struct.pack("<HI", kinds[1], len(pem)) + pem
+        certification += (
+            struct.pack("<H", len(auth)) + auth + struct.pack("<HI", kinds[1], len(pem)) + pem
+        )
         signed = header + body
         tail = self._raw(quote_key or self.attestation_key, signed) + point
         tail += struct.pack("<HI", kinds[0], len(certification)) + certification
@@ -201,7 +250,8 @@ class TdxMaker:
     def _raw(key, message):
         digest = hashes.SHA256() if key.curve.key_size == 256 else hashes.SHA384()
         return b"".join(
-            (number % (1 << 256)).to_bytes(32) for number in decode_dss_signature(key.sign(message, ec.ECDSA(digest)))
+            (number % (1 << 256)).to_bytes(32)
+            for number in decode_dss_signature(key.sign(message, ec.ECDSA(digest)))
         )
 
     def tcb_info(self):
@@ -211,10 +261,19 @@ class TdxMaker:
                 "pcesvn": pcesvn,
                 "tdxtcbcomponents": [{"svn": part} for part in tdx],
             }
-            return {"tcb": parts, "tcbDate": f"{date}T00:00:00Z", "tcbStatus": status, "advisoryIDs": [f"INTEL-SA-{svn:05}"]}
+            return {
+                "tcb": parts,
+                "tcbDate": f"{date}T00:00:00Z",
+                "tcbStatus": status,
+                "advisoryIDs": [f"INTEL-SA-{svn:05}"],
+            }
 
         module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
-        levels = [(4, "2024-11-13", "UpToDate"), (2, "2023-08-09", "OutOfDate"), (1, "2022-08-09", "Revoked")]
+        levels = [
+            (4, "2024-11-13", "UpToDate"),
+            (2, "2023-08-09", "OutOfDate"),
+            (1, "2022-08-09", "Revoked"),
+        ]
         return {
             "id": "TDX",
             "version": 3,
@@ -240,7 +299,11 @@ class TdxMaker:
 
     def qe_identity(self):
         info = self.tcb_info()
-        levels = [(4, "2024-03-13", "UpToDate"), (3, "2023-03-13", "OutOfDate"), (2, "2022-03-13", "Revoked")]
+        levels = [
+            (4, "2024-03-13", "UpToDate"),
+            (3, "2023-03-13", "OutOfDate"),
+            (2, "2022-03-13", "Revoked"),
+        ]
         return {
             "id": "TD_QE", "version": 2, "issueDate": info["issueDate"], "nextUpdate": info["nextUpdate"],
             "tcbEvaluationDataNumber": 17, "miscselect": "00000000", "miscselectMask": "FFFFFFFF",
@@ -250,7 +313,10 @@ class TdxMaker:
 
     def collateral(self, *, info=None, identity=None, signer=None, **changed):
         signer = signer or self.signer
-        texts = {"tcb_info": json.dumps(info or self.tcb_info()), "qe_identity": json.dumps(identity or self.qe_identity())}
+        texts = {
+            "tcb_info": json.dumps(info or self.tcb_info()),
+            "qe_identity": json.dumps(identity or self.qe_identity()),
+        }
         fields = dict(texts)
         for name, text in texts.items():
             fields[f"{name}_signature"] = self._raw(signer.key, text.encode()).hex()
@@ -259,11 +325,14 @@ class TdxMaker:
         fields["root_ca_crl"] = self.authority.revoke(self.root).hex()
         fields["pck_crl"] = self.authority.revoke(self.pck_ca).hex()
         fields.update(changed)
-        return json.dumps({key: value for key, value in fields.items() if value is not None}).encode()
+        return json.dumps(
+            {key: value for key, value in fields.items() if value is not None}
+        ).encode()
 
     def verifier(self, collateral=None, **options):
         return TdxVerifier(
-            [self.collateral() if collateral is None else collateral], **{"root_key": self.root.point, **options}
+            [self.collateral() if collateral is None else collateral],
+            **{"root_key": self.root.point, **options},
         )
 
 
@@ -281,11 +350,20 @@ def der_integer(value):
 
 
 def vcek_extensions(*, chip=CHIP, tcb=SNP_TCB, product="Milan-B0", reserved=0):
-    values = {1: tcb.bootloader, 2: tcb.tee, 3: tcb.snp, 8: tcb.microcode, **dict.fromkeys((4, 5, 6, 7), reserved)}
+    values = {
+        1: tcb.bootloader,
+        2: tcb.tee,
+        3: tcb.snp,
+        8: tcb.microcode,
+        **dict.fromkeys((4, 5, 6, 7), reserved),
+    }
     return [
         ("1.3.6.1.4.1.3704.1.1", der_integer(0), False),
         ("1.3.6.1.4.1.3704.1.2", bytes((0x16, len(product))) + product.encode(), False),
-        *((f"1.3.6.1.4.1.3704.1.3.{number}", der_integer(value), False) for number, value in values.items()),
+        *(
+            (f"1.3.6.1.4.1.3704.1.3.{number}", der_integer(value), False)
+            for number, value in values.items()
+        ),
         ("1.3.6.1.4.1.3704.1.4", chip, False),
     ]
 
@@ -306,7 +384,12 @@ def snp_report(
     data[0x90:0xC0] = b"\x11" * 48
     data[0xC0:0xE0] = b"\x22" * 32
     data[0x1A0:0x1E0] = chip
-    for name, at in (("current", 0x38), ("reported", 0x180), ("committed", 0x1E0), ("launch", 0x1F0)):
+    for name, at in (
+        ("current", 0x38),
+        ("reported", 0x180),
+        ("committed", 0x1E0),
+        ("launch", 0x1F0),
+    ):
         data[at : at + 8] = tcb_bytes(tcbs.get(name, SNP_TCB))
     for at, value in changes:
         data[at : at + len(value)] = value

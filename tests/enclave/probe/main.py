@@ -1,4 +1,6 @@
-"""Entry point of a test's own enclave: started, confined and measured like a real one, with a session that does what it is told."""
+"""Entry point of a test's own enclave: started, confined and measured like a real one, with a
+session that does what it is told.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ class ProbeSession:
     message_bytes = 8 << 20
 
     def __init__(self, run_config: bytes, quote, sealing_key) -> None:
-        from fedark.errors import InputError
+        from fedark.foundation.errors import InputError
 
         if run_config == b"refuse":
-            raise InputError("This run configuration is refused.", safe="Nothing was done.", fix="Send another.")
+            raise InputError(
+                "This run configuration is refused.", safe="Nothing was done.", fix="Send another."
+            )
         self._quote = quote
 
     def handle(self, call, progress):
@@ -29,7 +33,11 @@ class ProbeSession:
         if call.WhichOneof("body") == "start":
             return pb.Reply(hello=pb.Hello(hpke_public=b"hpke", signing_public=b"signing"))
         record = call.records.records[0]
-        return pb.Reply(measured=pb.Measured(local=getattr(self, "do_" + record.prompt)(record.answer, progress)))
+        return pb.Reply(
+            measured=pb.Measured(
+                local=getattr(self, "do_" + record.prompt)(record.answer, progress)
+            )
+        )
 
     def do_echo(self, text, progress) -> bytes:
         return text.encode()
@@ -76,7 +84,7 @@ class ProbeSession:
         return platform.encode() + b"\0" + token
 
     def do_refuse(self, text, progress) -> bytes:
-        from fedark.errors import EvidenceRefused
+        from fedark.foundation.errors import EvidenceRefused
 
         raise EvidenceRefused("a peer", ["wrong nonce", "debug mode"])
 
@@ -140,8 +148,17 @@ class ProbeSession:
         from transformers import BertConfig, BertForSequenceClassification
 
         torch.manual_seed(1)
-        config = BertConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-        model = get_peft_model(BertForSequenceClassification(config), LoraConfig(r=2, target_modules=["query", "value"]))
+        config = BertConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+        )
+        model = get_peft_model(
+            BertForSequenceClassification(config),
+            LoraConfig(r=2, target_modules=["query", "value"]),
+        )
         tokens, labels = torch.randint(0, 64, (16, 16)), torch.arange(16) % 2
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         losses, begun = [], time.perf_counter()
@@ -163,7 +180,7 @@ class ProbeSession:
 def load():
     import numpy as np
 
-    import fedark.canonical  # noqa: F401
+    import fedark.foundation.canonical  # noqa: F401
     from fedark.v1 import enclave_pb2  # noqa: F401
 
     np.ones((64, 64)) @ np.ones((64, 64))

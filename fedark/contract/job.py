@@ -1,0 +1,396 @@
+"""The job file: one TOML that `fedark simulate` and `fedark demo` both run.
+
+A job file says what a contract will say, plus what only one machine knows: where the files are.
+`Job.load` checks all of it at the start and reports every problem in one answer, with the line of
+the file where it can. `docs/job-file.md` explains each key.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedark.attestation.terms import HardwareTerms, Registers
+from fedark.contract.contract import (
+    AdapterTerms,
+    ModelTerms,
+    PrivacyTerms,
+    ProtectionTerms,
+    ServerTerms,
+    TrainingTerms,
+)
+from fedark.contract.privacy import privacy_problems
+from fedark.contract.protection import protection_problems
+from fedark.foundation.errors import ContractError, DataError, InputError
+from fedark.foundation.keys import HYBRID, Kem
+from fedark.foundation.terms import Finite, Name, Terms, explain_at, to_tuples
+from fedark.records.reading import placeholders, read_labels
+
+__all__ = ["AttestationSpec", "CustomerSpec", "DataSpec", "Job", "ModelSpec", "SplitSpec"]
+
+_MAX_JOB_BYTES = 1 << 20
+
+JobReader = Literal["all", "provider", "host"]
+
+
+class _JobSection(Terms):
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    days_valid: Annotated[int, Field(ge=1, le=366)] = 30
+
+
+class _PartySection(Terms):
+    name: Name
+
+
+class CustomerSpec(Terms):
+    """One customer: its name, its file of records and, if it has one, its own file of held-out
+    records.
+    """
+
+    name: Name
+    data: str
+    test: str = ""
+
+
+class SplitSpec(Terms):
+    """One file split over `customers` by a Dirichlet draw over the labels (arXiv:1909.06335): for
+    simulation and demo.
+
+    Attributes:
+        alpha: concentration; the smaller, the more unlike the customers.
+    """
+
+    file: str
+    customers: Annotated[int, Field(ge=2, le=10_000)]
+    alpha: Annotated[Finite, Field(gt=0)]
+    prefix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")] = "customer"
+
+
+class DataSpec(Terms):
+    """How a record becomes a prompt and an answer.
+
+    Attributes:
+        prompt: a template over column names, such as "{desk} desk: {message}".
+        answer: the column of the answer (the class, or the text that the model is to give).
+        labels, labels_file: the admissible answers, in order; at most one of the two.
+        test_fraction: of each customer's records, held out of training (chosen by hash, so stable).
+        group: column by which the acceptance report is split, or "".
+    """
+
+    prompt: str
+    answer: str
+    labels: tuple[str, ...] = ()
+    labels_file: str = ""
+    test_fraction: Annotated[Finite, Field(ge=0, le=0.9)] = 0.2
+    group: str = ""
+
+    @model_validator(mode="after")
+    def _template(self) -> Self:
+        try:
+            placeholders(self.prompt)
+        except InputError as error:
+            raise ValueError(error.what) from None
+        if self.labels and self.labels_file:
+            raise ValueError("labels and labels_file are alternatives")
+        return self
+
+
+class _ProviderData(Terms):
+    replay: str = ""
+    acceptance: str = ""
+
+
+class ModelSpec(Terms):
+    """One base model: where it comes from and how its adapter is trained.
+
+    Attributes:
+        source: "package:NAME" (an installed package that carries one), "dir:PATH" or
+            "hub:ORG/NAME".
+        optional: leave the model out, with a notice, where its source is not on this machine.
+    """
+
+    name: Name
+    source: Annotated[str, Field(pattern=r"^(package|dir|hub):.+$")]
+    task: Literal["classification", "instruction"]
+    optional: bool = False
+    title: str = ""
+    licence: str = "unstated"
+    adapter: AdapterTerms = AdapterTerms()
+    training: TrainingTerms = TrainingTerms()
+    server: ServerTerms = ServerTerms()
+
+
+class AttestationSpec(Terms):
+    """Which evidence the contract will admit, beyond what is measured on this machine.
+
+    Attributes:
+        platforms: by name.
+        kem: of every key that something is sealed to.
+        hardware: what is asked of each hardware platform among them.
+        trainer, aggregator: reference values of guest images, such as "tdx.mrtd".
+    """
+
+    platforms: Annotated[tuple[str, ...], Field(min_length=1)] = ("simulated",)
+    kem: Kem = HYBRID
+    hardware: HardwareTerms = HardwareTerms()
+    trainer: Registers = Field(default_factory=dict)
+    aggregator: Registers = Field(default_factory=dict)
+
+
+class _Deliver(Terms):
+    to: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class _JobFile(Terms):
+    job: _JobSection
+    provider: _PartySection
+    aggregator: _PartySection
+    customers: tuple[CustomerSpec, ...] = ()
+    split: SplitSpec | None = None
+    data: DataSpec
+    provider_data: _ProviderData = _ProviderData()
+    models: Annotated[tuple[ModelSpec, ...], Field(min_length=1)]
+    protection: ProtectionTerms = ProtectionTerms()
+    privacy: PrivacyTerms = PrivacyTerms()
+    attestation: AttestationSpec = AttestationSpec()
+    deliver: _Deliver | None = None
+
+
+class Job:
+    """A job file that was read and checked.
+
+    Attributes:
+        path: the file; relative paths in it are relative to its folder.
+        labels: the admissible answers, in order.
+    """
+
+    def __init__(self, path: Path, parsed: _JobFile, labels: tuple[str, ...]) -> None:
+        self.path = path
+        self.name = parsed.job.name
+        self.seed = parsed.job.seed
+        self.rounds = parsed.job.rounds
+        self.days_valid = parsed.job.days_valid
+        self.provider = parsed.provider.name
+        self.aggregator = parsed.aggregator.name
+        self.customers = parsed.customers
+        self.split = parsed.split
+        self.data = parsed.data
+        self.labels = labels
+        self.replay = self.resolve(parsed.provider_data.replay)
+        self.acceptance = self.resolve(parsed.provider_data.acceptance)
+        self.models = parsed.models
+        self.protection = parsed.protection
+        self.privacy = parsed.privacy
+        self.attestation = parsed.attestation
+        self.deliver_to = (
+            parsed.deliver.to if parsed.deliver else (self.provider, *self.customer_names)
+        )
+
+    @property
+    def customer_names(self) -> tuple[str, ...]:
+        if self.split is not None:
+            return tuple(
+                f"{self.split.prefix}-{index + 1}" for index in range(self.split.customers)
+            )
+        return tuple(customer.name for customer in self.customers)
+
+    def resolve(self, name: str) -> Path | None:
+        """The path that `name` means in this job file, or None for ""."""
+        return (self.path.parent / name).resolve() if name else None
+
+    @classmethod
+    def load(cls, path: Path, overrides: tuple[str, ...] = (), *, role: JobReader = "all") -> Job:
+        """Read and check a job file.
+
+        Args:
+            path: the TOML file.
+            overrides: "section.key=value" in TOML's own syntax, applied before the check.
+            role: whose files must be on this machine: everybody's, the provider's, or nobody's
+                ("host").
+
+        Raises:
+            InputError: the file cannot be read.
+            ContractError: with every problem found in it.
+        """
+        source = str(path)
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{source} cannot be read: {error.strerror}.", safe="Nothing was started."
+            ) from None
+        if len(raw) > _MAX_JOB_BYTES:
+            raise ContractError(
+                source, [f"it has {len(raw)} bytes, over the limit of {_MAX_JOB_BYTES}"]
+            )
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = raw[: error.start].count(b"\n") + 1
+            raise ContractError(source, [f"line {line}: not UTF-8"]) from None
+        try:
+            value = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ContractError(source, [str(error)]) from None
+        for override in overrides:
+            _override(value, override)
+        try:
+            parsed = _JobFile.model_validate(to_tuples(value))
+        except ValidationError as error:
+            raise ContractError(
+                source, [_at_line(text, where, what) for where, what in explain_at(error)]
+            ) from None
+        labels, problems = _labels(path, parsed.data)
+        job = cls(path, parsed, labels)
+        problems += job._problems(role)
+        if problems:
+            raise ContractError(source, problems)
+        return job
+
+    def _problems(self, role: JobReader) -> list[str]:
+        problems: list[str] = []
+        if (self.split is None) == (not self.customers):
+            problems.append("exactly one of [[customers]] and [split] must stand in it")
+        names = [self.provider, self.aggregator, *self.customer_names]
+        problems += [
+            f"party {name!r} stands twice"
+            for name in sorted({n for n in names if names.count(n) > 1})
+        ]
+        models = [model.name for model in self.models]
+        problems += [
+            f"model {name!r} stands twice"
+            for name in sorted({n for n in models if models.count(n) > 1})
+        ]
+        if len(self.customer_names) < self.protection.minimum_cohort:
+            minimum = self.protection.minimum_cohort
+            problems.append(
+                f"{len(self.customer_names)} customers are fewer than protection.minimum_cohort ="
+                f" {minimum}"
+            )
+        adapters = [(model.name, model.adapter) for model in self.models]
+        problems += protection_problems(self.protection, set(self.customer_names), adapters)
+        problems += privacy_problems(
+            self.privacy, self.protection, [(model.name, model.training) for model in self.models]
+        )
+        problems += [
+            f"deliver.to names a stranger: {name!r}"
+            for name in self.deliver_to
+            if name not in names
+        ]
+        files = [customer.data for customer in self.customers] + [
+            customer.test for customer in self.customers if customer.test
+        ]
+        files += [self.split.file] if self.split else []
+        own = {
+            "all": [*map(self.resolve, files), self.replay, self.acceptance],
+            "provider": [self.replay, self.acceptance],
+        }
+        wanted = [path for path in own.get(role, []) if path is not None]
+        problems += [f"file {path} does not exist" for path in wanted if not path.is_file()]
+        for model in self.models:
+            if model.task == "classification" and len(self.labels) < 2:
+                problems.append(
+                    f"model {model.name!r} classifies, so data.labels or data.labels_file must name"
+                    " two or more"
+                )
+            if model.training.replay > 0 and self.replay is None:
+                problems.append(
+                    f"model {model.name!r} asks for replay, but provider_data.replay names no file"
+                )
+        return problems
+
+
+def model_terms(
+    spec: ModelSpec, *, bundle: str, labels: tuple[str, ...], layout: Any
+) -> ModelTerms:
+    """The contract's terms for a model of the job, once it is sealed and its layout known."""
+    return ModelTerms.model_validate(
+        {
+            "name": spec.name,
+            "task": spec.task,
+            "bundle": bundle,
+            "labels": labels,
+            "adapter": spec.adapter,
+            "training": spec.training,
+            "server": spec.server,
+            "layout": layout,
+        }
+    )
+
+
+def _labels(path: Path, data: DataSpec) -> tuple[tuple[str, ...], list[str]]:
+    if data.labels_file:
+        try:
+            return read_labels(path.parent / data.labels_file), []
+        except DataError as error:
+            return (), [f"data.labels_file: {error.what}"]
+    if not all(label.strip() for label in data.labels):
+        return (), ["data.labels: must be a list of non-empty texts"]
+    if len(set(data.labels)) != len(data.labels):
+        return (), ["data.labels: a label stands twice"]
+    return data.labels, []
+
+
+def _override(value: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    try:
+        parsed = tomllib.loads(f"value = {text}")["value"] if separator else None
+    except tomllib.TOMLDecodeError:
+        parsed = text.strip()
+    if not separator or not all(re.fullmatch(r"[\w-]+", part) for part in parts):
+        raise InputError(
+            f"{override!r} is not of the form section.key=value.", safe="Nothing was started."
+        )
+    target: Any = value
+    for part in parts[:-1]:
+        if isinstance(target, list):
+            target = target[int(part)] if part.isdigit() and int(part) < len(target) else None
+        else:
+            target = target.setdefault(part, {}) if isinstance(target, dict) else None
+    if isinstance(target, list) or not isinstance(target, dict):
+        raise InputError(f"{override!r} does not name a key.", safe="Nothing was started.")
+    target[parts[-1]] = parsed
+
+
+def _at_line(text: str, where: tuple[Any, ...], what: str) -> str:
+    """`what`, with the line of the key if one is found: the nth table of that name, then the key
+    below it.
+    """
+    tables = [part for part in where if isinstance(part, str)]
+    lines = text.split("\n")
+    position = 0
+    for depth, part in enumerate(where):
+        if not isinstance(part, str):
+            continue
+        index = (
+            where[depth + 1] if depth + 1 < len(where) and isinstance(where[depth + 1], int) else 0
+        )
+        name = re.escape(".".join(tables[: tables.index(part) + 1]))
+        headers = [
+            n for n in range(position, len(lines)) if re.match(rf"\s*\[+\s*{name}\s*\]+", lines[n])
+        ]
+        if len(headers) > index:
+            position = headers[index]
+            continue
+        keys = [
+            n
+            for n in range(position, len(lines))
+            if re.match(rf"\s*[\"']?{re.escape(part)}[\"']?\s*=", lines[n])
+        ]
+        if keys:
+            position = keys[0]
+            break
+    label = ".".join(str(part) for part in where)
+    prefix = (
+        f"line {position + 1}: "
+        if position or (where and re.match(r"\s*\[", lines[0] or ""))
+        else ""
+    )
+    return f"{prefix}{label}: {what}" if label else f"{prefix}{what}"

@@ -1,0 +1,243 @@
+"""What `privacy.mechanism` in a contract means; the mathematics is in `fedark.privacy.mechanisms`.
+
+    example-distributed  Each round every record of every customer is drawn with probability q; a customer adds up the clipped
+                         gradients of its draw, rounds the sum to a grid and adds a share of integer
+                         noise; the shares of the fewest customers that a round may have, less those
+                         who may collude, make up all of it. A round below that minimum is never
+                         summed. One step of the server's optimiser a round.
+    example-local        Every step of a customer's local training is such a gradient with all of the noise.
+    customer-level       A customer's whole update is clipped, rounded and noised by a share.
+
+Rounding comes before the noise, and the noise is integer: nothing depends on how a computer rounds,
+and the sum of noised integers is the mechanism that is accounted for, under masks and sealed alike.
+Sizes of draws are never published: a sum is divided by q times the public number of records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedark.contract.contract import Contract, PrivacyTerms, ProtectionTerms, TrainingTerms
+from fedark.foundation.errors import InputError
+from fedark.privacy.accounting import Guarantee, Spend, View, cost
+from fedark.privacy.mechanisms import Mechanism, calibrated
+from fedark.privacy.sampling import FINEST_RATE
+from fedark.secagg import Contribution, Layout
+from fedark.secagg.vector import RoundSum, mask
+
+__all__ = [
+    "claim_problems",
+    "guarantees",
+    "mechanism",
+    "noised",
+    "noised_layout",
+    "privacy_problems",
+    "server_scale",
+    "solved",
+    "strongest_spend",
+    "sum_clip",
+]
+
+_BITS = 22
+_LEAST_SUM = (
+    16.0  # clip norms of one record that a customer's sum may have, however small its data are
+)
+
+
+def mechanism(contract: Contract) -> Mechanism | None:
+    """The contract's mechanism, or None if it has none.
+
+    Raises:
+        InputError: its terms do not make one.
+    """
+    terms = contract.privacy
+    if terms.mechanism == "none":
+        return None
+    grid, rounds, noise = _grid(contract), contract.rounds, terms.noise_multiplier
+    customers, colluders = len(contract.customers), contract.protection.colluders
+    dropped = customers - contract.protection.minimum_cohort
+    rate = Fraction(str(terms.sampling_rate))
+    if terms.mechanism == "customer-level":
+        return Mechanism.customer_level(
+            grid,
+            noise_multiplier=noise,
+            rounds=rounds,
+            customers=customers,
+            colluders=colluders,
+            dropped=dropped,
+        )
+    if terms.mechanism == "example-local":
+        steps = rounds * terms.local_steps
+        return Mechanism.example_local(
+            grid,
+            record_norm=terms.clip_norm,
+            noise_multiplier=noise,
+            rate=rate,
+            steps=steps,
+            delta=terms.delta,
+        )
+    return Mechanism.example_distributed(
+        grid,
+        record_norm=terms.clip_norm,
+        noise_multiplier=noise,
+        rate=rate,
+        rounds=rounds,
+        delta=terms.delta,
+        customers=customers,
+        colluders=colluders,
+        dropped=dropped,
+    )
+
+
+def noised_layout(contract: Contract, name: str) -> Layout:
+    """The grid that sums are rounded to, with room for the noise."""
+    found = mechanism(contract)
+    return replace(
+        _grid(contract), name=name, noise_bound=found.noise_bound if found is not None else 0
+    )
+
+
+def noised(contract: Contract, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`vector` [all travelling values] clipped, rounded and noised, as it may leave where nothing
+    is masked.
+    """
+    found, grid = mechanism(contract), noised_layout(contract, "noised")
+    if found is None:
+        raise ValueError("the contract has no mechanism")
+    words = np.empty(grid.words(1), np.uint64)
+    mask(words, grid, 1, Contribution(vector), [], noise=found.noise())
+    return RoundSum(grid, ("",), 1, words).total()
+
+
+def server_scale(contract: Contract) -> float:
+    """What the mean over the customers in a sum is multiplied by: it makes a mean of gradients of
+    their sums.
+    """
+    terms = contract.privacy
+    if terms.mechanism != "example-distributed":
+        return 1.0
+    return len(contract.customers) / (terms.sampling_rate * terms.records)
+
+
+def guarantees(contract: Contract) -> tuple[Guarantee, ...]:
+    """What the whole job guarantees, against whom."""
+    found = mechanism(contract)
+    if found is None:
+        return ()
+    views: tuple[View, ...] = (
+        ("adapter",) if found.kind == "example-local" else ("adapter", "colluders")
+    )
+    return tuple(found.guarantee(view, contract.privacy.delta) for view in views)
+
+
+def solved(terms: PrivacyTerms, rounds: int) -> PrivacyTerms:
+    """`terms` with the least noise that gives their epsilon, where a job file leaves it open.
+
+    Raises:
+        InputError: no noise does.
+    """
+    if terms.mechanism == "none" or terms.noise_multiplier > 0:
+        return terms
+    rate = (
+        Fraction(1) if terms.mechanism == "customer-level" else Fraction(str(terms.sampling_rate))
+    )
+    steps = rounds * (terms.local_steps if terms.mechanism == "example-local" else 1)
+    return terms.model_copy(
+        update={"noise_multiplier": calibrated(terms.epsilon, terms.delta, rate, steps)}
+    )
+
+
+def claim_problems(contract: Contract) -> list[str]:
+    """What is wrong with the epsilon that the contract claims, computed again from its noise."""
+    terms = contract.privacy
+    if terms.mechanism == "none":
+        return []
+    if terms.noise_multiplier <= 0:
+        return [f"its privacy mechanism {terms.mechanism!r} has no noise"]
+    problems = privacy_problems(
+        terms, contract.protection, [(model.name, model.training) for model in contract.models]
+    )
+    if problems:
+        return problems
+    try:
+        spend = strongest_spend(contract)
+        epsilon = cost([spend], terms.delta)[0] if spend is not None else 0.0
+    except InputError as error:
+        return [error.what]
+    if epsilon > terms.epsilon * (1 + 1e-6):
+        return [f"it claims epsilon {terms.epsilon:g}, and its noise gives {epsilon:.3g}"]
+    return []
+
+
+def strongest_spend(contract: Contract) -> Spend | None:
+    """What the whole job costs against the strongest party that the contract reckons with; None
+    without a mechanism.
+    """
+    found = mechanism(contract)
+    return (
+        found.spend("colluders" if contract.protection.colluders else "adapter")
+        if found is not None
+        else None
+    )
+
+
+def privacy_problems(
+    privacy: PrivacyTerms, protection: ProtectionTerms, models: Iterable[tuple[str, TrainingTerms]]
+) -> list[str]:
+    """Everything that keeps these terms from being kept, one line each, but for what an accountant
+    has to say.
+
+    Args:
+        models: name and training of every model.
+    """
+    if privacy.mechanism == "none":
+        return []
+    found = []
+    if privacy.mechanism != "example-local" and protection.minimum_cohort <= max(
+        1, protection.colluders
+    ):
+        found.append(
+            "privacy: with as many colluders as the minimum cohort nobody is left to add noise"
+        )
+    if (
+        privacy.mechanism != "example-local"
+        and protection.mode == "masked"
+        and protection.agreement is False
+    ):
+        found.append(
+            "privacy: without agreement a lying aggregator could get a sum with fewer shares of"
+            " noise than are counted"
+        )
+    if privacy.mechanism != "customer-level":
+        if Fraction(str(privacy.sampling_rate)).denominator > FINEST_RATE:
+            found.append("privacy.sampling_rate has more digits than can be drawn exactly")
+        if privacy.records < 1:
+            found.append(
+                "privacy.records must say how many training records all customers have, about"
+            )
+        found += [
+            f"model {name!r}: replay is not combined with the privacy of single records: set"
+            " training.replay = 0"
+            for name, training in models
+            if training.replay > 0
+        ]
+    return found
+
+
+def sum_clip(contract: Contract) -> float:
+    """L2 norm that a customer's vector is clipped to as a whole before it is rounded."""
+    terms = contract.privacy
+    if terms.mechanism == "customer-level":
+        return terms.clip_norm
+    expected = terms.sampling_rate * terms.records / len(contract.customers)
+    return terms.clip_norm * max(_LEAST_SUM, expected)
+
+
+def _grid(contract: Contract) -> Layout:
+    length, clip = sum(terms.travelling for terms in contract.models), sum_clip(contract)
+    return Layout("grid", length, bits=_BITS, clip_norm=clip, value_range=clip)

@@ -1,0 +1,282 @@
+"""What `protection.mode = "masked"` in a contract means: which problems it can have, and the
+`fedark.secagg.Policy` that it fixes.
+
+Trainer and aggregator enclaves derive the same policy from the contract, and nothing of it comes
+from a server. Two layouts:
+
+    update      one vector: the travelling values of all models, in the contract's order
+    evaluated   all figures of the job: before, local-only, training losses round by round, the final adapter's; no vector
+
+Figures travel once, at the end, over those who were there to the end: given out round by round, the
+sums of two cohorts would differ by the figures of whoever dropped out between them. They are lanes
+of the masked sum, three for each model and key (correct, total, loss); in an update a customer's
+weight is a lane too. `lanes` and `figures` are the two directions. Lanes are fixed by the contract,
+so which keys exist tells nothing of a customer.
+
+The one place that asks `fedark.secagg.check_method` which methods may be averaged under which
+protection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from fedark.contract.contract import AdapterTerms, Contract, PrivacyTerms, ProtectionTerms
+from fedark.contract.privacy import noised_layout
+from fedark.foundation.errors import ContractError
+from fedark.secagg import Layout, Metric, Policy, RoundSum, check_method
+from fedark.secagg.topology import smallest_sum
+
+__all__ = [
+    "EVALUATED",
+    "UPDATE",
+    "Counts",
+    "bytes_per_value",
+    "fewest_in_a_sum",
+    "figures",
+    "lanes",
+    "masked_policy",
+    "may_leave",
+    "protection_problems",
+    "protection_warnings",
+    "train_key",
+]
+
+UPDATE, EVALUATED = "update", "evaluated"
+
+Counts = tuple[int, int, float]
+"""Correct answers, answers, and the sum of their losses (nats)."""
+
+# The sums of 2,048 customers stay below 2**63. Losses are rounded to 0.001 nats.
+_COUNT_LIMIT = float(1 << 40)
+_LOSS_LIMIT, _LOSS_RESOLUTION = float(1 << 40), 2.0**-10
+
+
+def protection_problems(
+    protection: ProtectionTerms,
+    customers: Iterable[str],
+    adapters: Iterable[tuple[str, AdapterTerms]],
+) -> list[str]:
+    """Everything that keeps these terms from being kept, one line each.
+
+    Args:
+        adapters: name and adapter of every model.
+    """
+    found = []
+    for name, adapter in adapters:
+        try:
+            check_method(adapter.method, protection.mode)
+        except ContractError as error:
+            found += [f"model {name!r}: {problem}" for problem in error.problems]
+    if protection.mode == "masked":
+        try:
+            _policy(
+                protection, customers, [_update(protection, PrivacyTerms(), 1)], bytes(48), "", 1
+            )
+        except ContractError as error:
+            found += [f"protection: {problem}" for problem in error.problems]
+    return found
+
+
+def protection_warnings(
+    protection: ProtectionTerms, adapters: Iterable[tuple[str, AdapterTerms]]
+) -> list[str]:
+    """What a reader of the job should know of its methods, one line each.
+
+    Raises:
+        ContractError: a method cannot run under this protection at all.
+    """
+    said = ((name, check_method(adapter.method, protection.mode)) for name, adapter in adapters)
+    return [f"model {name!r}: {warning}" for name, warning in said if warning]
+
+
+def masked_policy(contract: Contract, run_id: str) -> Policy:
+    """The terms of the contract's masked session.
+
+    Raises:
+        ContractError: the contract is not masked, or its terms cannot be kept, with every problem.
+    """
+    protection = contract.protection
+    if protection.mode != "masked":
+        raise ContractError(f"contract of job {contract.job}", ["its updates are not masked"])
+    length = sum(terms.travelling for terms in contract.models)
+    private = _shares_noise(contract)
+    update = (
+        noised_layout(contract, UPDATE)
+        if private
+        else _update(protection, contract.privacy, length)
+    )
+    layouts = [update, Layout(EVALUATED, 0, metrics=_metrics(contract))]
+    customers = [party.name for party in contract.customers]
+    # A sum of fewer than the minimum would have fewer shares of noise than are counted on.
+    if private:
+        protection = protection.model_copy(update={"agreement": True})
+    return _policy(protection, customers, layouts, contract.digest(), run_id, contract.rounds + 1)
+
+
+def fewest_in_a_sum(contract: Contract) -> int:
+    """How many customers every sum covers at least, also one that a lying aggregator enclave gets
+    of masked updates: fewer than the minimum cohort if the contract does without agreement. Of a
+    contract without `protection_problems`.
+    """
+    terms = contract.protection
+    if terms.mode != "masked" or terms.agreement is not False or _shares_noise(contract):
+        return terms.minimum_cohort
+    # Others have no session; a person may be shown them all the same.
+    if terms.minimum_cohort - terms.colluders < 2:
+        return 0
+    return smallest_sum(len(contract.customers), terms.colluders, terms.minimum_cohort, False)
+
+
+def bytes_per_value(policy: Policy) -> float:
+    """Of an update's masked vector, while the whole cohort takes part."""
+    layout = policy.by_name[UPDATE]
+    return 8 * layout.vector_words(len(policy.roster)) / layout.length
+
+
+def lanes(contract: Contract, metrics: Mapping[str, Mapping[str, Counts]]) -> dict[str, float]:
+    """The values of all figures for one customer.
+
+    Args:
+        metrics: model -> "before/...", "local/...", "train/ROUND" and "federated/..." -> its
+            counts.
+
+    Raises:
+        ContractError: `metrics` lacks a figure that the contract sums.
+    """
+    keys = [key for stage in _keys(contract) for key in stage]
+    missing = [f"{model}: {key}" for model, key in keys if key not in metrics[model]]
+    if missing:
+        raise ContractError(
+            "figures to sum",
+            [f"{what} was not measured here" for what in missing],
+            safe="Nothing was uploaded.",
+        )
+    return {
+        _lane(model, key, part): float(value)
+        for model, key in keys
+        for part, value in zip(("correct", "total", "loss"), metrics[model][key], strict=True)
+    }
+
+
+def figures(contract: Contract, total: RoundSum) -> list[dict[str, dict[str, list[int | float]]]]:
+    """For loading, each round and evaluating: model -> key -> [correct, total, loss sum] over the
+    cohort.
+    """
+    values, history = total.metrics, []
+    for stage in _keys(contract):
+        found: dict[str, dict[str, list[int | float]]] = {
+            terms.name: {} for terms in contract.models
+        }
+        for model, key in stage:
+            correct, count, loss = (
+                values[_lane(model, key, part)] for part in ("correct", "total", "loss")
+            )
+            found[model][key.partition("/")[0] if key.startswith("train/") else key] = [
+                int(correct),
+                int(count),
+                loss,
+            ]
+        history.append(found)
+    return history
+
+
+def _policy(
+    protection: ProtectionTerms,
+    customers: Iterable[str],
+    layouts: Sequence[Layout],
+    digest: bytes,
+    run_id: str,
+    rounds: int,
+) -> Policy:
+    roster = tuple(sorted(customers))
+    return Policy(
+        contract_digest=digest,
+        run_id=run_id,
+        roster=roster,
+        minimum=protection.minimum_cohort,
+        colluders=protection.colluders,
+        layouts=tuple(layouts),
+        agreement=protection.agreement is not False,
+        rounds=rounds,
+    )
+
+
+def _shares_noise(contract: Contract) -> bool:
+    """Whether the noise of a sum is made up of its customers' shares."""
+    return contract.privacy.mechanism in ("example-distributed", "customer-level")
+
+
+def _update(protection: ProtectionTerms, privacy: PrivacyTerms, length: int) -> Layout:
+    return Layout(
+        UPDATE,
+        length,
+        bits=protection.bits,
+        clip_norm=protection.clip_norm,
+        value_range=protection.value_range,
+        # The sum of weights is public: where records are protected one by one it must not depend on
+        # how many there are.
+        max_weight=protection.max_records if privacy.mechanism == "none" else 1,
+    )
+
+
+def _metrics(contract: Contract) -> tuple[Metric, ...]:
+    return tuple(
+        metric
+        for stage in _keys(contract)
+        for model, key in stage
+        for metric in (
+            Metric(_lane(model, key, "correct"), _COUNT_LIMIT),
+            Metric(_lane(model, key, "total"), _COUNT_LIMIT),
+            Metric(_lane(model, key, "loss"), _LOSS_LIMIT, _LOSS_RESOLUTION),
+        )
+    )
+
+
+def _keys(contract: Contract) -> list[list[tuple[str, str]]]:
+    """Model and key of every figure that is summed: those of loading, of each round, and of
+    evaluating.
+
+    Under a privacy mechanism only what the provider's acceptance set says of the base and of the
+    private adapter leaves: losses, local-only adapters and held-out records of customers are not
+    noised, and stay with each customer.
+    """
+    private = contract.privacy.mechanism != "none"
+    own = ["own"] if contract.evaluation.own and not private else []
+    measured = own + [f"acceptance/{group}" for group in contract.evaluation.groups]
+    names = [terms.name for terms in contract.models]
+    loading = [
+        (terms.name, f"{when}/{what}")
+        for terms in contract.models
+        for when in (
+            ("before", "local") if terms.training.baseline_epochs and not private else ("before",)
+        )
+        for what in measured
+    ]
+    rounds = [
+        [] if private else [(name, train_key(number)) for name in names]
+        for number in range(1, contract.rounds + 1)
+    ]
+    return [loading, *rounds, [(name, f"federated/{what}") for name in names for what in measured]]
+
+
+def may_leave(
+    contract: Contract, metrics: Mapping[str, Mapping[str, Counts]]
+) -> dict[str, dict[str, Counts]]:
+    """Those of a customer's figures that the contract sums, for an update that is sealed."""
+    if contract.privacy.mechanism == "none":
+        return {model: dict(items) for model, items in metrics.items()}
+    wanted = {pair for stage in _keys(contract) for pair in stage}
+    return {
+        model: {key: value for key, value in items.items() if (model, key) in wanted}
+        for model, items in metrics.items()
+    }
+
+
+def train_key(number: int) -> str:
+    """The key of the training losses of one round."""
+    return f"train/{number}"
+
+
+def _lane(model: str, key: str, part: str) -> str:
+    return f"{model}/{key}/{part}"

@@ -1,0 +1,12 @@
+"""What runs inside an enclave, and the host's end of it.
+
+    session                what trainer and aggregator have in common: keys, evidence, checkpoints
+    trainer, aggregator    the two sessions; roles makes the one that is asked for
+    masking, private       masked rounds and private rounds inside a session
+    protection             what leaves an enclave: encrypted, signed and bound
+    main, channel          the life of the process, and the frames that it exchanges with its host
+    launcher, host         measure, confine and start it; call it and end it
+    durable, checkpoint    an enclave that outlives its process
+
+Every byte that crosses the border is in `protos/fedark/v1/enclave.proto`. Start with `session`.
+"""

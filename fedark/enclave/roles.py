@@ -1,0 +1,28 @@
+"""Which session runs in an enclave: the one of the role that its run configuration names."""
+
+from __future__ import annotations
+
+from fedark.enclave.checkpoint import SealingKey
+from fedark.enclave.session import Quote, RunConfig, Session
+
+__all__ = ["create"]
+
+
+def create(run_config: bytes, quote: Quote, sealing_key: SealingKey | None = None) -> Session:
+    """The session for a run configuration. Call it after the sandbox is locked: it makes the keys.
+
+    Args:
+        sealing_key: asks the platform for the key of checkpoints; without it none are made or
+            taken.
+
+    Raises:
+        ProtocolError, ContractError: the run configuration is not usable.
+    """
+    config = RunConfig.decode(run_config)
+    if config.role == "trainer":
+        from fedark.enclave.trainer import TrainerSession  # torch: not for the aggregator
+
+        return TrainerSession(config, quote, sealing_key)
+    from fedark.enclave.aggregator import AggregatorSession
+
+    return AggregatorSession(config, quote, sealing_key)

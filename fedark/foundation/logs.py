@@ -1,0 +1,116 @@
+"""Structured logs: one JSON object a line on standard error, for whatever collects a service's
+output.
+
+    {"time": "...Z", "level": "INFO", "from": "node", "party": "north", "job": "3f..", "session":
+    "a1..", "text": "..."}
+
+`job` is the beginning of the contract's digest, `session` the run's id; both are there while a
+stage of a job is at work. Every text is redacted. Of a foreign exception only its class and the
+places that it passed are written: its words may hold a record, and so may a line of source. On a
+terminal a person sees the text alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from fedark.foundation.errors import FedarkError, printable
+from fedark.foundation.redact import redact
+
+__all__ = ["JsonFormatter", "setup", "teller", "working_on"]
+
+_LONGEST = 4000
+_working_on: ContextVar[Mapping[str, str]] = ContextVar("working_on", default=MappingProxyType({}))
+
+
+@contextmanager
+def working_on(**names: str) -> Iterator[None]:
+    """Have every line that is logged in this block carry these names, such as job and session."""
+    token = _working_on.set(
+        {**_working_on.get(), **{name: value for name, value in names.items() if value}}
+    )
+    try:
+        yield
+    finally:
+        _working_on.reset(token)
+
+
+class JsonFormatter(logging.Formatter):
+    """See the module's docstring.
+
+    Args:
+        source: the kind of process, such as "node".
+        fixed: what every line carries, such as the party.
+    """
+
+    def __init__(self, source: str, **fixed: str) -> None:
+        super().__init__()
+        self._fixed = {"from": source, **fixed}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        time = (
+            datetime.fromtimestamp(record.created, UTC)
+            .isoformat(timespec="milliseconds")
+            .removesuffix("+00:00")
+            + "Z"
+        )
+        line: dict[str, Any] = {
+            "time": time,
+            "level": record.levelname,
+            **self._fixed,
+            **_working_on.get(),
+        }
+        line["text"] = printable(redact(record.getMessage()), _LONGEST)
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            line |= _explained(record.exc_info[1])
+        return json.dumps(line, ensure_ascii=False)
+
+
+def setup(source: str, **fixed: str) -> None:
+    """Send this process's log to standard error as JSON lines; libraries from WARNING on, fedark
+    from INFO on.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter(source, **fixed))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("fedark").setLevel(logging.INFO)
+
+
+def teller(source: str, **fixed: str) -> Callable[[str], None]:
+    """Logs what a supervisor says: the text alone to a terminal, JSON lines to anything else."""
+    if sys.stderr.isatty():
+
+        def tell(text: str) -> None:
+            print(
+                f"{datetime.now():%H:%M:%S}  {printable(redact(text), _LONGEST)}",  # noqa: DTZ005
+                file=sys.stderr,
+                flush=True,
+            )
+
+        return tell
+    setup(source, **fixed)
+    return logging.getLogger("fedark").info
+
+
+def _explained(error: BaseException) -> dict[str, Any]:
+    frames = traceback.extract_tb(error.__traceback__)[-12:]
+    found: dict[str, Any] = {
+        "error": type(error).__name__,
+        "where": [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames],
+    }
+    if isinstance(error, FedarkError):
+        found["what"] = printable(redact(error.what), _LONGEST)
+    return found

@@ -1,0 +1,217 @@
+"""The side of the enclave's host: bring a challenge to the enclave, its evidence to the broker, and
+the grants back.
+
+The host is trusted by nobody here. For its own sake it checks what a customer's node checks in a
+run: that the provider's log, which it is shown, goes on from what it remembers, and holds the
+admission of its enclave and every key that it got.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fedark.attestation.evidence import Evidence
+from fedark.contract.contract import SignedContract
+from fedark.enclave.host import EnclaveHandle
+from fedark.enclave.session import RunConfig
+from fedark.enclave.vouching import vouch
+from fedark.foundation.errors import LogForked, LogRefused, ProtocolError, Refused
+from fedark.foundation.keys import SigningKey
+from fedark.operate.broker.faults import error_of
+from fedark.operate.broker.server import LONGEST_DEADLINE, MAX_MESSAGE, SERVICE
+from fedark.translog.entry import Fact
+from fedark.translog.head import TreeHead
+from fedark.translog.memory import HeadMemory
+from fedark.v1 import broker_pb2 as pb
+from fedark.v1 import broker_pb2_grpc, enclave_pb2, stage_pb2
+from fedark.vault.release import logged_as
+
+__all__ = ["BrokerClient"]
+
+_Reply = TypeVar("_Reply")
+
+
+class BrokerClient:
+    """Calls a key broker.
+
+    Args:
+        target: HOST:PORT.
+        roots: PEM certificates that the broker's certificate must chain to.
+        timeout: seconds for each call, a minute at most.
+    """
+
+    def __init__(self, target: str, *, roots: bytes, timeout: float = 30.0) -> None:
+        options = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
+            ("grpc.max_send_message_length", MAX_MESSAGE),
+        ]
+        self._timeout = min(timeout, LONGEST_DEADLINE)
+        self._channel = grpc.secure_channel(
+            target, grpc.ssl_channel_credentials(roots), options=options
+        )
+        self._stub = broker_pb2_grpc.BrokerStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def obtain(
+        self,
+        enclave: EnclaveHandle,
+        signed: SignedContract,
+        *,
+        run_id: str,
+        party: str,
+        signing: SigningKey,
+        heads: HeadMemory,
+    ) -> stage_pb2.Grants:
+        """The grants and manifests for a started trainer enclave, one for each model of the
+        contract.
+
+        Args:
+            enclave: was started for `party`, this contract and this run.
+            signing: of `party`, which signs that the enclave is its own.
+            heads: what `party` remembers of logs.
+
+        Raises:
+            Refused: the broker's refusal; `logged` is its index in the log if that was proven, and
+                None if it was not.
+            FedarkError: what the log does not hold, or how the call failed.
+        """
+        contract = signed.contract
+        provider, key = contract.provider.name, bytes.fromhex(contract.provider.signing_key)
+        about = pb.BrokerCase(
+            contract=contract.encode(),
+            contract_signatures=signed.signatures,
+            run_id=run_id,
+            party=party,
+        )
+        vouch(
+            enclave.call,
+            RunConfig(role="trainer", party=party, contract=contract, run_id=run_id),
+            signing,
+        )
+        nonce = self.challenge(pb.BrokerChallengeRequest(about=about)).nonce
+        attest = enclave_pb2.Attest(peer=provider, nonce=nonce)
+        evidence = enclave.call(
+            enclave_pb2.Call(attest=attest), timeout=self._timeout
+        ).evidence.evidence
+        known = heads.last(key, by=provider)
+        request = pb.BrokerReleaseRequest(
+            about=about, evidence=evidence, log_head=known.encoded if known is not None else b""
+        )
+        try:
+            grants = self.release(request)
+        except Refused as error:
+            error.logged = _logged(
+                error,
+                heads,
+                key,
+                by=provider,
+                party=party,
+                run_id=run_id,
+                evidence=evidence,
+                asked=known,
+            )
+            raise
+        witnessed = heads.take(
+            grants.log, key, by=provider, party=party, run_id=run_id, asked=known
+        )
+        binding = Evidence.decode(evidence).binding
+        own: dict[str, Fact] = {
+            "party": party,
+            "run_id": run_id,
+            "contract": signed.digest,
+            "evidence": hashlib.sha384(evidence).digest(),
+        }
+        witnessed.find("attestation", **own, role="trainer", signing=binding.signing_public)
+        if set(grants.by_model) != {terms.name for terms in contract.models} or set(
+            grants.manifests
+        ) != set(grants.by_model):
+            raise ProtocolError(
+                "The key broker answered for other models than the contract's.",
+                safe="Nothing was used.",
+            )
+        for terms in contract.models:
+            recipient = hashlib.sha384(binding.hpke_public).digest()
+            index, entry = witnessed.find(
+                "release",
+                **own,
+                model=terms.name,
+                bundle=bytes.fromhex(terms.bundle),
+                recipient=recipient,
+            )
+            if logged_as(grants.by_model[terms.name], key) != (index, entry.leaf()):
+                raise LogRefused(
+                    f"The key for model {terms.name} was released under another log entry than"
+                    f" {provider} shows.",
+                    safe="It was not given to the enclave.",
+                )
+        return grants
+
+    def challenge(self, request: pb.BrokerChallengeRequest) -> pb.BrokerChallengeReply:
+        """The call of that name."""
+        reply: pb.BrokerChallengeReply = self._call(self._stub.Challenge, request)
+        return reply
+
+    def release(self, request: pb.BrokerReleaseRequest) -> stage_pb2.Grants:
+        """The call of that name."""
+        reply: stage_pb2.Grants = self._call(self._stub.Release, request)
+        return reply
+
+    def serving(self) -> bool:
+        """Whether the broker says that it serves."""
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        reply: Any = self._call(stub.Check, health_pb2.HealthCheckRequest(service=SERVICE))
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> BrokerClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _call(self, method: Callable[..., _Reply], request: Any) -> _Reply:
+        try:
+            return method(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            raise error_of(error, self._timeout) from None
+
+
+def _logged(
+    error: Refused,
+    heads: HeadMemory,
+    public: bytes,
+    *,
+    by: str,
+    party: str,
+    run_id: str,
+    evidence: bytes,
+    asked: TreeHead | None,
+) -> int | None:
+    """Index of the refusal of `evidence` in the provider's log, if the error's proof shows it.
+
+    Raises:
+        LogForked: the log was forked or rewound.
+    """
+    if not error.proof:
+        return None
+    try:
+        witnessed = heads.take(error.proof, public, by=by, party=party, run_id=run_id, asked=asked)
+        return witnessed.find(
+            "refusal", party=party, run_id=run_id, evidence=hashlib.sha384(evidence).digest()
+        )[0]
+    except LogForked:
+        raise
+    except LogRefused:
+        return None

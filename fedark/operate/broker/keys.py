@@ -1,0 +1,244 @@
+"""What the broker decides: a nonce for a trainer enclave, and keys for its evidence. No transport,
+no state but the node's own.
+
+The order of every call:
+1. this provider's signature over exactly these contract bytes, before anything of them is parsed:
+   to a stranger the broker is two hash computations and a refusal, and no stranger makes an entry
+   in nonce book or log;
+2. the contract agrees with what this node knows itself (`NodeBase`), no key of it went to another
+   run, and every customer signed it;
+3. the party is one of its customers.
+Whoever has the signed contract gets this far, the relay too. Nobody can fill the log by it: only
+evidence that answers a nonce of this book that waits for an answer makes an entry, and of a party
+under a contract at most `MOST_REFUSALS` refusals are logged. What is refused beyond that is counted
+and told to the people of this node. Release goes on as in a run: appraise, log, wrap, sign
+(`fedark.vault.release`), for every model of the contract or for none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fedark.contract.contract import CONTRACT_LABEL, Contract, SignedContract, now
+from fedark.foundation.errors import (
+    EvidenceRefused,
+    FedarkError,
+    FederationError,
+    InputError,
+    ProtocolError,
+    Refused,
+    ReleaseRefused,
+)
+from fedark.foundation.keys import verify_signature
+from fedark.operate.party import WEIGHT_KEYS, load_node
+from fedark.stages.node import NodeSettings, own_bundles
+from fedark.stages.provider import ProviderNode
+from fedark.translog.head import TreeHead
+from fedark.translog.update import make_update
+from fedark.v1 import broker_pb2 as pb
+from fedark.v1 import stage_pb2
+from fedark.vault.release import logged_as, release
+from fedark.vault.weightkey import KeyStore, WeightKey
+
+__all__ = ["MOST_REFUSALS", "KeyBroker", "load_broker"]
+
+MOST_REFUSALS = 1000
+"""Of one party under one contract that the log takes from a broker."""
+
+
+class KeyBroker(ProviderNode):
+    """A provider's node that also answers directly. Safe for threads; processes may share one
+    folder.
+
+    Attributes:
+        unlogged: how many refusals of this process are not in the log.
+    """
+
+    def __init__(self, settings: NodeSettings, weight_keys: Mapping[str, WeightKey]) -> None:
+        super().__init__(settings, weight_keys)
+        self._refusing = threading.Lock()
+        self.unlogged = 0
+
+    def challenge(self, request: pb.BrokerChallengeRequest) -> pb.BrokerChallengeReply:
+        """A nonce for the trainer enclave of the party.
+
+        Raises:
+            FedarkError: why not.
+        """
+        signed = self._case(request.about)
+        gate = self._gate(signed.contract, request.about.run_id)
+        return pb.BrokerChallengeReply(
+            nonce=gate.challenge("trainer", request.about.party, now=now())
+        )
+
+    def release(
+        self, request: pb.BrokerReleaseRequest, *, waiting: Callable[[], bool] = lambda: True
+    ) -> stage_pb2.Grants:
+        """A grant for each model of the contract, and the word of the log about them.
+
+        Args:
+            waiting: whether the caller still is; asked before each key, for nothing is released to
+                one who has gone.
+
+        Raises:
+            FedarkError: why not; where the refusal of an enclave is in the log, the error carries
+                the log's word of it, and else it says why not.
+        """
+        about = request.about
+        signed = self._case(about)
+        run_id, party = about.run_id, about.party
+        remembered = self._remembered(request.log_head) if request.log_head else None
+        try:
+            return self._release_to(signed, request, remembered, waiting)
+        except Refused as error:
+            self._prove(error, party, run_id, remembered)
+            raise
+
+    def _release_to(
+        self,
+        signed: SignedContract,
+        request: pb.BrokerReleaseRequest,
+        remembered: TreeHead | None,
+        waiting: Callable[[], bool],
+    ) -> stage_pb2.Grants:
+        contract, run_id, party = signed.contract, request.about.run_id, request.about.party
+        peer = self._admit(contract, run_id, request.evidence, role="trainer", party=party)
+        indexes = [self._admissions.pop(peer.evidence_digest)]
+        self._proofs.pop(peer.evidence_digest, None)  # nobody is readmitted here
+        reply = stage_pb2.Grants()
+        try:
+            self._consent.use(contract, run_id)
+            for terms in contract.models:
+                manifest = self._manifest(terms.bundle)
+                if manifest is None:
+                    raise FederationError(
+                        f"The bundle of model {terms.name} is gone from the catalogue."
+                    )
+                if not waiting():
+                    raise FederationError(
+                        "The caller has gone.",
+                        safe="No further key was released.",
+                        fix="Ask again.",
+                    )
+                grant = release(
+                    self._weight_keys[terms.bundle],
+                    manifest,
+                    peer,
+                    contract=signed,
+                    model=terms.name,
+                    provider=self.settings.keys.signing,
+                    log=self._log,
+                    now=now(),
+                )
+                indexes.append(logged_as(grant, self.settings.keys.signing.public)[0])
+                reply.by_model[terms.name] = grant
+                reply.manifests[terms.name] = manifest.encode()
+        except FederationError as error:
+            self._log_refusal(
+                contract, run_id, request.evidence, error, party=party, asked="release"
+            )
+            raise
+        reply.log = make_update(
+            self._log,
+            self.settings.keys.signing,
+            party=party,
+            run_id=run_id,
+            head=self._log.head(),
+            since=remembered,
+            indexes=indexes,
+        )
+        self.settings.on_progress(
+            f"released {len(reply.by_model)} keys to the attested enclave of {party}, asked"
+            " directly"
+        )
+        return reply
+
+    def _log_refusal(
+        self,
+        contract: Contract,
+        run_id: str,
+        evidence: bytes,
+        error: FedarkError,
+        *,
+        party: str,
+        asked: str,
+    ) -> int | None:
+        """Log it, if whoever asks cannot fill the log so; the index of its entry."""
+        with self._refusing:
+            if isinstance(error, EvidenceRefused) and not error.answered:
+                why = "it answers no nonce that waits for an answer"
+            elif self._log.refusals(contract=contract.digest(), party=party) >= MOST_REFUSALS:
+                why = (
+                    f"{MOST_REFUSALS} refusals of {party} under this contract are, which is the"
+                    " most"
+                )
+            else:
+                return super()._log_refusal(
+                    contract, run_id, evidence, error, party=party, asked=asked
+                )
+            self.unlogged += 1
+        error.safe = f"{error.safe} This refusal is not in the log: {why}.".lstrip()
+        return None
+
+    def tell(self, party: str, error: Exception) -> None:
+        """Tell the people of this node of a refusal; `party` is the caller's own word."""
+        kind = (
+            "refused"
+            if isinstance(error, EvidenceRefused | ReleaseRefused)
+            else type(error).__name__
+        )
+        count = f" ({self.unlogged} refusals are not in the log)" if self.unlogged else ""
+        self.settings.on_progress(
+            f"{kind}, asked directly by {party or 'somebody'}: {str(error).splitlines()[0]}{count}"
+        )
+
+    def _case(self, about: pb.BrokerCase) -> SignedContract:
+        me = self.settings.keys.signing.public
+        digest = hashlib.sha384(about.contract).digest()
+        try:
+            verify_signature(
+                me,
+                CONTRACT_LABEL,
+                digest,
+                about.contract_signatures.get(self.party, b""),
+                by=self.party,
+            )
+        except Refused:
+            raise Refused(
+                f"{self.party} has not signed this contract.",
+                safe="Nothing of it was looked at, and no key was released.",
+                fix="Bring the contract and its signatures as they were agreed on.",
+            ) from None
+        signed = SignedContract.verify(
+            self._agree(about.contract, about.run_id), dict(about.contract_signatures)
+        )
+        if about.party not in {customer.name for customer in signed.contract.customers}:
+            raise ProtocolError(
+                "The contract has no customer of that name.", safe="No key was released."
+            )
+        return signed
+
+
+def load_broker(folder: Path, on_progress: Callable[[str], None] = lambda text: None) -> KeyBroker:
+    """The broker of the provider whose folder this is.
+
+    Raises:
+        InputError, ContractError: it is not a provider's, or something of it is missing or
+        malformed.
+    """
+    node = load_node(folder, None, on_progress)
+    node.close()
+    if not isinstance(node, ProviderNode):
+        raise InputError(
+            f"{folder} is not a provider's folder.",
+            safe="Nothing was served.",
+            fix="Give the provider's.",
+        )
+    store, settings = KeyStore(folder / WEIGHT_KEYS), node.settings
+    bundles = own_bundles(settings.catalogue, settings.keys.signing.public)
+    return KeyBroker(
+        settings, {bundle.manifest.digest().hex(): store.get(bundle.manifest) for bundle in bundles}
+    )

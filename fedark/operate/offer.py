@@ -1,0 +1,243 @@
+"""A provider's offer for a job: which models it has sealed for it, and the terms of each, signed.
+
+The provider seals with its own replay and acceptance records, and computes the adapter's layout:
+both need the weights, which nobody else has. Host and customers check the signature against the
+roster; what is in the contract is compared by everyone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from fedark.contract.contract import EvaluationTerms, ModelTerms, now
+from fedark.contract.job import DataSpec, Job, ModelSpec, model_terms
+from fedark.foundation import canonical
+from fedark.foundation.errors import ContractError, InputError, ModelError, ProtocolError
+from fedark.foundation.files import write_atomic
+from fedark.foundation.keys import PartyKeys, SigningKey, verify_signature
+from fedark.foundation.terms import Name, Terms, explain, to_tuples
+from fedark.operate.party import WEIGHT_KEYS, PartyConfig
+from fedark.records.reading import read_records
+from fedark.sandbox.confine import Mode
+from fedark.tuning.layout import adapter_layout
+from fedark.tuning.sources import resolve
+from fedark.vault.bundle import seal
+from fedark.vault.manifest import ModelCard, ReleasePolicy, VerifiedManifest
+from fedark.vault.weightkey import KeyStore
+
+__all__ = ["Offer", "groups_of", "model_sources", "rows", "seal_for_job", "terms_problems"]
+
+OFFER_LABEL = "fedark/offer/1"
+_MAX_OFFER = 4 << 20
+
+
+class Offer(Terms):
+    """See the module's docstring. `evaluation.own` is for the host to set."""
+
+    version: Literal[1] = 1
+    job: Name
+    provider: Name
+    created: str
+    models: Annotated[tuple[ModelTerms, ...], Field(min_length=1)]
+    evaluation: EvaluationTerms
+
+    def sign(self, key: SigningKey) -> bytes:
+        """The signed form: canonical CBOR of [body, signature]."""
+        body = canonical.encode(self.model_dump())
+        return canonical.encode([body, key.sign(OFFER_LABEL, body)])
+
+    @classmethod
+    def verify(cls, data: bytes, public: bytes, *, by: str) -> Offer:
+        """Read a signed offer of the provider with this signing key.
+
+        Raises:
+            ProtocolError: malformed.
+            Refused: somebody else signed it.
+            ContractError: with every problem in it.
+        """
+        value = canonical.decode(data, max_bytes=_MAX_OFFER)
+        if not (
+            isinstance(value, list)
+            and len(value) == 2
+            and all(isinstance(part, bytes) for part in value)
+        ):
+            raise ProtocolError("An offer is malformed.")
+        body, signature = value
+        verify_signature(public, OFFER_LABEL, body, signature, by=by)
+        try:
+            offer = cls.model_validate(to_tuples(canonical.decode(body, max_bytes=_MAX_OFFER)))
+        except ValidationError as error:
+            raise ContractError(f"offer of {by}", explain(error)) from None
+        if offer.provider != by:
+            raise ProtocolError(f"An offer that {by} signed names another provider.")
+        return offer
+
+
+def terms_problems(offer: Offer, job: Job) -> list[str]:
+    """Where an offer and a job file disagree."""
+    specs = {spec.name: spec for spec in job.models}
+    found = {terms.name: terms for terms in offer.models}
+    problems = (
+        []
+        if offer.provider == job.provider
+        else [f"the offer is {offer.provider}'s, the job names {job.provider}"]
+    )
+    problems += [
+        f"model {name}: not in the offer"
+        for name, spec in specs.items()
+        if name not in found and not spec.optional
+    ]
+    for name, terms in found.items():
+        spec = specs.get(name)
+        if spec is None:
+            problems.append(f"model {name}: offered, but not in the job file")
+            continue
+        for key in ("task", "adapter", "training", "server"):
+            if getattr(spec, key) != getattr(terms, key):
+                problems.append(f"model {name}: the offer and the job file differ in {key}")
+        if terms.labels != job.labels:
+            problems.append(f"model {name}: the offer and the job file differ in the labels")
+    return problems
+
+
+def model_sources(job: Job) -> tuple[list[tuple[ModelSpec, Path]], dict[str, str]]:
+    """The job's models that are on this machine with their folders, and the optional ones that are
+    not, with the reason.
+
+    Raises:
+        ContractError: one that is not optional is missing, or all are.
+    """
+    found, left_out, problems = [], {}, []
+    for spec in job.models:
+        source = spec.source
+        if source.startswith("dir:"):
+            source = f"dir:{job.resolve(source.removeprefix('dir:'))}"
+        try:
+            found.append((spec, resolve(source)))
+        except ModelError as error:
+            if spec.optional:
+                left_out[spec.name] = error.what
+            else:
+                problems.append(f"model {spec.name}: {error.what}")
+    if not found and not problems:
+        problems.append("none of its models is on this machine")
+    if problems:
+        raise ContractError(str(job.path), problems)
+    return found, left_out
+
+
+def seal_for_job(
+    job: Job,
+    spec: ModelSpec,
+    source: Path,
+    bundle: Path,
+    *,
+    extra: Mapping[str, Path],
+    keys: PartyKeys,
+    store: KeyStore,
+    sandbox: Mode | Literal["none"],
+) -> tuple[VerifiedManifest, ModelTerms]:
+    """Seal one model of a job with the provider's own records, and keep its key."""
+    card = {
+        "name": spec.name,
+        "title": spec.title or spec.name,
+        "licence": spec.licence,
+        "task": spec.task,
+        "base": spec.source,
+    }
+    manifest, key = seal(
+        source,
+        bundle,
+        provider=keys.signing,
+        card=ModelCard.model_validate(card),
+        policy=ReleasePolicy(
+            expires=(now() + timedelta(days=job.days_valid)).isoformat(timespec="seconds"),
+            platforms=job.attestation.platforms,
+            sandbox=sandbox,
+            minimum_cohort=job.protection.minimum_cohort,
+            kem=(job.attestation.kem,),
+        ),
+        extra=dict(extra),
+    )
+    store.put(manifest, key)
+    layout = adapter_layout(source, spec.task, job.labels, spec.adapter)
+    return manifest, model_terms(
+        spec, bundle=manifest.digest().hex(), labels=job.labels, layout=layout
+    )
+
+
+def make_offer(folder: Path, job: Job) -> tuple[bytes, dict[str, str]]:
+    """Seal a job's models in a provider's folder and sign the offer; returns it, and the models
+    left out with the reason.
+
+    Raises:
+        InputError: `folder` is no provider's, or the job names another provider.
+        ContractError: models or records are missing, with every problem.
+    """
+    config = PartyConfig.read(folder)
+    if config.role != "provider" or config.name != job.provider:
+        raise InputError(
+            f"{folder} is not the folder of {job.provider}, whom the job file names as provider."
+        )
+    sources, left_out = model_sources(job)
+    keys, store = PartyKeys.load(folder / "party.keys"), KeyStore(folder / WEIGHT_KEYS)
+    extra = {}
+    for name, path in (("replay", job.replay), ("acceptance", job.acceptance)):
+        if path is not None:
+            extra[f"{name}.jsonl"] = folder / f"{name}.jsonl"
+            write_atomic(extra[f"{name}.jsonl"], rows(path, job.data, job.labels), mode=0o600)
+    catalogue = (folder / config.catalogue).resolve()
+    catalogue.mkdir(mode=0o700, parents=True, exist_ok=True)
+    models = []
+    stamp = now()
+    for spec, source in sources:
+        bundle = catalogue / f"{spec.name}-{stamp:%Y%m%dT%H%M%S%f}.fedark"
+        sealed = seal_for_job(
+            job, spec, source, bundle, extra=extra, keys=keys, store=store, sandbox=config.sandbox
+        )
+        models.append(sealed[1])
+    offer = Offer(
+        job=job.name,
+        provider=config.name,
+        created=stamp.isoformat(timespec="seconds"),
+        models=tuple(models),
+        evaluation=EvaluationTerms(
+            acceptance="extra/acceptance.jsonl" if job.acceptance else "", groups=groups_of(job)
+        ),
+    )
+    return offer.sign(keys.signing), left_out
+
+
+def rows(path: Path, spec: DataSpec, labels: tuple[str, ...]) -> bytes:
+    """The provider's records as the enclave reads them: JSON lines of prompt, answer and group."""
+    records = read_records(path, spec.prompt, spec.answer, labels)
+    groups = read_records(path, f"{{{spec.group}}}", spec.answer) if spec.group else []
+    values: list[dict[str, Any]] = [
+        {
+            "prompt": record.prompt,
+            "answer": record.answer,
+            "group": groups[index].prompt if groups else "all",
+        }
+        for index, record in enumerate(records)
+    ]
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
+
+
+def groups_of(job: Job) -> tuple[str, ...]:
+    """The groups of the acceptance set's records."""
+    if job.acceptance is None:
+        return ()
+    return tuple(
+        sorted(
+            {
+                json.loads(row)["group"]
+                for row in rows(job.acceptance, job.data, job.labels).splitlines()
+            }
+        )
+    )

@@ -1,0 +1,110 @@
+"""The version of what lies in a host's or a node's folder: `state.json`, written when the folder is
+made.
+
+A release reads exactly the version that it writes. A folder of a newer release is refused, one of
+an older release is migrated where a migration exists, and refused with an explanation where none
+does; a migration runs once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import fedark
+from fedark.foundation.errors import FederationError, InputError
+from fedark.foundation.files import write_atomic
+
+__all__ = ["MIGRATIONS", "STATE", "VERSION", "locked", "open_state", "write_state"]
+
+STATE = "state.json"
+VERSION = 1
+Migration = Callable[[Path], None]
+MIGRATIONS: Mapping[tuple[str, int], Migration] = {}
+"""(kind, version) -> what brings a folder of that version to the next. None was needed yet."""
+
+
+def write_state(folder: Path, kind: str, version: int = VERSION) -> None:
+    """Mark a folder.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    text = json.dumps({"kind": kind, "version": version, "written_by": fedark.__version__})
+    write_atomic(folder / STATE, text.encode(), mode=0o600)
+
+
+def open_state(
+    folder: Path,
+    kind: str,
+    *,
+    migrations: Mapping[tuple[str, int], Migration] = MIGRATIONS,
+    version: int = VERSION,
+) -> None:
+    """Return if this release can work with the folder, after a migration if need be.
+
+    Raises:
+        InputError: it is no such folder, or of another version and cannot be migrated; nothing was
+            changed.
+    """
+    path = folder / STATE
+    try:
+        value = json.loads(path.read_bytes())
+        found_kind, found = str(value["kind"]), int(value["version"])
+        by = str(value.get("written_by", "?"))
+    except OSError:
+        how = "fedark aggregator init" if kind == "host" else "fedark node join"
+        raise InputError(
+            f"{folder} is not a {kind}'s folder.", fix=f"Make one with: {how}"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path} is malformed.", safe="Nothing was changed.", fix="Restore it from a backup."
+        ) from None
+    if found_kind != kind:
+        raise InputError(f"{folder} is a {found_kind}'s folder, not a {kind}'s.")
+    if found > version:
+        raise InputError(
+            f"{folder} is of state version {found}, written by fedark {by}; this release"
+            f" ({fedark.__version__}) reads {version}.",
+            safe="Nothing was changed.",
+            fix="Install that release, or a later one, on this machine.",
+        )
+    while found < version:
+        migrate = migrations.get((kind, found))
+        if migrate is None:
+            raise InputError(
+                f"{folder} is of state version {found}, written by fedark {by}, and no migration to"
+                f" {version} exists.",
+                safe="Nothing was changed.",
+                fix="Finish its jobs with that release, then make a new folder.",
+            )
+        migrate(folder)
+        found += 1
+        write_state(folder, kind, found)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; the kernel lets go when it ends, however it ends.
+
+    Raises:
+        FederationError: another process holds it.
+    """
+    descriptor = os.open(
+        folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+    )
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FederationError(
+                f"Another process runs {folder}.", safe="It was left alone.", fix="Stop it first."
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The outcome of a job as people read it. Start with `outcome.render`."""

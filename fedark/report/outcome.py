@@ -1,0 +1,172 @@
+"""The outcome of a job as people read it: before, each alone, together; in tables for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fedark.contract.contract import Contract
+
+__all__ = ["local_reports", "render"]
+
+Counts = Mapping[str, Mapping[str, list[float]]]
+"""Model -> metric -> (correct, total, loss sum)."""
+
+
+def local_reports(contract: Contract, work: Path, run_id: str) -> dict[str, Counts]:
+    """Each customer's own figures, which on one machine one person may read: customer -> model ->
+    metric -> counts.
+    """
+    found = {}
+    for party in contract.customers:
+        path = work / "parties" / party.name / "runs" / run_id / "local.json"
+        if path.is_file():
+            found[party.name] = json.loads(path.read_bytes())
+    return found
+
+
+def render(report: Mapping[str, Any], local: Mapping[str, Counts]) -> RenderableType:
+    """Tables of a report: for each model the acceptance set by group, then each customer's own
+    held-out records.
+
+    Args:
+        report: the aggregator's, of sums over the cohort.
+        local: `local_reports`, or an empty map where only the aggregator's report is at hand.
+    """
+    parts: list[RenderableType] = [
+        Text("\n" + _protection(report["protection"])),
+        Text(_privacy(report["privacy"])),
+    ]
+    for name, model in report["models"].items():
+        values = f"{model['values']:,} values travel"
+        parts.append(Text(f"\n{name}: {model['task']}, {model['method']}, {values}", style="bold"))
+        acceptance = _acceptance(name, model["metrics"], local)
+        own = _own(name, local)
+        parts += [table for table in (acceptance, own) if table is not None]
+    if report["passed_over"]:
+        parts.append(
+            Text(
+                "\npassed over: "
+                + "; ".join(f"{who} ({why})" for who, why in report["passed_over"].items())
+            )
+        )
+    return Group(*parts)
+
+
+def _protection(terms: Mapping[str, Any]) -> str:
+    if terms["mode"] == "masked":
+        size = f"{terms['bits']} bits, {terms['bytes_per_value']:g} bytes a value"
+        # Reports of earlier releases do not say how many.
+        fewest = (
+            f" of {terms['fewest_in_a_sum']} customers or more"
+            if "fewest_in_a_sum" in terms
+            else ""
+        )
+        return (
+            f"Updates and figures were masked ({size}) and encrypted: even the aggregator's enclave"
+            f" saw only sums{fewest}."
+        )
+    return (
+        "Updates and figures were encrypted to the attested aggregator enclave, which alone summed"
+        " them."
+    )
+
+
+def _privacy(terms: Mapping[str, Any]) -> str:
+    if terms["mechanism"] == "none":
+        return "No differential privacy: the adapter may remember records."
+    lines = [
+        f"{entry['mechanism']} gives every {entry['unit']} epsilon {entry['epsilon']:.3g} at delta"
+        f" {entry['delta']:g} against {entry['view']} ({entry['accountant']})."
+        for entry in terms["guarantees"]
+    ]
+    return "Differential privacy of this job: " + "\n  ".join(lines)
+
+
+def _acceptance(
+    name: str, metrics: Mapping[str, Mapping[str, float]], local: Mapping[str, Counts]
+) -> Table | None:
+    groups = sorted({key.split("/", 2)[2] for key in metrics if "/acceptance/" in key})
+    if not groups:
+        return None
+    table = Table(title="acceptance set, % right", title_justify="left")
+    table.add_column("of" if len(groups) > 1 else "")
+    for column in ("records", "before", "alone, mean", "alone, best", "together"):
+        table.add_column(column, justify="right")
+    totals = {when: [0.0, 0.0] for when in ("before", "local", "federated")}
+    rows = []
+    for group in groups:
+        cells = {}
+        for when, total in totals.items():
+            entry = metrics.get(f"{when}/acceptance/{group}")
+            if entry is not None:
+                cells[when] = _percent(entry["correct"], entry["total"])
+                total[0] += entry["correct"]
+                total[1] += entry["total"]
+        best = _best(name, [group], local)
+        records = int(metrics.get(f"federated/acceptance/{group}", {}).get("total", 0))
+        rows.append(
+            (
+                group,
+                f"{records:,}",
+                cells.get("before", ""),
+                cells.get("local", ""),
+                best,
+                cells.get("federated", ""),
+            )
+        )
+    for row in rows:
+        table.add_row(*row)
+    if len(groups) > 1:
+        table.add_section()
+        table.add_row(
+            "all",
+            f"{int(totals['federated'][1]):,}",
+            _percent(*totals["before"]),
+            _percent(*totals["local"]),
+            _best(name, groups, local),
+            _percent(*totals["federated"]),
+            style="bold",
+        )
+    return table
+
+
+def _best(name: str, groups: list[str], local: Mapping[str, Counts]) -> str:
+    """The best that one customer alone reached on these groups."""
+    shares = []
+    for counts in local.values():
+        entries = [
+            counts[name][f"local/acceptance/{group}"]
+            for group in groups
+            if f"local/acceptance/{group}" in counts[name]
+        ]
+        total = sum(entry[1] for entry in entries)
+        if total:
+            shares.append((sum(entry[0] for entry in entries) / total, total))
+    return _percent(*max((share * total, total) for share, total in shares)) if shares else ""
+
+
+def _own(name: str, local: Mapping[str, Counts]) -> Table | None:
+    if not any("federated/own" in counts[name] for counts in local.values()):
+        return None
+    table = Table(title="each customer's own held-out records, % right", title_justify="left")
+    table.add_column("customer")
+    for column in ("records", "before", "alone", "together"):
+        table.add_column(column, justify="right")
+    for customer, counts in local.items():
+        entries = [counts[name].get(f"{when}/own") for when in ("before", "local", "federated")]
+        records = next((f"{int(entry[1]):,}" for entry in entries if entry), "")
+        table.add_row(
+            customer, records, *(_percent(entry[0], entry[1]) if entry else "" for entry in entries)
+        )
+    return table
+
+
+def _percent(correct: float, total: float) -> str:
+    return f"{100 * correct / total:.1f}" if total else ""

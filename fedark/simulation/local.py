@@ -1,0 +1,274 @@
+"""A whole federation on one machine: made from a job file, for `fedark simulate` and `fedark demo`
+alike.
+
+    WORK/catalogue/NAME.fedark/   sealed bundles
+    WORK/parties/NAME/            one folder a party (`fedark.operate.party`)
+    WORK/contract.cbor            what they will be asked to sign
+
+On one machine one person plays all parties, and here one function hands out their keys and rosters.
+Between companies each party makes its own folder; that only the public halves are exchanged is the
+same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+
+from fedark.attestation.platforms.simulated import SimulatedRoot
+from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
+from fedark.contract.contract import Contract, EvaluationTerms, Party, now
+from fedark.contract.draft import draft
+from fedark.contract.job import Job
+from fedark.contract.protection import protection_warnings
+from fedark.foundation.errors import ContractError, FedarkError, InputError
+from fedark.foundation.files import write_atomic
+from fedark.foundation.keys import HpkeKey, PartyKeys
+from fedark.operate.offer import groups_of, model_sources, rows, seal_for_job
+from fedark.operate.party import (
+    POLICY,
+    WEIGHT_KEYS,
+    BudgetConfig,
+    DataConfig,
+    PartyConfig,
+    reference_values,
+    write_party,
+)
+from fedark.records.reading import Record, read_records
+from fedark.records.splits import dirichlet_split, split_train_test
+from fedark.stages.consent import Consent
+from fedark.vault.weightkey import KeyStore
+
+__all__ = ["Federation", "prepare"]
+
+Sandbox = Literal["namespaces", "landlock", "none"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What `prepare` made.
+
+    Attributes:
+        work: the folder of everything.
+        contract: what the parties will sign.
+        left_out: optional models that are not on this machine, with the reason.
+    """
+
+    work: Path
+    contract: Contract
+    left_out: dict[str, str]
+
+    def folder(self, party: str) -> Path:
+        """The folder of a party."""
+        return self.work / "parties" / party
+
+
+def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: None) -> Federation:
+    """Make keys, rosters, a simulated platform, sealed bundles and the contract for a job.
+
+    Args:
+        job: checked already.
+        work: an empty or missing folder; a former one of `prepare` is replaced.
+        sandbox: the weakest mode that the contract admits.
+        say: told of what goes on.
+
+    Raises:
+        ContractError: records, labels or models do not fit, with every problem at once; nothing was
+            written.
+        InputError: `work` is something else.
+        StorageError: the disk is full.
+    """
+    sources, left_out = model_sources(job)
+    for name, why in left_out.items():
+        say(f"model {name} is left out: {why}")
+    records, own = _checked_records(job)
+    for line in protection_warnings(
+        job.protection, [(spec.name, spec.adapter) for spec, _ in sources]
+    ):
+        say(line)
+    _fresh(work)
+    begun = now()
+    root = SimulatedRoot(now=begun)
+    collateral = {SIMULATED_ROOT: root.certificate, SIMULATED_CRL: root.crl(now=begun)}
+    keys = {
+        name: PartyKeys(hpke=HpkeKey(kem=job.attestation.kem))
+        for name in (job.provider, job.aggregator, *job.customer_names)
+    }
+    roles = {job.provider: "provider", job.aggregator: "aggregator"}
+    roster = [
+        Party.model_validate(
+            {
+                "name": name,
+                "role": roles.get(name, "customer"),
+                "signing_key": key.signing.public.hex(),
+                "hpke_key": key.hpke.public.hex(),
+            }
+        )
+        for name, key in keys.items()
+    ]
+    for party in roster:
+        write_party(
+            work / "parties" / party.name,
+            PartyConfig(
+                name=party.name,
+                role=party.role,
+                catalogue="../../catalogue",
+                sandbox=sandbox,
+                minimum_cohort=job.protection.minimum_cohort,
+                # Whoever runs all parties on one machine has agreed to the job's own epsilon.
+                budget=BudgetConfig(
+                    epsilon=job.privacy.epsilon * (1 + 1e-6), delta=job.privacy.delta
+                ),
+                platforms=job.attestation.platforms,
+                kem=(job.attestation.kem,),
+                data=_data(job, party.name, records, work) if party.role == "customer" else None,
+            ),
+            keys=keys[party.name],
+            roster=roster,
+            collateral=collateral,
+            device=root.issue(now=begun) if party.role != "provider" else None,
+        )
+    provider, store = (
+        work / "parties" / job.provider,
+        KeyStore(work / "parties" / job.provider / WEIGHT_KEYS),
+    )
+    extra = {}
+    for name, path in (("replay", job.replay), ("acceptance", job.acceptance)):
+        if path is not None:
+            extra[f"{name}.jsonl"] = provider / f"{name}.jsonl"
+            write_atomic(extra[f"{name}.jsonl"], rows(path, job.data, job.labels))
+    models = []
+    for spec, folder in sources:
+        say(f"sealing {spec.name}")
+        bundle = work / "catalogue" / f"{spec.name}.fedark"
+        own_keys = keys[job.provider]
+        models.append(
+            seal_for_job(
+                job, spec, folder, bundle, extra=extra, keys=own_keys, store=store, sandbox=sandbox
+            )[1]
+        )
+    say("measuring the enclaves")
+    contract = draft(
+        job,
+        parties=roster,
+        models=models,
+        evaluation=EvaluationTerms(
+            acceptance="extra/acceptance.jsonl" if job.acceptance else "",
+            groups=groups_of(job),
+            own=own,
+        ),
+        sandbox=sandbox,
+        root=root.certificate,
+        registers=reference_values(),
+        begun=begun,
+    )
+    write_atomic(work / "contract.cbor", contract.encode())
+    for party in (contract.provider, *contract.customers):
+        if (
+            job.attestation.hardware.tables()
+        ):  # what this machine measures of itself says nothing of a guest's image
+            write_atomic(work / "parties" / party.name / POLICY, _policy(contract))
+        Consent(work / "parties" / party.name).approve(
+            contract
+        )  # whoever runs all of it here has agreed to it
+    return Federation(work, contract, left_out)
+
+
+def _checked_records(job: Job) -> tuple[dict[str, list[Record]], bool]:
+    """Read every data file of the job, so that all problems are found now.
+
+    Returns:
+        The split's parts, if there is one; and whether every customer holds records out.
+    """
+    problems: list[str] = []
+    held_out: list[bool] = []
+    parts: dict[str, list[Record]] = {}
+    spec = job.data
+
+    def read(path: Path | None) -> list[Record]:
+        try:
+            return (
+                read_records(path, spec.prompt, spec.answer, job.labels) if path is not None else []
+            )
+        except FedarkError as error:
+            problems.append(error.what)
+            return []
+
+    def split(records: list[Record]) -> None:
+        train, test = split_train_test(records, spec.test_fraction)
+        held_out.append(bool(train and test))
+
+    for customer in job.customers:
+        mine, test = read(job.resolve(customer.data)), read(job.resolve(customer.test))
+        if customer.test:
+            held_out.append(bool(test))
+        else:
+            split(mine)
+    for path in (job.replay, job.acceptance):
+        read(path)
+    if job.split is not None and (records := read(job.resolve(job.split.file))):
+        try:
+            dealt = dirichlet_split(records, job.split.customers, job.split.alpha, job.seed)
+            parts = dict(zip(job.customer_names, dealt, strict=True))
+            for part in dealt:
+                split(part)
+        except InputError as error:
+            problems.append(error.what)
+    if problems:
+        raise ContractError(str(job.path), problems)
+    return parts, all(held_out)
+
+
+def _fresh(work: Path) -> None:
+    if work.exists() and any(work.iterdir()):
+        if not (work / "parties").is_dir():
+            raise InputError(
+                f"{work} is not empty and not a former federation.", safe="It was left as it is."
+            )
+        for name in ("parties", "catalogue"):
+            shutil.rmtree(work / name, ignore_errors=True)
+    (work / "catalogue").mkdir(parents=True, exist_ok=True)
+    (work / "parties").mkdir(mode=0o700, exist_ok=True)
+
+
+def _data(job: Job, name: str, parts: dict[str, list[Record]], work: Path) -> DataConfig:
+    if job.split is not None:
+        # A split's parts are written in the customer's own folder: from there on it is a customer
+        # like any other.
+        rows = "".join(
+            json.dumps({"prompt": r.prompt, "answer": r.answer}, ensure_ascii=False) + "\n"
+            for r in parts[name]
+        )
+        write_atomic(work / "parties" / name / "records.jsonl", rows.encode())
+        spec = job.data.model_copy(
+            update={"prompt": "{prompt}", "answer": "answer", "labels": (), "labels_file": ""}
+        )
+        return DataConfig(file="records.jsonl", spec=spec)
+    customer = next(customer for customer in job.customers if customer.name == name)
+    spec = job.data.model_copy(update={"labels": (), "labels_file": ""})
+    test = str(job.resolve(customer.test)) if customer.test else ""
+    return DataConfig(file=str(job.resolve(customer.data)), test=test, spec=spec)
+
+
+def _policy(contract: Contract) -> bytes:
+    """An appraisal policy that admits exactly what the contract does."""
+    terms = contract.attestation
+    platforms = terms.hardware.model_dump(mode="json", exclude_none=True)
+    if "simulated" in terms.platforms:
+        platforms["simulated"] = {
+            "root": terms.simulated_root,
+            "minimum_svn": terms.minimum_svn,
+            "sandbox": terms.sandbox,
+        }
+    policies = {mode: policies.model_dump(mode="json") for mode, policies in terms.policies.items()}
+    value = {"version": 1, "platforms": platforms, "policies": policies}
+    return tomli_w.dumps(
+        {**value, "trainer": terms.trainer, "aggregator": terms.aggregator}
+    ).encode()

@@ -1,0 +1,520 @@
+"""What the nodes of providers and customers have in common: consent, the order of stages, and
+answers that are always bytes.
+
+A node trusts its own configuration: its keys, its roster of the other parties' keys, its own
+measurement of the enclaves that it installed, its platform roots. Whatever the aggregator brings is
+compared with these, and nothing is run, released or opened before it agrees. A stage that is
+brought twice gets the answer it got, also after the node was killed and started again
+(`fedark.stages.runs`), so a relay that repeats itself changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from google.protobuf.message import DecodeError
+
+from fedark.attestation.appraisal import AppraisalPolicy
+from fedark.attestation.gate import AttestedPeer, Gate
+from fedark.attestation.nonces import NonceBook
+from fedark.attestation.terms import AttestationTerms
+from fedark.attestation.trust import SIMULATED_ROOT, verifiers
+from fedark.contract.contract import CONTRACT_LABEL, Contract, Party, SignedContract, now
+from fedark.contract.privacy import claim_problems
+from fedark.contract.protection import fewest_in_a_sum, protection_problems
+from fedark.enclave.host import EnclaveHandle
+from fedark.enclave.protection import open_delivery
+from fedark.enclave.session import RunConfig
+from fedark.foundation import canonical
+from fedark.foundation.errors import (
+    ContractError,
+    EvidenceRefused,
+    FedarkError,
+    ProtocolError,
+    Refused,
+)
+from fedark.foundation.files import write_atomic
+from fedark.foundation.keys import HYBRID, Kem, PartyKeys
+from fedark.links.faults import fault_of
+from fedark.measurement import reference_policies
+from fedark.privacy.accounting import Budget
+from fedark.stages.consent import Consent
+from fedark.stages.report import read_report
+from fedark.stages.runs import REPORT, RunMemory
+from fedark.translog.entry import Entry, Fact
+from fedark.translog.log import TransparencyLog
+from fedark.tuning.export import export_peft
+from fedark.v1 import stage_pb2
+from fedark.vault.bundle import SealedBundle
+
+__all__ = [
+    "LOG",
+    "SEEN_LOGS",
+    "SANDBOX_ORDER",
+    "VERSION",
+    "EnclaveFactory",
+    "EnclaveHandle",
+    "Node",
+    "NodeBase",
+    "NodeSettings",
+    "find_bundle",
+    "own_bundles",
+]
+
+VERSION = 1
+LOG = "log.sqlite"
+"""In every node's folder: its transparency log."""
+SEEN_LOGS = "seen-logs.sqlite"
+"""In a customer's and an aggregator's folder: the latest head that it saw of every provider's log.
+"""
+_NOT_THE_SAME_TWICE = ("attest", "release")
+"""Stages that spend nonces: repeated after a crash, they may spend the same ones on the same
+evidence. Once answered, they are answered the same until the run ends."""
+SANDBOX_ORDER = ("none", "landlock", "namespaces")
+
+
+class Node(Protocol):
+    """A party's end of the link."""
+
+    party: str
+    role: str
+
+    def handle(self, request: bytes) -> bytes:
+        """Answer one serialised StageRequest with one serialised StageReply; never raises for what
+        the request holds.
+        """
+        ...
+
+    def wake(self) -> None:
+        """After a restart: go on with the runs that were open, so that the next request finds their
+        enclaves ready.
+        """
+        ...
+
+    def close(self) -> None:
+        """End every enclave that the node has started."""
+        ...
+
+
+class EnclaveFactory(Protocol):
+    """Starts an enclave on this machine."""
+
+    def __call__(self, role: str, run_config: bytes, checkpoint: bytes = b"") -> EnclaveHandle:
+        """A new enclave of `role`, or the one of `checkpoint` again."""
+        ...
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """What a node knows of itself and of the others, before any job.
+
+    Attributes:
+        party: its name.
+        keys: its long-lived keys.
+        roster: every party that it deals with, by name, with the keys it got by a trusted way.
+        state: its folder.
+        catalogue: the folder with sealed bundles, one folder NAME.fedark each.
+        reference: role -> register -> SHA-384, as this node measures its own installation.
+        collateral: platform roots and CRLs; see `fedark.attestation.trust`.
+        own: its own appraisal policy, if it has one: then its reference values are what a contract
+            must name, instead of `reference`, and every enclave must meet it besides the contract.
+        platforms: platforms that it accepts evidence of.
+        sandbox: weakest sandbox mode that it accepts.
+        minimum_cohort: fewest customers in a sum that it takes part in:
+            `fedark.contract.protection.fewest_in_a_sum`.
+        budget: the most that a customer's records may ever spend on all jobs.
+        kem: KEMs that it accepts in a contract.
+        start_enclave: starts an enclave on this machine; a provider needs none.
+        on_progress: told of what goes on, for people to read; gets no secret.
+    """
+
+    party: str
+    keys: PartyKeys
+    roster: Mapping[str, Party]
+    state: Path
+    catalogue: Path
+    reference: Mapping[str, Mapping[str, bytes]]
+    collateral: Mapping[str, bytes]
+    platforms: tuple[str, ...] = ("simulated",)
+    sandbox: str = "landlock"
+    minimum_cohort: int = 3
+    kem: tuple[Kem, ...] = (HYBRID,)
+    own: AppraisalPolicy | None = None
+    budget: Budget = field(default_factory=lambda: Budget(8.0, 1e-5))
+    start_enclave: EnclaveFactory | None = None
+    on_progress: Callable[[str], None] = field(default=lambda text: None)
+
+
+class NodeBase(ABC):
+    """Consent, dispatch and delivery; `customer` and `provider` add their stages."""
+
+    role = ""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.party = settings.party
+        self._nonces = NonceBook(settings.state / "nonces.sqlite")
+        self._log = TransparencyLog(settings.state / LOG, settings.keys.signing)
+        self._admissions: dict[bytes, int] = {}  # digest of evidence -> its entry in the log
+        self._proofs: dict[
+            bytes, list[Any]
+        ] = {}  # digest of evidence -> the evidence, and when it was admitted
+        self._consent = Consent(settings.state)
+        self._memory = RunMemory(settings.state, settings.keys.signing)
+        self._repeated = False
+        self._one_at_a_time = threading.Lock()
+
+    # -- one request, one reply
+    # ---------------------------------------------------------------------------------------
+
+    def handle(self, request: bytes) -> bytes:
+        """See `Node.handle`."""
+        with self._one_at_a_time:
+            return self._handle(request)
+
+    def _handle(self, request: bytes) -> bytes:
+        run_id = ""
+        try:
+            message = stage_pb2.StageRequest()
+            try:
+                message.ParseFromString(request)
+            except DecodeError:
+                raise ProtocolError(
+                    "A stage request is malformed.", safe="The node did nothing."
+                ) from None
+            if message.version != VERSION:
+                raise ProtocolError(
+                    f"The aggregator speaks version {message.version} of the stages, this node"
+                    f" version {VERSION}.",
+                    safe="The node did nothing.",
+                    fix="Bring both to the same release of fedark.",
+                )
+            if len(message.contract_digest) != hashlib.sha384().digest_size:
+                raise ProtocolError(
+                    "A stage request names no contract.", safe="The node did nothing."
+                )
+            run_id = message.run_id
+            self._require_standing(message)
+            answer = self._memory.answer(run_id, request)
+            if answer is not None:
+                return answer
+            stage = message.WhichOneof("body")
+            once = stage if stage in _NOT_THE_SAME_TWICE else ""
+            self._repeated = bool(once) and self._memory.begin(run_id, request)
+            reply = self._dispatch(message)
+            reply.version, reply.run_id, reply.party = VERSION, run_id, self.party
+            answer = bytes(reply.SerializeToString())
+            self._memory.keep(run_id, request, answer, once=once)
+            return answer
+        except FedarkError as error:
+            reply = stage_pb2.StageReply(fault=self._fault(error))
+        except Exception as error:
+            # The text of a foreign exception may hold a record or a key: only its type goes out.
+            what = f"The node of {self.party} failed ({type(error).__name__})."
+            reply = stage_pb2.StageReply(
+                fault=stage_pb2.StageFault(code="FederationError", what=what)
+            )
+        reply.version, reply.run_id, reply.party = VERSION, run_id, self.party
+        return bytes(reply.SerializeToString())
+
+    def _fault(self, error: FedarkError) -> stage_pb2.StageFault:
+        """An error for the others. Where things lie on this machine is for the node's own people."""
+        fault = fault_of(error)
+        for folder in (
+            str(path)
+            for path in (self.settings.state, self.settings.catalogue)
+            if path.is_absolute()
+        ):
+            fault.what, fault.safe, fault.fix = (
+                text.replace(folder, "") for text in (fault.what, fault.safe, fault.fix)
+            )
+            fault.reasons[:] = [reason.replace(folder, "") for reason in fault.reasons]
+        if fault != fault_of(error):
+            self.settings.on_progress(str(error))
+        return fault
+
+    @abstractmethod
+    def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
+        """Answer a well-formed request; a FedarkError becomes a StageFault."""
+
+    def wake(self) -> None:  # noqa: B027  a provider has no enclave to wake
+        """See `Node.wake`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """See `Node.close`."""
+
+    # -- consent
+    # ------------------------------------------------------------------------------------------------------
+
+    def _require_standing(self, message: stage_pb2.StageRequest) -> None:
+        """Return unless the operator has taken the approval back: then this node ends the run, and
+        says so.
+
+        Raises:
+            Refused: it has.
+        """
+        if message.WhichOneof("body") == "abort":
+            return
+        try:
+            self._consent.require_standing(message.contract_digest, self.party)
+        except Refused as error:
+            self.settings.on_progress(error.what)
+            end = stage_pb2.StageRequest(
+                run_id=message.run_id, contract_digest=message.contract_digest
+            )
+            end.abort.reason = error.what
+            with contextlib.suppress(ProtocolError):  # it may not have enrolled
+                self._dispatch(end)
+            raise
+
+    def _agree(self, data: bytes, run_id: str | None = None) -> Contract:
+        """The contract, if nothing in it contradicts what this node knows itself.
+
+        Args:
+            run_id: a run that may have begun already.
+
+        Raises:
+            ContractError: with everything that does.
+        """
+        settings = self.settings
+        contract = Contract.decode(data, f"contract for {self.party}")
+        self._consent.require(contract, self.party, run_id)
+        problems = []
+        me = contract.party(self.party)
+        if me is None or me.role != self.role:
+            problems.append(f"{self.party} is not a {self.role} in it")
+        problems += [
+            f"the keys of {party.name} are not those in the roster of {self.party}"
+            for party in contract.parties
+            if settings.roster.get(party.name) != party
+        ]
+        if contract.expired(now()):
+            problems.append("it is not valid now")
+        terms = contract.attestation
+        problems += [
+            f"platform {name!r} is not accepted here"
+            for name in terms.platforms
+            if name not in settings.platforms
+        ]
+        if SANDBOX_ORDER.index(terms.sandbox) < SANDBOX_ORDER.index(settings.sandbox):
+            problems.append(
+                f"it admits sandbox mode {terms.sandbox!r}; {self.party} asks for"
+                f" {settings.sandbox!r} or better"
+            )
+        root = hashlib.sha256(settings.collateral.get(SIMULATED_ROOT, b"")).hexdigest()
+        if "simulated" in terms.platforms and terms.simulated_root != root:
+            problems.append("its simulated platform root is not the one that this node trusts")
+        if settings.own is not None:
+            problems += [
+                f"beside the policy of {self.party}, {line}"
+                for line in terms.hardware.looser(settings.own.rules.platforms)
+            ]
+        problems += self._policy_problems(terms)
+        for role, registers in (("trainer", terms.trainer), ("aggregator", terms.aggregator)):
+            mine = {name: value.hex() for name, value in settings.reference[role].items()}
+            if settings.own is not None:
+                if registers not in settings.own.references(role).values():
+                    problems.append(
+                        f"its {role} enclave is none that the policy of {self.party} has reference"
+                        " values for"
+                    )
+            elif registers != mine:
+                differing = ", ".join(
+                    sorted({n for n in {*mine, *registers} if mine.get(n) != registers.get(n)})
+                )
+                problems.append(
+                    f"its {role} enclave is not the one installed here (differs in: {differing})"
+                )
+        if terms.kem not in settings.kem:
+            problems.append(f"its KEM {terms.kem} is not accepted here ({', '.join(settings.kem)})")
+        if (fewest := fewest_in_a_sum(contract)) < settings.minimum_cohort:
+            problems.append(
+                f"a sum of it may cover {fewest} customers, fewer than {settings.minimum_cohort}"
+            )
+        adapters = [(model.name, model.adapter) for model in contract.models]
+        problems += protection_problems(
+            contract.protection, [party.name for party in contract.customers], adapters
+        )
+        problems += claim_problems(contract)
+        problems += self._own_problems(contract)
+        if problems:
+            raise ContractError(
+                f"contract of job {contract.job}", problems, safe=f"{self.party} did not sign it."
+            )
+        return contract
+
+    def _policy_problems(self, terms: AttestationTerms) -> list[str]:
+        """Whether every sandbox policy that the contract takes for good is one that this node does."""
+        if self.settings.own is None:
+            known = [reference_policies()]
+        else:
+            known = [
+                *self.settings.own.policies("trainer").values(),
+                *self.settings.own.policies("aggregator").values(),
+            ]
+        return [
+            f"its {kind} policy {digest[:16]}... of sandbox mode {mode!r} is not one that"
+            f" {self.party} has a reference value for"
+            for mode, named in terms.policies.items()
+            for kind in ("seccomp", "landlock")
+            for digest in getattr(named, kind)
+            if not any(mode in one and digest in getattr(one[mode], kind) for one in known)
+        ]
+
+    def _own_problems(self, contract: Contract) -> list[str]:
+        return []
+
+    def _sign(self, contract: Contract) -> bytes:
+        return self.settings.keys.signing.sign(CONTRACT_LABEL, contract.digest())
+
+    # -- attestation
+    # --------------------------------------------------------------------------------------------------
+
+    def _gate(self, contract: Contract, run_id: str) -> Gate:
+        return Gate(
+            terms=contract.attestation,
+            contract_digest=contract.digest(),
+            run_id=run_id,
+            verifiers=verifiers(contract.attestation, self.settings.collateral, self.settings.own),
+            nonces=self._nonces,
+            hosts=contract.signing_keys,
+            own=self.settings.own,
+        )
+
+    def _admit(
+        self, contract: Contract, run_id: str, evidence: bytes, *, role: str, party: str
+    ) -> AttestedPeer:
+        """The enclave that `evidence` proves; both outcomes are in this node's log before anything
+        follows from them.
+        """
+        config = RunConfig(role=role, party=party, contract=contract, run_id=run_id)
+        at = now()
+        try:
+            peer = self._gate(contract, run_id).admit(
+                evidence,
+                role=role,
+                party=party,
+                run_config_digest=config.register(),
+                now=at,
+                again=self._repeated,
+            )
+        except EvidenceRefused as error:
+            error.logged = self._log_refusal(
+                contract, run_id, evidence, error, party=party, asked="admission"
+            )
+            raise
+        facts: dict[str, Fact] = {
+            "party": party,
+            "run_id": run_id,
+            "contract": peer.contract_digest,
+            "role": role,
+            "platform": peer.claims.platform,
+            "evidence": peer.evidence_digest,
+            "measurements": canonical.digest(dict(peer.claims.measurements)),
+            "signing": peer.signing_public,
+        }
+        self._admissions[peer.evidence_digest] = self._log.append(
+            Entry("attestation", int(now().timestamp()), facts)
+        ).index
+        self._proofs[peer.evidence_digest] = [evidence, at.timestamp()]
+        return peer
+
+    def _proof(self, peer: AttestedPeer | None) -> list[Any] | None:
+        """By what `peer` was admitted, for the run's state."""
+        return self._proofs[peer.evidence_digest] if peer is not None else None
+
+    def _readmit(
+        self, contract: Contract, run_id: str, proof: list[Any] | None, *, role: str, party: str
+    ) -> AttestedPeer | None:
+        """The peer of a `_proof` in a run's state."""
+        if proof is None:
+            return None
+        evidence, at = proof
+        config = RunConfig(role=role, party=party, contract=contract, run_id=run_id)
+        peer = self._gate(contract, run_id).readmit(
+            evidence,
+            role=role,
+            party=party,
+            run_config_digest=config.register(),
+            admitted=datetime.fromtimestamp(at, UTC),
+            now=now(),
+        )
+        self._proofs[peer.evidence_digest] = proof
+        return peer
+
+    def _log_refusal(
+        self,
+        contract: Contract,
+        run_id: str,
+        evidence: bytes,
+        error: FedarkError,
+        *,
+        party: str,
+        asked: str,
+    ) -> int | None:
+        """Log it; the index of its entry."""
+        done = self._log.refuse(
+            party=party,
+            run_id=run_id,
+            contract=contract.digest(),
+            asked=asked,
+            evidence=hashlib.sha384(evidence).digest(),
+            reasons=error.what,
+            now=now(),
+        )
+        return done.index
+
+    # -- delivery
+    # -----------------------------------------------------------------------------------------------------
+
+    def _store(
+        self, signed: SignedContract, aggregator: AttestedPeer, request: stage_pb2.DeliverRequest
+    ) -> Path:
+        """Write the report and, if there is a delivery for this party, one PEFT adapter folder a
+        model.
+        """
+        folder = self.settings.state / "runs" / aggregator.run_id
+        report = read_report(
+            request.report, request.report_signature, signed.contract, aggregator.run_id
+        )
+        if request.delivery:
+            vectors = open_delivery(
+                request.delivery,
+                hpke=self.settings.keys.hpke,
+                party=self.party,
+                aggregator=aggregator,
+            )
+            for terms in signed.contract.models:
+                vector = vectors.get(terms.name)
+                if vector is None or vector.shape != (terms.travelling,):
+                    raise ProtocolError(
+                        f"The delivered adapter for {terms.name} has not the shape of the contract."
+                    )
+                export_peft(terms, vector, folder / f"adapter-{terms.name}", terms.name)
+        write_atomic(folder / REPORT, json.dumps(report, indent=2).encode())
+        return folder
+
+
+def own_bundles(catalogue: Path, provider_public: bytes) -> Iterator[SealedBundle]:
+    """The bundles of one provider in a catalogue, manifests verified; broken and foreign ones are
+    passed over.
+    """
+    for path in sorted(catalogue.glob("*.fedark")):
+        with contextlib.suppress(FedarkError):
+            yield SealedBundle.load(path, provider_public)
+
+
+def find_bundle(catalogue: Path, digest: str, provider_public: bytes) -> SealedBundle | None:
+    """The provider's bundle of that digest (hex), if it is in the catalogue."""
+    bundles = own_bundles(catalogue, provider_public)
+    return next((bundle for bundle in bundles if bundle.manifest.digest().hex() == digest), None)

@@ -1,0 +1,28 @@
+"""Every top folder of the package is one idea: lower never imports upper, and none of them holds a quarter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "fedark"
+
+
+def _lines(folder: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in folder.rglob("*.py"))
+
+
+def test_no_folder_holds_a_quarter_of_the_code() -> None:
+    folders = {
+        path.name: _lines(path) for path in PACKAGE.iterdir() if (path / "__init__.py").exists()
+    }
+    total = sum(folders.values())
+    assert {name: lines for name, lines in folders.items() if 4 * lines >= total} == {}
+
+
+def test_every_package_says_what_is_here() -> None:
+    silent = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("__init__.py")
+        if path.parent.name != "v1" and not path.read_text().startswith('"""')
+    ]
+    assert silent == []
