@@ -14,7 +14,7 @@ from fedark.foundation.errors import InputError
 
 __all__ = ["example_dir", "write_example"]
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def example_dir(name: str) -> Path:
