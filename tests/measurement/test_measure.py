@@ -251,7 +251,13 @@ def test_poisoned_bytecode_in_a_measured_folder_is_not_executed(
 ) -> None:
     """Without `pycache_prefix` it is: the flag is what keeps unmeasured bytecode out of reach."""
     source = copy / "fedark" / "foundation" / "errors.py"
-    cached = copy / "fedark" / "foundation" / "__pycache__" / f"errors.{sys.implementation.cache_tag}.pyc"
+    cached = (
+        copy
+        / "fedark"
+        / "foundation"
+        / "__pycache__"
+        / f"errors.{sys.implementation.cache_tag}.pyc"
+    )
     cached.parent.mkdir(exist_ok=True)
     poison = (
         "import importlib._bootstrap_external as e, os, sys\ns = os.stat(sys.argv[1])\ncode ="

@@ -6,8 +6,10 @@ docs/attestation_process.md), in its
 order: syntax, certificate path, signature. Quirks of the format that are kept, and nothing beyond
 them: map keys stand in the order in which the module writes them (not canonical), an absent
 optional field is null, the root comes first in the bundle, and the COSE tag 18 is missing.
-Everything else is strict: shortest integers, definite lengths, no duplicate or unknown key. AWS
-asks that revocation lists are not consulted for this path; its certificates live for hours.
+The payload is a map of definite length (firmware until 2025) or of indefinite length (0xBF, the
+members, 0xFF: current firmware); its members have the same one form in both. Everything else is
+strict: shortest integers, definite lengths, no duplicate or unknown key. AWS asks that revocation
+lists are not consulted for this path; its certificates live for hours.
 
 In fedark's use `user_data` is the 64-byte report data of `KeyBinding` and `nonce` the verifier's
 nonce.
@@ -43,6 +45,7 @@ _MAX_TOKEN = 0x3000  # the module's own limit for a response
 _MAX_CERTIFICATE = 1024
 _MAX_BUNDLE = 8
 _MAX_DEPTH = 4
+_OPEN_MAP, _BREAK = b"\xbf", b"\xff"
 _ES384_PROTECTED = bytes.fromhex("a1013822")  # {1: -35}
 _MANDATORY = {"module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"}
 _OPTIONAL = {"public_key": 1024, "user_data": 512, "nonce": 512}  # and the most bytes of each
@@ -164,7 +167,7 @@ def parse_document(token: bytes) -> NitroDocument:
         raise _malformed("The unprotected header is not empty.")
     if type(payload) is not bytes or type(signature) is not bytes or len(signature) != 96:
         raise _malformed("The payload or the signature has a wrong form.")
-    fields = _strict_cbor(payload)
+    fields = _strict_cbor(payload, open_ended=payload[:1] == _OPEN_MAP)
     if type(fields) is not dict or not _MANDATORY <= fields.keys() <= _MANDATORY | _OPTIONAL.keys():
         raise _malformed("The payload has missing or unknown fields.")
     return NitroDocument(
@@ -185,15 +188,16 @@ def _malformed(reason: str) -> EvidenceRefused:
     return EvidenceRefused(_SUBJECT, [reason])
 
 
-def _strict_cbor(data: bytes) -> Any:
+def _strict_cbor(data: bytes, *, open_ended: bool = False) -> Any:
     """The value of the one encoding of an item in this format: as `canonical.decode`, but maps keep
-    their own order.
+    their own order. `open_ended`: the item is a map of indefinite length; nothing inside it is.
     """
     try:
         value = cbor2.loads(
-            data, max_depth=_MAX_DEPTH, allow_indefinite=False, allow_duplicate_keys=False
+            data, max_depth=_MAX_DEPTH, allow_indefinite=open_ended, allow_duplicate_keys=False
         )
-        exact = _plain(value) and cbor2.dumps(value) == data
+        # Comparing with the one encoding also refuses what lies deeper and is of indefinite length.
+        exact = _plain(value) and (_open_map(value) if open_ended else cbor2.dumps(value)) == data
     except (
         cbor2.CBORError,
         TypeError,
@@ -210,6 +214,11 @@ def _strict_cbor(data: bytes) -> Any:
             " bytes are wrong."
         )
     return value
+
+
+def _open_map(value: dict[Any, Any]) -> bytes:
+    members = (cbor2.dumps(key) + cbor2.dumps(item) for key, item in value.items())
+    return _OPEN_MAP + b"".join(members) + _BREAK
 
 
 def _plain(value: Any) -> bool:

@@ -75,8 +75,28 @@ def sign(pki, payload, *, key=None, protected=PROTECTED, digest=None):
     return b"".join(number.to_bytes(48) for number in decode_dss_signature(der))
 
 
-def document(pki, *, signature=None, protected=PROTECTED, unprotected=None, **changed):
-    payload = cbor2.dumps(fields(pki, **changed))
+def open_map(values):
+    """How current firmware writes the payload: a map of indefinite length."""
+    members = (cbor2.dumps(key) + cbor2.dumps(value) for key, value in values.items())
+    return b"\xbf" + b"".join(members) + b"\xff"
+
+
+FORMS = {"definite": cbor2.dumps, "indefinite": open_map}
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    return FORMS[request.param]
+
+
+def signed(pki, payload):
+    return cbor2.dumps([PROTECTED, {}, payload, sign(pki, payload)])
+
+
+def document(
+    pki, *, signature=None, protected=PROTECTED, unprotected=None, form=cbor2.dumps, **changed
+):
+    payload = form(fields(pki, **changed))
     return cbor2.dumps(
         [
             protected,
@@ -259,8 +279,8 @@ def test_trailing_bytes_are_refused(pki):
     assert reasons(pki.verifier, document(pki) + b"\x00", pki.now)
 
 
-def test_every_truncation_is_refused(pki):
-    token = document(pki)
+def test_every_truncation_is_refused(pki, form):
+    token = document(pki, form=form)
     for size in range(0, len(token), 7):
         assert reasons(pki.verifier, token[:size], pki.now)
 
@@ -299,11 +319,79 @@ def test_a_duplicate_field_is_refused(pki):
     assert reasons(pki.verifier, token, pki.now)
 
 
-def test_an_indefinite_length_is_refused(pki):
-    payload = cbor2.dumps(fields(pki))
-    open_ended = b"\xbf" + payload[1:] + b"\xff"
-    token = cbor2.dumps([PROTECTED, {}, open_ended, sign(pki, open_ended)])
-    assert reasons(pki.verifier, token, pki.now)
+def test_a_payload_of_current_firmware_says_the_same_as_one_of_definite_length(pki):
+    definite, current = (document(pki, form=form) for form in FORMS.values())
+    assert definite != current
+    assert pki.verifier.verify(current, now=pki.now) == pki.verifier.verify(definite, now=pki.now)
+
+
+def test_the_real_document_written_by_current_firmware_is_read_alike(real):
+    protected, _, payload, signature = cbor2.loads(real)
+    current = cbor2.dumps([protected, {}, open_map(cbor2.loads(payload)), signature])
+    ours, theirs = parse_document(current), parse_document(real)
+    assert (ours.pcrs, ours.cabundle, ours.module_id) == (
+        theirs.pcrs,
+        theirs.cabundle,
+        theirs.module_id,
+    )
+    assert "does not verify" in reasons(NitroVerifier(), current, REAL_NOW)  # other bytes, signed
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [
+        lambda p: p[:-1],  # no end
+        lambda p: p + b"\xff",  # two ends
+        lambda p: p + b"\x00",
+        lambda p: p[:-1] + b"\x00\xff",  # a key without a value
+        lambda p: p[:-1] + cbor2.dumps("nonce") + cbor2.dumps(b"other") + b"\xff",  # twice
+        lambda p: p[:-1] + cbor2.dumps("nonce") + cbor2.dumps(bytes(32)) + b"\xff",
+        lambda p: p[:-1] + cbor2.dumps("extra") + b"\x01\xff",
+        lambda p: b"\xb9\x00\x09" + p[1:-1],  # a count in more bytes than it needs
+        lambda p: b"\xaa" + p[1:-1],  # a count too high
+        lambda p: b"\xa8" + p[1:-1],  # a count too low
+        lambda p: b"\xa9" + p[1:],  # counted, with an end
+        lambda p: b"\xbf" + p + b"\xff",
+        lambda p: b"\xd9\xd9\xf7" + p,  # tagged
+        lambda p: b"\x9f" + p[1:],  # a list
+        lambda p: b"\xbf\xff",
+        lambda p: b"\xbf",
+        # Inside, nothing is of indefinite length: the registers, the bundle, a text, a byte string.
+        lambda p: p.replace(b"dpcrs\xa4", b"dpcrs\xbf").replace(
+            b"kcertificate", b"\xffkcertificate"
+        ),
+        lambda p: p.replace(b"hcabundle\x82", b"hcabundle\x9f").replace(
+            b"jpublic_key", b"\xffjpublic_key"
+        ),
+        lambda p: p.replace(b"iuser_data\x58\x40", b"iuser_data\x5f\x58\x40").replace(
+            b"enonce", b"\xffenonce"
+        ),
+        lambda p: p.replace(b"fdigestfSHA384", b"fdigest\x7ffSHA384\xff"),
+        lambda p: p.replace(b"fdigest", b"\x7ffdigest\xff"),
+        lambda p: p.replace(b"fdigestf", b"\x78\x06digestf"),  # a longer length than needed
+        lambda p: p.replace(b"jpublic_key\xf6", b"jpublic_key\xf7"),  # undefined, not null
+    ],
+)
+def test_a_signed_payload_that_is_bent_in_either_form_is_refused(pki, bend):
+    payload = open_map(fields(pki))
+    bent = bend(payload)
+    assert bent != payload
+    assert reasons(pki.verifier, signed(pki, bent), pki.now)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_only_the_payload_may_be_of_indefinite_length(pki, place):
+    payload = open_map(fields(pki))
+    parts = [cbor2.dumps(part) for part in (PROTECTED, {}, payload, sign(pki, payload))]
+    parts[place] = (b"\xbf" if place == 1 else b"\x5f" + parts[place]) + b"\xff"
+    assert reasons(pki.verifier, b"\x84" + b"".join(parts), pki.now)
+    assert reasons(pki.verifier, b"\x9f" + document(pki)[1:] + b"\xff", pki.now)
+
+
+def test_every_single_bit_flip_of_a_sample_of_a_current_document_is_refused(pki, bit_flips):
+    for flipped in bit_flips(document(pki, form=open_map), 700):
+        with pytest.raises(EvidenceRefused):
+            pki.verifier.verify(flipped, now=pki.now)
 
 
 def test_deep_nesting_is_refused(pki):
@@ -345,18 +433,15 @@ def test_deep_nesting_is_refused(pki):
     ],
     ids=str,
 )
-def test_a_signed_document_with_a_malformed_field_is_refused(pki, changed):
-    assert reasons(pki.verifier, document(pki, **changed), pki.now)
+def test_a_signed_document_with_a_malformed_field_is_refused(pki, changed, form):
+    assert reasons(pki.verifier, document(pki, form=form, **changed), pki.now)
 
 
-def test_a_missing_field_is_refused(pki):
+def test_a_missing_field_is_refused(pki, form):
     for name in ("module_id", "digest", "timestamp", "pcrs", "certificate", "cabundle"):
         values = fields(pki)
         del values[name]
-        payload = cbor2.dumps(values)
-        assert "missing" in reasons(
-            pki.verifier, cbor2.dumps([PROTECTED, {}, payload, sign(pki, payload)]), pki.now
-        )
+        assert "missing" in reasons(pki.verifier, signed(pki, form(values)), pki.now)
 
 
 @FUZZ
@@ -409,30 +494,33 @@ def test_arbitrary_structures_are_refused_and_never_crash(item, payload):
     )
 )
 def test_an_edited_document_is_refused_and_never_crashes(pki, edits):
-    token = document(pki, timestamp=int(pki.now.timestamp() * 1000))
-    changed = token
-    for at, cut, put in edits:
-        changed = changed[:at] + put + changed[at + cut :]
-    assume(changed != token)
-    with pytest.raises(EvidenceRefused):
-        pki.verifier.verify(changed, now=pki.now)
+    for form in FORMS.values():
+        token = document(pki, form=form, timestamp=int(pki.now.timestamp() * 1000))
+        changed = token
+        for at, cut, put in edits:
+            changed = changed[:at] + put + changed[at + cut :]
+        assume(changed != token)
+        with pytest.raises(EvidenceRefused):
+            pki.verifier.verify(changed, now=pki.now)
 
 
 class FakeModule:
     """The Nitro Secure Module's side of the exchange."""
 
-    def __init__(self, pki):
-        self.pki = pki
+    def __init__(self, pki, form):
+        self.pki, self.form = pki, form
         self.requests = []
 
     def __call__(self, request):
         self.requests.append(cbor2.loads(request))
         asked = self.requests[-1]["Attestation"]
-        return cbor2.dumps({"Attestation": {"document": document(self.pki, **asked)}})
+        return cbor2.dumps(
+            {"Attestation": {"document": document(self.pki, form=self.form, **asked)}}
+        )
 
 
-def test_the_attester_asks_the_module_and_its_answer_verifies(pki):
-    module = FakeModule(pki)
+def test_the_attester_asks_the_module_and_its_answer_verifies(pki, form):
+    module = FakeModule(pki, form)
     attester: Attester = NitroAttester(exchange=module)
     claims = pki.verifier.verify(attester.quote(b"\x07" * 64, b"\x08" * 32), now=pki.now)
     assert (claims.report_data, claims.nonce) == (b"\x07" * 64, b"\x08" * 32)

@@ -441,7 +441,10 @@ class NitroMaker:
             "user_data": report_data,
             "nonce": nonce,
         }
-        protected, payload = bytes.fromhex("a1013822"), cbor2.dumps({**fields, **changed})
+        # As current firmware writes it: a map of indefinite length.
+        members = {**fields, **changed}.items()
+        body = b"".join(cbor2.dumps(key) + cbor2.dumps(value) for key, value in members)
+        protected, payload = bytes.fromhex("a1013822"), b"\xbf" + body + b"\xff"
         message = cbor2.dumps(["Signature1", protected, b"", payload])
         der = self.leaf.key.sign(message, ec.ECDSA(hashes.SHA384()))
         signature = b"".join(number.to_bytes(48) for number in decode_dss_signature(der))
