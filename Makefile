@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/fedark/v1/*.proto)
 SERVICES := protos/fedark/v1/node.proto protos/fedark/v1/broker.proto
 
-.PHONY: demo test lint protos check-protos fuzz chaos clean
+.PHONY: demo test lint docs protos check-protos fuzz chaos clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-minilm.txt
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,11 @@ fuzz: $(VENV)/.installed
 # Kill everything at random moments, over 10 rounds, at least 50 processes for each protection; and adapters of 100 MB.
 chaos: $(VENV)/.installed
 	FEDARK_CHAOS=1 FEDARK_FULL=1 $(BIN)/python -m pytest --timeout 0 -s tests/chaos tests/stages/test_large.py
+
+# The documentation site, in build/site: references from the code, every link checked, nothing fetched.
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build

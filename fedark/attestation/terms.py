@@ -85,8 +85,10 @@ class SimulatedTerms(Terms):
 
 
 class _GuestTerms(Terms):
-    """Of every hardware platform: how the launcher inside the measured guest confines the enclave
-    process, at least.
+    """Of every hardware platform.
+
+    Attributes:
+        sandbox: how the launcher inside the measured guest confines the enclave process, at least.
     """
 
     sandbox: SandboxMode = "landlock"
@@ -99,6 +101,9 @@ class _GuestTerms(Terms):
 class TcbTerms(Terms):
     """The oldest admissible versions of an SNP platform's parts, as AMD's security bulletins name
     them.
+
+    Attributes:
+        bootloader, tee, snp, microcode: the version of that part, or a newer one.
     """
 
     bootloader: Version

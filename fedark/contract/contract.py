@@ -131,7 +131,14 @@ class AdapterTerms(Terms):
 
 
 class ServerTerms(Terms):
-    """The server optimiser (FedOpt, arXiv:2003.00295): FedAvg or FedAdam on the averaged update."""
+    """The server optimiser (FedOpt, arXiv:2003.00295): FedAvg or FedAdam on the averaged update.
+
+    Attributes:
+        optimizer: "fedavg" adds the averaged update; "fedadam" takes an Adam step along it.
+        learning_rate: factor of the step; 1 with "fedavg" is plain averaging.
+        beta1, beta2: "fedadam": decay of the first and second moment.
+        tau: "fedadam": added to the root of the second moment.
+    """
 
     optimizer: Literal["fedavg", "fedadam"] = "fedavg"
     learning_rate: Annotated[Finite, Field(gt=0)] = 1.0

@@ -38,6 +38,15 @@ JobReader = Literal["all", "provider", "host"]
 
 
 class _JobSection(Terms):
+    """The job as a whole.
+
+    Attributes:
+        name: what the job is called; reports and contracts carry it.
+        seed: of every draw in the job that is not secret: order of batches, initial adapters.
+        rounds: how many times the customers train and their updates are summed.
+        days_valid: days until the contract expires; nothing is released after that.
+    """
+
     name: Name
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     rounds: Annotated[int, Field(ge=1, le=10_000)]
@@ -45,12 +54,24 @@ class _JobSection(Terms):
 
 
 class _PartySection(Terms):
+    """One of the two parties that every job has besides its customers: the provider, who owns the
+    base models, and the aggregator, whose host relays messages.
+
+    Attributes:
+        name: the party's name in the contract.
+    """
+
     name: Name
 
 
 class CustomerSpec(Terms):
-    """One customer: its name, its file of records and, if it has one, its own file of held-out
-    records.
+    """One customer.
+
+    Attributes:
+        name: the party's name in the contract.
+        data: its file of records.
+        test: its own file of held-out records; without one, `data.test_fraction` of its records
+            are held out.
     """
 
     name: Name
@@ -63,7 +84,10 @@ class SplitSpec(Terms):
     simulation and demo.
 
     Attributes:
+        file: the file of all records.
+        customers: how many customers share it.
         alpha: concentration; the smaller, the more unlike the customers.
+        prefix: their names are this and a number.
     """
 
     file: str
@@ -102,6 +126,13 @@ class DataSpec(Terms):
 
 
 class _ProviderData(Terms):
+    """The provider's own records. They are sealed along with the weights.
+
+    Attributes:
+        replay: a file of records that training mixes in against forgetting.
+        acceptance: a file of records that every model is measured on.
+    """
+
     replay: str = ""
     acceptance: str = ""
 
@@ -110,6 +141,10 @@ class ModelSpec(Terms):
     """One base model: where it comes from and how its adapter is trained.
 
     Attributes:
+        name: what the contract and the reports call the model.
+        task: sequence classification, or instruction tuning of a causal language model.
+        title: the name of the model in its card.
+        licence: the licence in its card.
         source: "package:NAME" (an installed package that carries one), "dir:PATH" or
             "hub:ORG/NAME".
         optional: leave the model out, with a notice, where its source is not on this machine.
@@ -144,10 +179,16 @@ class AttestationSpec(Terms):
 
 
 class _Deliver(Terms):
+    """Who gets the adapter. Without this table: the provider and every customer.
+
+    Attributes:
+        to: names of parties.
+    """
+
     to: Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
-class _JobFile(Terms):
+class JobFile(Terms):
     job: _JobSection
     provider: _PartySection
     aggregator: _PartySection
@@ -170,7 +211,7 @@ class Job:
         labels: the admissible answers, in order.
     """
 
-    def __init__(self, path: Path, parsed: _JobFile, labels: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, parsed: JobFile, labels: tuple[str, ...]) -> None:
         self.path = path
         self.name = parsed.job.name
         self.seed = parsed.job.seed
@@ -241,7 +282,7 @@ class Job:
         for override in overrides:
             _override(value, override)
         try:
-            parsed = _JobFile.model_validate(to_tuples(value))
+            parsed = JobFile.model_validate(to_tuples(value))
         except ValidationError as error:
             raise ContractError(
                 source, [_at_line(text, where, what) for where, what in explain_at(error)]
