@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedark.cli.show import show_outcome, teller
+from fedark.cli.show import console, show_outcome, teller
 from fedark.contract.job import Job
 from fedark.foundation.errors import InputError
 
@@ -18,7 +18,10 @@ __all__ = ["simulate"]
 def simulate(
     job: Annotated[Path, typer.Argument(help="The job file.")],
     work: Annotated[
-        Path, typer.Option(help="Folder for keys, bundles, adapters and reports.")
+        Path,
+        typer.Option(
+            help="Folder for keys, bundles, adapters and reports; former runs in it stay."
+        ),
     ] = Path("fedark-work"),
     override: Annotated[
         list[str] | None,
@@ -44,6 +47,8 @@ def simulate(
     with simulation(Job.load(job, tuple(override or ())), work, say=tell, drop=gone) as running:
         report = running.run()
         show_outcome(report, running.federation.contract, work)
+        if running.federation.spent:
+            console.print(f"\n{running.federation.spent}", soft_wrap=True)
 
 
 def _dropped(text: str) -> tuple[str, int]:

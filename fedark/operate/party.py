@@ -43,6 +43,8 @@ from fedark.stages.roster import Live, read_roster, write_roster
 from fedark.vault.weightkey import KeyStore, WeightKey
 
 __all__ = [
+    "DEVICE",
+    "KEYS",
     "BudgetConfig",
     "DataConfig",
     "PartyConfig",
@@ -130,19 +132,23 @@ def write_party(
     folder: Path,
     config: PartyConfig,
     *,
-    keys: PartyKeys,
+    keys: PartyKeys | None,
     roster: Iterable[Party],
     collateral: Mapping[str, bytes],
     device: SimulatedDevice | None = None,
 ) -> None:
-    """Write a new party's folder.
+    """Write a party's folder.
+
+    Args:
+        keys: of a new party; None where the folder has keys, and keeps them.
 
     Raises:
-        InputError: it has keys already.
+        InputError: it has keys, or a device, already.
         StorageError: it cannot be written.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    keys.save(folder / KEYS)
+    if keys is not None:
+        keys.save(folder / KEYS)
     write_atomic(folder / CONFIG, tomli_w.dumps(_plain(config)).encode())
     write_roster(folder, roster)
     for name, data in collateral.items():

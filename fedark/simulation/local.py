@@ -5,6 +5,11 @@ alike.
     WORK/parties/NAME/            one folder a party (`fedark.operate.party`)
     WORK/contract.cbor            what they will be asked to sign
 
+A folder can be used for many jobs, one after the other. Every party keeps its keys, its logs, its
+privacy ledger and what former runs left; only the configuration, the simulated device and the
+contract are those of the latest job. Nothing that a former run or somebody else put there is
+deleted.
+
 On one machine one person plays all parties, and here one function hands out their keys and rosters.
 Between companies each party makes its own folder; that only the public halves are exchanged is the
 same.
@@ -12,8 +17,8 @@ same.
 
 from __future__ import annotations
 
+import itertools
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +31,15 @@ from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
 from fedark.contract.contract import Contract, EvaluationTerms, Party, now
 from fedark.contract.draft import draft
 from fedark.contract.job import Job
+from fedark.contract.privacy import strongest_spend
 from fedark.contract.protection import protection_warnings
 from fedark.foundation.errors import ContractError, FedarkError, InputError
 from fedark.foundation.files import write_atomic
-from fedark.foundation.keys import HpkeKey, PartyKeys
+from fedark.foundation.keys import HpkeKey, Kem, PartyKeys
 from fedark.operate.offer import groups_of, model_sources, rows, seal_for_job
 from fedark.operate.party import (
+    DEVICE,
+    KEYS,
     POLICY,
     WEIGHT_KEYS,
     BudgetConfig,
@@ -40,6 +48,8 @@ from fedark.operate.party import (
     reference_values,
     write_party,
 )
+from fedark.privacy.accounting import Spend, cost
+from fedark.privacy.ledger import LEDGER, Ledger
 from fedark.records.reading import Record, read_records
 from fedark.records.splits import dirichlet_split, split_train_test
 from fedark.stages.consent import Consent
@@ -59,11 +69,14 @@ class Federation:
         work: the folder of everything.
         contract: what the parties will sign.
         left_out: optional models that are not on this machine, with the reason.
+        spent: a sentence on what this job and the earlier ones in this folder spend together, or
+            "" where no earlier job had a privacy mechanism.
     """
 
     work: Path
     contract: Contract
     left_out: dict[str, str]
+    spent: str = ""
 
     def folder(self, party: str) -> Path:
         """The folder of a party."""
@@ -75,14 +88,14 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
 
     Args:
         job: checked already.
-        work: an empty or missing folder; a former one of `prepare` is replaced.
+        work: an empty or missing folder, or one that `prepare` has used before.
         sandbox: the weakest mode that the contract admits.
         say: told of what goes on.
 
     Raises:
         ContractError: records, labels or models do not fit, with every problem at once; nothing was
             written.
-        InputError: `work` is something else.
+        InputError: `work` is something else, or its parties have keys of another KEM.
         StorageError: the disk is full.
     """
     sources, left_out = model_sources(job)
@@ -93,14 +106,18 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
         job.protection, [(spec.name, spec.adapter) for spec, _ in sources]
     ):
         say(line)
-    _fresh(work)
+    _require_ours(work)
     begun = now()
     root = SimulatedRoot(now=begun)
     collateral = {SIMULATED_ROOT: root.certificate, SIMULATED_CRL: root.crl(now=begun)}
-    keys = {
+    names = (job.provider, job.aggregator, *job.customer_names)
+    keys = {name: _kept_keys(work / "parties" / name, job.attestation.kem) for name in names}
+    new = {
         name: PartyKeys(hpke=HpkeKey(kem=job.attestation.kem))
-        for name in (job.provider, job.aggregator, *job.customer_names)
+        for name, kept in keys.items()
+        if kept is None
     }
+    own_keys = {name: kept or new[name] for name, kept in keys.items()}
     roles = {job.provider: "provider", job.aggregator: "aggregator"}
     roster = [
         Party.model_validate(
@@ -111,34 +128,11 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
                 "hpke_key": key.hpke.public.hex(),
             }
         )
-        for name, key in keys.items()
+        for name, key in own_keys.items()
     ]
-    for party in roster:
-        write_party(
-            work / "parties" / party.name,
-            PartyConfig(
-                name=party.name,
-                role=party.role,
-                catalogue="../../catalogue",
-                sandbox=sandbox,
-                minimum_cohort=job.protection.minimum_cohort,
-                # Whoever runs all parties on one machine has agreed to the job's own epsilon.
-                budget=BudgetConfig(
-                    epsilon=job.privacy.epsilon * (1 + 1e-6), delta=job.privacy.delta
-                ),
-                platforms=job.attestation.platforms,
-                kem=(job.attestation.kem,),
-                data=_data(job, party.name, records, work) if party.role == "customer" else None,
-            ),
-            keys=keys[party.name],
-            roster=roster,
-            collateral=collateral,
-            device=root.issue(now=begun) if party.role != "provider" else None,
-        )
-    provider, store = (
-        work / "parties" / job.provider,
-        KeyStore(work / "parties" / job.provider / WEIGHT_KEYS),
-    )
+    provider = work / "parties" / job.provider
+    provider.mkdir(mode=0o700, exist_ok=True)
+    store = KeyStore(provider / WEIGHT_KEYS)
     extra = {}
     for name, path in (("replay", job.replay), ("acceptance", job.acceptance)):
         if path is not None:
@@ -147,11 +141,17 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
     models = []
     for spec, folder in sources:
         say(f"sealing {spec.name}")
-        bundle = work / "catalogue" / f"{spec.name}.fedark"
-        own_keys = keys[job.provider]
+        bundle = _unused(work / "catalogue", spec.name)
         models.append(
             seal_for_job(
-                job, spec, folder, bundle, extra=extra, keys=own_keys, store=store, sandbox=sandbox
+                job,
+                spec,
+                folder,
+                bundle,
+                extra=extra,
+                keys=own_keys[job.provider],
+                store=store,
+                sandbox=sandbox,
             )[1]
         )
     say("measuring the enclaves")
@@ -169,16 +169,51 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
         registers=reference_values(),
         begun=begun,
     )
+    spent = {party.name: _spent(work / "parties" / party.name, contract) for party in roster}
+    for party in roster:
+        folder = work / "parties" / party.name
+        device = root.issue(now=begun) if party.role != "provider" else None
+        if device is not None:  # that of a former job belongs to another simulated platform
+            for path in (folder / DEVICE).glob("device.*"):
+                path.unlink()
+        write_party(
+            folder,
+            PartyConfig(
+                name=party.name,
+                role=party.role,
+                catalogue="../../catalogue",
+                sandbox=sandbox,
+                minimum_cohort=job.protection.minimum_cohort,
+                # Whoever runs all parties on one machine has agreed to what his jobs spend; what
+                # they spent in all is in the ledgers, and is said.
+                budget=BudgetConfig(
+                    epsilon=min(max(job.privacy.epsilon, spent[party.name][1]) * (1 + 1e-6), 1e9),
+                    delta=job.privacy.delta,
+                ),
+                platforms=job.attestation.platforms,
+                kem=(job.attestation.kem,),
+                data=_data(job, party.name, records, work) if party.role == "customer" else None,
+            ),
+            keys=new.get(party.name),
+            roster=roster,
+            collateral=collateral,
+            device=device,
+        )
     write_atomic(work / "contract.cbor", contract.encode())
     for party in (contract.provider, *contract.customers):
-        if (
-            job.attestation.hardware.tables()
-        ):  # what this machine measures of itself says nothing of a guest's image
-            write_atomic(work / "parties" / party.name / POLICY, _policy(contract))
+        policy = work / "parties" / party.name / POLICY
+        # What this machine measures of itself says nothing of a guest's image.
+        if job.attestation.hardware.tables() or policy.exists():
+            write_atomic(policy, _policy(contract))
         Consent(work / "parties" / party.name).approve(
             contract
         )  # whoever runs all of it here has agreed to it
-    return Federation(work, contract, left_out)
+    jobs, epsilon = max(spent.values())
+    said = (
+        f"With {jobs} earlier private jobs in {work}, their records may have spent epsilon"
+        f" {epsilon:.3g} at delta {job.privacy.delta:g} in all; the ledgers say more."
+    )
+    return Federation(work, contract, left_out, said if jobs else "")
 
 
 def _checked_records(job: Job) -> tuple[dict[str, list[Record]], bool]:
@@ -226,16 +261,57 @@ def _checked_records(job: Job) -> tuple[dict[str, list[Record]], bool]:
     return parts, all(held_out)
 
 
-def _fresh(work: Path) -> None:
-    if work.exists() and any(work.iterdir()):
-        if not (work / "parties").is_dir():
-            raise InputError(
-                f"{work} is not empty and not a former federation.", safe="It was left as it is."
-            )
-        for name in ("parties", "catalogue"):
-            shutil.rmtree(work / name, ignore_errors=True)
+def _require_ours(work: Path) -> None:
+    if work.exists() and any(work.iterdir()) and not (work / "parties").is_dir():
+        raise InputError(
+            f"{work} is not empty and not a former federation.",
+            safe="It was left as it is.",
+            fix="Name another folder by --work.",
+        )
     (work / "catalogue").mkdir(parents=True, exist_ok=True)
     (work / "parties").mkdir(mode=0o700, exist_ok=True)
+
+
+def _kept_keys(folder: Path, kem: Kem) -> PartyKeys | None:
+    """The keys that a party has from a former job, or None."""
+    if not (folder / KEYS).exists():
+        return None
+    keys = PartyKeys.load(folder / KEYS)
+    if keys.hpke.kem != kem:
+        raise InputError(
+            f"{folder} has keys for {keys.hpke.kem}, and this job asks for {kem}.",
+            safe="It was left as it is.",
+            fix="Name another folder by --work.",
+        )
+    return keys
+
+
+def _unused(catalogue: Path, name: str) -> Path:
+    """Where the next bundle of this model goes: beside those of former jobs."""
+    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    paths = (catalogue / f"{name}{number}.fedark" for number in numbers)
+    return next(path for path in paths if not path.exists())
+
+
+def _spent(folder: Path, contract: Contract) -> tuple[int, float]:
+    """How many jobs a party's ledger holds, and what one record (or the customer) may have spent
+    after this job too: epsilon at this job's delta; (0, 0) without a ledger or a mechanism.
+    """
+    spend = strongest_spend(contract)
+    if spend is None or not (folder / LEDGER).exists():
+        return 0, 0.0
+    with Ledger.open(folder / LEDGER) as ledger:
+        before = [
+            Spend.from_dict(entry["spend"])
+            for entry in ledger.entries()
+            if entry["kind"] == "charge"
+        ]
+    alike = [
+        past.of_record() if spend.unit == "record" else past
+        for past in before
+        if spend.unit in ("record", past.unit)
+    ]
+    return len(before), cost([*alike, spend], contract.privacy.delta)[0]
 
 
 def _data(job: Job, name: str, parts: dict[str, list[Record]], work: Path) -> DataConfig:

@@ -49,6 +49,7 @@ def run_on_this_machine(
         for party in contract.parties
     }
     outcomes = federation.folder(contract.aggregator.name) / "runs"
+    former = set(outcomes.glob("*"))
 
     def look() -> None:
         for name, tail in tails.items():
@@ -61,7 +62,7 @@ def run_on_this_machine(
             deployment.wait(run, timeout=deadline - time.monotonic(), on_look=look)
         except FederationError:
             # The coordinator's own words say more than the end of a log.
-            for path in outcomes.glob("*/failed.json"):
+            for path in _new(outcomes, former, "failed.json"):
                 failed = json.loads(path.read_bytes())
                 raise restore(
                     failed["code"], failed["what"], safe=failed["safe"], fix=failed["fix"]
@@ -69,11 +70,16 @@ def run_on_this_machine(
             raise
         finally:
             look()
-    found = list(outcomes.glob("*/report.json"))
+    found = _new(outcomes, former, "report.json")
     if not found:
         raise FederationError("The job left no report.", fix=f"See the logs in {root / 'logs'}.")
     report: dict[str, Any] = json.loads(found[0].read_bytes())
     return report
+
+
+def _new(outcomes: Path, former: set[Path], name: str) -> list[Path]:
+    """That file of every run that is not a former one."""
+    return [path for path in outcomes.glob(f"*/{name}") if path.parent not in former]
 
 
 def plan_of(
