@@ -4,9 +4,9 @@ They see nothing that training changes, so what they put out for a text is a con
 that output and lets the model's own forward run with the frozen layers answering from memory:
 embeddings, masks and the layers above run as ever, so every architecture that keeps its layers in
 one list is covered. Results equal the full computation up to float32 rounding (a matrix product's
-last bit depends on the shape of the batch). The first batch is computed both ways; a model that
-runs its layers in an unusual way (shared, or read again further up) gives another answer and is
-computed in full ever after.
+last bit depends on the shape of the batch). Before anything is kept, cut texts of many lengths are
+computed both ways. A model that runs its layers in an unusual way (shared, read again further up,
+padded or pooled inside) fails at that or gives another answer, and is computed in full ever after.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = ["Trunk"]
 Ids = tuple[int, ...]
 _LIMIT_BYTES = 512 << 20
 _BATCH = 64
+_PROOF = (1, 2, 3, 5, 7, 11, 13, 23, 37, 61, 131)  # lengths of the texts that are tried both ways
 
 
 class Trunk:
@@ -41,7 +42,9 @@ class Trunk:
         self._run = run
         self._states: dict[Ids, torch.Tensor] = {}
         self._bytes = 0
-        self._tuple = False
+        self._more: tuple[None, ...] | None = (
+            None  # what follows the states where layers give tuples
+        )
         self._proven: bool | None = None
 
     @classmethod
@@ -82,18 +85,14 @@ class Trunk:
         full at every step.
         """
         unknown = sorted({ids for ids in texts if ids not in self._states}, key=len)
+        if self._proven is None and unknown:
+            self._proven = self._prove(unknown)
         for start in range(0, len(unknown), _BATCH):
-            if self._bytes >= _LIMIT_BYTES or self._proven is False:
+            if self._bytes >= _LIMIT_BYTES or not self._proven:
                 return
-            batch = unknown[start : start + _BATCH]
-            for ids, state in zip(batch, self._compute(batch), strict=True):
-                kept = state[: len(ids)].clone()
-                self._states[ids] = kept
-                self._bytes += kept.numel() * kept.element_size()
-            if self._proven is None:
-                self._proven = self._agrees(batch)
-                if not self._proven:
-                    self._states.clear()
+            self._proven = self._keep(unknown[start : start + _BATCH])
+            if not self._proven:
+                self._states.clear()
 
     @contextmanager
     def replaying(self, texts: Sequence[Ids]) -> Iterator[None]:
@@ -106,7 +105,7 @@ class Trunk:
             yield
             return
         hidden = pad_sequence(known, batch_first=True)
-        answer = (hidden,) if self._tuple else hidden
+        answer = hidden if self._more is None else (hidden, *self._more)
 
         def forward(*_: Any, **__: Any) -> Any:
             return answer
@@ -119,6 +118,22 @@ class Trunk:
             for layer in self._layers:
                 layer.__dict__.pop("forward", None)
 
+    def _prove(self, texts: Sequence[Ids]) -> bool:
+        """Whether texts cut to lengths that no block of tokens divides come out the same both ways."""
+        longest = texts[-1]
+        batch = [longest[:length] for length in _PROOF if length < len(longest)] + [longest]
+        try:
+            proven = all(
+                self._keep(part) and self._agrees(part)
+                for part in (batch, batch[:-1], batch[:1])
+                if part
+            )
+        except Exception:
+            proven = False
+        self._states.clear()
+        self._bytes = 0
+        return proven
+
     def _agrees(self, batch: Sequence[Ids]) -> bool:
         with torch.no_grad():
             full = self._run(batch)
@@ -126,17 +141,17 @@ class Trunk:
                 replayed = self._run(batch)
         # Positions of padding are no one's answer, and may differ.
         lengths = [len(ids) if full.ndim == 3 else None for ids in batch]
-        return all(
+        return full.shape == replayed.shape and all(
             torch.allclose(a[:n], b[:n], rtol=1e-3, atol=1e-3 * float(a[:n].abs().max()))
             for a, b, n in zip(full, replayed, lengths, strict=True)
         )
 
-    def _compute(self, batch: Sequence[Ids]) -> torch.Tensor:
-        captured: list[torch.Tensor] = []
+    def _keep(self, batch: Sequence[Ids]) -> bool:
+        """Compute and keep the states of `batch`; False where they are not one row a token."""
+        captured: list[Any] = []
 
         def capture(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._tuple = isinstance(output, tuple)
-            captured.append(output[0] if self._tuple else output)
+            captured.append(output)
             raise _Reached
 
         handle = self._layers[-1].register_forward_hook(capture)
@@ -147,7 +162,18 @@ class Trunk:
             pass
         finally:
             handle.remove()
-        return captured[0]
+        output = captured[0] if captured else None
+        states, *more = output if isinstance(output, tuple) else (output,)
+        if not isinstance(states, torch.Tensor) or any(part is not None for part in more):
+            return False
+        if states.shape[:-1] != (len(batch), max(map(len, batch))):
+            return False
+        self._more = (None,) * len(more) if isinstance(output, tuple) else None
+        for ids, state in zip(batch, states, strict=True):
+            kept = state[: len(ids)].clone()
+            self._states[ids] = kept
+            self._bytes += kept.numel() * kept.element_size()
+        return True
 
 
 class _Reached(Exception):

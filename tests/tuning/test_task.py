@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -441,6 +442,71 @@ def test_a_model_that_runs_a_frozen_layer_twice_is_computed_in_full(
     )
     task._trunk.fill([example.ids for example in task._examples(made_for(tiny, records))])
     assert not task._trunk._states
+
+
+class Changed(nn.Module):
+    """A layer whose input or answer has another form."""
+
+    def __init__(self, inner: nn.Module, before: Any, after: Any) -> None:
+        super().__init__()
+        self.inner, self.before, self.after = inner, before, after
+
+    def forward(self, hidden: Any, *rest: Any, **named: Any) -> Any:
+        return self.after(self.inner(self.before(hidden), *rest, **named))
+
+
+def changed(tiny: Any, answer: Any, take: Any) -> TaskModel:
+    """A task whose last frozen layer gives `answer` of its states, which the next one takes back."""
+    task: TaskModel = tiny.load(tiny.terms(layers=(2,)))
+    layers = task.scorer.get_submodule("body.base_model.model.encoder.layer")
+    layers[1] = Changed(layers[1], lambda hidden: hidden, answer)
+    layers[2] = Changed(layers[2], take, lambda hidden: hidden)
+    task._trunk._layers = list(layers[:2])
+    return task
+
+
+def padded(hidden: torch.Tensor) -> torch.Tensor:
+    return functional.pad(hidden, (0, 0, 0, 4))
+
+
+@pytest.mark.parametrize(
+    ("answer", "take"),
+    [
+        (padded, lambda hidden: hidden[:, :-4]),  # as in Longformer
+        (lambda hidden: hidden[:, ::2], lambda hidden: hidden.repeat_interleave(2, 1)),  # Funnel
+        (lambda hidden: (hidden, hidden.sum()), lambda pair: pair[0]),  # T5: a bias goes along
+        (lambda hidden: {"states": hidden}, lambda found: found["states"]),
+    ],
+)
+def test_a_body_that_answers_in_another_form_is_computed_in_full(
+    zoo: Any, records: Make, answer: Any, take: Any
+) -> None:
+    data = made_for(zoo["minilm"], records)
+    task = changed(zoo["minilm"], answer, take)
+    even = [task._encoded([record])[0].ids for record in data]
+    task._trunk.fill([ids for ids in even if len(ids) % 2 == 0])
+    assert not task._trunk._states
+    assert task._trunk._proven is False
+
+
+def test_blocks_that_are_never_called_are_computed_in_full(zoo: Any, records: Make) -> None:
+    task = zoo["minilm"].load(zoo["minilm"].terms(layers=(2,)))
+    task._trunk._layers = [nn.ModuleList(task._trunk._layers)]
+    assert task.evaluate(made_for(zoo["minilm"], records)).total == 24
+    assert task._trunk._proven is False
+
+
+def test_a_layer_that_answers_in_a_tuple_is_kept(zoo: Any, records: Make) -> None:
+    results = []
+    for cached in (True, False):
+        task = changed(zoo["minilm"], lambda hidden: (hidden, None), lambda pair: pair[0])
+        trunk = task._trunk
+        if not cached:
+            task._trunk = None
+        task.train(made_for(zoo["minilm"], records), epochs=1, seed=1)
+        results.append(task.get_flat())
+        assert bool(trunk._states) == cached
+    np.testing.assert_allclose(*results, atol=2e-5)
 
 
 def test_loading_and_training_write_no_file_and_open_no_socket(zoo: Any) -> None:
