@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedark.contract.job import Job, ModelSpec, model_terms
 from fedark.foundation.errors import InputError
-from fedark.records.reading import Record, read_records
+from fedark.records.reading import Record
 from fedark.tuning.layout import adapter_layout
 from fedark.tuning.sources import model_files, resolve
 from fedark.tuning.task import TaskModel
@@ -55,7 +55,7 @@ def job_records(job: Job) -> list[Record]:
     found: dict[str, Record] = {}
     for path in map(job.resolve, names):
         if path is not None:
-            for record in read_records(path, job.data.prompt, job.data.answer, job.labels):
+            for record in job.data.read(path, job.labels):
                 found.setdefault(record.prompt, record)
     return list(found.values())
 

@@ -7,8 +7,10 @@ the file where it can. `docs/job-file.md` explains each key.
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -28,11 +30,13 @@ from fedark.contract.protection import protection_problems
 from fedark.foundation.errors import ContractError, DataError, InputError
 from fedark.foundation.keys import HYBRID, Kem
 from fedark.foundation.terms import Finite, Name, Terms, explain_at, to_tuples
-from fedark.records.reading import placeholders, read_labels
+from fedark.records.reading import Record, alike_labels, read_labels, read_records
+from fedark.records.template import Template
 
 __all__ = ["AttestationSpec", "CustomerSpec", "DataSpec", "Job", "ModelSpec", "SplitSpec"]
 
 _MAX_JOB_BYTES = 1 << 20
+_ESCAPES = {"unicode-escape", "raw-unicode-escape", "idna", "punycode"}
 
 JobReader = Literal["all", "provider", "host"]
 
@@ -103,6 +107,9 @@ class DataSpec(Terms):
         prompt: a template over column names, such as "{desk} desk: {message}".
         answer: the column of the answer (the class, or the text that the model is to give).
         labels, labels_file: the admissible answers, in order; at most one of the two.
+        encoding: of files that are not UTF-8, such as "cp1252"; "" refuses them.
+        unusable: whether a record that cannot be used, because it is empty or because the model
+            fails on it, has its file refused or is left out.
         test_fraction: of each customer's records, held out of training (chosen by hash, so stable).
         group: column by which the acceptance report is split, or "".
     """
@@ -111,18 +118,51 @@ class DataSpec(Terms):
     answer: str
     labels: tuple[str, ...] = ()
     labels_file: str = ""
+    encoding: str = ""
+    unusable: Literal["refuse", "leave-out"] = "refuse"
     test_fraction: Annotated[Finite, Field(ge=0, le=0.9)] = 0.2
     group: str = ""
 
     @model_validator(mode="after")
     def _template(self) -> Self:
         try:
-            placeholders(self.prompt)
+            Template.parse(self.prompt)
         except InputError as error:
-            raise ValueError(error.what) from None
+            raise ValueError(f"{error.what} {error.fix}") from None
         if self.labels and self.labels_file:
             raise ValueError("labels and labels_file are alternatives")
+        if self.encoding and not _is_text_encoding(self.encoding):
+            raise ValueError(f"Python knows no encoding {self.encoding!r} of texts")
         return self
+
+    def read(
+        self,
+        path: Path,
+        labels: Sequence[str] = (),
+        say: Callable[[str], None] = lambda text: None,
+        *,
+        grouped: bool = False,
+    ) -> list[Record]:
+        """The records of a file.
+
+        Args:
+            labels: the admissible answers, if there are any.
+            say: told which records were left out.
+            grouped: the file has the column `group` too.
+
+        Raises:
+            DataError: see `read_records`.
+        """
+        leave_out = say if self.unusable == "leave-out" else None
+        return read_records(
+            path,
+            self.prompt,
+            self.answer,
+            labels,
+            group=self.group if grouped else "",
+            encoding=self.encoding,
+            leave_out=leave_out,
+        )
 
 
 class _ProviderData(Terms):
@@ -370,12 +410,20 @@ def _labels(path: Path, data: DataSpec) -> tuple[tuple[str, ...], list[str]]:
         try:
             return read_labels(path.parent / data.labels_file), []
         except DataError as error:
-            return (), [f"data.labels_file: {error.what}"]
+            return (), [f"data.labels_file: {error.what} {error.fix}"]
     if not all(label.strip() for label in data.labels):
         return (), ["data.labels: must be a list of non-empty texts"]
-    if len(set(data.labels)) != len(data.labels):
-        return (), ["data.labels: a label stands twice"]
+    if alike_labels(data.labels):
+        return (), ["data.labels: a label stands twice, or twice but for blanks"]
     return data.labels, []
+
+
+def _is_text_encoding(name: str) -> bool:
+    try:
+        "a".encode(name)  # refuses Python's transformations that are no encodings of texts
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    return codecs.lookup(name).name not in _ESCAPES
 
 
 def _override(value: dict[str, Any], override: str) -> None:

@@ -23,7 +23,6 @@ from fedark.foundation.files import write_atomic
 from fedark.foundation.keys import PartyKeys, SigningKey, verify_signature
 from fedark.foundation.terms import Name, Terms, explain, to_tuples
 from fedark.operate.party import WEIGHT_KEYS, PartyConfig
-from fedark.records.reading import read_records
 from fedark.sandbox.confine import Mode
 from fedark.tuning.layout import adapter_layout
 from fedark.tuning.sources import resolve
@@ -216,15 +215,9 @@ def make_offer(folder: Path, job: Job) -> tuple[bytes, dict[str, str]]:
 
 def rows(path: Path, spec: DataSpec, labels: tuple[str, ...]) -> bytes:
     """The provider's records as the enclave reads them: JSON lines of prompt, answer and group."""
-    records = read_records(path, spec.prompt, spec.answer, labels)
-    groups = read_records(path, f"{{{spec.group}}}", spec.answer) if spec.group else []
     values: list[dict[str, Any]] = [
-        {
-            "prompt": record.prompt,
-            "answer": record.answer,
-            "group": groups[index].prompt if groups else "all",
-        }
-        for index, record in enumerate(records)
+        {"prompt": record.prompt, "answer": record.answer, "group": record.group or "all"}
+        for record in spec.read(path, labels, grouped=True)
     ]
     return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
 

@@ -50,7 +50,7 @@ from fedark.operate.party import (
 )
 from fedark.privacy.accounting import Spend, cost
 from fedark.privacy.ledger import LEDGER, Ledger
-from fedark.records.reading import Record, read_records
+from fedark.records.reading import Record
 from fedark.records.splits import dirichlet_split, split_train_test
 from fedark.stages.consent import Consent
 from fedark.vault.weightkey import KeyStore
@@ -229,11 +229,9 @@ def _checked_records(job: Job) -> tuple[dict[str, list[Record]], bool]:
 
     def read(path: Path | None) -> list[Record]:
         try:
-            return (
-                read_records(path, spec.prompt, spec.answer, job.labels) if path is not None else []
-            )
+            return spec.read(path, job.labels) if path is not None else []
         except FedarkError as error:
-            problems.append(error.what)
+            problems.append(f"{error.what} {error.fix}")
             return []
 
     def split(records: list[Record]) -> None:
@@ -255,7 +253,7 @@ def _checked_records(job: Job) -> tuple[dict[str, list[Record]], bool]:
             for part in dealt:
                 split(part)
         except InputError as error:
-            problems.append(error.what)
+            problems.append(f"{error.what} {error.fix}")
     if problems:
         raise ContractError(str(job.path), problems)
     return parts, all(held_out)
@@ -324,7 +322,13 @@ def _data(job: Job, name: str, parts: dict[str, list[Record]], work: Path) -> Da
         )
         write_atomic(work / "parties" / name / "records.jsonl", rows.encode())
         spec = job.data.model_copy(
-            update={"prompt": "{prompt}", "answer": "answer", "labels": (), "labels_file": ""}
+            update={
+                "prompt": "{prompt}",
+                "answer": "answer",
+                "labels": (),
+                "labels_file": "",
+                "encoding": "",
+            }
         )
         return DataConfig(file="records.jsonl", spec=spec)
     customer = next(customer for customer in job.customers if customer.name == name)

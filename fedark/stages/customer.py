@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from fedark.foundation.errors import (
     ProtocolError,
 )
 from fedark.foundation.files import write_atomic
-from fedark.records.reading import Record, read_records
+from fedark.records.reading import Record, one_answer
 from fedark.records.splits import split_train_test
 from fedark.stages.budget import charge, release, show_head
 from fedark.stages.customer_run import CustomerRun
@@ -233,7 +233,11 @@ class CustomerNode(NodeBase):
                 raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
             return stage_pb2.EnrolReply(signature=self._sign(before.contract), nonces=before.nonces)
         contract = self._agree(request.contract)
-        train, test = self._read(contract)
+        train, test = self._read(contract, self.settings.on_progress)
+        if contract.models[0].labels and one_answer(train):
+            self.settings.on_progress(
+                "warning: all training records here have the same answer: alone they teach nothing"
+            )
         masked = contract.protection.mode == "masked"
         if masked and contract.evaluation.own and not test:
             raise ContractError(
@@ -265,13 +269,15 @@ class CustomerNode(NodeBase):
         )
         return stage_pb2.EnrolReply(signature=self._sign(contract), nonces=nonces)
 
-    def _read(self, contract: Contract) -> tuple[list[Record], list[Record]]:
+    def _read(
+        self, contract: Contract, say: Callable[[str], None] = lambda text: None
+    ) -> tuple[list[Record], list[Record]]:
         spec = self._data.spec
         labels = contract.models[0].labels
         with self._unsaid():
-            records = read_records(self._data.file, spec.prompt, spec.answer, labels)
+            records = spec.read(self._data.file, labels, say)
             if self._data.test is not None:
-                return records, read_records(self._data.test, spec.prompt, spec.answer, labels)
+                return records, spec.read(self._data.test, labels, say)
         train, test = split_train_test(records, spec.test_fraction)
         return (train, test) if train else (records, [])
 

@@ -55,9 +55,9 @@ CASES: dict[str, tuple[Spoil, tuple[str, ...]]] = {
         _write("north.csv", HEAD + "north,line,open\nnorth,line\n"),
         ("north.csv", "line 3"),
     ),
-    "one class only": (
-        _write("north.csv", HEAD + "north,line is hot,open\n" * 9),
-        ("north.csv", "same answer"),
+    "a record without an answer": (
+        _write("north.csv", HEAD + "north,line is hot,open\nnorth,line,\n"),
+        ("north.csv", "line 3", "leave-out"),
     ),
     "not UTF-8": (
         _write("north.csv", HEAD.encode() + b"north,line,open\nnorth,\xff\xfe,shed\n"),

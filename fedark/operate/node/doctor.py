@@ -27,7 +27,6 @@ from fedark.operate.node.folder import NodeFolder
 from fedark.operate.node.hostclient import HostClient
 from fedark.operate.node.supervisor import socket_of
 from fedark.operate.party import COLLATERAL, DEVICE, KEYS, WEIGHT_KEYS
-from fedark.records.reading import read_records
 from fedark.sandbox import survey
 from fedark.stages.consent import Consent
 from fedark.stages.node import find_bundle, own_bundles
@@ -143,7 +142,7 @@ def _data(node: NodeFolder) -> Iterator[Finding]:
         return
     for name in filter(None, (data.file, data.test)):
         path = node.path / name
-        count = len(read_records(path, data.spec.prompt, data.spec.answer))
+        count = len(data.spec.read(path))
         yield Finding(
             "data", "good" if count else "bad", f"{path}: {count} records fit prompt and answer"
         )
