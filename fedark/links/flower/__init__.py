@@ -1,4 +1,4 @@
-"""Flower 1.41 as the transport: SuperLink, ServerApp and ClientApp relay bytes that they cannot
+"""Flower 1.42 as the transport: SuperLink, ServerApp and ClientApp relay bytes that they cannot
 read.
 
 - bundle: the constant app bundle and its pinned hash

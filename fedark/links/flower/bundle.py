@@ -20,7 +20,7 @@ from fedark.foundation.errors import Refused
 
 __all__ = ["PINNED_SHA256", "SESSION_KEY", "SOCKET_KEY", "build", "require_pinned"]
 
-PINNED_SHA256 = "b3fbec54d05e709c48073338ca2f9db9d762dbb0f55020f37b06f7e0a729019d"
+PINNED_SHA256 = "31658c39fdcd7d464e9be93925ce46e35fce5553b301381d3155733f242f74ba"
 SESSION_KEY = "fedark-session"  # in a run's configuration: which session it belongs to
 SOCKET_KEY = "fedark-socket"  # in a node's own configuration: where its daemon serves
 
@@ -32,7 +32,7 @@ version = "1.0.0"
 description = "Relays opaque fedark stages. Holds no code: its components are in the installed fedark package."
 license = "Apache-2.0"
 dependencies = [
-    "flwr==1.41.0",
+    "flwr==1.42.0",
 ]
 
 [tool.flwr.app]
