@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -51,6 +53,12 @@ CONTRACT_LABEL = "fedark/contract/1"
 MAX_TRAVELLING = 25_000_000
 """Values of one update of all models, four bytes each: 100 MB."""
 _MAX_CONTRACT_BYTES = 4 << 20
+
+# A run reads the same bytes again and again; in a simulation every party does. One object serves
+# all, since a contract cannot be changed.
+_RECENT: dict[bytes, Contract] = {}
+_REMEMBERED = 4
+_REMEMBERING = threading.Lock()
 
 HexHpke = Annotated[str, Field(pattern=r"^([0-9a-f]{2432}|[0-9a-f]{64})$")]
 
@@ -415,11 +423,28 @@ class Contract(Terms):
 
     def encode(self) -> bytes:
         """The canonical form that is hashed and signed."""
-        return canonical.encode(self.to_map())
+        return self._once("_encoded", lambda: canonical.encode(self.to_map()))
 
     def digest(self) -> bytes:
         """SHA-384 of the canonical form, 48 bytes."""
-        return hashlib.sha384(self.encode()).digest()
+        return self._once("_digest", lambda: hashlib.sha384(self.encode()).digest())
+
+    def _once(self, name: str, compute: Callable[[], bytes]) -> bytes:
+        """What never changes for an immutable contract, and is asked for at every step of a run."""
+        if name not in self.__dict__:
+            self.__dict__[name] = compute()
+        kept: bytes = self.__dict__[name]
+        return kept
+
+    def __copy__(self) -> Self:
+        # A copy is about to get other terms (`model_copy`): nothing computed from these stays.
+        copied = super().__copy__()
+        copied.__dict__.pop("_encoded", None)
+        copied.__dict__.pop("_digest", None)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return super().__deepcopy__(memo).__copy__()
 
     @classmethod
     def decode(cls, data: bytes, source: str = "contract") -> Contract:
@@ -430,6 +455,9 @@ class Contract(Terms):
             ContractError: not a valid contract, with every problem, or one of which `encode` gives
                 other bytes.
         """
+        known = _RECENT.get(data)
+        if known is not None:
+            return known
         value = canonical.decode(data, max_bytes=_MAX_CONTRACT_BYTES)
         if not isinstance(value, dict):
             raise ContractError(source, ["it is not a map"])
@@ -438,6 +466,10 @@ class Contract(Terms):
             raise ContractError(
                 source, ["it is not in its one form: a term is left out, or is of another type"]
             )
+        with _REMEMBERING:
+            while len(_RECENT) >= _REMEMBERED:
+                del _RECENT[next(iter(_RECENT))]
+            _RECENT[data] = contract
         return contract
 
     @classmethod

@@ -95,9 +95,14 @@ class TrainerSession(SessionBase):
     }
 
     def __init__(
-        self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None
+        self,
+        config: RunConfig,
+        quote: Quote,
+        sealing_key: SealingKey | None = None,
+        on_model: Callable[[TaskModel], None] | None = None,
     ) -> None:
         super().__init__(config, quote, sealing_key)
+        self._on_model = on_model or (lambda task: None)
         self._aggregator: AttestedPeer | None = None
         self._group: GroupKey | None = None
         self._openings: dict[str, _Opening] = {}
@@ -301,6 +306,7 @@ class TrainerSession(SessionBase):
                 safe="Nothing was measured.",
             )
         task = TaskModel.load(files, terms)
+        self._on_model(task)
         self._models[terms.name] = _Model(
             terms=terms,
             task=task,

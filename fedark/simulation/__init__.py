@@ -36,9 +36,10 @@ from fedark.operate.party import load_aggregator, load_machine, load_node, refer
 from fedark.simulation.local import Federation, prepare
 from fedark.stages.coordinator import coordinate
 from fedark.stages.node import EnclaveFactory
+from fedark.tuning.task import TaskModel
 from fedark.v1 import enclave_pb2, stage_pb2
 
-__all__ = ["InProcessEnclave", "Simulation", "in_process_enclaves", "simulate"]
+__all__ = ["InProcessEnclave", "SharedBases", "Simulation", "in_process_enclaves", "simulate"]
 
 Say = Callable[[str], None]
 
@@ -53,6 +54,7 @@ class InProcessEnclave:
         device: what makes the evidence, which says sandbox "none".
         measured: register -> SHA-384 of this installation.
         checkpoint: of an enclave of this run that has ended, which this one continues.
+        bases: shared by the trainers of this process.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class InProcessEnclave:
         device: Machine,
         measured: Mapping[str, bytes],
         checkpoint: bytes = b"",
+        bases: SharedBases | None = None,
     ) -> None:
         registers, sandbox = (
             {**measured, RUN_CONFIG: run_config_register(run_config)},
@@ -72,6 +75,7 @@ class InProcessEnclave:
             run_config,
             lambda report, nonce: (attester.platform, attester.quote(report, nonce)),
             lambda: device.sealing_key(registers, sandbox),
+            bases.share if bases is not None else None,
         )
         self.call(enclave_pb2.Call(start=enclave_pb2.Start(run_config=run_config)))
         if checkpoint:
@@ -112,14 +116,29 @@ class InProcessEnclave:
         del self._session
 
 
+class SharedBases:
+    """Lets the trainers of one process hold each base model once, however many they are."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, TaskModel] = {}
+        self._lock = threading.Lock()
+
+    def share(self, task: TaskModel) -> None:
+        """Give `task` the frozen weights of the first model that was opened from its bundle."""
+        with self._lock:
+            first = self._first.setdefault(task.terms.bundle, task)
+        if first is not task:
+            task.share_frozen(first)
+
+
 def in_process_enclaves(
-    folder: Path, reference: Mapping[str, Mapping[str, bytes]]
+    folder: Path, reference: Mapping[str, Mapping[str, bytes]], bases: SharedBases | None = None
 ) -> EnclaveFactory:
     """Starts enclaves for the party whose folder this is, in this process."""
     device = load_machine(folder)
 
     def start(role: str, run_config: bytes, checkpoint: bytes = b"") -> InProcessEnclave:
-        return InProcessEnclave(role, run_config, device, reference[role], checkpoint)
+        return InProcessEnclave(role, run_config, device, reference[role], checkpoint, bases)
 
     return start
 
@@ -146,12 +165,14 @@ class Simulation:
         self.report: dict[str, Any] = {}
         contract = federation.contract
         names = (contract.provider.name, *(party.name for party in contract.customers))
-        reference = reference_values()
+        reference, bases = reference_values(), SharedBases()
         self.nodes = {}
         for name in names:
             folder = federation.folder(name)
             enclaves = (
-                in_process_enclaves(folder, reference) if name != contract.provider.name else None
+                in_process_enclaves(folder, reference, bases)
+                if name != contract.provider.name
+                else None
             )
             self.nodes[name] = load_node(
                 folder, enclaves, _prefixed(say, name), reference=reference

@@ -351,7 +351,7 @@ class CustomerNode(NodeBase):
                     peer=name,
                     evidence=request.aggregator_evidence["trainer"],
                     contract_signatures=request.contract_signatures,
-                    collateral=dict(self.settings.collateral),
+                    collateral=dict(self.settings.collateral.items()),
                 )
             )
         )
@@ -477,7 +477,9 @@ class CustomerNode(NodeBase):
         }
         run.enclave.call(
             enclave_pb2.Call(
-                join=enclave_pb2.Join(peers=peers, collateral=dict(self.settings.collateral))
+                join=enclave_pb2.Join(
+                    peers=peers, collateral=dict(self.settings.collateral.items())
+                )
             )
         )
         self.settings.on_progress(

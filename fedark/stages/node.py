@@ -293,10 +293,11 @@ class NodeBase(ABC):
         me = contract.party(self.party)
         if me is None or me.role != self.role:
             problems.append(f"{self.party} is not a {self.role} in it")
+        roster = dict(settings.roster.items())
         problems += [
             f"the keys of {party.name} are not those in the roster of {self.party}"
             for party in contract.parties
-            if settings.roster.get(party.name) != party
+            if roster.get(party.name) != party
         ]
         if contract.expired(now()):
             problems.append("it is not valid now")

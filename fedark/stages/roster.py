@@ -8,7 +8,7 @@ a node holds a `Live` one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,7 +48,7 @@ def read_roster(folder: Path) -> dict[str, Party]:
 
 
 class Live(Mapping[str, T]):
-    """A mapping that is read from the disk each time it is asked."""
+    """A mapping that is read from the disk each time it is asked; `items` reads it once."""
 
     def __init__(self, read: Callable[[], dict[str, T]]) -> None:
         self._read = read
@@ -61,3 +61,6 @@ class Live(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._read())
+
+    def items(self) -> ItemsView[str, T]:
+        return self._read().items()

@@ -187,6 +187,18 @@ class TaskModel:
             ) from None
         return task
 
+    @torch.no_grad()
+    def share_frozen(self, other: TaskModel) -> None:
+        """Take over those frozen tensors of `other` that are equal to this model's own: two models
+        of the same base then hold it in memory once. What either of them answers stays the same.
+        """
+        theirs = dict(other.scorer.named_parameters())
+        travelling = {id(tensor) for tensor in self._tensors.values()}
+        for name, tensor in self.scorer.named_parameters():
+            twin = theirs.get(name)
+            if id(tensor) not in travelling and twin is not None and torch.equal(tensor, twin):
+                tensor.data = twin.data
+
     def initial(self) -> Flat:
         """The vector before any training, float32 [travelling]: the base's own behaviour, and a
         head that knows the labels.
