@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from typing import Any
 from fedark.foundation.errors import FedarkError, printable
 from fedark.foundation.redact import redact
 
-__all__ = ["JsonFormatter", "setup", "teller", "working_on"]
+__all__ = ["Bounded", "JsonFormatter", "setup", "teller", "working_on"]
 
 _LONGEST = 4000
 _working_on: ContextVar[Mapping[str, str]] = ContextVar("working_on", default=MappingProxyType({}))
@@ -59,14 +60,14 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        time = (
+        when = (
             datetime.fromtimestamp(record.created, UTC)
             .isoformat(timespec="milliseconds")
             .removesuffix("+00:00")
             + "Z"
         )
         line: dict[str, Any] = {
-            "time": time,
+            "time": when,
             "level": record.levelname,
             **self._fixed,
             **_working_on.get(),
@@ -75,6 +76,34 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info is not None and record.exc_info[1] is not None:
             line |= _explained(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False)
+
+
+class Bounded:
+    """Logs what others can provoke, at most `most` lines in `seconds`, and then how many more there
+    were.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        *,
+        most: int = 30,
+        seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log, self._most, self._seconds, self._clock = log, most, seconds, clock
+        self._since, self._count = -seconds, 0
+
+    def warning(self, text: str, *values: object) -> None:
+        """See `logging.Logger.warning`."""
+        now = self._clock()
+        if now - self._since >= self._seconds:
+            if self._count > self._most:
+                self._log.warning("%d lines like these were left out", self._count - self._most)
+            self._since, self._count = now, 0
+        self._count += 1
+        if self._count <= self._most:
+            self._log.warning(text, *values)
 
 
 def setup(source: str, **fixed: str) -> None:

@@ -30,7 +30,7 @@ from pydantic import Field, ValidationError
 
 from fedark.contract.contract import Party
 from fedark.foundation import canonical
-from fedark.foundation.errors import ContractError, InputError, ProtocolError, Refused
+from fedark.foundation.errors import ContractError, InputError, Refused
 from fedark.foundation.jsontext import read_json
 from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.foundation.terms import Name, Terms, explain, to_tuples
@@ -44,6 +44,7 @@ __all__ = [
     "parse",
     "request_headers",
     "transport_pem",
+    "unauthenticated",
     "verify_request",
 ]
 
@@ -240,8 +241,8 @@ def _verify_ecdsa(
         ) from None
 
 
-def _call(name: str, method: str, path: str, when: int, body: bytes) -> bytes:
-    return canonical.encode([CALL_LABEL, name, method, path, when, hashlib.sha256(body).digest()])
+def _call(name: str, method: str, path: str, when: int, body_digest: bytes) -> bytes:
+    return canonical.encode([CALL_LABEL, name, method, path, when, body_digest])
 
 
 def request_headers(
@@ -253,48 +254,62 @@ def request_headers(
     *,
     now: float | None = None,
 ) -> dict[str, str]:
-    """The headers that authenticate one request of a node to the host's own service."""
+    """The headers that authenticate one request of a node to the host's own service.
+
+    The body's digest is among them, so that the host knows who is speaking before it takes a body.
+    """
     when = int(time.time() if now is None else now)
-    signature = key.sign(_call(name, method, path, when, body), ec.ECDSA(hashes.SHA384()))
+    digest = hashlib.sha256(body).digest()
+    signature = key.sign(_call(name, method, path, when, digest), ec.ECDSA(hashes.SHA384()))
     return {
         "fedark-node": name,
         "fedark-time": str(when),
+        "fedark-body": digest.hex(),
         "fedark-signature": base64.b64encode(signature).decode(),
         "fedark-version": "1",
     }
 
 
 def verify_request(
-    public: str,
-    headers: Mapping[str, str],
-    method: str,
-    path: str,
-    body: bytes,
-    *,
-    now: float | None = None,
-) -> None:
-    """Return if the request is `public`'s (PEM), made within `CLOCK_SECONDS` of now by this clock,
-    either way, and whole.
+    public: str, headers: Mapping[str, str], method: str, path: str, *, now: float | None = None
+) -> bytes:
+    """Return the SHA-256 that the request's body must have, if the request's head is `public`'s
+    (PEM), made within `CLOCK_SECONDS` of now by this clock, either way.
+
+    What it raises depends on the headers and the clock alone, never on whose key is asked for.
 
     Raises:
         Refused: it is not.
-        ProtocolError: a header is missing or malformed.
     """
     try:
         name, when = headers["fedark-node"], int(headers["fedark-time"])
         signature = base64.b64decode(headers["fedark-signature"], validate=True)
+        digest = bytes.fromhex(headers["fedark-body"])
     except (KeyError, ValueError):
-        raise ProtocolError(
-            "A request without proper authentication.", safe="It was dropped."
-        ) from None
+        raise unauthenticated() from None
     skew = (time.time() if now is None else now) - when
     if abs(skew) > CLOCK_SECONDS:
         raise Refused(
-            f"The clocks of {name} and its host are {abs(skew):.0f} s apart.",
+            f"The clocks of the node and its host are {abs(skew):.0f} s apart.",
             fix="Set both by NTP: timedatectl set-ntp true",
         )
-    _verify_ecdsa(
-        load_transport_public(public), signature, _call(name, method, path, when, body), name
+    try:
+        _verify_ecdsa(
+            load_transport_public(public), signature, _call(name, method, path, when, digest), name
+        )
+    except Refused:
+        raise unauthenticated() from None
+    return digest
+
+
+def unauthenticated() -> Refused:
+    """The one answer to whoever does not prove to be a node of this host: it tells nobody which
+    names are known.
+    """
+    return Refused(
+        "The host does not know this node by this key, or the request was altered.",
+        safe="Nothing was done.",
+        fix="Has the host approved this node, or forgotten it? Ask its operator.",
     )
 
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 from engine import Target
 
 from fedark.operate.host.front import FLEET_ROUTES, Front
-from fedark.operate.host.service import MAX_BODY, PREFIX, Answer
+from fedark.operate.host.service import MAX_BODY, PREFIX, Answer, Call
 
 _KEY = "a public key"
 _FLEET = sorted(FLEET_ROUTES)
@@ -56,21 +56,28 @@ def strangers() -> Iterator[Target]:
     """The front of a host, with a SuperLink that says yes."""
     runner, onward = asyncio.Runner(), _Writer()
 
-    def service(method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
-        if (
-            not target.startswith(PREFIX)
-            or int(headers.get("content-length", 0)) != len(body)
-            or len(body) > MAX_BODY
-        ):
-            raise AssertionError("the host was shown another request than came")
-        return Answer(200, "text/plain", b"ok")
+    class Own:
+        def begin(self, method: str, target: str, headers: dict[str, str]) -> Call | Answer:
+            if not target.startswith(PREFIX):
+                raise AssertionError("the host was shown another request than came")
+            length = int(headers.get("content-length", 0))
+
+            def act(body: bytes) -> Answer:
+                if length != len(body) or len(body) > MAX_BODY:
+                    raise AssertionError("the host was shown another body than came")
+                return Answer(200, "text/plain", b"ok")
+
+            return Call("", MAX_BODY, act)
+
+        def finish(self, call: Call, body: bytes) -> Answer:
+            return call.act(body)
 
     async def connected(*_: Any, **__: Any) -> tuple[asyncio.StreamReader, _Writer]:
         onward.answered = asyncio.StreamReader()
         return onward.answered, onward
 
     front = Front(
-        tls=None, upstream="127.0.0.1:1", upstream_tls=None, admits=lambda key: key == _KEY, service=service  # type: ignore[arg-type]
+        tls=None, upstream="127.0.0.1:1", upstream_tls=None, admits=lambda key: key == _KEY, service=Own()  # type: ignore[arg-type]
     )  # fmt: skip
 
     async def serve(data: bytes) -> bytes:
@@ -79,7 +86,7 @@ def strangers() -> Iterator[Target]:
         reader.feed_eof()
         onward.data = b""
         with patch("asyncio.open_connection", connected), patch("asyncio.to_thread", _at_once):
-            await front._serve(reader, writer)  # type: ignore[arg-type]
+            await front.serve(reader, writer, "192.0.2.1")  # type: ignore[arg-type]
         return writer.data
 
     def shown(data: bytes) -> SimpleNamespace:

@@ -12,16 +12,23 @@ No I/O but the host's folder.
     GET  /v1/fedark/catalogue/DIGEST           how much of a bundle is here
     GET|PUT /v1/fedark/catalogue/DIGEST/manifest, .../payload/OFFSET
 
-A node is known by the transport key that its request is signed with (`fedark.operate.joining`).
+A node is known by the transport key that its request's head is signed with, the digest of the body
+in it (`fedark.operate.joining`). So a request is judged before its body is read, and whoever is not
+known gets the same answer, after the same work, whichever name was used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedark.contract.contract import now
 from fedark.foundation.errors import FedarkError, InputError, ProtocolError, Refused, printable
@@ -30,25 +37,41 @@ from fedark.operate.host.admission import file_request, request_of
 from fedark.operate.host.catalogue import MAX_PIECE, Catalogue
 from fedark.operate.host.folder import HostFolder
 from fedark.operate.host.store import JOB_ENDS, JobRecord, NodeRow
-from fedark.operate.joining import verify_request
+from fedark.operate.joining import MAX_FILE, transport_pem, unauthenticated, verify_request
 from fedark.operate.offer import Offer
 
-__all__ = ["MAX_BODY", "PREFIX", "PROTOCOL", "Answer", "HostService"]
+__all__ = ["MAX_BODY", "PREFIX", "PROTOCOL", "Answer", "Call", "HostService"]
 
 PREFIX = "/v1/fedark/"
 PROTOCOL = "1"
 MAX_BODY = MAX_PIECE
 ANSWERS = ("ready", "waiting", "refused")
 _log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back: a status, a content type and bytes."""
+    """What goes back: a status, a content type and bytes. `why`: of a refusal, for the host's log."""
 
     status: int
     kind: str
     body: bytes
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request whose head is good.
+
+    Attributes:
+        node: who proved to be at the other end, "" for nobody yet.
+        most: bytes that the body may have.
+    """
+
+    node: str
+    most: int
+    act: Callable[[bytes], Answer]
 
 
 class _NotFoundError(FedarkError):
@@ -70,6 +93,7 @@ class HostService:
         self._host = host
         self._store = host.store
         self._catalogue = Catalogue(host.catalogue, limit=host.config.catalogue_bytes)
+        self._nobody = transport_pem(ec.generate_private_key(ec.SECP384R1()))
         digest, number = "([0-9a-f]{96})", "([0-9]{1,15})"
         routes: list[tuple[str, str, Callable[..., Answer]]] = [
             ("PUT", "offers", self._put_offer),
@@ -86,25 +110,27 @@ class HostService:
             (method, re.compile(f"{PREFIX}{path}"), function) for method, path, function in routes
         ]
 
-    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Answer one request; never raises. `headers`: lower-case names."""
-        try:
-            return self._dispatch(method, path, headers, body)
-        except _NotFoundError:
-            return Answer(404, "text/plain", b"")
-        except FedarkError as error:
-            _log.warning("%s %s: %s", method, printable(path, 160), error.what)
-            status = {_WrongVersionError: 426, Refused: 401, ProtocolError: 401}.get(
-                type(error), 400
-            )
-            return _json({"what": error.what, "safe": error.safe, "fix": error.fix}, status)
-        except Exception:
-            _log.exception("%s %s failed", method, printable(path, 160))
-            return Answer(500, "text/plain", b"")
+    def begin(self, method: str, path: str, headers: Mapping[str, str]) -> Call | Answer:
+        """Judge a request by its head; never raises. An `Answer` is a refusal.
 
-    def _dispatch(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        Args:
+            headers: lower-case names.
+        """
+        return _answered(method, path, lambda: self._begin(method, path, headers))
+
+    def finish(self, call: Call, body: bytes) -> Answer:
+        """Answer a call, with its body; never raises."""
+        return _answered(call.node, "a call", lambda: call.act(body))
+
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Both at once."""
+        call = self.begin(method, path, headers)
+        return call if isinstance(call, Answer) else self.finish(call, body)
+
+    def _begin(self, method: str, path: str, headers: Mapping[str, str]) -> Call:
         if (method, path) == ("GET", f"{PREFIX}hello"):
-            return _json({"time": now().timestamp(), "protocol": int(PROTOCOL)})
+            told = {"time": now().timestamp(), "protocol": int(PROTOCOL)}
+            return Call("", 0, lambda body: _json(told))
         version = headers.get("fedark-version", "")
         if version != PROTOCOL:
             raise _WrongVersionError(
@@ -114,32 +140,41 @@ class HostService:
                 fix="Bring node and host to the same release of fedark.",
             )
         if (method, path) == ("POST", f"{PREFIX}join"):
-            request = file_request(self._host, body)
-            _log.info("%s asks to join as %s", request.party.name, request.party.role)
-            return _json({"filed": request.party.name}, 202)
-        row = self._authenticated(method, path, headers, body)
+            return Call("", MAX_FILE, self._join)
+        row = self._store.node(headers.get("fedark-node", ""))
+        digest = verify_request(row.transport if row else self._nobody, headers, method, path)
+        if row is None:
+            raise unauthenticated()
         if (method, path) == ("GET", f"{PREFIX}bundle"):
-            return (
-                Answer(200, "application/json", row.bundle)
-                if row.status == "approved"
-                else _json({"status": row.status}, 202)
-            )
-        if row.status != "approved":
-            raise Refused(f"{row.name} is not approved.", safe="Nothing was done.")
+            return Call(row.name, 0, lambda body: _bundle(row))
+        _require_approved(row)
         for wanted, pattern, function in self._routes:
             found = pattern.fullmatch(path)
             if found is not None and wanted == method:
-                return function(row, body, *found.groups())
+                act = partial(self._act, row.name, digest, function, found.groups())
+                return Call(row.name, MAX_BODY if method == "PUT" else 0, act)
         raise _NotFoundError("")
 
-    def _authenticated(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> NodeRow:
-        row = self._store.node(headers.get("fedark-node", ""))
+    def _act(
+        self,
+        name: str,
+        digest: bytes,
+        function: Callable[..., Answer],
+        values: tuple[str, ...],
+        body: bytes,
+    ) -> Answer:
+        if hashlib.sha256(body).digest() != digest:
+            raise unauthenticated()
+        row = self._store.node(name)
         if row is None:
-            raise Refused("A node that nobody knows.", safe="Nothing was done.")
-        verify_request(row.transport, headers, method, path, body)
-        return row
+            raise unauthenticated()
+        _require_approved(row)  # a body may take minutes: it may have been revoked meanwhile
+        return function(row, body, *values)
+
+    def _join(self, body: bytes) -> Answer:
+        request = file_request(self._host, body)
+        _log.info("%s asks to join as %s", request.party.name, request.party.role)
+        return _json({"filed": request.party.name}, 202)
 
     # -- jobs
     # ---------------------------------------------------------------------------------------------------------
@@ -210,6 +245,31 @@ class HostService:
     def _require_provider(self, row: NodeRow) -> None:
         if row.role != "provider":
             raise Refused(f"{row.name} is not a provider.", safe="Its bundle was dropped.")
+
+
+def _answered(method: str, path: str, function: Callable[[], _Result]) -> _Result | Answer:
+    try:
+        return function()
+    except _NotFoundError:
+        return Answer(404, "text/plain", b"", "no such route, or nothing there for this node")
+    except FedarkError as error:
+        status = {_WrongVersionError: 426, Refused: 401, ProtocolError: 401}.get(type(error), 400)
+        told = {"what": error.what, "safe": error.safe, "fix": error.fix}
+        return Answer(status, "application/json", json.dumps(told).encode(), error.what)
+    except Exception:
+        _log.exception("%s %s failed", method, printable(path, 160))
+        return Answer(500, "text/plain", b"", "a fault of this host")
+
+
+def _require_approved(row: NodeRow) -> None:
+    if row.status != "approved":
+        raise Refused(f"{row.name} is not approved.", safe="Nothing was done.")
+
+
+def _bundle(row: NodeRow) -> Answer:
+    if row.status == "approved":
+        return Answer(200, "application/json", row.bundle)
+    return _json({"status": row.status}, 202)
 
 
 def _bytes(data: bytes | None) -> Answer:

@@ -17,7 +17,7 @@ from world import free_port
 
 from fedark.links.flower.provision import provision, provision_node_key
 from fedark.operate.host.front import Front, Limits, server_context
-from fedark.operate.host.service import Answer
+from fedark.operate.host.service import MAX_BODY, Answer, Call
 
 SMALL = Limits(head=6.0, silence=20.0, body=1 << 20, connections=50)
 """Idle connections end soon, and a busy machine still has the time that a request takes."""
@@ -36,11 +36,13 @@ class Running:
     headers: list[dict[bytes, bytes]] = field(default_factory=list)
     front: Front | None = None
 
-    def connect(self) -> ssl.SSLSocket:
+    def connect(self, source: str = "127.0.0.1") -> ssl.SSLSocket:
         context = ssl.create_default_context(cafile=str(self.ca))
-        return context.wrap_socket(
-            socket.create_connection(self.address, timeout=60), server_hostname="127.0.0.1"
-        )
+        return context.wrap_socket(self.plain(source), server_hostname="127.0.0.1")
+
+    def plain(self, source: str = "127.0.0.1") -> socket.socket:
+        """A connection without TLS, from one of loopback's addresses."""
+        return socket.create_connection(self.address, timeout=60, source_address=(source, 0))
 
     def raw(self, data: bytes, *, wait: float = 60.0) -> bytes:
         """Send bytes as they are; everything that comes back until the other end closes or falls
@@ -119,9 +121,19 @@ def front_before_a_recorder(folder: Path, limits: Limits = SMALL) -> Iterator[Ru
             connection.start_next_cycle()
         writer.close()
 
-    def own(method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        found.own.append((method, path, body))
-        return Answer(200, "text/plain", b"own")
+    class Own:
+        """The host's own routes: who says that it is a node is one."""
+
+        def begin(self, method: str, path: str, headers: dict[str, str]) -> Call | Answer:
+            def act(body: bytes) -> Answer:
+                found.own.append((method, path, body))
+                return Answer(200, "text/plain", b"own")
+
+            node = headers.get("fedark-node", "")
+            return Call(node, MAX_BODY if node else 64 << 10, act)
+
+        def finish(self, call: Call, body: bytes) -> Answer:
+            return call.act(body)
 
     async def serve() -> None:
         upstream = await asyncio.start_server(
@@ -132,7 +144,7 @@ def front_before_a_recorder(folder: Path, limits: Limits = SMALL) -> Iterator[Ru
             upstream=f"127.0.0.1:{upstream.sockets[0].getsockname()[1]}",
             upstream_tls=ssl.create_default_context(cafile=str(keys.ca)),
             admits=found.admitted.__contains__,
-            service=own,
+            service=Own(),
             limits=limits,
         )
         await found.front.start(f"127.0.0.1:{port}")
@@ -146,6 +158,8 @@ def front_before_a_recorder(folder: Path, limits: Limits = SMALL) -> Iterator[Ru
     try:
         yield found
     finally:
+        assert found.front is not None
+        asyncio.run_coroutine_threadsafe(found.front.close(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(60)
 

@@ -37,15 +37,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostFolder]:
     )
     loop, ready = asyncio.new_event_loop(), threading.Event()
 
+    fronts: list[Front] = []
+
     async def serve() -> None:
         front = Front(
             tls=server_context(host.path / host.config.certificate, host.path / host.config.key),
             upstream=f"127.0.0.1:{free_port()}",
             upstream_tls=ssl.create_default_context(),
             admits=host.store.admits,
-            service=HostService(host).handle,
+            service=HostService(host),
         )
         await front.start(address)
+        fronts.append(front)
         ready.set()
 
     thread = threading.Thread(
@@ -54,6 +57,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostFolder]:
     thread.start()
     assert ready.wait(60)
     yield host
+    asyncio.run_coroutine_threadsafe(fronts[0].close(), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(60)
 
