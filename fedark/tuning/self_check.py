@@ -220,7 +220,7 @@ def _failed(what: str) -> ModelError:
         f"The self-check of private training failed: {what}.",
         safe="No budget was charged, and the adapter is as before.",
         fix=(
-            "Do not train on private data with this combination of model and libraries; compare the"
-            " versions in constraints.txt."
+            "Do not train on private data with this combination of model and libraries; compare"
+            " their versions with requirements/run.txt."
         ),
     )
