@@ -65,6 +65,11 @@ class FedarkError(Exception):
         self.fix = fix
         super().__init__("\n".join(part for part in (what, safe, fix) if part))
 
+    @property
+    def told(self) -> str:
+        """What happened and what to do about it, for a list of several problems."""
+        return "\n    ".join(part for part in (self.what, self.fix) if part)
+
 
 class InputError(FedarkError):
     """What a person gave us is wrong; nothing was started."""

@@ -8,17 +8,22 @@ from fedark.v1 import stage_pb2
 __all__ = ["error_of", "fault_of"]
 
 
-def fault_of(error: FedarkError) -> stage_pb2.StageFault:
-    """An error as it crosses the wire: its class and its texts, which hold no secret."""
+def fault_of(
+    error: FedarkError, *, text: int = 2000, reasons: int | None = None, reason: int = 300
+) -> stage_pb2.StageFault:
+    """An error as it crosses the wire: its class and its texts, which hold no secret.
+
+    Args:
+        text, reason: longest text of what happened, and of one reason, in characters.
+        reasons: most reasons; None for all.
+    """
+    listed = getattr(error, "reasons", getattr(error, "problems", ()))
     return stage_pb2.StageFault(
         code=type(error).__name__,
-        what=printable(error.what, 2000),
+        what=printable(error.what, text),
         safe=printable(error.safe),
         fix=printable(error.fix),
-        reasons=[
-            printable(reason)
-            for reason in getattr(error, "reasons", getattr(error, "problems", ()))
-        ],
+        reasons=[printable(one, reason) for one in listed[:reasons]],
         log=getattr(error, "proof", b""),
     )
 

@@ -34,12 +34,16 @@ __all__ = [
     "Passed",
     "Superseded",
     "Tap",
+    "VERSION",
     "Unavailable",
     "check_size",
     "party_of",
+    "stage_of",
 ]
 
 MAX_MESSAGE_BYTES = 512 << 20
+VERSION = 1
+"""Of the messages of the stages; node and aggregator must speak the same."""
 
 
 class Unavailable(FederationError):
@@ -116,6 +120,14 @@ def party_of(reply: bytes) -> str:
     except DecodeError:
         raise FederationError("A reply is not a StageReply.", safe="It was dropped.") from None
     return str(message.party)
+
+
+def stage_of(request: stage_pb2.StageRequest) -> str:
+    """The stage that a request is of: its body, or the call that it has passed on to an enclave."""
+    stage = request.WhichOneof("body") or ""
+    if stage == "forward":
+        stage = request.forward.call.WhichOneof("body") or ""
+    return stage or "unknown"
 
 
 def named(party: str, reply: bytes) -> bytes | FedarkError:

@@ -22,7 +22,8 @@ from fedark.links.link import Link
 from fedark.operate.party import PartyConfig, load_aggregator, load_machine, load_node
 from fedark.stages.aggregator import AggregatorHost
 from fedark.stages.coordinator import coordinate
-from fedark.stages.node import EnclaveFactory, Node
+from fedark.stages.node import Node
+from fedark.stages.settings import EnclaveFactory
 
 __all__ = [
     "AGGREGATOR",

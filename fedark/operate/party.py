@@ -36,10 +36,13 @@ from fedark.foundation.terms import Finite, Name, Terms, explain, to_tuples
 from fedark.measurement import measure_enclave
 from fedark.privacy.accounting import Budget
 from fedark.stages.aggregator import AggregatorHost
-from fedark.stages.customer import CustomerData, CustomerNode
-from fedark.stages.node import EnclaveFactory, Node, NodeSettings, own_bundles
+from fedark.stages.customer import CustomerNode
+from fedark.stages.loading import CustomerData
+from fedark.stages.node import Node
 from fedark.stages.provider import ProviderNode
-from fedark.stages.roster import Live, read_roster, write_roster
+from fedark.stages.roster import FileBacked, read_roster, write_roster
+from fedark.stages.settings import EnclaveFactory, NodeSettings
+from fedark.vault.bundle import own_bundles
 from fedark.vault.weightkey import KeyStore, WeightKey
 
 __all__ = [
@@ -202,12 +205,14 @@ def load_node(
     on_progress: Callable[[str], None] = lambda text: None,
     *,
     reference: Mapping[str, Mapping[str, bytes]] | None = None,
+    provider: type[ProviderNode] = ProviderNode,
 ) -> Node:
     """The node of the provider or customer whose folder this is.
 
     Args:
         start_enclave: a customer's way to start its trainer enclave.
         reference: `reference_values()`, if they were measured just now.
+        provider: what a provider's folder is loaded as.
 
     Raises:
         InputError, ContractError: something of the folder is missing or malformed.
@@ -216,11 +221,11 @@ def load_node(
     settings = NodeSettings(
         party=config.name,
         keys=PartyKeys.load(folder / KEYS),
-        roster=Live(lambda: read_roster(folder)),
+        roster=FileBacked(lambda: read_roster(folder)),
         state=folder,
         catalogue=(folder / config.catalogue).resolve(),
         reference=reference or reference_values(),
-        collateral=Live(lambda: collateral_of(folder)),
+        collateral=FileBacked(lambda: collateral_of(folder)),
         platforms=config.platforms,
         sandbox=config.sandbox,
         minimum_cohort=config.minimum_cohort,
@@ -240,7 +245,7 @@ def load_node(
             settings, CustomerData(folder / config.data.file, test, config.data.spec)
         )
     if config.role == "provider":
-        return ProviderNode(settings, Live(lambda: _weight_keys(settings)))
+        return provider(settings, FileBacked(lambda: _weight_keys(settings)))
     raise InputError(f"{folder} is an aggregator's folder, not a node's.")
 
 

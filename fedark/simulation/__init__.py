@@ -35,7 +35,7 @@ from fedark.measurement import run_config_register
 from fedark.operate.party import load_aggregator, load_machine, load_node, reference_values
 from fedark.simulation.local import Federation, prepare
 from fedark.stages.coordinator import coordinate
-from fedark.stages.node import EnclaveFactory
+from fedark.stages.settings import EnclaveFactory
 from fedark.tuning.task import TaskModel
 from fedark.v1 import enclave_pb2, stage_pb2
 

@@ -7,7 +7,7 @@ on from there:
 
     run                     which run is under way, of which contract
     runs/ID/enclave/        the enclave (`fedark.enclave.durable`)
-    runs/ID/coordinator     where the coordinator is (`fedark.stages.progress`)
+    runs/ID/coordinator     where the coordinator is (`fedark.stages.parties`)
     runs/ID/stages.jsonl    the stages that ended: for the host's metrics, which may lose one
     runs/ID/evidence        digests of all evidence that the enclave gave
     runs/ID/report.json or failed.json    the outcome: the run is over
@@ -34,9 +34,10 @@ from fedark.foundation.errors import FedarkError, LogRefused, ProtocolError, Sto
 from fedark.foundation.files import disk_errors, write_atomic
 from fedark.foundation.keys import SigningKey
 from fedark.links.faults import fault_of
-from fedark.stages.node import SEEN_LOGS, EnclaveFactory
+from fedark.stages.node import SEEN_LOGS
 from fedark.stages.report import sign_report
 from fedark.stages.runs import MEMORY
+from fedark.stages.settings import EnclaveFactory
 from fedark.translog.memory import HeadMemory
 from fedark.v1 import node_pb2, stage_pb2
 

@@ -21,7 +21,7 @@ cohort allows; otherwise the job is aborted at every party. One that was only no
 with the next round.
 
 It may be killed at any moment. Before each phase the host keeps where it is
-(`fedark.stages.progress`); the next coordinator begins that phase again, with the same bytes, and
+(`fedark.stages.parties`); the next coordinator begins that phase again, with the same bytes, and
 everybody whom it asks again answers as before.
 """
 
@@ -32,24 +32,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from fedark.contract.contract import Contract
 from fedark.foundation import canonical
-from fedark.foundation.errors import (
-    EnclaveFailed,
-    FedarkError,
-    FederationError,
-    ProtocolError,
-    Refused,
-    StorageError,
-    printable,
-)
+from fedark.foundation.errors import FedarkError, FederationError, ProtocolError, printable
 from fedark.links.faults import error_of
 from fedark.links.hostlink import AggregatorClient
-from fedark.links.link import Link, Superseded, Unavailable
-from fedark.stages.node import VERSION
-from fedark.stages.progress import Progress, report_of
+from fedark.links.link import Link, Superseded
+from fedark.stages.parties import CoordinatorState, Parties
+from fedark.stages.report import make_report
+from fedark.stages.sums import Sums
 from fedark.v1 import enclave_pb2, stage_pb2
 
 __all__ = ["DEFAULT_TIMEOUTS", "Coordinator", "coordinate"]
@@ -69,8 +60,6 @@ DEFAULT_TIMEOUTS: Mapping[str, float] = {
     "abort": 15,
 }
 """Seconds that a stage may take until its last reply."""
-_TRAINING = ("round", "evaluate", "endorse", "unmask")
-"""Stages that a customer may miss and yet return."""
 
 
 class Coordinator:
@@ -81,7 +70,6 @@ class Coordinator:
         self._host = host
         opened = host.open()
         self._contract = Contract.decode(opened.contract)
-        self._digest = self._contract.digest()
         self._run_id = opened.run_id
         self._collateral = dict(opened.collateral)
         self._timeouts = {**DEFAULT_TIMEOUTS, **dict(opened.timeouts)}
@@ -91,9 +79,13 @@ class Coordinator:
         self._finished = opened.finished
         self._resumed = bool(opened.kept)
         everyone = [party.name for party in self._contract.customers]
-        self._at = Progress.decode(opened.kept) if opened.kept else Progress(customers=everyone)
-        self._refusal = b""
-        self._opened_for: list[str] = []
+        state = (
+            CoordinatorState.decode(opened.kept)
+            if opened.kept
+            else CoordinatorState(customers=everyone)
+        )
+        self._parties = Parties(link, host, self._contract, self._run_id, state, self._timeouts)
+        self._sums = Sums(host, self._parties, masked=self._masked)
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -134,29 +126,35 @@ class Coordinator:
             self._abort(broken)
             raise broken from None
 
+    @property
+    def _at(self) -> CoordinatorState:
+        return self._parties.state
+
     # -- stages
     # -------------------------------------------------------------------------------------------------------
 
     def _enrol(self) -> None:
         everyone = [party.name for party in self._contract.customers]
         self._host.told(f"enrol: waiting for {len(everyone) + 1} nodes")
-        request = self._request(enrol=stage_pb2.EnrolRequest(contract=self._contract.encode()))
+        request = self._parties.request(
+            enrol=stage_pb2.EnrolRequest(contract=self._contract.encode())
+        )
         began = time.monotonic()
         outcome = self._link.broadcast(
             request, expect=len(everyone) + 1, stage="enrol", timeout=self._timeouts["enrol"]
         )
-        replies, failed = self._sort("enrol", outcome)
+        replies, failed = self._parties.sort("enrol", outcome)
         for name in [
             name for name in replies if not self._nonces_complete(name, replies[name].enrol.nonces)
         ]:
             failed[name] = ProtocolError(f"{name} gave no challenges, or malformed ones.")
             del replies[name]
-        self._account("enrol", began, dict.fromkeys(outcome, request), outcome)
+        self._parties.account("enrol", began, dict.fromkeys(outcome, request), outcome)
         names = (self._provider, *everyone)
         missing = [name for name in names if name not in replies]
         if missing:
             lines = [
-                f"{name}: {failed[name].what if name in failed else 'did not answer'}"
+                f"{name}: {failed[name].told if name in failed else 'did not answer'}"
                 for name in missing
             ]
             raise FederationError(
@@ -174,7 +172,7 @@ class Coordinator:
 
     def _attest(self) -> None:
         signatures, nonces = self._at.inputs["signatures"], self._at.inputs["nonces"]
-        replies = self._exchange(
+        replies = self._parties.exchange(
             "attest", self._once(lambda: self._attest_requests(signatures, nonces))
         )
         group_grants: dict[str, bytes] = {}
@@ -185,10 +183,10 @@ class Coordinator:
                 contract_signatures=signatures,
                 collateral=self._collateral,
             )
-            admitted = self._on_behalf(name, "attest", enclave_pb2.Call(admit_peer=admit))
+            admitted = self._sums.on_behalf(name, "attest", enclave_pb2.Call(admit_peer=admit))
             if admitted is not None:
                 group_grants[name] = admitted.admitted.group_grant
-        self._enough()
+        self._parties.enough()
         self._next(
             "release",
             signatures=signatures,
@@ -206,13 +204,13 @@ class Coordinator:
     ) -> dict[str, bytes]:
         requests = {}
         peers = (
-            {name: nonces[name].get("peers", b"") for name in self._customers}
+            {name: nonces[name].get("peers", b"") for name in self._parties.customers}
             if self._masked
             else {}
         )
-        for name in self._customers:
+        for name in self._parties.customers:
             challenge = enclave_pb2.Call(challenge=enclave_pb2.Challenge(peer=name))
-            requests[name] = self._request(
+            requests[name] = self._parties.request(
                 attest=stage_pb2.AttestRequest(
                     contract_signatures=signatures,
                     aggregator_evidence={
@@ -239,28 +237,30 @@ class Coordinator:
                     **inputs["log_heads"],
                 },
             )
-            return {self._provider: self._request(release=release)}
+            return {self._provider: self._parties.request(release=release)}
 
-        replies = self._exchange("release", self._once(request))
+        replies = self._parties.exchange("release", self._once(request))
         if self._provider not in replies:
-            if self._refusal:
-                self._host.check_log(self._refusal, refused=True)
+            if self._parties.refusal:
+                self._host.check_log(self._parties.refusal, refused=True)
             raise FederationError(
                 f"The provider released no key: {self._at.passed_over[self._provider]}"
             )
         release = replies[self._provider].release
         self._host.check_log(release.log)
         for name, fault in release.refused.items():
-            if name in self._customers:
-                self._pass_over(name, "release", error_of(fault))
+            if name in self._parties.customers:
+                self._parties.pass_over(name, "release", error_of(fault))
                 told = stage_pb2.AbortRequest(reason=printable(fault.what), refused=fault)
                 self._link.exchange(
-                    {name: self._request(abort=told)},
+                    {name: self._parties.request(abort=told)},
                     stage="abort",
                     timeout=self._timeouts["abort"],
                 )
-        self._enough()
-        grants = {name: release.grants[name] for name in self._customers if name in release.grants}
+        self._parties.enough()
+        grants = {
+            name: release.grants[name] for name in self._parties.customers if name in release.grants
+        }
         self._next(
             "load",
             grants={
@@ -289,14 +289,14 @@ class Coordinator:
             self._host.call(enclave_pb2.Call(join=enclave_pb2.Join(peers=peers)))
         group_grants = inputs["group_grants"]
         requests = {
-            name: self._request(
+            name: self._parties.request(
                 load=stage_pb2.LoadRequest(
                     grants=grant, group_grant=group_grants[name], announced=fellows
                 )
             )
             for name, grant in grants.items()
         }
-        replies = self._exchange("load", requests)
+        replies = self._parties.exchange("load", requests)
         self._at.log_views = {name: reply.load.log_view for name, reply in replies.items()}
         self._at.receipts = {
             name: (
@@ -307,8 +307,10 @@ class Coordinator:
             for name, reply in replies.items()
         }
         if closed is None:
-            self._submit(0, {name: reply.load.protected_metrics for name, reply in replies.items()})
-            closed = self._close(0)
+            self._sums.submit(
+                0, {name: reply.load.protected_metrics for name, reply in replies.items()}
+            )
+            closed = self._sums.close(0)
         self._measured(closed)
         self._next("round", number=1, state=closed.state)
 
@@ -316,23 +318,23 @@ class Coordinator:
         number = self._at.number
         closed = self._already_closed(number)
         if closed is None:
-            self._welcome_back()
+            self._parties.welcome_back()
             views = self._at.log_views if not self._at.inputs.get("agreed") else {}
-            masked = self._open(number, self._customers)
-            request = self._request(
+            masked = self._sums.open(number, self._parties.customers)
+            request = self._parties.request(
                 round=stage_pb2.RoundRequest(
                     round=number, state=self._at.inputs["state"], log_views=views, masked=masked
                 )
             )
-            replies = self._exchange(
+            replies = self._parties.exchange(
                 "round",
-                dict.fromkeys(self._customers, request),
+                dict.fromkeys(self._parties.customers, request),
                 note=f"{number}/{self._contract.rounds}",
             )
-            self._submit(
+            self._sums.submit(
                 number, {name: reply.round.protected_update for name, reply in replies.items()}
             )
-            closed = self._close(number)
+            closed = self._sums.close(number)
         self._measured(closed)
         last = number == self._contract.rounds
         # A customer who missed the first round has not compared its view of the provider's log yet.
@@ -349,7 +351,9 @@ class Coordinator:
         closed = self._already_closed(final)
         # Figures of all rounds travel together under masks: who missed one has none of it.
         present = [
-            name for name in self._customers if not (self._masked and name in self._at.missed)
+            name
+            for name in self._parties.customers
+            if not (self._masked and name in self._at.missed)
         ]
         if closed is None and len(present) < self._contract.protection.minimum_cohort:
             self._host.told(
@@ -357,16 +361,16 @@ class Coordinator:
                 " figures"
             )
         elif closed is None:
-            request = self._request(
+            request = self._parties.request(
                 evaluate=stage_pb2.EvaluateRequest(
-                    state=self._at.inputs["state"], masked=self._open(final, present)
+                    state=self._at.inputs["state"], masked=self._sums.open(final, present)
                 )
             )
-            replies = self._exchange("evaluate", dict.fromkeys(present, request))
-            self._submit(
+            replies = self._parties.exchange("evaluate", dict.fromkeys(present, request))
+            self._sums.submit(
                 final, {name: reply.evaluate.protected_metrics for name, reply in replies.items()}
             )
-            closed = self._close(final)
+            closed = self._sums.close(final)
         if closed is not None:
             self._measured(closed)
         self._next("deliver")
@@ -377,27 +381,23 @@ class Coordinator:
             name: stage_pb2.Receipts.FromString(data) for name, data in self._at.receipts.items()
         }
         requests = {}
-        for name in (self._provider, *self._customers, *self._at.absent):
+        for name in (self._provider, *self._parties.customers, *self._at.absent):
             delivery = b""
             if name in self._contract.deliver_to:
                 delivery = self._host.call(
                     enclave_pb2.Call(deliver=enclave_pb2.Deliver(party=name))
                 ).delivery.sealed
             given = receipts if name == self._provider else {}
-            requests[name] = self._request(
+            requests[name] = self._parties.request(
                 deliver=stage_pb2.DeliverRequest(delivery=delivery, receipts=given, **signed)
             )
-        self._exchange("deliver", requests, minimum=0)
+        self._parties.exchange("deliver", requests, minimum=0)
         report = self._report()
         self._host.outcome(report=json.dumps(report, indent=2).encode())
         return report
 
     # -- helpers
     # ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _customers(self) -> list[str]:
-        return self._at.customers
 
     def _next(self, phase: str, *, number: int = 0, **inputs: Any) -> None:
         """Enter a phase, once the host has kept that."""
@@ -417,7 +417,7 @@ class Coordinator:
         return {
             name: request
             for name, request in self._at.requests.items()
-            if name in (self._provider, *self._customers)
+            if name in (self._provider, *self._parties.customers)
         }
 
     def _save(self) -> None:
@@ -433,16 +433,6 @@ class Coordinator:
         reply = self._host.done(enclave_pb2.Call(close=enclave_pb2.Close(round=number)))
         return reply.closed if reply is not None else None
 
-    def _welcome_back(self) -> None:
-        """Customers who were not reached before, and are there now, take part again."""
-        back = [name for name in self._at.absent if name in self._link.present()]
-        for name in back:
-            self._host.told(f"{name} is back")
-            self._at.absent.remove(name)
-            del self._at.passed_over[name]
-        order = [party.name for party in self._contract.customers]
-        self._at.customers = sorted({*self._customers, *back}, key=order.index)
-
     def _nonces_complete(self, name: str, nonces: Mapping[str, bytes]) -> bool:
         if name == self._provider:
             wanted = {"node", *(f"trainer:{party.name}" for party in self._contract.customers)}
@@ -455,182 +445,15 @@ class Coordinator:
             enclave_pb2.Call(attest=enclave_pb2.Attest(nonce=nonce))
         ).evidence.evidence
 
-    def _request(self, **body: Any) -> bytes:
-        message = stage_pb2.StageRequest(
-            version=VERSION, run_id=self._run_id, contract_digest=self._digest, **body
-        )
-        # Deterministic: whoever makes the same request again makes the same bytes.
-        return bytes(message.SerializeToString(deterministic=True))
-
-    def _exchange(
-        self, stage: str, requests: dict[str, bytes], *, note: str = "", minimum: int | None = None
-    ) -> dict[str, stage_pb2.StageReply]:
-        self._host.told(
-            f"{stage} {note}".strip()
-            + f": {len(requests)} {'party' if len(requests) == 1 else 'parties'}"
-        )
-        began = time.monotonic()
-        outcome = self._link.exchange(requests, stage=stage, timeout=self._timeouts[stage])
-        replies, failed = self._sort(stage, outcome)
-        self._account(f"{stage} {note}".strip(), began, requests, outcome)
-        for name, error in failed.items():
-            self._pass_over(name, stage, error)
-            if name == self._provider and isinstance(error, Refused):
-                self._refusal = error.proof
-        if minimum is None:
-            self._enough()
-        return replies
-
-    def _sort(
-        self, stage: str, outcome: Mapping[str, bytes | FedarkError]
-    ) -> tuple[dict[str, stage_pb2.StageReply], dict[str, FedarkError]]:
-        """Replies of the stage that was asked for, and errors, by party."""
-        replies: dict[str, stage_pb2.StageReply] = {}
-        failed: dict[str, FedarkError] = {}
-        for name, answer in outcome.items():
-            if not isinstance(answer, bytes):
-                failed[name] = answer
-                continue
-            reply = stage_pb2.StageReply()
-            try:
-                reply.ParseFromString(answer)
-            except DecodeError:
-                failed[name] = ProtocolError(f"{name} gave a malformed answer.")
-                continue
-            if reply.HasField("fault"):
-                failed[name] = error_of(reply.fault)
-            elif (reply.version, reply.run_id, reply.party, reply.WhichOneof("body")) != (
-                VERSION,
-                self._run_id,
-                name,
-                stage,
-            ):
-                failed[name] = ProtocolError(f"{name} answered something else than stage {stage}.")
-            else:
-                replies[name] = reply
-        return replies, failed
-
-    def _on_behalf(self, name: str, stage: str, call: enclave_pb2.Call) -> enclave_pb2.Reply | None:
-        """The aggregator enclave's answer to what a customer sent. A refusal costs the customer its
-        place; what its host or the enclave itself suffers does not, and ends the job."""
-        try:
-            return self._host.call(call)
-        except (EnclaveFailed, StorageError):
-            raise
-        except FedarkError as error:
-            self._pass_over(name, stage, error)
-            return None
-
-    def _submit(self, number: int, messages: Mapping[str, bytes]) -> None:
-        for name, message in messages.items():
-            call = enclave_pb2.Call(
-                submit=enclave_pb2.Submit(round=number, party=name, protected=message)
-            )
-            self._on_behalf(name, "sum", call)
-        self._enough()
-
-    def _open(self, number: int, parties: list[str]) -> bytes:
-        """Under masks: begin the round at the aggregator enclave, for `parties`."""
-        self._enough()
-        self._opened_for = parties
-        if not self._masked:
-            return b""
-        call = enclave_pb2.OpenRound(round=number, parties=parties)
-        return self._host.call(enclave_pb2.Call(open_round=call)).opened.masked
-
-    def _unmask(self, number: int) -> None:
-        """What the aggregator enclave needs of the committee before it can close the round. Who
-        fails now still counts in it.
-        """
-        survivors = enclave_pb2.Call(survivors=enclave_pb2.Survivors(round=number))
-        asked = self._host.call(survivors).asked
-        if asked.endorse:
-            self._committee(number, "endorse", asked.endorse)
-            survivors.survivors.endorsed = True
-            asked = self._host.call(survivors).asked
-        self._committee(number, "unmask", asked.unmask)
-
-    def _committee(self, number: int, stage: str, asked: Mapping[str, bytes]) -> None:
-        requests = {}
-        for name, request in asked.items():
-            if name not in self._customers or name not in self._opened_for:
-                continue  # a member that did not begin this round could only refuse
-            if stage == "endorse":
-                requests[name] = self._request(
-                    endorse=stage_pb2.EndorseRequest(round=number, request=request)
-                )
-            else:
-                requests[name] = self._request(
-                    unmask=stage_pb2.UnmaskRequest(round=number, request=request)
-                )
-        replies = self._exchange(stage, requests, note=str(number), minimum=0)
-        for name, reply in replies.items():
-            answer = (
-                reply.endorse.protected_endorsement
-                if stage == "endorse"
-                else reply.unmask.protected_shares
-            )
-            part = (
-                enclave_pb2.Submit.ENDORSEMENT if stage == "endorse" else enclave_pb2.Submit.SHARES
-            )
-            call = enclave_pb2.Submit(round=number, party=name, protected=answer, part=part)
-            self._on_behalf(name, stage, enclave_pb2.Call(submit=call))
-
-    def _close(self, number: int) -> enclave_pb2.Closed:
-        close = enclave_pb2.Call(close=enclave_pb2.Close(round=number))
-        try:
-            if self._masked and number > 0:  # loading brings nothing of a customer
-                self._unmask(number)
-            return self._host.call(close).closed
-        except FederationError as error:
-            what = "\n".join([error.what, *self._passed_over_lines()])
-            raise FederationError(what, safe=error.safe, fix=error.fix) from None
-
     def _measured(self, closed: enclave_pb2.Closed) -> None:
         self._at.metrics += canonical.decode(closed.metrics, max_bytes=_MAX_METRICS)
 
-    def _pass_over(self, name: str, stage: str, error: FedarkError) -> None:
-        self._at.passed_over[name] = f"{stage}: {error.what}"
-        if name in self._customers:
-            self._customers.remove(name)
-            if stage in _TRAINING and isinstance(error, Unavailable | EnclaveFailed):
-                self._at.absent.append(name)
-                self._at.missed.append(name)
-        self._host.told(f"{name} is passed over in stage {stage}: {error.what}")
-
-    def _passed_over_lines(self) -> list[str]:
-        return [f"  - {name}, {why}" for name, why in self._at.passed_over.items()]
-
-    def _enough(self) -> None:
-        minimum = self._contract.protection.minimum_cohort
-        if len(self._customers) < minimum:
-            head = f"{len(self._customers)} customers are left, the contract asks for {minimum}:"
-            raise FederationError(
-                "\n".join([head, *self._passed_over_lines()]),
-                safe="The job was ended at every party; no adapter was delivered.",
-                fix="Mend what the parties name, then submit the job again.",
-            )
-
-    def _account(
-        self,
-        stage: str,
-        began: float,
-        requests: Mapping[str, bytes],
-        outcome: Mapping[str, bytes | FedarkError],
-    ) -> None:
-        sent = sum(map(len, requests.values()))
-        received = sum(len(answer) for answer in outcome.values() if isinstance(answer, bytes))
-        seconds = round(time.monotonic() - began, 2)
-        entry = {"stage": stage, "seconds": seconds, "sent": sent, "received": received}
-        self._at.stages.append(entry)
-        self._host.ended(entry)
-
     def _report(self) -> dict[str, Any]:
-        return report_of(self._contract, self._run_id, self._at, time.monotonic() - self._began)
+        return make_report(self._contract, self._run_id, self._at, time.monotonic() - self._began)
 
     def _abort(self, error: FedarkError) -> None:
         self._host.told(f"aborting: {error.what}")
-        request = self._request(abort=stage_pb2.AbortRequest(reason=printable(error.what)))
+        request = self._parties.request(abort=stage_pb2.AbortRequest(reason=printable(error.what)))
         names: Iterable[str] = (self._provider, *(party.name for party in self._contract.customers))
         try:
             self._link.exchange(

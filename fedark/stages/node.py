@@ -15,23 +15,16 @@ import hashlib
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
-from fedark.attestation.appraisal import AppraisalPolicy
 from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook
-from fedark.attestation.terms import AttestationTerms
-from fedark.attestation.trust import SIMULATED_ROOT, verifiers
-from fedark.contract.contract import CONTRACT_LABEL, Contract, Party, SignedContract, now
-from fedark.contract.privacy import claim_problems
-from fedark.contract.protection import fewest_in_a_sum, protection_problems
-from fedark.enclave.host import EnclaveHandle
+from fedark.attestation.trust import verifiers
+from fedark.contract.contract import CONTRACT_LABEL, Contract, SignedContract, now
 from fedark.enclave.protection import open_delivery
 from fedark.enclave.session import RunConfig
 from fedark.foundation import canonical
@@ -43,34 +36,19 @@ from fedark.foundation.errors import (
     Refused,
 )
 from fedark.foundation.files import write_atomic
-from fedark.foundation.keys import HYBRID, Kem, PartyKeys
 from fedark.links.faults import fault_of
-from fedark.measurement import reference_policies
-from fedark.privacy.accounting import Budget
+from fedark.links.link import VERSION
 from fedark.stages.consent import Consent
 from fedark.stages.report import read_report
 from fedark.stages.runs import REPORT, RunMemory
+from fedark.stages.settings import NodeSettings, node_problems
 from fedark.translog.entry import Entry, Fact
 from fedark.translog.log import TransparencyLog
 from fedark.tuning.export import export_peft
 from fedark.v1 import stage_pb2
-from fedark.vault.bundle import SealedBundle
 
-__all__ = [
-    "LOG",
-    "SEEN_LOGS",
-    "SANDBOX_ORDER",
-    "VERSION",
-    "EnclaveFactory",
-    "EnclaveHandle",
-    "Node",
-    "NodeBase",
-    "NodeSettings",
-    "find_bundle",
-    "own_bundles",
-]
+__all__ = ["LOG", "SEEN_LOGS", "Node", "NodeBase"]
 
-VERSION = 1
 LOG = "log.sqlite"
 """In every node's folder: its transparency log."""
 SEEN_LOGS = "seen-logs.sqlite"
@@ -79,7 +57,6 @@ SEEN_LOGS = "seen-logs.sqlite"
 _NOT_THE_SAME_TWICE = ("attest", "release")
 """Stages that spend nonces: repeated after a crash, they may spend the same ones on the same
 evidence. Once answered, they are answered the same until the run ends."""
-SANDBOX_ORDER = ("none", "landlock", "namespaces")
 
 
 class Node(Protocol):
@@ -103,55 +80,6 @@ class Node(Protocol):
     def close(self) -> None:
         """End every enclave that the node has started."""
         ...
-
-
-class EnclaveFactory(Protocol):
-    """Starts an enclave on this machine."""
-
-    def __call__(self, role: str, run_config: bytes, checkpoint: bytes = b"") -> EnclaveHandle:
-        """A new enclave of `role`, or the one of `checkpoint` again."""
-        ...
-
-
-@dataclass(frozen=True)
-class NodeSettings:
-    """What a node knows of itself and of the others, before any job.
-
-    Attributes:
-        party: its name.
-        keys: its long-lived keys.
-        roster: every party that it deals with, by name, with the keys it got by a trusted way.
-        state: its folder.
-        catalogue: the folder with sealed bundles, one folder NAME.fedark each.
-        reference: role -> register -> SHA-384, as this node measures its own installation.
-        collateral: platform roots and CRLs; see `fedark.attestation.trust`.
-        own: its own appraisal policy, if it has one: then its reference values are what a contract
-            must name, instead of `reference`, and every enclave must meet it besides the contract.
-        platforms: platforms that it accepts evidence of.
-        sandbox: weakest sandbox mode that it accepts.
-        minimum_cohort: fewest customers in a sum that it takes part in:
-            `fedark.contract.protection.fewest_in_a_sum`.
-        budget: the most that a customer's records may ever spend on all jobs.
-        kem: KEMs that it accepts in a contract.
-        start_enclave: starts an enclave on this machine; a provider needs none.
-        on_progress: told of what goes on, for people to read; gets no secret.
-    """
-
-    party: str
-    keys: PartyKeys
-    roster: Mapping[str, Party]
-    state: Path
-    catalogue: Path
-    reference: Mapping[str, Mapping[str, bytes]]
-    collateral: Mapping[str, bytes]
-    platforms: tuple[str, ...] = ("simulated",)
-    sandbox: str = "landlock"
-    minimum_cohort: int = 3
-    kem: tuple[Kem, ...] = (HYBRID,)
-    own: AppraisalPolicy | None = None
-    budget: Budget = field(default_factory=lambda: Budget(8.0, 1e-5))
-    start_enclave: EnclaveFactory | None = None
-    on_progress: Callable[[str], None] = field(default=lambda text: None)
 
 
 class NodeBase(ABC):
@@ -289,88 +217,12 @@ class NodeBase(ABC):
         settings = self.settings
         contract = Contract.decode(data, f"contract for {self.party}")
         self._consent.require(contract, self.party, run_id)
-        problems = []
-        me = contract.party(self.party)
-        if me is None or me.role != self.role:
-            problems.append(f"{self.party} is not a {self.role} in it")
-        roster = dict(settings.roster.items())
-        problems += [
-            f"the keys of {party.name} are not those in the roster of {self.party}"
-            for party in contract.parties
-            if roster.get(party.name) != party
-        ]
-        if contract.expired(now()):
-            problems.append("it is not valid now")
-        terms = contract.attestation
-        problems += [
-            f"platform {name!r} is not accepted here"
-            for name in terms.platforms
-            if name not in settings.platforms
-        ]
-        if SANDBOX_ORDER.index(terms.sandbox) < SANDBOX_ORDER.index(settings.sandbox):
-            problems.append(
-                f"it admits sandbox mode {terms.sandbox!r}; {self.party} asks for"
-                f" {settings.sandbox!r} or better"
-            )
-        root = hashlib.sha256(settings.collateral.get(SIMULATED_ROOT, b"")).hexdigest()
-        if "simulated" in terms.platforms and terms.simulated_root != root:
-            problems.append("its simulated platform root is not the one that this node trusts")
-        if settings.own is not None:
-            problems += [
-                f"beside the policy of {self.party}, {line}"
-                for line in terms.hardware.looser(settings.own.rules.platforms)
-            ]
-        problems += self._policy_problems(terms)
-        for role, registers in (("trainer", terms.trainer), ("aggregator", terms.aggregator)):
-            mine = {name: value.hex() for name, value in settings.reference[role].items()}
-            if settings.own is not None:
-                if registers not in settings.own.references(role).values():
-                    problems.append(
-                        f"its {role} enclave is none that the policy of {self.party} has reference"
-                        " values for"
-                    )
-            elif registers != mine:
-                differing = ", ".join(
-                    sorted({n for n in {*mine, *registers} if mine.get(n) != registers.get(n)})
-                )
-                problems.append(
-                    f"its {role} enclave is not the one installed here (differs in: {differing})"
-                )
-        if terms.kem not in settings.kem:
-            problems.append(f"its KEM {terms.kem} is not accepted here ({', '.join(settings.kem)})")
-        if (fewest := fewest_in_a_sum(contract)) < settings.minimum_cohort:
-            problems.append(
-                f"a sum of it may cover {fewest} customers, fewer than {settings.minimum_cohort}"
-            )
-        adapters = [(model.name, model.adapter) for model in contract.models]
-        problems += protection_problems(
-            contract.protection, [party.name for party in contract.customers], adapters
-        )
-        problems += claim_problems(contract)
-        problems += self._own_problems(contract)
+        problems = node_problems(contract, settings, self.role) + self._own_problems(contract)
         if problems:
             raise ContractError(
                 f"contract of job {contract.job}", problems, safe=f"{self.party} did not sign it."
             )
         return contract
-
-    def _policy_problems(self, terms: AttestationTerms) -> list[str]:
-        """Whether every sandbox policy that the contract takes for good is one that this node does."""
-        if self.settings.own is None:
-            known = [reference_policies()]
-        else:
-            known = [
-                *self.settings.own.policies("trainer").values(),
-                *self.settings.own.policies("aggregator").values(),
-            ]
-        return [
-            f"its {kind} policy {digest[:16]}... of sandbox mode {mode!r} is not one that"
-            f" {self.party} has a reference value for"
-            for mode, named in terms.policies.items()
-            for kind in ("seccomp", "landlock")
-            for digest in getattr(named, kind)
-            if not any(mode in one and digest in getattr(one[mode], kind) for one in known)
-        ]
 
     def _own_problems(self, contract: Contract) -> list[str]:
         return []
@@ -504,18 +356,3 @@ class NodeBase(ABC):
                 export_peft(terms, vector, folder / f"adapter-{terms.name}", terms.name)
         write_atomic(folder / REPORT, json.dumps(report, indent=2).encode())
         return folder
-
-
-def own_bundles(catalogue: Path, provider_public: bytes) -> Iterator[SealedBundle]:
-    """The bundles of one provider in a catalogue, manifests verified; broken and foreign ones are
-    passed over.
-    """
-    for path in sorted(catalogue.glob("*.fedark")):
-        with contextlib.suppress(FedarkError):
-            yield SealedBundle.load(path, provider_public)
-
-
-def find_bundle(catalogue: Path, digest: str, provider_public: bytes) -> SealedBundle | None:
-    """The provider's bundle of that digest (hex), if it is in the catalogue."""
-    bundles = own_bundles(catalogue, provider_public)
-    return next((bundle for bundle in bundles if bundle.manifest.digest().hex() == digest), None)

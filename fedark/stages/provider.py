@@ -17,6 +17,7 @@ from fedark.contract.contract import Contract, Party, SignedContract, now
 from fedark.foundation.errors import (
     EvidenceRefused,
     FedarkError,
+    FederationError,
     LogRefused,
     ProtocolError,
     Refused,
@@ -24,11 +25,13 @@ from fedark.foundation.errors import (
 )
 from fedark.links.faults import fault_of
 from fedark.stages.budget import read_head
-from fedark.stages.node import NodeBase, NodeSettings, find_bundle
+from fedark.stages.node import NodeBase
+from fedark.stages.settings import NodeSettings
 from fedark.translog.head import TreeHead
 from fedark.translog.log import Logged
 from fedark.translog.update import make_update
 from fedark.v1 import stage_pb2
+from fedark.vault.bundle import find_bundle
 from fedark.vault.manifest import VerifiedManifest
 from fedark.vault.release import Receipt, logged_as, release
 from fedark.vault.weightkey import WeightKey
@@ -187,26 +190,11 @@ class ProviderNode(NodeBase):
                     role="trainer",
                     party=party.name,
                 )
-                self._consent.use(contract, run_id)
-                for terms in contract.models:
-                    manifest = self._manifest(terms.bundle)
-                    if manifest is None:
-                        raise ProtocolError(
-                            f"The bundle of model {terms.name} is gone from the catalogue."
-                        )
-                    grant = release(
-                        self._weight_keys[terms.bundle],
-                        manifest,
-                        peer,
-                        contract=run.signed,
-                        model=terms.name,
-                        provider=self.settings.keys.signing,
-                        log=self._log,
-                        now=now(),
-                    )
-                    run.grants[party.name, terms.name] = grant
-                    reply.grants[party.name].by_model[terms.name] = grant
-                    reply.grants[party.name].manifests[terms.name] = manifest.encode()
+                grants = self._release_keys(run.signed, peer)
+                reply.grants[party.name].CopyFrom(grants)
+                run.grants |= {
+                    (party.name, model): grant for model, grant in grants.by_model.items()
+                }
                 run.trainers[party.name] = peer
                 self.settings.on_progress(
                     f"released {len(contract.models)} keys to the attested enclave of {party.name}"
@@ -214,7 +202,6 @@ class ProviderNode(NodeBase):
             except (LogRefused, StorageError):  # without a log nothing is released to anybody
                 raise
             except FedarkError as error:
-                reply.grants.pop(party.name, None)
                 if not isinstance(error, Refused):
                     error = Refused(error.what, safe=error.safe, fix=error.fix)
                 if error.logged is None:
@@ -227,6 +214,44 @@ class ProviderNode(NodeBase):
                 self.settings.on_progress(f"refused {party.name}: {error.what}")
         self._show_log(run_id, run, reply, remembered)
         return reply
+
+    def _release_keys(
+        self, signed: SignedContract, peer: AttestedPeer, waiting: Callable[[], bool] = lambda: True
+    ) -> stage_pb2.Grants:
+        """A grant for each model of the contract, wrapped for one attested trainer enclave.
+
+        Args:
+            waiting: whether who asked still is; asked before each key, for nothing is released to
+                one who has gone.
+
+        Raises:
+            FederationError, Refused: why not. The keys before that are logged as released.
+        """
+        self._consent.use(signed.contract, peer.run_id)
+        grants = stage_pb2.Grants()
+        for terms in signed.contract.models:
+            manifest = self._manifest(terms.bundle)
+            if manifest is None:
+                raise FederationError(
+                    f"The bundle of model {terms.name} is gone from the catalogue.",
+                    safe="No further key was released.",
+                )
+            if not waiting():
+                raise FederationError(
+                    "The caller has gone.", safe="No further key was released.", fix="Ask again."
+                )
+            grants.by_model[terms.name] = release(
+                self._weight_keys[terms.bundle],
+                manifest,
+                peer,
+                contract=signed,
+                model=terms.name,
+                provider=self.settings.keys.signing,
+                log=self._log,
+                now=now(),
+            )
+            grants.manifests[terms.name] = manifest.encode()
+        return grants
 
     def _remembered(self, data: bytes) -> TreeHead | None:
         """The head of this node's log that a customer remembers. What this node did not sign counts
@@ -245,16 +270,18 @@ class ProviderNode(NodeBase):
     def _prove(self, error: Refused, party: str, run_id: str, since: TreeHead | None) -> None:
         """Let `error` carry the log's word to `party` that it was refused."""
         if error.logged is not None:
-            key, head = self.settings.keys.signing, self._log.head()
-            error.proof = make_update(
-                self._log,
-                key,
-                party=party,
-                run_id=run_id,
-                head=head,
-                since=since,
-                indexes=[error.logged],
-            )
+            error.proof = self._shown(party, run_id, self._log.head(), since, [error.logged])
+
+    def _shown(
+        self, party: str, run_id: str, head: TreeHead, since: TreeHead | None, indexes: list[int]
+    ) -> bytes:
+        """What the log shows to `party`: these entries are under `head`, which goes on from
+        `since`.
+        """
+        key = self.settings.keys.signing
+        return make_update(
+            self._log, key, party=party, run_id=run_id, head=head, since=since, indexes=indexes
+        )
 
     def _show_log(
         self,
@@ -266,30 +293,21 @@ class ProviderNode(NodeBase):
         """Prove to the aggregator, and to every customer that got a key, what the log says of its
         enclave; all see one head.
         """
-        key, head = self.settings.keys.signing, self._log.head()
+        head = self._log.head()
         if run.aggregator is not None:
-            name, indexes = run.aggregator.party, [self._admissions[run.aggregator.evidence_digest]]
-            reply.log = make_update(
-                self._log,
-                key,
-                party=name,
-                run_id=run_id,
-                head=head,
-                since=remembered.get(name),
-                indexes=indexes,
-            )
+            name, index = run.aggregator.party, self._admissions[run.aggregator.evidence_digest]
+            reply.log = self._shown(name, run_id, head, remembered.get(name), [index])
         for name, grants in reply.grants.items():
-            indexes = [logged_as(grant, key.public)[0] for grant in grants.by_model.values()]
-            indexes.append(self._admissions[run.trainers[name].evidence_digest])
-            grants.log = make_update(
-                self._log,
-                key,
-                party=name,
-                run_id=run_id,
-                head=head,
-                since=remembered.get(name),
-                indexes=indexes,
-            )
+            indexes = self._entries(grants, run.trainers[name])
+            grants.log = self._shown(name, run_id, head, remembered.get(name), indexes)
+
+    def _entries(self, grants: stage_pb2.Grants, peer: AttestedPeer) -> list[int]:
+        """Where the log says what these grants and the admission before them are."""
+        public = self.settings.keys.signing.public
+        return [
+            self._admissions[peer.evidence_digest],
+            *(logged_as(grant, public)[0] for grant in grants.by_model.values()),
+        ]
 
     def _deliver(
         self, run_id: str, run: _Run, request: stage_pb2.DeliverRequest

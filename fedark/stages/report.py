@@ -1,9 +1,8 @@
-"""The report's signature: what the aggregator says of a run is its own word, and nobody else's on
-the way.
+"""The report of a run: what it says, and the aggregator's signature of it.
 
-The sums in it come from the aggregator enclave, but the text is made by the aggregator's host. Its
-signature covers the bytes, the contract and the run: a report that was altered, or is of another
-run, is stored by no node.
+The sums in it come from the aggregator enclave, but the text is made by the aggregator's host. The
+signature covers the bytes, the contract and the run: no node stores a report that was altered on
+the way, or is of another run.
 """
 
 from __future__ import annotations
@@ -12,15 +11,81 @@ import hashlib
 from typing import Any
 
 from fedark.contract.contract import Contract
+from fedark.contract.privacy import guarantees
+from fedark.contract.protection import UPDATE, bytes_per_value, fewest_in_a_sum, masked_policy
+from fedark.enclave.usage import peak_mib
 from fedark.foundation import canonical
 from fedark.foundation.errors import ProtocolError
 from fedark.foundation.jsontext import read_json
 from fedark.foundation.keys import SigningKey, verify_signature
+from fedark.stages.parties import CoordinatorState
 
-__all__ = ["read_report", "sign_report"]
+__all__ = ["make_report", "read_report", "sign_report"]
 
 _LABEL = "fedark/report/1"
 _MAX_REPORT = 16 << 20
+
+
+def make_report(
+    contract: Contract, run_id: str, state: CoordinatorState, seconds: float
+) -> dict[str, Any]:
+    """The report: sums over the cohort only; a customer's own figures stay at its node."""
+    models: dict[str, Any] = {}
+    for terms in contract.models:
+        measured: dict[str, Any] = {}
+        losses: list[float] = []
+        for entry in state.metrics:
+            for key, (correct, total, loss) in entry[terms.name].items():
+                if key == "train":
+                    losses.append(loss / total if total else 0.0)
+                elif total:
+                    measured[key] = {
+                        "correct": correct,
+                        "total": total,
+                        "accuracy": correct / total,
+                        "loss": loss / total,
+                    }
+        models[terms.name] = {
+            "task": terms.task,
+            "method": terms.adapter.method,
+            "values": terms.travelling,
+            "train_loss": losses,
+            "metrics": measured,
+        }
+    return {
+        "job": contract.job,
+        "run_id": run_id,
+        "contract": contract.digest().hex(),
+        "rounds": contract.rounds,
+        "protection": _protection(contract, run_id),
+        "privacy": _privacy(contract),
+        "customers": list(state.customers),
+        "passed_over": state.passed_over,
+        "seconds": round(state.seconds + seconds, 2),
+        "stages": state.stages,
+        "peak_mib": {"coordinator": round(peak_mib(), 1)},
+        "models": models,
+    }
+
+
+def _protection(contract: Contract, run_id: str) -> dict[str, Any]:
+    protection = contract.protection
+    said: dict[str, Any] = {"mode": protection.mode, "minimum_cohort": protection.minimum_cohort}
+    if protection.mode == "masked":
+        policy = masked_policy(contract, run_id)
+        said |= {"fewest_in_a_sum": fewest_in_a_sum(contract), "bits": policy.by_name[UPDATE].bits}
+        said |= {"bytes_per_value": round(bytes_per_value(policy), 2)}
+    return said
+
+
+def _privacy(contract: Contract) -> dict[str, Any]:
+    terms = contract.privacy
+    if terms.mechanism == "none":
+        return {"mechanism": "none"}
+    return {
+        **terms.model_dump(),
+        "guarantees": [guarantee.to_dict() for guarantee in guarantees(contract)],
+    }
 
 
 def sign_report(key: SigningKey, report: bytes, contract: bytes, run_id: str) -> bytes:

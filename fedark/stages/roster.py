@@ -1,8 +1,8 @@
 """The roster of a party's folder, `roster.json`: the public keys of every party that it deals with,
 got by a trusted way.
 
-It grows while a node runs, when its operator approves a contract with parties that were unknown; so
-a node holds a `Live` one.
+It grows while a node runs, when its operator approves a contract with parties that were unknown. So
+a node holds a `FileBacked` mapping, which is read from the disk each time it is asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedark.contract.contract import Party
 from fedark.foundation.errors import InputError
 from fedark.foundation.files import write_atomic
 
-__all__ = ["ROSTER", "Live", "read_roster", "write_roster"]
+__all__ = ["ROSTER", "FileBacked", "read_roster", "write_roster"]
 
 ROSTER = "roster.json"
 T = TypeVar("T")
@@ -47,8 +47,8 @@ def read_roster(folder: Path) -> dict[str, Party]:
     return {party.name: party for party in parties}
 
 
-class Live(Mapping[str, T]):
-    """A mapping that is read from the disk each time it is asked; `items` reads it once."""
+class FileBacked(Mapping[str, T]):
+    """A mapping that `read` gives anew for every question; `items` asks once."""
 
     def __init__(self, read: Callable[[], dict[str, T]]) -> None:
         self._read = read

@@ -1,3 +1,4 @@
+from fedark.v1 import enclave_pb2 as _enclave_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -7,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StageRequest(_message.Message):
-    __slots__ = ("version", "run_id", "contract_digest", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort", "endorse", "unmask")
+    __slots__ = ("version", "run_id", "contract_digest", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort", "forward")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -19,8 +20,7 @@ class StageRequest(_message.Message):
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     DELIVER_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
-    ENDORSE_FIELD_NUMBER: _ClassVar[int]
-    UNMASK_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
     version: int
     run_id: str
     contract_digest: bytes
@@ -32,12 +32,11 @@ class StageRequest(_message.Message):
     evaluate: EvaluateRequest
     deliver: DeliverRequest
     abort: AbortRequest
-    endorse: EndorseRequest
-    unmask: UnmaskRequest
-    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., contract_digest: _Optional[bytes] = ..., enrol: _Optional[_Union[EnrolRequest, _Mapping]] = ..., attest: _Optional[_Union[AttestRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., load: _Optional[_Union[LoadRequest, _Mapping]] = ..., round: _Optional[_Union[RoundRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., deliver: _Optional[_Union[DeliverRequest, _Mapping]] = ..., abort: _Optional[_Union[AbortRequest, _Mapping]] = ..., endorse: _Optional[_Union[EndorseRequest, _Mapping]] = ..., unmask: _Optional[_Union[UnmaskRequest, _Mapping]] = ...) -> None: ...
+    forward: ForwardRequest
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., contract_digest: _Optional[bytes] = ..., enrol: _Optional[_Union[EnrolRequest, _Mapping]] = ..., attest: _Optional[_Union[AttestRequest, _Mapping]] = ..., release: _Optional[_Union[ReleaseRequest, _Mapping]] = ..., load: _Optional[_Union[LoadRequest, _Mapping]] = ..., round: _Optional[_Union[RoundRequest, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateRequest, _Mapping]] = ..., deliver: _Optional[_Union[DeliverRequest, _Mapping]] = ..., abort: _Optional[_Union[AbortRequest, _Mapping]] = ..., forward: _Optional[_Union[ForwardRequest, _Mapping]] = ...) -> None: ...
 
 class StageReply(_message.Message):
-    __slots__ = ("version", "run_id", "party", "fault", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort", "endorse", "unmask")
+    __slots__ = ("version", "run_id", "party", "fault", "enrol", "attest", "release", "load", "round", "evaluate", "deliver", "abort", "forward")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PARTY_FIELD_NUMBER: _ClassVar[int]
@@ -50,8 +49,7 @@ class StageReply(_message.Message):
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
     DELIVER_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
-    ENDORSE_FIELD_NUMBER: _ClassVar[int]
-    UNMASK_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
     version: int
     run_id: str
     party: str
@@ -64,9 +62,8 @@ class StageReply(_message.Message):
     evaluate: EvaluateReply
     deliver: DeliverReply
     abort: AbortReply
-    endorse: EndorseReply
-    unmask: UnmaskReply
-    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., party: _Optional[str] = ..., fault: _Optional[_Union[StageFault, _Mapping]] = ..., enrol: _Optional[_Union[EnrolReply, _Mapping]] = ..., attest: _Optional[_Union[AttestReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., round: _Optional[_Union[RoundReply, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateReply, _Mapping]] = ..., deliver: _Optional[_Union[DeliverReply, _Mapping]] = ..., abort: _Optional[_Union[AbortReply, _Mapping]] = ..., endorse: _Optional[_Union[EndorseReply, _Mapping]] = ..., unmask: _Optional[_Union[UnmaskReply, _Mapping]] = ...) -> None: ...
+    forward: ForwardReply
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ..., party: _Optional[str] = ..., fault: _Optional[_Union[StageFault, _Mapping]] = ..., enrol: _Optional[_Union[EnrolReply, _Mapping]] = ..., attest: _Optional[_Union[AttestReply, _Mapping]] = ..., release: _Optional[_Union[ReleaseReply, _Mapping]] = ..., load: _Optional[_Union[LoadReply, _Mapping]] = ..., round: _Optional[_Union[RoundReply, _Mapping]] = ..., evaluate: _Optional[_Union[EvaluateReply, _Mapping]] = ..., deliver: _Optional[_Union[DeliverReply, _Mapping]] = ..., abort: _Optional[_Union[AbortReply, _Mapping]] = ..., forward: _Optional[_Union[ForwardReply, _Mapping]] = ...) -> None: ...
 
 class StageFault(_message.Message):
     __slots__ = ("code", "what", "safe", "fix", "reasons", "log")
@@ -316,33 +313,17 @@ class EvaluateReply(_message.Message):
     protected_metrics: bytes
     def __init__(self, protected_metrics: _Optional[bytes] = ...) -> None: ...
 
-class EndorseRequest(_message.Message):
-    __slots__ = ("round", "request")
-    ROUND_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_FIELD_NUMBER: _ClassVar[int]
-    round: int
-    request: bytes
-    def __init__(self, round: _Optional[int] = ..., request: _Optional[bytes] = ...) -> None: ...
+class ForwardRequest(_message.Message):
+    __slots__ = ("call",)
+    CALL_FIELD_NUMBER: _ClassVar[int]
+    call: _enclave_pb2.Call
+    def __init__(self, call: _Optional[_Union[_enclave_pb2.Call, _Mapping]] = ...) -> None: ...
 
-class EndorseReply(_message.Message):
-    __slots__ = ("protected_endorsement",)
-    PROTECTED_ENDORSEMENT_FIELD_NUMBER: _ClassVar[int]
-    protected_endorsement: bytes
-    def __init__(self, protected_endorsement: _Optional[bytes] = ...) -> None: ...
-
-class UnmaskRequest(_message.Message):
-    __slots__ = ("round", "request")
-    ROUND_FIELD_NUMBER: _ClassVar[int]
-    REQUEST_FIELD_NUMBER: _ClassVar[int]
-    round: int
-    request: bytes
-    def __init__(self, round: _Optional[int] = ..., request: _Optional[bytes] = ...) -> None: ...
-
-class UnmaskReply(_message.Message):
-    __slots__ = ("protected_shares",)
-    PROTECTED_SHARES_FIELD_NUMBER: _ClassVar[int]
-    protected_shares: bytes
-    def __init__(self, protected_shares: _Optional[bytes] = ...) -> None: ...
+class ForwardReply(_message.Message):
+    __slots__ = ("protected",)
+    PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    protected: bytes
+    def __init__(self, protected: _Optional[bytes] = ...) -> None: ...
 
 class DeliverRequest(_message.Message):
     __slots__ = ("delivery", "report", "receipts", "report_signature")

@@ -17,13 +17,13 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from fedark.foundation.errors import ModelError, SealBroken, printable
+from fedark.foundation.errors import FedarkError, ModelError, SealBroken, printable
 from fedark.foundation.files import disk_errors, new_directory, write_new
 from fedark.foundation.keys import SigningKey
 from fedark.vault.manifest import (
@@ -44,7 +44,9 @@ __all__ = [
     "CHUNK",
     "SealedBundle",
     "Selection",
+    "find_bundle",
     "open_directory",
+    "own_bundles",
     "read_manifest",
     "seal",
     "select",
@@ -381,3 +383,18 @@ def _reading(path: Path) -> Iterator[None]:
         raise ModelError(
             f"{path} cannot be read: {error.strerror}.", safe="Nothing was left behind."
         ) from None
+
+
+def own_bundles(catalogue: Path, provider_public: bytes) -> Iterator[SealedBundle]:
+    """The bundles of one provider in a catalogue, manifests verified; broken and foreign ones are
+    passed over.
+    """
+    for path in sorted(catalogue.glob("*.fedark")):
+        with suppress(FedarkError):
+            yield SealedBundle.load(path, provider_public)
+
+
+def find_bundle(catalogue: Path, digest: str, provider_public: bytes) -> SealedBundle | None:
+    """The provider's bundle of that digest (hex), if it is in the catalogue."""
+    bundles = own_bundles(catalogue, provider_public)
+    return next((bundle for bundle in bundles if bundle.manifest.digest().hex() == digest), None)

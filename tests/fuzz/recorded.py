@@ -27,20 +27,23 @@ from fedark.enclave import trainer
 from fedark.enclave.masking import AggregatorMasks, TrainerMasks
 from fedark.foundation import canonical
 from fedark.links.hostlink import AggregatorClient
-from fedark.links.link import Passed, named
+from fedark.links.link import Passed, named, stage_of
 from fedark.operate.party import load_node
 from fedark.secagg import Client, Server
 from fedark.secagg.schedule import Chain
 from fedark.simulation import Simulation, in_process_enclaves
 from fedark.simulation.local import Federation
-from fedark.stages import consent, customer, provider
+from fedark.stages import consent, customer, loading, provider, settings
 from fedark.stages import node as node_module
 from fedark.stages.coordinator import Coordinator
-from fedark.stages.progress import Progress
+from fedark.stages.parties import CoordinatorState
 from fedark.stages.runs import RunMemory
 from fedark.v1 import enclave_pb2, node_pb2, stage_pb2
 
-_CLOCKS = (node_module, customer, provider, consent, session_module, trainer)
+_CLOCKS = (
+    *(node_module, settings, customer, loading, provider, consent),
+    *(session_module, trainer),
+)
 _CHANGING = {kind.__module__ for kind in (TrainerMasks, Client, Server, Chain)}
 _REBUILT_AFTER = 100  # its log grows
 
@@ -201,7 +204,8 @@ class Recorded:
         def handle(data: bytes) -> bool:
             try:
                 reply = stage_pb2.StageReply.FromString(data)
-                stage, party = str(reply.WhichOneof("body")), reply.party
+                body = reply.WhichOneof("body")
+                stage, party = "unmask" if body == "forward" else str(body), reply.party
             except DecodeError:
                 stage, party = "attest", "east"
             stage = stage if stage in phase else "attest"
@@ -209,7 +213,7 @@ class Recorded:
                 party if party in run.replies[stage] else "maker" if stage == "release" else "east"
             )
             link.reply, link.bent = data, (party, stage)
-            coordinator._at = Progress.decode(begun[phase[stage]])
+            coordinator._parties.state = CoordinatorState.decode(begun[phase[stage]])
             getattr(coordinator, f"_{phase[stage]}")()
             return not coordinator._at.passed_over
 
@@ -266,7 +270,7 @@ class Recorded:
 
 def _stage(data: bytes) -> str | None:
     try:
-        return stage_pb2.StageRequest.FromString(data).WhichOneof("body")
+        return stage_of(stage_pb2.StageRequest.FromString(data))
     except Exception:
         return None
 

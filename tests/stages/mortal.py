@@ -212,7 +212,7 @@ class _Sequential(InProcessLink):
         outcome: Outcome = {}
         for party, request in requests.items():
             message = stage_pb2.StageRequest.FromString(request)
-            number = getattr(getattr(message, stage), "round", 0)
+            number = getattr(getattr(message, stage, None), "round", 0)
             if self._world.away.get(party, set()) & {"", f"{stage} {number}"}:
                 outcome[party] = late(party, stage, timeout)
                 continue

@@ -31,7 +31,7 @@ from fedark.enclave.session import RunConfig
 from fedark.enclave.trainer import TrainerSession
 from fedark.foundation.errors import ContractError, FedarkError, FederationError
 from fedark.foundation.keys import SigningKey
-from fedark.links.link import Passed
+from fedark.links.link import Passed, stage_of
 from fedark.records.reading import Record, read_records
 from fedark.records.splits import split_train_test
 from fedark.simulation import Simulation, simulate
@@ -68,7 +68,7 @@ def silence(running: Simulation, party: str, stage: str) -> None:
         nonlocal gone
         message = stage_pb2.StageRequest()
         message.ParseFromString(request)
-        gone = gone or message.WhichOneof("body") == stage
+        gone = gone or stage_of(message) == stage
         if gone:
             raise RuntimeError
         return whole(request)
@@ -437,8 +437,8 @@ def test_a_customer_that_holds_nothing_out_does_not_sign_a_contract_that_sums_su
     with simulate(Job.load(job_file, MASKED), tmp_path / "work") as running:
         assert running.federation.contract.evaluation.own
         node = running.nodes["east"]
-        spec = node._data.spec.model_copy(update={"test_fraction": 0.0})
-        object.__setattr__(node._data, "spec", spec)
+        spec = node._loader._data.spec.model_copy(update={"test_fraction": 0.0})
+        object.__setattr__(node._loader._data, "spec", spec)
         with pytest.raises(
             FederationError, match="held-out records under masks, and east holds none out"
         ):

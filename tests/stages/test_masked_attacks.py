@@ -23,6 +23,7 @@ from fedark.foundation.keys import SigningKey
 from fedark.secagg import Client, wire
 from fedark.simulation import Simulation, simulate
 from fedark.stages.coordinator import coordinate
+from fedark.v1 import enclave_pb2 as pb
 from fedark.v1 import stage_pb2
 
 pytestmark = pytest.mark.usefixtures("measured_once")
@@ -299,9 +300,10 @@ def test_a_round_that_the_relay_leaves_unopened_is_refused(start: Any) -> None:
 
 def test_a_member_signs_one_survivor_set_and_unmasks_no_other(start: Any) -> None:
     def change(party: str, message: stage_pb2.StageRequest) -> None:
-        if message.HasField("endorse") and message.endorse.round == 1 and party == "east":
-            values = header(message.endorse.request, "survivors")
-            message.endorse.request = rebuilt(
+        call = message.forward.call
+        if call.HasField("endorse") and party == "east":
+            values = header(call.endorse.request, "survivors")
+            call.endorse.request = rebuilt(
                 "survivors", {**values, "survivors": values["survivors"][:3]}
             )
 
@@ -314,9 +316,10 @@ def test_a_member_signs_one_survivor_set_and_unmasks_no_other(start: Any) -> Non
 
 def test_members_release_nothing_for_a_set_that_the_others_did_not_sign(start: Any) -> None:
     def change(party: str, message: stage_pb2.StageRequest) -> None:
-        if message.HasField("unmask") and message.unmask.round == 1 and party == "east":
-            values = header(message.unmask.request, "unmask")
-            message.unmask.request = rebuilt(
+        call = message.forward.call
+        if call.HasField("unmask") and party == "east":
+            values = header(call.unmask.request, "unmask")
+            call.unmask.request = rebuilt(
                 "unmask", {**values, "survivors": values["survivors"][:3]}
             )
 
@@ -326,10 +329,11 @@ def test_members_release_nothing_for_a_set_that_the_others_did_not_sign(start: A
 
 def test_members_release_nothing_without_the_others_signatures(start: Any) -> None:
     def change(party: str, message: stage_pb2.StageRequest) -> None:
-        if message.HasField("unmask") and message.unmask.round == 1:
-            frame = wire.parse(message.unmask.request, 1 << 20)
-            values = header(message.unmask.request, "unmask")
-            message.unmask.request = rebuilt(
+        call = message.forward.call
+        if call.HasField("unmask"):
+            frame = wire.parse(call.unmask.request, 1 << 20)
+            values = header(call.unmask.request, "unmask")
+            call.unmask.request = rebuilt(
                 "unmask", {**values, "endorsements": []}, bytes(frame.tail)
             )
 
@@ -368,16 +372,17 @@ def test_a_member_answers_one_of_two_survivor_sets_also_without_agreement(start:
     said: list[str] = []
 
     def change(party: str, message: stage_pb2.StageRequest) -> None:
-        if message.HasField("unmask") and message.unmask.round == 1 and party == "east":
-            true = message.unmask.request
-            message.unmask.request = forged_unmask(true, names.index("west"), names.index("east"))
+        call = message.forward.call
+        if call.HasField("unmask") and not said and party == "east":
+            true = call.unmask.request
+            call.unmask.request = forged_unmask(true, names.index("west"), names.index("east"))
             first = stage_pb2.StageReply.FromString(
                 running.nodes["east"].handle(message.SerializeToString())
             )
-            assert first.unmask.protected_shares
+            assert first.forward.protected
             again = stage_pb2.StageRequest()
             again.CopyFrom(message)
-            again.unmask.request = true
+            again.forward.call.unmask.request = true
             said.append(
                 stage_pb2.StageReply.FromString(
                     running.nodes["east"].handle(again.SerializeToString())
@@ -394,9 +399,10 @@ def test_a_member_answers_one_of_two_survivor_sets_also_without_agreement(start:
 
 def test_a_survivor_set_below_the_minimum_is_refused(start: Any) -> None:
     def change(party: str, message: stage_pb2.StageRequest) -> None:
-        if message.HasField("endorse") and party == "east":
-            values = header(message.endorse.request, "survivors")
-            message.endorse.request = rebuilt("survivors", {**values, "survivors": [0, 1]})
+        call = message.forward.call
+        if call.HasField("endorse") and party == "east":
+            values = header(call.endorse.request, "survivors")
+            call.endorse.request = rebuilt("survivors", {**values, "survivors": [0, 1]})
 
     passed_over, _ = run_with(start(), change)
     assert "endorse: 2 clients are fewer than the minimum cohort of 3" in passed_over["east"]
@@ -408,9 +414,10 @@ def test_a_survivor_set_with_a_party_that_did_not_take_part_is_refused(start: An
     """
 
     def change(party: str, message: stage_pb2.StageRequest) -> None:
-        if message.HasField("endorse") and message.endorse.round == 1 and party == "north":
-            values = header(message.endorse.request, "survivors")
-            message.endorse.request = rebuilt("survivors", {**values, "survivors": [0, 1, 2, 3]})
+        call = message.forward.call
+        if call.HasField("endorse") and party == "north":
+            values = header(call.endorse.request, "survivors")
+            call.endorse.request = rebuilt("survivors", {**values, "survivors": [0, 1, 2, 3]})
 
     def reply(party: str, message: stage_pb2.StageReply) -> None:
         if party == "east" and message.HasField("load"):
@@ -424,23 +431,53 @@ def test_a_survivor_set_with_a_party_that_did_not_take_part_is_refused(start: An
     assert "north, endorse: A survivor is not a participant of the round" in ended
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        pb.Call(attest=pb.Attest(nonce=bytes(32))),
+        pb.Call(records=pb.Records(last=True)),
+        pb.Call(round=pb.Round(round=1)),
+        pb.Call(resume=pb.Resume(checkpoint=b"x")),
+        pb.Call(),
+    ],
+)
+def test_a_node_passes_no_other_call_on_to_its_trainer(start: Any, call: pb.Call) -> None:
+    running = start(rounds=1)
+    said: list[str] = []
+
+    def change(party: str, message: stage_pb2.StageRequest) -> None:
+        if message.HasField("forward") and not said:
+            other = stage_pb2.StageRequest()
+            other.CopyFrom(message)
+            other.forward.call.CopyFrom(call)
+            answer = running.nodes[party].handle(other.SerializeToString())
+            said.append(stage_pb2.StageReply.FromString(answer).fault.what)
+
+    assert run_with(running, change) == ({}, "")
+    assert said == [f"A node does not pass on the call {call.WhichOneof('body')!r}."]
+
+
 def test_the_shares_of_one_member_do_not_count_as_anothers(start: Any) -> None:
     seen: list[bytes] = []
+    asked: dict[str, bool] = {}
+
+    def change(party: str, message: stage_pb2.StageRequest) -> None:
+        asked[party] = message.forward.call.HasField("unmask")
 
     def reply(party: str, message: stage_pb2.StageReply) -> None:
-        if message.HasField("unmask"):
-            seen.append(message.unmask.protected_shares)
+        if asked[party]:
+            seen.append(message.forward.protected)
             if len(seen) == 2:
-                message.unmask.protected_shares = seen[0]
+                message.forward.protected = seen[0]
 
-    passed_over, _ = run_with(start(), reply=reply)
+    passed_over, _ = run_with(start(), change, reply)
     ((name, why),) = passed_over.items()
     assert why.startswith(f"unmask: A signature of the trainer enclave of {name}")
 
 
 def test_an_update_that_comes_after_the_survivors_were_declared_is_dropped(start: Any) -> None:
     """The aggregator's host brings the upload late; it stays masked for ever."""
-    from fedark.v1 import enclave_pb2, node_pb2
+    from fedark.v1 import node_pb2
 
     running = start()
     late: list[bytes] = []
@@ -451,16 +488,10 @@ def test_an_update_that_comes_after_the_survivors_were_declared_is_dropped(start
         message = node_pb2.AggregatorRequest.FromString(request)
         call = message.call
         if call.HasField("submit") and call.submit.round == 1:
-            if (
-                call.submit.party == "east"
-                and call.submit.part == enclave_pb2.Submit.UPDATE
-                and not late
-            ):
+            if call.submit.party == "east" and call.submit.part == pb.Submit.UPDATE and not late:
                 late.append(request)
-                return node_pb2.AggregatorReply(
-                    reply=enclave_pb2.Reply(done=enclave_pb2.Done())
-                ).SerializeToString()
-            if call.submit.part == enclave_pb2.Submit.ENDORSEMENT and not said:
+                return node_pb2.AggregatorReply(reply=pb.Reply(done=pb.Done())).SerializeToString()
+            if call.submit.part == pb.Submit.ENDORSEMENT and not said:
                 reply = node_pb2.AggregatorReply.FromString(handle(late[0]))
                 said.append(reply.fault.what)
         return handle(request)

@@ -24,7 +24,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from fedark.foundation.errors import FedarkError, FederationError, printable, restore
-from fedark.links.link import MAX_MESSAGE_BYTES
+from fedark.links.link import MAX_MESSAGE_BYTES, stage_of
 from fedark.v1 import node_pb2, node_pb2_grpc, stage_pb2
 
 __all__ = ["LONGEST_PATH", "Desk", "Node", "NodeClient", "NodeServer", "NodeStatus"]
@@ -194,7 +194,7 @@ def _run_and_stage(request: bytes) -> tuple[str, str]:
         message.ParseFromString(request)
     except DecodeError:
         return "", "unknown"
-    return printable(message.run_id, 80), message.WhichOneof("body") or "unknown"
+    return printable(message.run_id, 80), stage_of(message)
 
 
 class NodeServer:

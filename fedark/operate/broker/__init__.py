@@ -9,5 +9,4 @@ lets a key go is evidence.
 - keys: challenge and release, without transport
 - server: gRPC around it: TLS, deadlines, limits, health; no reflection
 - client: what an enclave's host calls
-- faults: refusals as gRPC status
 """

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedark.attestation.evidence import Evidence
@@ -21,16 +23,14 @@ from fedark.contract.contract import SignedContract
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.session import RunConfig
 from fedark.enclave.vouching import vouch
-from fedark.foundation.errors import LogForked, LogRefused, ProtocolError, Refused
+from fedark.foundation.errors import FedarkError, FederationError, ProtocolError, Refused
 from fedark.foundation.keys import SigningKey
-from fedark.operate.broker.faults import error_of
-from fedark.operate.broker.server import LONGEST_DEADLINE, MAX_MESSAGE, SERVICE
-from fedark.translog.entry import Fact
-from fedark.translog.head import TreeHead
+from fedark.links.faults import error_of
+from fedark.operate.broker.server import FAULT, LONGEST_DEADLINE, MAX_MESSAGE, SERVICE
+from fedark.stages.shown_log import ShownLog
 from fedark.translog.memory import HeadMemory
 from fedark.v1 import broker_pb2 as pb
 from fedark.v1 import broker_pb2_grpc, enclave_pb2, stage_pb2
-from fedark.vault.release import logged_as
 
 __all__ = ["BrokerClient"]
 
@@ -102,53 +102,25 @@ class BrokerClient:
         request = pb.BrokerReleaseRequest(
             about=about, evidence=evidence, log_head=known.encoded if known is not None else b""
         )
+        binding = Evidence.decode(evidence).binding
+        shown = ShownLog(
+            heads,
+            contract,
+            party=party,
+            run_id=run_id,
+            evidence=hashlib.sha384(evidence).digest(),
+            asked=known,
+        )
         try:
             grants = self.release(request)
         except Refused as error:
-            error.logged = _logged(
-                error,
-                heads,
-                key,
-                by=provider,
-                party=party,
-                run_id=run_id,
-                evidence=evidence,
-                asked=known,
-            )
+            error.logged = shown.refused_at(error.proof)
             raise
-        witnessed = heads.take(
-            grants.log, key, by=provider, party=party, run_id=run_id, asked=known
-        )
-        binding = Evidence.decode(evidence).binding
-        own: dict[str, Fact] = {
-            "party": party,
-            "run_id": run_id,
-            "contract": signed.digest,
-            "evidence": hashlib.sha384(evidence).digest(),
-        }
-        witnessed.find("attestation", **own, role="trainer", signing=binding.signing_public)
-        if set(grants.by_model) != {terms.name for terms in contract.models} or set(
-            grants.manifests
-        ) != set(grants.by_model):
+        shown.check_grants(grants, signing=binding.signing_public, hpke=binding.hpke_public)
+        if set(grants.manifests) != set(grants.by_model):
             raise ProtocolError(
-                "The key broker answered for other models than the contract's.",
-                safe="Nothing was used.",
+                "The key broker did not bring one manifest with each key.", safe="Nothing was used."
             )
-        for terms in contract.models:
-            recipient = hashlib.sha384(binding.hpke_public).digest()
-            index, entry = witnessed.find(
-                "release",
-                **own,
-                model=terms.name,
-                bundle=bytes.fromhex(terms.bundle),
-                recipient=recipient,
-            )
-            if logged_as(grants.by_model[terms.name], key) != (index, entry.leaf()):
-                raise LogRefused(
-                    f"The key for model {terms.name} was released under another log entry than"
-                    f" {provider} shows.",
-                    safe="It was not given to the enclave.",
-                )
         return grants
 
     def challenge(self, request: pb.BrokerChallengeRequest) -> pb.BrokerChallengeReply:
@@ -185,33 +157,27 @@ class BrokerClient:
         try:
             return method(request, timeout=self._timeout)
         except grpc.RpcError as error:
-            raise error_of(error, self._timeout) from None
+            raise _error_of(error, self._timeout) from None
 
 
-def _logged(
-    error: Refused,
-    heads: HeadMemory,
-    public: bytes,
-    *,
-    by: str,
-    party: str,
-    run_id: str,
-    evidence: bytes,
-    asked: TreeHead | None,
-) -> int | None:
-    """Index of the refusal of `evidence` in the provider's log, if the error's proof shows it.
-
-    Raises:
-        LogForked: the log was forked or rewound.
-    """
-    if not error.proof:
-        return None
-    try:
-        witnessed = heads.take(error.proof, public, by=by, party=party, run_id=run_id, asked=asked)
-        return witnessed.find(
-            "refusal", party=party, run_id=run_id, evidence=hashlib.sha384(evidence).digest()
-        )[0]
-    except LogForked:
-        raise
-    except LogRefused:
-        return None
+def _error_of(error: Any, timeout: float) -> FedarkError:
+    """The error behind a failed call."""
+    for key, value in error.trailing_metadata() or ():
+        if key == FAULT and isinstance(value, bytes):
+            with suppress(DecodeError):
+                return error_of(stage_pb2.StageFault.FromString(value))
+    match error.code():
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return FederationError(
+                f"The key broker did not answer within {timeout:.3g} s.", fix="Ask again."
+            )
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return FederationError(
+                "The key broker is busy, or the request was too large.", fix="Ask again later."
+            )
+        case grpc.StatusCode.UNAVAILABLE:
+            return FederationError(
+                "The key broker cannot be reached, or is not who its certificate should say.",
+                fix="Check address, certificate and network.",
+            )
+    return FederationError(f"The key broker failed ({error.code().name}).", fix="Ask the provider.")

@@ -33,15 +33,12 @@ from fedark.foundation.errors import (
     ReleaseRefused,
 )
 from fedark.foundation.keys import verify_signature
-from fedark.operate.party import WEIGHT_KEYS, load_node
-from fedark.stages.node import NodeSettings, own_bundles
+from fedark.operate.party import load_node
 from fedark.stages.provider import ProviderNode
-from fedark.translog.head import TreeHead
-from fedark.translog.update import make_update
+from fedark.stages.settings import NodeSettings
 from fedark.v1 import broker_pb2 as pb
 from fedark.v1 import stage_pb2
-from fedark.vault.release import logged_as, release
-from fedark.vault.weightkey import KeyStore, WeightKey
+from fedark.vault.weightkey import WeightKey
 
 __all__ = ["MOST_REFUSALS", "KeyBroker", "load_broker"]
 
@@ -87,74 +84,40 @@ class KeyBroker(ProviderNode):
             FedarkError: why not; where the refusal of an enclave is in the log, the error carries
                 the log's word of it, and else it says why not.
         """
-        about = request.about
-        signed = self._case(about)
-        run_id, party = about.run_id, about.party
-        remembered = self._remembered(request.log_head) if request.log_head else None
+        signed, run_id, party = (
+            self._case(request.about),
+            request.about.run_id,
+            request.about.party,
+        )
+        since = self._remembered(request.log_head) if request.log_head else None
         try:
-            return self._release_to(signed, request, remembered, waiting)
+            grants, indexes = self._release_to(signed, request, waiting)
         except Refused as error:
-            self._prove(error, party, run_id, remembered)
+            self._prove(error, party, run_id, since)
             raise
+        grants.log = self._shown(party, run_id, self._log.head(), since, indexes)
+        self.settings.on_progress(
+            f"released {len(grants.by_model)} keys to the attested enclave of {party}, asked"
+            " directly"
+        )
+        return grants
 
     def _release_to(
-        self,
-        signed: SignedContract,
-        request: pb.BrokerReleaseRequest,
-        remembered: TreeHead | None,
-        waiting: Callable[[], bool],
-    ) -> stage_pb2.Grants:
+        self, signed: SignedContract, request: pb.BrokerReleaseRequest, waiting: Callable[[], bool]
+    ) -> tuple[stage_pb2.Grants, list[int]]:
         contract, run_id, party = signed.contract, request.about.run_id, request.about.party
         peer = self._admit(contract, run_id, request.evidence, role="trainer", party=party)
-        indexes = [self._admissions.pop(peer.evidence_digest)]
-        self._proofs.pop(peer.evidence_digest, None)  # nobody is readmitted here
-        reply = stage_pb2.Grants()
         try:
-            self._consent.use(contract, run_id)
-            for terms in contract.models:
-                manifest = self._manifest(terms.bundle)
-                if manifest is None:
-                    raise FederationError(
-                        f"The bundle of model {terms.name} is gone from the catalogue."
-                    )
-                if not waiting():
-                    raise FederationError(
-                        "The caller has gone.",
-                        safe="No further key was released.",
-                        fix="Ask again.",
-                    )
-                grant = release(
-                    self._weight_keys[terms.bundle],
-                    manifest,
-                    peer,
-                    contract=signed,
-                    model=terms.name,
-                    provider=self.settings.keys.signing,
-                    log=self._log,
-                    now=now(),
-                )
-                indexes.append(logged_as(grant, self.settings.keys.signing.public)[0])
-                reply.by_model[terms.name] = grant
-                reply.manifests[terms.name] = manifest.encode()
+            grants = self._release_keys(signed, peer, waiting)
+            return grants, self._entries(grants, peer)
         except FederationError as error:
             self._log_refusal(
                 contract, run_id, request.evidence, error, party=party, asked="release"
             )
             raise
-        reply.log = make_update(
-            self._log,
-            self.settings.keys.signing,
-            party=party,
-            run_id=run_id,
-            head=self._log.head(),
-            since=remembered,
-            indexes=indexes,
-        )
-        self.settings.on_progress(
-            f"released {len(reply.by_model)} keys to the attested enclave of {party}, asked"
-            " directly"
-        )
-        return reply
+        finally:  # nobody is readmitted here
+            self._admissions.pop(peer.evidence_digest, None)
+            self._proofs.pop(peer.evidence_digest, None)
 
     def _log_refusal(
         self,
@@ -229,16 +192,12 @@ def load_broker(folder: Path, on_progress: Callable[[str], None] = lambda text: 
         InputError, ContractError: it is not a provider's, or something of it is missing or
         malformed.
     """
-    node = load_node(folder, None, on_progress)
-    node.close()
-    if not isinstance(node, ProviderNode):
+    node = load_node(folder, None, on_progress, provider=KeyBroker)
+    if not isinstance(node, KeyBroker):
+        node.close()
         raise InputError(
             f"{folder} is not a provider's folder.",
             safe="Nothing was served.",
             fix="Give the provider's.",
         )
-    store, settings = KeyStore(folder / WEIGHT_KEYS), node.settings
-    bundles = own_bundles(settings.catalogue, settings.keys.signing.public)
-    return KeyBroker(
-        settings, {bundle.manifest.digest().hex(): store.get(bundle.manifest) for bundle in bundles}
-    )
+    return node

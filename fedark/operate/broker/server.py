@@ -20,13 +20,29 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from fedark.foundation.errors import FedarkError, FederationError, InputError, ProtocolError
-from fedark.operate.broker.faults import FAULT, fault_of, status_of
+from fedark.foundation.errors import (
+    FedarkError,
+    FederationError,
+    InputError,
+    LogRefused,
+    ProtocolError,
+    Refused,
+    StorageError,
+)
+from fedark.links import faults
 from fedark.operate.broker.keys import KeyBroker
 from fedark.v1 import broker_pb2 as pb
 from fedark.v1 import broker_pb2_grpc, stage_pb2
 
-__all__ = ["LONGEST_DEADLINE", "MAX_MESSAGE", "SERVICE", "BrokerServer"]
+__all__ = [
+    "FAULT",
+    "LONGEST_DEADLINE",
+    "MAX_MESSAGE",
+    "SERVICE",
+    "BrokerServer",
+    "fault_of",
+    "status_of",
+]
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Broker"].full_name
 MAX_MESSAGE = 5 << 20  # a contract has 4 MiB at most
@@ -35,6 +51,37 @@ _CONNECTION_SECONDS, _GRACE_SECONDS = 120, 5
 _CONCURRENT = 8
 _MAX_PEM = 1 << 20
 _Answer = TypeVar("_Answer", bound=object)
+FAULT = "fedark-fault-bin"
+"""The trailer that carries a refusal as a StageFault."""
+_INSIDE = FederationError(
+    "The provider's node cannot answer now.",
+    safe="No key was released.",
+    fix="Ask the provider; its node knows why.",
+)
+
+
+def status_of(error: Exception) -> grpc.StatusCode:
+    """The gRPC status that says what kind of refusal it is."""
+    match error:
+        case LogRefused() | StorageError():
+            return grpc.StatusCode.UNAVAILABLE
+        case Refused():
+            return grpc.StatusCode.PERMISSION_DENIED
+        case ProtocolError() | InputError():
+            return grpc.StatusCode.INVALID_ARGUMENT
+        case FederationError():
+            return grpc.StatusCode.FAILED_PRECONDITION
+    return grpc.StatusCode.INTERNAL
+
+
+def fault_of(error: Exception) -> stage_pb2.StageFault:
+    """What the caller is told: why evidence, contract or request was refused. What went wrong
+    inside the provider's node, such as its disk, is told to the provider's own people alone.
+    """
+    if not isinstance(error, FedarkError) or isinstance(error, LogRefused | StorageError):
+        error = _INSIDE
+    # a trailer has 8 KiB, in base64
+    return faults.fault_of(error, text=600, reasons=10, reason=160)
 
 
 class _Servicer(broker_pb2_grpc.BrokerServicer):

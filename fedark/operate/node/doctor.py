@@ -29,8 +29,8 @@ from fedark.operate.node.supervisor import socket_of
 from fedark.operate.party import COLLATERAL, DEVICE, KEYS, WEIGHT_KEYS
 from fedark.sandbox import survey
 from fedark.stages.consent import Consent
-from fedark.stages.node import find_bundle, own_bundles
 from fedark.stages.rules import Rules
+from fedark.vault.bundle import find_bundle, own_bundles
 from fedark.vault.weightkey import KeyStore
 
 __all__ = ["Finding", "examine"]

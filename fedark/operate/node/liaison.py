@@ -16,15 +16,15 @@ from pathlib import Path
 from fedark.contract.contract import Contract, now
 from fedark.foundation.errors import FedarkError, FederationError, InputError, ProtocolError
 from fedark.links.flower.service import NodeClient
+from fedark.links.link import VERSION
 from fedark.operate.host.catalogue import MAX_PIECE, Catalogue
 from fedark.operate.node.folder import NodeFolder
 from fedark.operate.node.hostclient import HostClient
 from fedark.operate.node.sources import Source, source_of
 from fedark.operate.offer import Offer
 from fedark.stages.consent import Consent
-from fedark.stages.node import VERSION, find_bundle
 from fedark.v1 import stage_pb2
-from fedark.vault.bundle import SealedBundle, read_manifest
+from fedark.vault.bundle import SealedBundle, find_bundle, read_manifest
 from fedark.vault.manifest import Manifest
 
 __all__ = ["OFFERS", "Liaison"]

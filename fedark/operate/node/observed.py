@@ -13,6 +13,7 @@ from fedark.foundation.errors import printable
 from fedark.foundation.logs import working_on
 from fedark.foundation.metrics import Metrics
 from fedark.links.flower.service import Node
+from fedark.links.link import stage_of
 from fedark.v1 import stage_pb2
 
 __all__ = ["ObservedNode"]
@@ -36,7 +37,7 @@ class ObservedNode:
             message.ParseFromString(request)
         except DecodeError:
             message = stage_pb2.StageRequest()
-        stage = message.WhichOneof("body") or "unknown"
+        stage = stage_of(message)
         began = time.monotonic()
         with working_on(
             job=message.contract_digest.hex()[:16], session=printable(message.run_id, 80)

@@ -29,6 +29,7 @@ from fedark.operate.broker import keys as keys_module
 from fedark.operate.broker.keys import load_broker
 from fedark.operate.party import DEVICE
 from fedark.simulation import InProcessEnclave
+from fedark.stages import provider as provider_module
 from fedark.v1 import enclave_pb2
 from fedark.vault.bundle import SealedBundle
 
@@ -174,9 +175,9 @@ def test_a_provider_that_rewound_its_log_itself_is_found_out_before_the_enclave_
 def test_a_key_that_the_log_does_not_show_is_not_given_to_the_enclave(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker, shown = world.broker(), keys_module.make_update
+    broker, shown = world.broker(), provider_module.make_update
     monkeypatch.setattr(
-        keys_module,
+        provider_module,
         "make_update",
         lambda *args, **named: shown(*args, **named | {"indexes": named["indexes"][:1]}),
     )
@@ -288,7 +289,7 @@ def test_a_verifier_that_crashed_between_appraisal_and_release_does_not_take_the
     client, trainer = world.client(world.serve()), world.trainer()
     evidence = world.evidence(trainer, client.challenge(world.ask()).nonce)
     with monkeypatch.context() as crash:
-        crash.setattr("fedark.operate.broker.keys.release", lambda *args, **named: 1 / 0)
+        crash.setattr("fedark.stages.provider.release", lambda *args, **named: 1 / 0)
         with pytest.raises(FedarkError, match="cannot answer now"):
             client.release(world.claim(evidence))
     again = world.client(world.serve())
@@ -587,7 +588,8 @@ def test_a_node_that_was_restarted_knows_its_peers_after_the_revocation_list_was
     evidence = world.evidence(trainer, broker.challenge(world.ask()).nonce)
     peer = broker._admit(world.contract, "run-1", evidence, role="trainer", party="north")
     proof, later = broker._proof(peer), now() + timedelta(days=10)
-    monkeypatch.setattr("fedark.stages.node.now", lambda: later)
+    for module in ("node", "settings"):
+        monkeypatch.setattr(f"fedark.stages.{module}.now", lambda: later)
     root, listed = world.manufacturer, world.provider / "collateral" / "simulated.crl"
 
     def again() -> Any:

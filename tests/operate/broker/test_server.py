@@ -27,8 +27,14 @@ from fedark.foundation.errors import (
 )
 from fedark.operate.broker import server as server_module
 from fedark.operate.broker.client import BrokerClient
-from fedark.operate.broker.faults import FAULT, fault_of, status_of
-from fedark.operate.broker.server import MAX_MESSAGE, SERVICE, BrokerServer
+from fedark.operate.broker.server import (
+    FAULT,
+    MAX_MESSAGE,
+    SERVICE,
+    BrokerServer,
+    fault_of,
+    status_of,
+)
 from fedark.v1 import broker_pb2_grpc
 from fedark.vault.weightkey import WeightKey
 
