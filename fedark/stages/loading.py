@@ -201,7 +201,9 @@ class Loader:
         }
         run.enclave.call(
             enclave_pb2.Call(
-                join=enclave_pb2.Join(peers=peers, collateral=dict(self._settings.collateral.items()))
+                join=enclave_pb2.Join(
+                    peers=peers, collateral=dict(self._settings.collateral.items())
+                )
             )
         )
         self._settings.on_progress(
