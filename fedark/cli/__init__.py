@@ -10,6 +10,7 @@ import typer
 
 from fedark import __version__
 from fedark.foundation.errors import FedarkError, InputError
+from fedark.foundation.files import os_problem
 
 __all__ = ["app", "main"]
 
@@ -73,6 +74,11 @@ def main() -> None:
     except FedarkError as error:
         typer.echo(f"fedark: {error}", err=True)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"fedark: {os_problem(error)}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("fedark: stopped; nothing was left running.", err=True)
         sys.exit(130)

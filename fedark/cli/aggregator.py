@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fedark.foundation.errors import FedarkError, FederationError, InputError
+from fedark.operate.state import require_own, running
+
+if TYPE_CHECKING:
+    from fedark.operate.host.folder import HostFolder
 
 __all__ = ["app"]
 
+_STALE = 60.0  # seconds: it writes twice a second, but for a call to the SuperLink that takes long
 app = typer.Typer(help="Host the aggregator: it relays what it cannot read.", no_args_is_help=True)
 jobs = typer.Typer(help="Submit, list, show and stop jobs.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
@@ -76,6 +81,7 @@ def up(folder: Host) -> None:
     from fedark.foundation.logs import teller
     from fedark.operate.host.supervisor import run_host
 
+    require_own(folder)
     run_host(folder, teller("host"))
 
 
@@ -96,6 +102,7 @@ def invite(
     from fedark.operate.host.folder import HostFolder
     from fedark.operate.joining import dump
 
+    require_own(folder)
     invitation = make(HostFolder.open(folder), name, role)
     write_private(out, dump(invitation), replace=False)
     typer.echo(f"{out} is for the operator of {name}, until {invitation.expires}.")
@@ -127,6 +134,7 @@ def approve(
     from fedark.operate.host.folder import HostFolder
     from fedark.operate.joining import dump
 
+    require_own(folder)
     host = HostFolder.open(folder)
     name = node
     if node.endswith(".json"):
@@ -154,6 +162,7 @@ def revoke(
     from fedark.operate.host.admission import revoke as close_out
     from fedark.operate.host.folder import HostFolder
 
+    require_own(folder)
     host = HostFolder.open(folder)
     close_out(host, node)
     if forget:
@@ -169,15 +178,7 @@ def status(folder: Host, as_json: AsJson = False) -> None:
     from fedark.operate.host.folder import HostFolder
 
     host = HostFolder.open(folder)
-    try:
-        running = json.loads((host.supervisor / "state" / "status.json").read_bytes())
-        age = datetime.now(UTC) - datetime.fromisoformat(running["time"])
-        if (
-            age.total_seconds() > 60
-        ):  # it writes twice a second, but for a call to the SuperLink that takes its time
-            running = {}
-    except (OSError, ValueError):
-        running = {}
+    found = _supervised(host) if running(folder) else {}
     nodes = [
         {
             "name": row.name,
@@ -193,25 +194,25 @@ def status(folder: Host, as_json: AsJson = False) -> None:
         for job in host.store.jobs()
     ]
     well = (
-        bool(running)
-        and all(process["alive"] for process in running["processes"].values())
-        and not running["trouble"]
+        bool(found)
+        and all(process["alive"] for process in found["processes"].values())
+        and not found["trouble"]
     )
     if as_json:
-        typer.echo(json.dumps({"well": well, "running": running, "nodes": nodes, "jobs": work}))
+        typer.echo(json.dumps({"well": well, "running": found, "nodes": nodes, "jobs": work}))
     else:
         typer.echo(
-            f"{host.config.name} {'runs' if running else 'does not run'}; nodes use"
+            f"{host.config.name} {'runs' if found else 'does not run'}; nodes use"
             f" {host.config.address}"
         )
-        for name, process in running.get("processes", {}).items():
+        for name, process in found.get("processes", {}).items():
             note = f", {process['restarts']} restarts" if process["restarts"] else ""
             typer.echo(
                 f"  {name:12s}"
                 f" {'alive' if process['alive'] else 'ended, will be started again'}{note}"
             )
-        if running.get("trouble"):
-            typer.echo(f"  trouble: {running['trouble']}")
+        if found.get("trouble"):
+            typer.echo(f"  trouble: {found['trouble']}")
         for node in nodes:
             typer.echo(
                 f"  {node['role']:10s} {node['name']:24s} {node['status']:9s} {node['fingerprint']}"
@@ -220,6 +221,23 @@ def status(folder: Host, as_json: AsJson = False) -> None:
             typer.echo(f"  job {job['name']} ({job['contract']}...): {job['status']}")
     if not well:
         raise typer.Exit(1)
+
+
+def _supervised(host: HostFolder) -> dict[str, Any]:
+    """What the living supervisor has written of its processes; trouble if that is old."""
+    try:
+        found: dict[str, Any] = json.loads((host.supervisor / "state/status.json").read_bytes())
+        age = datetime.now(UTC) - datetime.fromisoformat(found["time"])
+    except (OSError, ValueError):
+        return {"processes": {}, "trouble": "it is starting"}
+    if age.total_seconds() > _STALE:
+        found["trouble"] = f"it has not looked at its processes for {age.total_seconds():.0f} s"
+    return found
+
+
+def _say_if_idle(folder: Path) -> None:
+    if not running(folder):
+        typer.echo("(the host does not run: nothing begins or goes on until it does)", err=True)
 
 
 @jobs.command("submit")
@@ -232,8 +250,10 @@ def submit(
     from fedark.operate.host.folder import HostFolder
     from fedark.operate.host.jobs import propose
 
+    require_own(folder)
     contract = propose(HostFolder.open(folder), job)
     typer.echo(f"job {contract.job} is proposed, contract {contract.digest().hex()}")
+    _say_if_idle(folder)
 
 
 @jobs.command("list")
@@ -242,6 +262,7 @@ def list_jobs(folder: Host, as_json: AsJson = False) -> None:
     from fedark.operate.host.folder import HostFolder
 
     store = HostFolder.open(folder).store
+    _say_if_idle(folder)
     found = []
     for job in store.jobs():
         answers = {party: answer for party, (answer, _) in store.answers(job.digest).items()}
@@ -284,6 +305,7 @@ def show(
 
     host = HostFolder.open(folder)
     found = find_job(host.store, job)
+    _say_if_idle(folder)
     typer.echo(summary(Contract.decode(found.contract)), nl=False)
     typer.echo(f"{found.status}{f': {found.reason}' if found.reason else ''}")
     for party, (answer, reason) in host.store.answers(found.digest).items():
@@ -304,9 +326,11 @@ def stop(
     from fedark.operate.host.folder import HostFolder
     from fedark.operate.host.jobs import find_job
 
+    require_own(folder)
     host = HostFolder.open(folder)
+    found = find_job(host.store, job, to_stop=True)
     try:
-        host.store.set_job(find_job(host.store, job).digest, "stopped", "stopped at the host")
+        host.store.set_job(found.digest, "stopped", "stopped at the host")
     except FedarkError as error:
-        raise FederationError(error.what) from None
-    typer.echo(f"{job} is stopped.")
+        raise FederationError(error.what, safe=error.safe) from None
+    typer.echo(f"job {found.name} ({found.digest[:16]}..., {found.status}) is stopped.")

@@ -35,10 +35,12 @@ def serve(
     """
     from fedark.operate.broker.keys import load_broker  # gRPC and the node take a second to load
     from fedark.operate.broker.server import BrokerServer
+    from fedark.operate.state import require_own
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    require_own(party)
     broker = load_broker(party, _tell)
     with BrokerServer(broker, listen=listen, certificate=cert, key=key) as server:
         typer.echo(

@@ -9,6 +9,7 @@ import typer
 
 from fedark.contract.contract import Contract
 from fedark.foundation.errors import InputError
+from fedark.operate.state import require_own
 from fedark.stages.consent import Consent, summary
 
 __all__ = ["app"]
@@ -39,7 +40,8 @@ def approve(
     """Agree to a contract: the party's node will sign it and take part in one run of it."""
     if not (folder / "party.toml").is_file():
         raise InputError(f"{folder} is not a party's folder.", safe="Nothing was approved.")
+    require_own(folder)
     agreed = _read(contract)
     typer.echo(summary(agreed), nl=False)
     Consent(folder).approve(agreed)
-    typer.echo("Approved.")
+    typer.echo(f"Approved: contract {agreed.digest().hex()[:16]}... of job {agreed.job}.")

@@ -15,6 +15,7 @@ import typer
 
 from fedark.foundation.errors import FederationError, InputError
 from fedark.foundation.jsontext import read_json
+from fedark.operate.state import require_own
 
 if TYPE_CHECKING:
     from fedark.operate.node.folder import NodeFolder
@@ -76,6 +77,7 @@ def join(
     from fedark.operate.node.hostclient import HostClient
     from fedark.operate.party import DataConfig
 
+    require_own(folder)
     try:
         content = file.read_bytes()
         kind = read_json(content).get("kind")
@@ -131,6 +133,7 @@ def up(
     from fedark.foundation.logs import teller
     from fedark.operate.node.supervisor import run_node
 
+    require_own(folder)
     run_node(folder, teller("node"), metrics=metrics)
 
 
@@ -148,6 +151,7 @@ def offer(
     from fedark.operate.node.liaison import OFFERS
     from fedark.operate.offer import make_offer
 
+    require_own(folder)
     node = NodeFolder(folder)
     parsed = Job.load(job, role="provider")
     data, left_out = make_offer(node.path, parsed)
@@ -243,8 +247,7 @@ def stop(folder: Folder) -> None:
     fails.
     """
     from fedark.links.flower.service import NodeClient
-    from fedark.operate.node.folder import NodeFolder
-    from fedark.operate.node.supervisor import socket_of
+    from fedark.operate.node.folder import NodeFolder, socket_of
 
     node = NodeFolder(folder)
     with NodeClient(socket_of(node.path)) as client:
@@ -269,6 +272,7 @@ def approve(
     from fedark.stages.consent import Consent, summary
     from fedark.stages.roster import read_roster
 
+    require_own(folder)
     node = NodeFolder(folder)
     consent = Consent(node.path)
     contract = consent.by_digest(digest)
@@ -276,7 +280,7 @@ def approve(
         summary(contract, frozenset(read_roster(node.path)), consent.before(contract)), nl=False
     )
     consent.approve(contract)
-    typer.echo("Approved.")
+    typer.echo(f"Approved: contract {contract.digest().hex()[:16]}... of job {contract.job}.")
 
 
 @app.command("refuse")
@@ -289,18 +293,18 @@ def refuse(
     from fedark.operate.node.folder import NodeFolder
     from fedark.stages.consent import Consent
 
+    require_own(folder)
     consent = Consent(NodeFolder(folder).path)
     contract = consent.find(job)
     consent.refuse(contract, reason)
-    typer.echo(f"{contract.job} is refused.")
+    typer.echo(f"Refused: contract {contract.digest().hex()[:16]}... of job {contract.job}.")
 
 
 @app.command("status")
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Ask the running node what it is and does. Exit status 1 if it does not answer."""
     from fedark.links.flower.service import NodeClient
-    from fedark.operate.node.folder import NodeFolder
-    from fedark.operate.node.supervisor import socket_of
+    from fedark.operate.node.folder import NodeFolder, socket_of
 
     node = NodeFolder(folder)
     with NodeClient(socket_of(node.path)) as client:
@@ -325,7 +329,7 @@ def _desk(node: NodeFolder, what: Literal["jobs", "ledger"]) -> Any:
     """The running node's answer; where it does not run, the same read from its folder."""
     from fedark.links.flower.service import NodeClient
     from fedark.operate.node.desk import Desk
-    from fedark.operate.node.supervisor import socket_of
+    from fedark.operate.node.folder import socket_of
 
     try:
         with NodeClient(socket_of(node.path)) as client:

@@ -20,6 +20,7 @@ from fedark.foundation.errors import InputError, StorageError
 __all__ = [
     "disk_errors",
     "new_directory",
+    "os_problem",
     "private_directory",
     "sync_directory",
     "write_atomic",
@@ -38,6 +39,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             safe="What stood there before still stands, and nothing half-written was left.",
             fix="Make room or mend the permissions, then start again.",
         ) from None
+
+
+def os_problem(error: OSError) -> str:
+    """What the system says, and about which file: for the people of this machine alone."""
+    what = error.strerror or type(error).__name__
+    return f"{error.filename}: {what}" if error.filename else what
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fedark.foundation.errors import FedarkError, printable
+from fedark.foundation.files import os_problem
 from fedark.foundation.redact import redact
 
 __all__ = ["Bounded", "JsonFormatter", "setup", "teller", "working_on"]
@@ -140,6 +141,8 @@ def _explained(error: BaseException) -> dict[str, Any]:
         "error": type(error).__name__,
         "where": [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames],
     }
+    if isinstance(error, OSError):  # its own words name a file of this machine, and nothing in it
+        found["what"] = printable(redact(os_problem(error)), _LONGEST)
     if isinstance(error, FedarkError):
         found["what"] = printable(redact(error.what), _LONGEST)
     return found

@@ -66,6 +66,8 @@ class Metrics:
         """The exposition."""
         lines: list[str] = []
         for name, help_text, label, collector in self._collectors:
+            with self._lock:  # what is gone is not told any more
+                self._families.pop(name, None)
             for value, number in collector().items():
                 self.set(name, help_text, number, **{label: value})
         with self._lock:

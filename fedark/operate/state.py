@@ -11,6 +11,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pwd
+import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +22,20 @@ import fedark
 from fedark.foundation.errors import FederationError, InputError
 from fedark.foundation.files import write_atomic
 
-__all__ = ["MIGRATIONS", "STATE", "VERSION", "locked", "open_state", "write_state"]
+__all__ = [
+    "MIGRATIONS",
+    "STATE",
+    "VERSION",
+    "locked",
+    "open_state",
+    "require_own",
+    "running",
+    "write_state",
+]
 
 STATE = "state.json"
 VERSION = 1
+_GLANCES = 4
 Migration = Callable[[Path], None]
 MIGRATIONS: Mapping[tuple[str, int], Migration] = {}
 """(kind, version) -> what brings a folder of that version to the next. None was needed yet."""
@@ -99,12 +112,61 @@ def locked(folder: Path) -> Iterator[None]:
         folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
     )
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FederationError(
-                f"Another process runs {folder}.", safe="It was left alone.", fix="Stop it first."
-            ) from None
+        for patience in range(_GLANCES, -1, -1):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if not patience:
+                    raise FederationError(
+                        f"Another process runs {folder}.",
+                        safe="It was left alone.",
+                        fix="Stop it first.",
+                    ) from None
+                time.sleep(0.05)  # perhaps it is `running` that holds it, for an instant
         yield
     finally:
         os.close(descriptor)
+
+
+def running(folder: Path) -> bool:
+    """Whether a living process holds the folder (`locked`), as the kernel says."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def require_own(folder: Path) -> None:
+    """Return if the folder is this user's: what another user writes there (root by sudo), its owner
+    could not read.
+
+    Raises:
+        InputError: it is another user's.
+    """
+    try:
+        owner = folder.stat().st_uid
+    except FileNotFoundError:
+        return
+    if owner != os.geteuid():
+        name = _user(owner)
+        raise InputError(
+            f"{folder} belongs to user {name}, and this is user {_user(os.geteuid())}.",
+            safe="Nothing was written.",
+            fix=f"Run it as that user: sudo -u {shlex.quote(name)} fedark ...",
+        )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"

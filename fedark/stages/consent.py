@@ -60,7 +60,7 @@ class Decision:
         reason: for people.
     """
 
-    status: Literal["approved", "waiting", "refused", "used"]
+    status: Literal["approved", "waiting", "refused", "used", "ended"]
     reason: str
 
 
@@ -94,7 +94,7 @@ class Consent:
         still = [
             one
             for one in named
-            if not one.expired(now()) and self.decision(one).status != "refused"
+            if self.decision(one).status not in ("refused", "ended") and not one.expired(now())
         ]
         begin = [
             contract
@@ -134,6 +134,10 @@ class Consent:
             return Decision("refused", refused.read_text())
         if (used := self._path(contract, "used")).is_file():
             return Decision("used", f"run {used.read_text()}")
+        if (ended := self._path(contract, "ended")).is_file():
+            return Decision("ended", ended.read_text())
+        if contract.expired(now()):
+            return Decision("ended", f"it was to be run before {contract.expires}")
         if (approved := self._path(contract, "approved")).is_file():
             return Decision("approved", approved.read_text().partition("\n")[0])
         try:
@@ -164,9 +168,16 @@ class Consent:
         """Agree to a contract, and to the keys in it of parties that were unknown.
 
         Raises:
+            InputError: it is over: a run of it has begun, or the host has ended it.
             ContractError: a party that is known has other keys in it.
             StorageError: it cannot be written down.
         """
+        if (decision := self.decision(contract)).status in ("ended", "used"):
+            raise InputError(
+                f"This contract of job {contract.job} is over: {decision.reason}.",
+                safe="Nothing was approved.",
+                fix="A new contract comes with the next proposal of the job.",
+            )
         if problems := self._key_problems(contract):
             raise ContractError(
                 f"contract of job {contract.job}",
@@ -187,6 +198,12 @@ class Consent:
         """Say no, or take an approval back: a run of it ends here at its next stage."""
         text = f"{reason or 'by its operator'}, {now().isoformat(timespec='seconds')}"
         write_atomic(self._path(contract, "refused"), text.encode(), mode=0o600)
+
+    def end(self, contract: Contract, how: str) -> None:
+        """The host says that this job is over. It stays so here, whatever the host says later."""
+        path = self._path(contract, "ended")
+        if not path.is_file():
+            write_atomic(path, how.encode(), mode=0o600)
 
     def require(self, contract: Contract, party: str, run_id: str | None = None) -> None:
         """Return if the contract is approved and no run of it has begun to speak, other than
@@ -211,6 +228,8 @@ class Consent:
             )
         if decision.status == "refused":
             raise ContractError(source, [f"the operator of {party} has refused it"], safe=safe)
+        if decision.status == "ended":
+            raise ContractError(source, [f"it is over for {party}: {decision.reason}"], safe=safe)
         if decision.status == "waiting":
             self.propose(contract)
             raise ContractError(

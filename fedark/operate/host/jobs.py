@@ -16,7 +16,7 @@ from fedark.contract.job import Job
 from fedark.foundation.errors import ContractError, InputError
 from fedark.operate.host.admission import approved_parties
 from fedark.operate.host.folder import HostFolder
-from fedark.operate.host.store import HostStore, JobRecord
+from fedark.operate.host.store import JOB_ENDS, HostStore, JobRecord
 from fedark.operate.offer import Offer, terms_problems
 from fedark.operate.party import PartyConfig, collateral_of, reference_values
 
@@ -78,19 +78,31 @@ def propose(host: HostFolder, path: Path) -> Contract:
     return contract
 
 
-def find_job(store: HostStore, name: str) -> JobRecord:
-    """The latest job of that name, or the one whose contract's digest begins so.
+def find_job(store: HostStore, name: str, *, to_stop: bool = False) -> JobRecord:
+    """The one job of that name, or whose contract's digest begins so.
+
+    Args:
+        to_stop: of several, one that has not ended is meant.
 
     Raises:
-        InputError: there is none, or several begin so.
+        InputError: there is none, or there are several: they are listed.
     """
-    jobs = store.jobs()
-    named = [job for job in jobs if job.name == name]
-    if named:
-        return named[-1]
-    found = [job for job in jobs if len(name) >= 8 and job.digest.startswith(name)]
-    if len(found) != 1:
+    found = [
+        job
+        for job in store.jobs()
+        if job.name == name or (len(name) >= 8 and job.digest.startswith(name))
+    ]
+    if to_stop:
+        found = [job for job in found if job.status not in JOB_ENDS] or found
+    if not found:
+        raise InputError(f"No job is named or begins with {name!r}.", safe="Nothing was done.")
+    if len(found) > 1:
+        listed = ", ".join(
+            f"{job.digest[:16]} ({job.status}, of {job.created[:16]})" for job in found[-20:]
+        )
         raise InputError(
-            f"{'Several jobs begin' if found else 'No job is named or begins'} with {name!r}."
+            f"{len(found)} jobs are named or begin with {name!r}: {listed}.",
+            safe="None was chosen, and nothing was done.",
+            fix="Give the beginning of the contract's digest instead.",
         )
     return found[0]

@@ -41,7 +41,7 @@ from fedark.operate.host.folder import HostFolder, host_of, port_of
 from fedark.operate.host.observed import StageWatch, host_metrics, observe_passed_over
 from fedark.operate.host.store import JobRecord
 from fedark.operate.keeper import Keeper
-from fedark.operate.node.supervisor import socket_of
+from fedark.operate.node.folder import socket_of
 from fedark.operate.processes import (
     Child,
     alive,

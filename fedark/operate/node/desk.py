@@ -98,7 +98,7 @@ class Desk:
 
     def decisions(self) -> Mapping[str, float]:
         """How many contracts there are of each decision, for metrics."""
-        found = dict.fromkeys(("approved", "waiting", "refused", "used"), 0.0)
+        found = dict.fromkeys(("approved", "waiting", "refused", "used", "ended"), 0.0)
         for job in self.jobs().jobs:
             found[job.decision] += 1
         return found

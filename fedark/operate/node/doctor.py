@@ -22,10 +22,10 @@ from cryptography import x509
 from fedark.attestation.trust import SIMULATED_CRL
 from fedark.contract.contract import now
 from fedark.foundation.errors import FedarkError, SandboxUnavailable
+from fedark.foundation.files import os_problem
 from fedark.links.flower.service import NodeClient
-from fedark.operate.node.folder import NodeFolder
+from fedark.operate.node.folder import NodeFolder, socket_of
 from fedark.operate.node.hostclient import HostClient
-from fedark.operate.node.supervisor import socket_of
 from fedark.operate.party import COLLATERAL, DEVICE, KEYS, WEIGHT_KEYS
 from fedark.sandbox import survey
 from fedark.stages.consent import Consent
@@ -33,7 +33,7 @@ from fedark.stages.rules import Rules
 from fedark.vault.bundle import find_bundle, own_bundles
 from fedark.vault.weightkey import KeyStore
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "examine", "unready"]
 
 _SOON = timedelta(days=14)
 _AHEAD = 5.0  # seconds that a node's clock may be ahead of its host's: Flower refuses its messages beyond
@@ -52,8 +52,8 @@ class Finding:
     fix: str = ""
 
 
-def examine(node: NodeFolder) -> list[Finding]:
-    """All checks of a node's folder and machine."""
+def examine(node: NodeFolder, only: tuple[str, ...] = ()) -> list[Finding]:
+    """All checks of a node's folder and machine, or some."""
     checks: list[tuple[str, Callable[[NodeFolder], Iterator[Finding]]]] = [
         ("files", _files),
         ("sandbox", _sandbox),
@@ -67,11 +67,15 @@ def examine(node: NodeFolder) -> list[Finding]:
     ]
     found: list[Finding] = []
     for name, check in checks:
+        if only and name not in only:
+            continue
         try:
             found += check(node)
         except FedarkError as error:
             found.append(Finding(name, "bad", error.what, error.fix))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            found.append(Finding(name, "bad", os_problem(error)))
+        except ValueError as error:
             found.append(Finding(name, "bad", f"the check failed ({type(error).__name__})"))
     return found
 
@@ -121,6 +125,13 @@ def _sandbox(node: NodeFolder) -> Iterator[Finding]:
         )
     else:
         yield Finding("sandbox", "good", f"{mode} ({kernel})")
+
+
+def unready(node: NodeFolder) -> list[Finding]:
+    """What would keep this node from a job that begins now: its disk and its data."""
+    return [
+        finding for finding in examine(node, ("files", "disk", "data")) if finding.level == "bad"
+    ]
 
 
 def _disk(node: NodeFolder) -> Iterator[Finding]:

@@ -14,6 +14,9 @@ Every private key is made here and stays here.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from pathlib import Path
 
 from cryptography import x509
@@ -33,13 +36,14 @@ from fedark.foundation.files import write_atomic
 from fedark.foundation.keys import PartyKeys
 from fedark.links.flower.configuration import write_private
 from fedark.links.flower.provision import load_node_key
+from fedark.links.flower.service import LONGEST_PATH
 from fedark.operate.joining import Bundle, Invitation, JoinRequest, dump, parse, transport_pem
 from fedark.operate.party import COLLATERAL, DEVICE, DataConfig, PartyConfig, write_party
 from fedark.operate.state import open_state, write_state
 from fedark.sandbox.confine import Mode
 from fedark.stages.roster import read_roster, write_roster
 
-__all__ = ["NodeFolder", "begin_join"]
+__all__ = ["NodeFolder", "begin_join", "socket_of"]
 
 INVITATION, REQUEST, HOST, CA, TRANSPORT = (
     "invitation.json",
@@ -210,6 +214,17 @@ def begin_join(
     write_atomic(path / CA, invitation.ca.encode())
     write_state(path, "node")  # last: a folder that was made in part is no node's folder
     return NodeFolder(path)
+
+
+def socket_of(folder: Path) -> Path:
+    """The daemon's socket: in the folder, or in a private directory of the system's temporary one
+    where the path is too long.
+    """
+    path = folder.resolve() / "run" / "node.sock"
+    if len(os.fsencode(path)) <= LONGEST_PATH:
+        return path
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"fedark-{os.geteuid()}-{digest}" / "node.sock"
 
 
 def _new_key(path: Path) -> ec.EllipticCurvePrivateKey:

@@ -10,6 +10,7 @@ to the host ("ready") starts a job and signs nothing.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from fedark.foundation.errors import FedarkError, FederationError, InputError, P
 from fedark.links.flower.service import NodeClient
 from fedark.links.link import VERSION
 from fedark.operate.host.catalogue import MAX_PIECE, Catalogue
+from fedark.operate.host.store import JOB_ENDS
+from fedark.operate.node.doctor import Finding, unready
 from fedark.operate.node.folder import NodeFolder
 from fedark.operate.node.hostclient import HostClient
 from fedark.operate.node.sources import Source, source_of
@@ -35,6 +38,14 @@ has it.
 """
 _MANY_BYTES = 1 << 40
 _CUT_OFF = ("stopped", "expired", "failed")
+_ANSWERS = {
+    "approved": "ready",
+    "waiting": "waiting",
+    "refused": "refused",
+    "used": "ready",
+    "ended": "refused",
+}
+_CHECK_EVERY = 30.0
 
 
 class Liaison:
@@ -50,6 +61,9 @@ class Liaison:
         self._node = node
         self._socket = socket
         self._ended: set[str] = set()
+        self._closed: set[str] = set()
+        self._unfit: list[Finding] = []
+        self._check_due = 0.0
         self._say = say
         self._consent = Consent(node.path)
         self._told: dict[str, tuple[str, str]] = {}
@@ -72,30 +86,33 @@ class Liaison:
             for job in host.jobs():
                 if job["status"] in ("proposed", "running"):
                     self._consider(host, job["digest"], job["name"])
-                elif job["status"] in _CUT_OFF:
-                    self._end(job["digest"], job["name"], job["status"])
+                elif job["status"] in JOB_ENDS:
+                    self._over(job["digest"], job["name"], job["status"], job["reason"])
 
     # -- jobs
     # ---------------------------------------------------------------------------------------------------------
+
+    def _over(self, digest: str, name: str, status: str, reason: str) -> None:
+        """Close a contract that nobody needs to answer any more, and end a run of it here."""
+        kept = self._node.path / "consent" / f"{digest}.contract"
+        if digest not in self._closed and kept.is_file():
+            contract = Contract.decode(kept.read_bytes(), kept.name)
+            self._consent.end(contract, f"{status} at the host{f' ({reason})' if reason else ''}")
+            self._closed.add(digest)
+        if status in _CUT_OFF:
+            self._end(digest, name, status)
 
     def _consider(self, host: HostClient, digest: str, name: str) -> None:
         contract = self._contract(host, digest)
         if contract.expired(now()):
             return
         decision = self._consent.decision(contract)
-        answer, reason = (
-            {"approved": "ready", "waiting": "waiting", "refused": "refused", "used": "ready"}[
-                decision.status
-            ],
-            "",
-        )
+        answer, reason = _ANSWERS[decision.status], ""
         if answer == "waiting" and digest not in self._told:
             self._say(f"job {name} waits for its operator: fedark node jobs")
-        if (
-            answer == "ready"
-            and decision.status == "approved"
-            and self._node.config.role == "customer"
-        ):
+        if decision.status == "approved" and (problem := self._unready()):
+            answer, reason = "waiting", f"its own check of its {problem} finds a problem"
+        elif decision.status == "approved" and self._node.config.role == "customer":
             try:
                 self._fetch_bundles(host, contract)
             except FederationError:
@@ -106,6 +123,21 @@ class Liaison:
             host.answer(digest, answer, reason)
             self._told[digest] = (answer, reason)
             self._say(f"told the host about job {name}: {answer}{f' ({reason})' if reason else ''}")
+
+    def _unready(self) -> str:
+        """Which check of this machine keeps the node from a job, or "". The host is told no more
+        than its name; the operator all of it.
+        """
+        if time.monotonic() >= self._check_due:
+            self._check_due = time.monotonic() + _CHECK_EVERY
+            found = unready(NodeFolder(self._node.path))
+            for finding in found:
+                if finding not in self._unfit:
+                    self._say(f"not ready for a job: {finding.check}: {finding.what}")
+            if self._unfit and not found:
+                self._say("ready for a job again")
+            self._unfit = found
+        return self._unfit[0].check if self._unfit else ""
 
     def _contract(self, host: HostClient, digest: str) -> Contract:
         path = self._node.path / "consent" / f"{digest}.contract"

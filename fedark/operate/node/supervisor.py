@@ -11,10 +11,7 @@ slowly. It ends on SIGTERM and SIGINT, and leaves nothing running.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,12 +19,11 @@ from pathlib import Path
 from types import FrameType
 
 from fedark.foundation.errors import FedarkError, FederationError, InputError
-from fedark.foundation.files import private_directory
+from fedark.foundation.files import os_problem, private_directory
 from fedark.links.flower import configuration
-from fedark.links.flower.service import LONGEST_PATH
 from fedark.operate import daemons, node_daemon
 from fedark.operate.keeper import Keeper
-from fedark.operate.node.folder import REQUEST, NodeFolder
+from fedark.operate.node.folder import REQUEST, NodeFolder, socket_of
 from fedark.operate.node.hostclient import HostClient
 from fedark.operate.node.liaison import Liaison
 from fedark.operate.processes import Child, child_environment, module
@@ -37,17 +33,6 @@ __all__ = ["await_approval", "run_node", "socket_of"]
 
 _LOOK, _ASK, _ASK_LATER = 0.5, 2.0, 30.0
 Say = Callable[[str], None]
-
-
-def socket_of(folder: Path) -> Path:
-    """The daemon's socket: in the folder, or in a private directory of the system's temporary one
-    where the path is too long.
-    """
-    path = folder.resolve() / "run" / "node.sock"
-    if len(os.fsencode(path)) <= LONGEST_PATH:
-        return path
-    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"fedark-{os.geteuid()}-{digest}" / "node.sock"
 
 
 def await_approval(node: NodeFolder, say: Say, stop: threading.Event) -> None:
@@ -122,13 +107,12 @@ def _watch(node: NodeFolder, keeper: Keeper, say: Say, stop: threading.Event) ->
             liaison.step()
         except FederationError as error:
             trouble = error.what
-        except (FedarkError, OSError) as error:
-            pause, trouble = (
-                _ASK_LATER,
-                error.what if isinstance(error, FedarkError) else type(error).__name__,
-            )
+        except FedarkError as error:
+            pause, trouble = _ASK_LATER, error.what
+        except OSError as error:
+            pause, trouble = _ASK_LATER, os_problem(error)
         if trouble != last:
-            say(trouble or "the host answers again")
+            say(trouble or f"this is over: {last}")
             last = trouble
         due = time.monotonic() + pause
 

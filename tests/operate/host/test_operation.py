@@ -28,7 +28,7 @@ from fedark.contract.contract import Contract
 from fedark.links.flower.service import NodeClient
 from fedark.operate.host.admission import revoke
 from fedark.operate.host.front import FLEET_ROUTES
-from fedark.operate.node.supervisor import socket_of
+from fedark.operate.node.folder import socket_of
 
 CUSTOMERS = ("north", "east")
 
