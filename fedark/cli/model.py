@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from fedark.contract.contract import now
 from fedark.foundation.errors import InputError, printable
 from fedark.foundation.keys import HYBRID, PartyKeys
+from fedark.foundation.modelfolder import shortened
 from fedark.foundation.terms import explain
 from fedark.vault.bundle import SealedBundle, open_directory, read_manifest, seal, select
 from fedark.vault.manifest import Manifest, ModelCard, ReleasePolicy, VerifiedManifest
@@ -125,11 +126,12 @@ def seal_model(
     files = {path.name: path for path in extra or ()}
     if len(files) != len(extra or ()):
         raise InputError("Two extra data sets have one name.", safe="Nothing was written.")
-    select(
-        directory, files
-    )  # so that nothing, not even a key, is made for a directory that cannot be sealed
+    # First of all, so that not even a key is made for a directory that cannot be sealed.
+    left_out = select(directory, files).left_out
     provider = _party_keys(key)
     typer.echo(f"sealing {directory}")
+    if left_out:
+        typer.echo(f"not part of the model, so not sealed: {shortened(left_out)}")
     manifest, weight_key = seal(
         directory, out, provider=provider.signing, card=card, policy=policy, extra=files
     )

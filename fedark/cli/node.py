@@ -154,7 +154,7 @@ def offer(
     require_own(folder)
     node = NodeFolder(folder)
     parsed = Job.load(job, role="provider")
-    data, left_out = make_offer(node.path, parsed)
+    data, left_out = make_offer(node.path, parsed, typer.echo)
     write_atomic(private_directory(node.path / OFFERS) / f"{parsed.name}.offer", data, mode=0o600)
     for name, why in left_out.items():
         typer.echo(f"model {name} is left out: {why}")

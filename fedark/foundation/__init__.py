@@ -5,6 +5,7 @@
     canonical           canonical CBOR: one byte string for one value
     terms               the base class of everything that people write in TOML and parties sign
     jsontext            JSON that somebody else wrote
+    modelfolder         which files of a folder make a base model
     files, database     files and SQLite tables that are there whole or not at all
     logs, metrics       what operators see; redact takes secrets out of it
 

@@ -8,7 +8,7 @@ roster; what is in the contract is compared by everyone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ from fedark.foundation import canonical
 from fedark.foundation.errors import ContractError, InputError, ModelError, ProtocolError
 from fedark.foundation.files import write_atomic
 from fedark.foundation.keys import PartyKeys, SigningKey, verify_signature
+from fedark.foundation.modelfolder import read_folder, shortened
 from fedark.foundation.terms import Name, Terms, explain, to_tuples
 from fedark.operate.party import WEIGHT_KEYS, PartyConfig
 from fedark.sandbox.confine import Mode
@@ -141,8 +142,14 @@ def seal_for_job(
     keys: PartyKeys,
     store: KeyStore,
     sandbox: Mode | Literal["none"],
+    say: Callable[[str], None],
 ) -> tuple[VerifiedManifest, ModelTerms]:
-    """Seal one model of a job with the provider's own records, and keep its key."""
+    """Seal one model of a job with the provider's own records, and keep its key.
+
+    `say` is told what of the folder is not sealed, and what kind of model it is taken for.
+    """
+    if left_out := read_folder(source).left_out:
+        say(f"model {spec.name}: not part of the model, so not sealed: {shortened(left_out)}")
     card = {
         "name": spec.name,
         "title": spec.title or spec.name,
@@ -171,9 +178,9 @@ def seal_for_job(
     )
 
 
-def make_offer(folder: Path, job: Job) -> tuple[bytes, dict[str, str]]:
+def make_offer(folder: Path, job: Job, say: Callable[[str], None]) -> tuple[bytes, dict[str, str]]:
     """Seal a job's models in a provider's folder and sign the offer; returns it, and the models
-    left out with the reason.
+    left out with the reason. `say` is told of each model.
 
     Raises:
         InputError: `folder` is no provider's, or the job names another provider.
@@ -198,7 +205,15 @@ def make_offer(folder: Path, job: Job) -> tuple[bytes, dict[str, str]]:
     for spec, source in sources:
         bundle = catalogue / f"{spec.name}-{stamp:%Y%m%dT%H%M%S%f}.fedark"
         sealed = seal_for_job(
-            job, spec, source, bundle, extra=extra, keys=keys, store=store, sandbox=config.sandbox
+            job,
+            spec,
+            source,
+            bundle,
+            extra=extra,
+            keys=keys,
+            store=store,
+            sandbox=config.sandbox,
+            say=say,
         )
         models.append(sealed[1])
     offer = Offer(

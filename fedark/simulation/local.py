@@ -152,6 +152,7 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
                 keys=own_keys[job.provider],
                 store=store,
                 sandbox=sandbox,
+                say=say,
             )[1]
         )
     say("measuring the enclaves")

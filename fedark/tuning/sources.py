@@ -15,22 +15,13 @@ from pathlib import Path
 
 from fedark.foundation.errors import ModelError
 from fedark.foundation.jsontext import read_json
-from fedark.tuning.weights import read_header, weight_files
+from fedark.foundation.modelfolder import MAX_SMALL_BYTES, SMALL_FILES, read_folder
+from fedark.tuning.weights import read_header
 
 __all__ = ["model_files", "resolve"]
 
-_SMALL_FILES = (
-    "config.json",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "1_Pooling/config.json",
-)
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_MAX_SMALL_BYTES = 256 << 20
 
 
 def resolve(source: str) -> Path:
@@ -47,7 +38,7 @@ def resolve(source: str) -> Path:
     if kind == "package" and _PACKAGE.fullmatch(name):
         folder = _package_folder(name.replace("-", "_"))
     elif kind == "dir" and name:
-        folder = Path(name).expanduser()
+        folder = read_folder(Path(name).expanduser()).path
     elif kind == "hub" and (match := _HUB.fullmatch(name)):
         folder = _hub_folder(match["repo"], match["revision"])
     else:
@@ -61,43 +52,32 @@ def resolve(source: str) -> Path:
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """The files of the model in `folder` that fedark reads, by their name inside it: what has to be
-    sealed, and no more.
+    """The files of the model in `folder`, by their name inside it: what has to be sealed, and no
+    more.
 
     Raises:
         ModelError: the folder is missing or not a safetensors model with a tokenizer; what is wrong
             is said.
     """
-    if not folder.is_dir():
-        raise ModelError(
-            f"{folder} is not a folder.",
-            safe="Nothing was loaded.",
-            fix="Check the job's model source.",
-        )
-    found = {name: folder / name for name in _SMALL_FILES if (folder / name).is_file()}
+    model = read_folder(folder)
+    if model.problems:
+        raise _unusable(folder, "; ".join(model.problems))
     try:
-        for name, path in found.items():
-            if path.stat().st_size > _MAX_SMALL_BYTES:
-                raise _unusable(folder, f"{name} is larger than {_MAX_SMALL_BYTES >> 20} MiB")
-        if "config.json" not in found:
-            raise _unusable(folder, "it has no config.json")
-        read_json(found["config.json"].read_bytes())
-        if "tokenizer.json" not in found and "vocab.txt" not in found:
-            raise _unusable(
-                folder, "it has neither tokenizer.json nor vocab.txt; save a fast tokenizer with it"
-            )
-        weights = {path.name: path for path in sorted(folder.glob("*.safetensors"))}
-        small = {"model.safetensors.index.json"} & found.keys()
-        for name in weight_files(
-            {**{n: found[n].read_bytes() for n in small}, **dict.fromkeys(weights, b"")}
-        ):
-            _check_header(name, weights[name])
-            found[name] = weights[name]
+        for name, path in model.files.items():
+            if name.endswith(".safetensors"):
+                _check_header(name, path)
+            elif path.stat().st_size > MAX_SMALL_BYTES:
+                raise _unusable(folder, f"{name} is larger than {MAX_SMALL_BYTES >> 20} MiB")
+        read_json(model.files["config.json"].read_bytes())
     except OSError as error:
         raise _unusable(folder, f"it cannot be read ({error.strerror})") from None
     except ValueError:
         raise _unusable(folder, "config.json is not JSON") from None
-    return found
+    if not {"tokenizer.json", "vocab.txt"} & model.files.keys():
+        raise _unusable(
+            folder, "it has neither tokenizer.json nor vocab.txt; save a fast tokenizer with it"
+        )
+    return model.files
 
 
 def _check_header(name: str, path: Path) -> None:
@@ -144,13 +124,17 @@ def _hub_folder(repo: str, revision: str | None) -> Path:
 
     try:
         folder = snapshot_download(
-            repo, revision=revision, allow_patterns=[*_SMALL_FILES, "model*.safetensors"]
+            repo, revision=revision, allow_patterns=[*SMALL_FILES, "model*.safetensors"]
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ModelError(
             f"The hub model {repo} could not be fetched ({type(error).__name__}).",
             safe="Nothing was loaded.",
-            fix='Check the name and the connection, or fetch it yourself and use "dir:PATH".',
+            fix=(
+                "Check the name. Without a connection to the hub, fetch it where there is one (hf"
+                f" download {repo} --local-dir FOLDER), copy the folder here and name it as"
+                ' source = "dir:FOLDER".'
+            ),
         ) from None
     return Path(folder)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from fedark.foundation.errors import ModelError
 from fedark.foundation.jsontext import read_json
+from fedark.foundation.modelfolder import INDEX, WEIGHTS, index_names
 
 if TYPE_CHECKING:
     import torch
@@ -56,30 +57,21 @@ def weight_files(files: Files) -> list[str]:
     Raises:
         ModelError: there are none, or a part is missing.
     """
-    if "model.safetensors" in files:
-        return ["model.safetensors"]
-    index = files.get("model.safetensors.index.json")
-    if index is None:
-        raise ModelError(
-            "The base model has no model.safetensors.",
-            safe=(
-                "Nothing was loaded; formats that can run code when read (pickle, .bin, .pt) are"
-                " never opened."
-            ),
-            fix="Save the model as safetensors: model.save_pretrained(folder).",
-        )
+    if WEIGHTS in files:
+        return [WEIGHTS]
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        names = [""]
-    missing = [
-        name
-        for name in names
-        if not isinstance(name, str) or name not in files or not name.endswith(".safetensors")
-    ]
-    if missing or not names:
+        names = index_names(files[INDEX])
+    except KeyError:
         raise ModelError(
-            "The index model.safetensors.index.json is malformed or names files that are missing.",
+            f"The base model has no {WEIGHTS}.",
+            safe="Nothing was loaded; formats that can run code when read are never opened.",
+            fix="Save the model as safetensors: model.save_pretrained(folder).",
+        ) from None
+    except ValueError:
+        names = []
+    if not names or not set(names) <= files.keys():
+        raise ModelError(
+            f"The index {INDEX} is malformed or names files that are missing.",
             safe="Nothing was loaded.",
             fix="Download or save the model again.",
         )

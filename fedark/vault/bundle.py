@@ -5,9 +5,9 @@ A bundle is a directory NAME.fedark/ with `manifest` (see `fedark.vault.manifest
 (see `fedark.vault.opener`). It appears whole, by one rename, or not at all. Sealing draws a fresh
 weight key for every bundle, so that no key ever opens two.
 
-What is sealed: the model's `.safetensors`, `.json`, `.txt` and `.model` files, and the provider's
-own data sets (replay, acceptance) under `extra/`. Documentation, templates and hidden files are
-left out and named; pickles and code are refused.
+What is sealed: the files that make a model (`fedark.foundation.modelfolder`), and the provider's own
+data sets (replay, acceptance) under `extra/`. Everything else in the folder is left out and named;
+neither a pickle nor code is ever sealed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from fedark.foundation.errors import FedarkError, ModelError, SealBroken, printable
 from fedark.foundation.files import disk_errors, new_directory, write_new
 from fedark.foundation.keys import SigningKey
+from fedark.foundation.modelfolder import read_folder
 from fedark.vault.manifest import (
     EXTRA,
     MAX_MANIFEST_BYTES,
@@ -54,8 +55,6 @@ __all__ = [
 
 CHUNK = 1 << 20
 _MANIFEST, _PAYLOAD = "manifest", "payload"
-_LEFT_OUT_SUFFIXES = (".md", ".rst", ".jinja", ".lock")
-_LEFT_OUT_NAMES = ("license", "licence", "notice", "copying")
 
 Progress = Callable[[int, int], None]
 
@@ -84,57 +83,25 @@ def select(source: Path, extra: Mapping[str, Path] | None = None) -> Selection:
     `extra/NAME`.
 
     Raises:
-        ModelError: with every problem: a pickle, code, an odd name, a broken safetensors file, no
-            weights, no config.json.
+        ModelError: with every problem: weights that are there only as pickles, an odd name, a broken
+            safetensors file, no weights, no config.json.
     """
-    found: dict[str, Path] = {}
-    left_out: list[str] = []
-    if not source.is_dir():
-        raise ModelError(
-            f"{source} is not a directory.",
-            fix="Give the directory that holds config.json and the weights.",
-        )
-    problems: list[str] = []
-    unreadable: list[OSError] = []
-    for folder, folders, names in os.walk(source, onerror=unreadable.append):
-        relative = Path(folder).relative_to(source)
-        left_out += [(relative / name).as_posix() + "/" for name in folders if name.startswith(".")]
-        problems += [
-            f"{(relative / name).as_posix()}: a link to a folder"
-            for name in folders
-            if Path(folder, name).is_symlink()
-        ]
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            inner = (relative / name).as_posix()
-            if _left_out(name):
-                left_out.append(inner)
-            else:
-                found[inner] = Path(folder, name)
-    problems += [f"{error.filename}: cannot be read: {error.strerror}" for error in unreadable]
-    if any(name.split("/")[0] == EXTRA for name in found):
-        problems.append(
-            f"{EXTRA}/: this folder name is reserved for the data sets that are sealed along"
-        )
+    folder = read_folder(source)
+    found = dict(folder.files)
     for name, path in (extra or {}).items():
         found[f"{EXTRA}/{name}"] = path
     found = dict(sorted(found.items()))
-    problems += name_problems(found)
+    problems = [*folder.problems, *name_problems(found)]
+    sizes = {name: _size(name, path, problems) for name, path in found.items()}
     if not problems:
-        sizes = {name: _size(name, path, problems) for name, path in found.items()}
         weights = [name for name in found if name.endswith(".safetensors")]
-        if not weights:
-            problems.append("there are no weights: no .safetensors file")
-        if "config.json" not in found:
-            problems.append("there is no config.json")
-        if not problems:
-            problems += [
-                problem for name in weights if (problem := _safetensors_problem(name, found[name]))
-            ]
+        problems += [
+            problem for name in weights if (problem := _safetensors_problem(name, found[name]))
+        ]
     if problems:
         lines = "\n".join(f"  - {printable(problem)}" for problem in sorted(problems))
         raise ModelError(f"{source} cannot be sealed:\n{lines}", safe="Nothing was written.")
-    return Selection(found, sizes, tuple(sorted(left_out)))
+    return Selection(found, sizes, folder.left_out)
 
 
 def seal(
@@ -344,15 +311,6 @@ def _plaintext(selection: Selection, entries: list[FileEntry]) -> Iterator[memor
         entries.append(FileEntry(name, size, digest.digest()))
     if filled:
         yield buffer[:filled]
-
-
-def _left_out(name: str) -> bool:
-    low = name.lower()
-    return (
-        low.startswith(".")
-        or low.endswith(_LEFT_OUT_SUFFIXES)
-        or low.split(".")[0] in _LEFT_OUT_NAMES
-    )
 
 
 def _size(name: str, path: Path, problems: list[str]) -> int:

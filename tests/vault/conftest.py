@@ -51,7 +51,7 @@ def write_model(folder: Path, *, weights: int = 20_000) -> Path:
     )
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\nload\n", encoding="utf-8")
-    (folder / "empty.txt").touch()
+    (folder / "merges.txt").touch()  # a file of no bytes
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text("{}", encoding="utf-8")
     (folder / "README.md").write_text("about", encoding="utf-8")

@@ -5,8 +5,10 @@ little memory.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -219,28 +221,86 @@ def test_a_missing_or_oversized_manifest_is_an_error_that_says_so(tmp_path: Path
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("pytorch_model.bin", "pickle runs code"),
-        ("model.pt", "pickle runs code"),
-        ("x.pkl", "pickle runs code"),
-        ("modeling_custom.py", "code is not sealed"),
-        ("model.onnx", "not one of"),
-        ("odd name.json", "plain relative name"),
-        ("extra/replay.csv", "reserved"),
-        ("deep/down/weights.pth", "pickle runs code"),
-    ],
+FOREIGN = (
+    *("pytorch_model.bin", "model.pt", "x.pkl", "training_args.bin", "original/params.pth"),
+    *("modeling_custom.py", "handler.py", "run.sh", "onnx/model.onnx", "tf_model.h5"),
+    *("model.gguf", "odd name.json", "Modelfile", "images/plot.png", "extra/replay.csv"),
+    *("consolidated.safetensors", "openvino/model.safetensors", "demo.ipynb", "chat.jinja"),
 )
-def test_a_directory_with_what_may_not_be_sealed_is_refused_and_says_why(
-    model: Path, tmp_path: Path, terms: dict[str, Any], name: str, why: str
+
+
+def test_of_a_cloned_folder_the_model_is_sealed_and_the_rest_is_named(
+    model: Path, tmp_path: Path, terms: dict[str, Any]
 ) -> None:
-    (model / name).parent.mkdir(parents=True, exist_ok=True)
-    (model / name).write_bytes(b"x")
+    expected = {name: data for name, data in contents(model).items() if name != "README.md"}
+    for name in FOREIGN:
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        (model / name).write_bytes(b"x")
+    assert set(FOREIGN) < set(select(model).left_out)
+    provider = SigningKey()
+    _, key = seal(model, tmp_path / "b", provider=provider, **terms)
+    assert opened(SealedBundle.load(tmp_path / "b", provider.public), key) == expected
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.ckpt", "tf_model.h5", "model.gguf"])
+def test_weights_that_are_there_only_in_a_form_that_can_run_code_are_refused(
+    model: Path, tmp_path: Path, terms: dict[str, Any], name: str
+) -> None:
+    (model / "model.safetensors").rename(model / name)
     before = tree(tmp_path)
-    with pytest.raises(ModelError, match=why):
+    with pytest.raises(ModelError, match=rf"{name} are never opened.*save_pretrained"):
         seal(model, tmp_path / "b", provider=SigningKey(), **terms)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["x.pkl", "model.py", "odd name.csv", "../up.csv"])
+def test_a_data_set_of_a_name_that_is_not_sealed_is_refused(model: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="cannot be sealed"):
+        select(model, {name: model / "vocab.txt"})
+
+
+def test_the_parts_that_an_index_names_are_sealed_and_no_others(model: Path) -> None:
+    parts = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name in (*parts, "model-00001-of-00003.safetensors"):
+        (model / name).write_bytes((model / "model.safetensors").read_bytes())
+    (model / "model.safetensors").unlink()
+    index = model / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict(zip("ab", parts, strict=True))}))
+    selected = select(model)
+    assert [name for name in selected.files if name.endswith(".safetensors")] == parts
+    assert "model-00001-of-00003.safetensors" in selected.left_out
+    (model / parts[1]).unlink()
+    with pytest.raises(ModelError, match=f"names {re.escape(parts[1])}, which"):
+        select(model)
+    for bad in ('{"weight_map": {"a": "../up.safetensors"}}', '{"weight_map": {}}', "[]", "{"):
+        index.write_text(bad)
+        with pytest.raises(ModelError, match="index.json is malformed"):
+            select(model)
+
+
+def test_a_hub_cache_is_sealed_from_its_snapshot(model: Path, tmp_path: Path) -> None:
+    """blobs/ under their digests, snapshots/REVISION/ with links to them, refs/main."""
+    cache = tmp_path / "models--org--name"
+    (cache / "blobs").mkdir(parents=True)
+    for revision in ("old", "new"):
+        for name in contents(model):
+            link = cache / "snapshots" / revision / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            blob = cache / "blobs" / hashlib.sha256(name.encode()).hexdigest()
+            blob.write_bytes((model / name).read_bytes())
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("new")
+    selected = select(cache)
+    assert set(selected.files) == set(select(model).files)
+    assert selected.files["config.json"] == cache / "snapshots/new/config.json"
+    (cache / "refs/main").unlink()
+    with pytest.raises(ModelError, match=r"no config\.json"):  # which of the two is not known
+        select(cache)
+    blob = next((cache / "blobs").iterdir())
+    blob.unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        select(cache / "snapshots/old")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +344,7 @@ def test_hidden_files_and_documentation_are_left_out_and_named(model: Path) -> N
     assert select(model).left_out == (".cache/", ".gitattributes", "LICENSE.txt", "README.md")
 
 
-def test_linked_files_are_sealed_by_content_and_linked_folders_are_refused(
+def test_linked_files_are_sealed_by_content_and_linked_folders_are_not_walked(
     model: Path, tmp_path: Path, terms: dict[str, Any]
 ) -> None:
     blob = tmp_path / "blob"
@@ -297,12 +357,17 @@ def test_linked_files_are_sealed_by_content_and_linked_folders_are_refused(
         == blob.read_bytes()
     )
     (model / "loop").symlink_to(model)
-    with pytest.raises(ModelError, match="link to a folder"):
-        select(model)
+    assert "loop/" in select(model).left_out
+    (model / "1_Pooling").rename(tmp_path / "pooling")
+    (model / "1_Pooling").symlink_to(tmp_path / "pooling")
+    assert "1_Pooling/config.json" in select(model).files
 
 
 def test_what_is_no_regular_file_is_refused_without_waiting_on_it(model: Path) -> None:
-    os.mkfifo(model / "pipe.json")
+    os.mkfifo(model / "merges.txt.pipe")
+    assert "merges.txt.pipe" in select(model).left_out
+    (model / "vocab.txt").unlink()
+    os.mkfifo(model / "vocab.txt")
     with pytest.raises(ModelError, match="not a regular file"):
         select(model)
 

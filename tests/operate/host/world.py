@@ -110,7 +110,9 @@ class World:
         assert request_of(row).party == NodeFolder(self.root / name).request.party
 
     def offer(self, provider: str, job: Path) -> None:
-        data, _ = make_offer(self.root / provider, parsed := Job.load(job, role="provider"))
+        data, _ = make_offer(
+            self.root / provider, parsed := Job.load(job, role="provider"), lambda text: None
+        )
         write_atomic(self.root / provider / OFFERS / f"{parsed.name}.offer", data)
 
     def propose(self, job: Path) -> Contract:
