@@ -9,7 +9,7 @@ from pathlib import Path
 from fedark.contract.job import Job, ModelSpec, model_terms
 from fedark.foundation.errors import InputError
 from fedark.records.reading import Record
-from fedark.tuning.layout import adapter_layout
+from fedark.tuning.layout import base_shapes
 from fedark.tuning.sources import model_files, resolve
 from fedark.tuning.task import TaskModel
 
@@ -36,8 +36,10 @@ def job_task(job: Job, name: str = "") -> TaskModel:
             fix="Name one with --model.",
         )
     folder = _folder(job, spec)
-    layout = adapter_layout(folder, spec.task, job.labels, spec.adapter)
-    terms = model_terms(spec, bundle="0" * 96, labels=job.labels, layout=layout)
+    base = base_shapes(folder, spec.task, job.labels, spec.pooling)
+    terms = model_terms(
+        spec, bundle="0" * 96, labels=job.labels, base=base, layout=base.layout(spec.adapter)
+    )
     return TaskModel.load(
         {key: bytearray(path.read_bytes()) for key, path in model_files(folder).items()}, terms
     )

@@ -38,6 +38,7 @@ __all__ = [
     "EvaluationTerms",
     "ModelTerms",
     "Party",
+    "Pooling",
     "PrivacyTerms",
     "ProtectionTerms",
     "ServerTerms",
@@ -201,6 +202,9 @@ class TensorSpec(Terms):
         return math.prod(self.shape)
 
 
+Pooling = Literal["auto", "mean", "cls", "none"]
+
+
 class ModelTerms(Terms):
     """One base model of the job.
 
@@ -210,6 +214,11 @@ class ModelTerms(Terms):
         bundle: SHA-384 of the sealed bundle's manifest (hex).
         labels: the classes, in order; for "instruction", the admissible answers, or empty for free
             text.
+        pooling: for classification, how a text's token vectors become the one that the head reads:
+            their mean, or the first one ("cls"), under fedark's own head; "none": by transformers'
+            own classifier. "auto", which no drafted contract holds: as the model's files say.
+        pooling_why: why so, where the job file left it open.
+        base: the base model's name on the Hugging Face hub, where it is public; or "".
         layout: every tensor of the adapter; the flat vector of an update is the travelling ones in
             this order, row-major.
     """
@@ -221,12 +230,27 @@ class ModelTerms(Terms):
     adapter: AdapterTerms
     training: TrainingTerms
     server: ServerTerms
+    pooling: Pooling = "auto"
+    pooling_why: Annotated[str, Field(max_length=300)] = ""
+    base: Annotated[str, Field(max_length=300)] = ""
     layout: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
 
     @property
     def travelling(self) -> int:
         """Length of the flat float32 vector that an update carries."""
         return sum(spec.size for spec in self.layout if spec.travels)
+
+    @property
+    def taken(self) -> str:
+        """What the base is taken for, and why, in words."""
+        kinds = {
+            "mean": "an encoder of sentences, the mean of its tokens under fedark's head",
+            "cls": "an encoder of sentences, its first token under fedark's head",
+            "none": "a base for transformers' own classification head",
+            "auto": "what its own files say",
+        }
+        words = kinds[self.pooling] if self.task == "classification" else "a language model"
+        return f"taken as {words}" + (f" ({self.pooling_why})" if self.pooling_why else "")
 
 
 class ProtectionTerms(Terms):

@@ -20,6 +20,7 @@ from fedark.attestation.terms import HardwareTerms, Registers
 from fedark.contract.contract import (
     AdapterTerms,
     ModelTerms,
+    Pooling,
     PrivacyTerms,
     ProtectionTerms,
     ServerTerms,
@@ -187,12 +188,14 @@ class ModelSpec(Terms):
         licence: the licence in its card.
         source: "package:NAME" (an installed package that carries one), "dir:PATH" or
             "hub:ORG/NAME".
+        pooling: as in `ModelTerms`; "auto" goes by the model's files, and the report says how.
         optional: leave the model out, with a notice, where its source is not on this machine.
     """
 
     name: Name
     source: Annotated[str, Field(pattern=r"^(package|dir|hub):.+$")]
     task: Literal["classification", "instruction"]
+    pooling: Pooling = "auto"
     optional: bool = False
     title: str = ""
     licence: str = "unstated"
@@ -388,9 +391,15 @@ class Job:
 
 
 def model_terms(
-    spec: ModelSpec, *, bundle: str, labels: tuple[str, ...], layout: Any
+    spec: ModelSpec, *, bundle: str, labels: tuple[str, ...], base: Any, layout: Any
 ) -> ModelTerms:
-    """The contract's terms for a model of the job, once it is sealed and its layout known."""
+    """The contract's terms for a model of the job, once it is sealed.
+
+    Args:
+        base: what it is taken for (`fedark.tuning.base.Base`).
+        layout: of its adapter.
+    """
+    public = spec.source.removeprefix("hub:") if spec.source.startswith("hub:") else ""
     return ModelTerms.model_validate(
         {
             "name": spec.name,
@@ -400,6 +409,9 @@ def model_terms(
             "adapter": spec.adapter,
             "training": spec.training,
             "server": spec.server,
+            "pooling": base.pooling,
+            "pooling_why": base.why,
+            "base": public,
             "layout": layout,
         }
     )

@@ -25,7 +25,7 @@ from fedark.foundation.modelfolder import read_folder, shortened
 from fedark.foundation.terms import Name, Terms, explain, to_tuples
 from fedark.operate.party import WEIGHT_KEYS, PartyConfig
 from fedark.sandbox.confine import Mode
-from fedark.tuning.layout import adapter_layout
+from fedark.tuning.layout import base_shapes
 from fedark.tuning.sources import resolve
 from fedark.vault.bundle import seal
 from fedark.vault.manifest import ModelCard, ReleasePolicy, VerifiedManifest
@@ -101,6 +101,8 @@ def terms_problems(offer: Offer, job: Job) -> list[str]:
         for key in ("task", "adapter", "training", "server"):
             if getattr(spec, key) != getattr(terms, key):
                 problems.append(f"model {name}: the offer and the job file differ in {key}")
+        if spec.pooling not in ("auto", terms.pooling):
+            problems.append(f"model {name}: the offer and the job file differ in pooling")
         if terms.labels != job.labels:
             problems.append(f"model {name}: the offer and the job file differ in the labels")
     return problems
@@ -150,6 +152,8 @@ def seal_for_job(
     """
     if left_out := read_folder(source).left_out:
         say(f"model {spec.name}: not part of the model, so not sealed: {shortened(left_out)}")
+    base = base_shapes(source, spec.task, job.labels, spec.pooling)
+    layout = base.layout(spec.adapter)
     card = {
         "name": spec.name,
         "title": spec.title or spec.name,
@@ -172,10 +176,11 @@ def seal_for_job(
         extra=dict(extra),
     )
     store.put(manifest, key)
-    layout = adapter_layout(source, spec.task, job.labels, spec.adapter)
-    return manifest, model_terms(
-        spec, bundle=manifest.digest().hex(), labels=job.labels, layout=layout
+    terms = model_terms(
+        spec, bundle=manifest.digest().hex(), labels=job.labels, base=base, layout=layout
     )
+    say(f"model {spec.name}: {terms.taken}")
+    return manifest, terms
 
 
 def make_offer(folder: Path, job: Job, say: Callable[[str], None]) -> tuple[bytes, dict[str, str]]:

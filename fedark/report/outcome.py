@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedark.contract.contract import Contract
+from fedark.foundation.errors import printable
 
 __all__ = ["local_reports", "render"]
 
@@ -46,6 +47,8 @@ def render(report: Mapping[str, Any], local: Mapping[str, Counts]) -> Renderable
     for name, model in report["models"].items():
         values = f"{model['values']:,} values travel"
         parts.append(Text(f"\n{name}: {model['task']}, {model['method']}, {values}", style="bold"))
+        if "taken" in model:  # not in reports of earlier releases
+            parts.append(Text(printable(model["taken"], 500)))
         acceptance = _acceptance(name, model["metrics"], local)
         own = _own(name, local)
         parts += [table for table in (acceptance, own) if table is not None]

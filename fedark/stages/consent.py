@@ -387,6 +387,7 @@ def summary(
             f" {terms.travelling} values travel, {terms.training.epochs} epochs a round, bundle"
             f" {terms.bundle[:16]}..."
         )
+        lines.append(f"  {_line(terms.taken)}")
         lines += [
             f"  {part}: {_listed(getattr(terms, part))}"
             for part in ("adapter", "training", "server")

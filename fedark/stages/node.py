@@ -353,6 +353,6 @@ class NodeBase(ABC):
                     raise ProtocolError(
                         f"The delivered adapter for {terms.name} has not the shape of the contract."
                     )
-                export_peft(terms, vector, folder / f"adapter-{terms.name}", terms.name)
+                export_peft(terms, vector, folder / f"adapter-{terms.name}")
         write_atomic(folder / REPORT, json.dumps(report, indent=2).encode())
         return folder

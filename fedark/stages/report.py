@@ -48,6 +48,7 @@ def make_report(
         models[terms.name] = {
             "task": terms.task,
             "method": terms.adapter.method,
+            "taken": terms.taken,
             "values": terms.travelling,
             "train_loss": losses,
             "metrics": measured,

@@ -6,27 +6,34 @@ every architecture it knows are treated as `from_pretrained` treats them. What i
 configuration is in `settings`.
 
 Three kinds of model come out:
-    mean-pool  an encoder in the sentence-transformers layout whose pooling is the mean: encoder, masked mean, unit length
-               (Reimers and Gurevych, arXiv:1908.10084), and fedark's own linear head
+    pooled     an encoder of sentences (Reimers and Gurevych, arXiv:1908.10084): the token vectors' masked mean, or the first
+               one, at unit length, and fedark's own linear head
     sequence   any other base for classification: `transformers`' sequence classifier with its own head
     causal     a causal language model for instruction tuning
+
+Which of the first two a base is taken for is a term of the contract; `_pooling` proposes it.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from fedark.contract.contract import AdapterTerms, TensorSpec
+from fedark.contract.contract import AdapterTerms, Pooling, TensorSpec
 from fedark.foundation.errors import ModelError
 from fedark.foundation.jsontext import read_json
 from fedark.tuning.settings import bounded, make_config, read_settings
@@ -34,8 +41,10 @@ from fedark.tuning.weights import Files, tensors
 
 __all__ = ["PREFIX", "Base", "Kind", "load_base"]
 
-Kind = Literal["mean-pool", "sequence", "causal"]
+Kind = Literal["pooled", "sequence", "causal"]
+POOLING = "1_Pooling/config.json"
 PREFIX = "base_model.model."  # what PEFT puts before the name of every tensor that it saves
+_MAX_POOLING_BYTES = 1 << 20
 _HEADS = ("classifier", "score")  # what PEFT always takes for a sequence classifier's head
 
 
@@ -48,12 +57,27 @@ class Base:
         model: float32, in evaluation mode, everything frozen.
         missing: names of parameters that the files lack (a fresh classification head).
         labels: the number of classes; 0 for a causal model.
+        pooling: how token vectors become one; "none" unless `kind` is "pooled".
+        why: the reason for that, in a sentence; "" where it was asked for.
     """
 
     kind: Kind
     model: nn.Module
     missing: frozenset[str]
     labels: int
+    pooling: Literal["mean", "cls", "none"] = "none"
+    why: str = ""
+
+    @property
+    def longest(self) -> int | None:
+        """How many tokens the model can read, or None where nothing says so."""
+        limits = [getattr(self.model.config, "max_position_embeddings", None)]
+        for name, module in self.model.named_modules():
+            # RoBERTa and its kin count positions from the one after the padding's own.
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                limits.append(module.num_embeddings - 1 - (module.padding_idx or -1))
+        whole = [limit for limit in limits if type(limit) is int and limit > 0]
+        return min(whole, default=None)
 
     def layout(self, adapter: AdapterTerms) -> tuple[TensorSpec, ...]:
         """The tensors of `adapter` on this model, in module order, the head last.
@@ -92,7 +116,7 @@ class Base:
                 safe="Nothing was started.",
                 fix="Set head = true for this model.",
             )
-        if self.kind == "mean-pool":
+        if self.kind == "pooled":
             width = int(self.model.config.hidden_size)  # type: ignore[union-attr,arg-type]
             specs.append(TensorSpec(name="head.weight", shape=(self.labels, width), travels=True))
             if adapter.head_bias:
@@ -124,6 +148,8 @@ class Base:
                 continue
             if any(name == head or name.startswith(f"{head}.") for head in heads):
                 continue
+            if self.kind == "pooled" and name.startswith("pooler."):
+                continue  # what it puts out is not used
             layer = _layer(name)
             if layer is not None:
                 layers.add(layer)
@@ -132,6 +158,13 @@ class Base:
             if not isinstance(module, nn.Linear | Conv1D):
                 raise ModelError(
                     f"The adapter target {name} is not a linear layer.",
+                    safe="Nothing was started.",
+                    fix="Name another target.",
+                )
+            if sharing := self._sharing(name, module):
+                raise ModelError(
+                    f"The adapter target {name} shares its weights with {sharing}, so that it could"
+                    " not be merged without changing that too.",
                     safe="Nothing was started.",
                     fix="Name another target.",
                 )
@@ -160,6 +193,17 @@ class Base:
             )
         return found
 
+    def _sharing(self, name: str, module: nn.Module) -> str:
+        """Another module with the same weights, such as the embeddings of a tied language head."""
+        return next(
+            (
+                other
+                for other, candidate in self.model.named_modules()
+                if candidate is not module and getattr(candidate, "weight", None) is module.weight
+            ),
+            "",
+        )
+
     def head_modules(self) -> list[str]:
         """The modules that are trained whole: a sequence classifier's head, and a pooler that the
         files have no weights for.
@@ -181,6 +225,7 @@ def load_base(
     task: Literal["classification", "instruction"],
     labels: Sequence[str],
     *,
+    pooling: Pooling = "auto",
     shapes_only: bool = False,
 ) -> Base:
     """The base model in `files`.
@@ -188,7 +233,7 @@ def load_base(
     Args:
         files: file name -> content, those of `sources.model_files`. Writable contents are aliased
             by the weights.
-        task, labels: as in `ModelTerms`.
+        task, labels, pooling: as in `ModelTerms`.
         shapes_only: read no weights; parameters have shapes and no memory of their own.
 
     Raises:
@@ -201,6 +246,7 @@ def load_base(
     state = tensors(files, shapes_only=shapes_only)
     config = make_config(settings, state)
     kind: Kind = "causal"
+    taken, why = _pooling(files, settings, config, task, pooling)
     auto: Any = AutoModelForCausalLM
     if task == "classification":
         if len(labels) < 2:
@@ -209,8 +255,8 @@ def load_base(
                 safe="Nothing was loaded.",
                 fix="Name the labels.",
             )
-        kind = "mean-pool" if _mean_pooled(files) else "sequence"
-        auto = AutoModel if kind == "mean-pool" else AutoModelForSequenceClassification
+        kind = "sequence" if taken == "none" else "pooled"
+        auto = AutoModelForSequenceClassification if taken == "none" else AutoModel
         if kind == "sequence":
             config.num_labels = len(labels)
             config.problem_type = "single_label_classification"
@@ -249,12 +295,9 @@ def load_base(
         item[0] for item in info["mismatched_keys"]
     )
     model.requires_grad_(False).eval()
-    base = Base(kind, model, missing, len(labels) if task == "classification" else 0)
-    unforeseen = [
-        name
-        for name in missing
-        if not any(name.startswith(f"{head}.") for head in base.head_modules())
-    ]
+    base = Base(kind, model, missing, len(labels) if task == "classification" else 0, taken, why)
+    own = ["pooler"] if kind == "pooled" else base.head_modules()
+    unforeseen = [name for name in missing if not any(name.startswith(f"{head}.") for head in own)]
     if unforeseen:
         raise ModelError(
             f"The base model's files lack {len(unforeseen)} of its tensors, such as"
@@ -265,17 +308,76 @@ def load_base(
     return base
 
 
-def _mean_pooled(files: Files) -> bool:
-    if "1_Pooling/config.json" not in files:
-        return False
-    try:
-        return read_json(files["1_Pooling/config.json"]).get("pooling_mode_mean_tokens") is True
-    except (ValueError, AttributeError):
+def _pooling(
+    files: Files, settings: Mapping[str, Any], config: Any, task: str, asked: Pooling
+) -> tuple[Literal["mean", "cls", "none"], str]:
+    """What a base is taken for, and why.
+
+    Raises:
+        ModelError: its files ask for a pooling that fedark does not compute, and the job for none.
+    """
+    if task != "classification":
+        return "none", ""
+    if asked != "auto":
+        return asked, ""
+    if POOLING in files:
+        mode = _pooling_mode(files)
+        dense = ", without the Dense layer that follows it there" * _dense_follows(files)
+        if mode == "mean":
+            return "mean", f"{POOLING} says mean{dense}"
+        if mode == "cls":
+            return "cls", f"{POOLING} says cls{dense}"
+        if mode == "lasttoken":
+            return "none", f"{POOLING} says lasttoken, which transformers' own head reads too"
         raise ModelError(
-            "1_Pooling/config.json is malformed.",
+            f"{POOLING} asks for a pooling that fedark does not compute.",
             safe="Nothing was loaded.",
-            fix="Save the model again.",
-        ) from None
+            fix='Say in the job file what to take: pooling = "mean", "cls" or "none" of this model.',
+        )
+    names = settings.get("architectures")
+    bare = MODEL_MAPPING_NAMES.get(config.model_type)
+    encoder = not (config.is_encoder_decoder or getattr(config, "is_decoder", False))
+    encoder = encoder and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if encoder and isinstance(names, list) and names == [bare]:
+        return "mean", f"a bare encoder ({bare}) without a head, and there is no {POOLING}"
+    return "none", f"no encoder of sentences: there is no {POOLING}, and it is no bare encoder"
+
+
+def _pooling_mode(files: Files) -> str:
+    """The one mode of sentence-transformers' pooling, of its older and its newer form; "" if it is
+    several or another.
+    """
+    value = _object(files, POOLING)
+    mode = value.get("pooling_mode")
+    if isinstance(mode, str):
+        return mode
+    modes = {
+        key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
+        for key, on in value.items()
+        if key.startswith("pooling_mode_") and on is True
+    }
+    return modes.pop() if len(modes) == 1 else ""
+
+
+def _dense_follows(files: Files) -> bool:
+    if "modules.json" not in files:
+        return False
+    modules = _object(files, "modules.json", list)
+    return any(
+        isinstance(one, dict) and str(one.get("type", "")).endswith("Dense") for one in modules
+    )
+
+
+def _object(files: Files, name: str, form: type = dict) -> Any:
+    value = None
+    if len(files[name]) <= _MAX_POOLING_BYTES:
+        with suppress(ValueError):
+            value = read_json(files[name])
+    if not isinstance(value, form):
+        raise ModelError(
+            f"{name} is malformed.", safe="Nothing was loaded.", fix="Save the model again."
+        )
+    return value
 
 
 def _layer(name: str) -> int | None:

@@ -2,7 +2,7 @@
 
 adapter_config.json, adapter_model.safetensors   what `peft.PeftModel.from_pretrained(base, folder)` reads
 labels.json                                      the labels in the order of the head's rows, for classification
-head.safetensors                                 a mean-pooling classifier's head, which PEFT has no place for
+head.safetensors                                 the head over a pooled encoder, which PEFT has no place for
 README.md                                        the few lines of code that use it outside fedark
 
 Where the head is all that was trained (method "head") there is nothing for PEFT: head.safetensors
@@ -28,7 +28,7 @@ __all__ = ["export_peft"]
 _PREFIX = "base_model.model."
 
 
-def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> list[Path]:
+def export_peft(terms: ModelTerms, flat: Flat, out: Path) -> list[Path]:
     """Write the adapter that `flat` holds to the folder `out`, made if need be; files of the same
     names are replaced.
 
@@ -36,7 +36,6 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
         terms: the contract's, which give `flat` its meaning.
         flat: float32 [terms.travelling].
         out: the folder.
-        base_name: what the base is called, for `base_model_name_or_path` and the README.
 
     Returns:
         The files written.
@@ -60,9 +59,8 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
         for name in adapter
         if name.endswith(".lora_B.weight")
     ]
-    whole = {
-        name.removeprefix(_PREFIX).rpartition(".")[0] for name in adapter if ".lora_" not in name
-    }
+    whole = {_module(name.removeprefix(_PREFIX)) for name in adapter if ".lora_" not in name}
+    base, _, revision = terms.base.partition("@")
     kind = (
         "CAUSAL_LM"
         if terms.task == "instruction"
@@ -73,7 +71,9 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
     config = {
         "peft_type": "LORA",
         "task_type": kind,
-        "base_model_name_or_path": base_name,
+        # A name that is not the hub's would be looked up there, and be somebody else's model.
+        "base_model_name_or_path": base or None,
+        "revision": revision or None,
         "r": terms.adapter.rank,
         "lora_alpha": terms.adapter.alpha,
         "lora_dropout": 0.0,
@@ -94,7 +94,7 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
         contents["labels.json"] = _json(list(terms.labels))
     if head:
         contents["head.safetensors"] = _tensors(head)
-    contents["README.md"] = _readme(terms, kind, base_name).encode()
+    contents["README.md"] = _readme(terms, kind).encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -106,6 +106,13 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path, base_name: str) -> lis
             fix="Free some space or name another folder, and export again.",
         ) from None
     return [out / name for name in contents]
+
+
+def _module(tensor: str) -> str:
+    """The module that training took whole: a head, however many parts it has, or a pooler inside
+    the base (see `Base.head_modules`).
+    """
+    return tensor.rpartition(".")[0] if ".pooler." in tensor else tensor.partition(".")[0]
 
 
 def _in_head(name: str, alone: bool) -> bool:
@@ -140,75 +147,106 @@ def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-_USE = {
-    "CAUSAL_LM": (
-        """\
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
-"""
-    ),
-    "SEQ_CLS": (
-        """\
-import json
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+_CLASSIFIER = """\
+import json, torch
+FROM_PEFT
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 labels = json.load(open(f"{folder}/labels.json", encoding="utf-8"))
-classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
-# A decoder needs classifier.config.pad_token_id to be set before it takes batches.
-model = PeftModel.from_pretrained(classifier, folder).eval()
+tokenizer = AutoTokenizer.from_pretrained(base, padding_side="right")
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+model = AutoModelForSequenceClassification.from_pretrained(
+    base, num_labels=len(labels), ignore_mismatched_sizes=True, dtype=torch.float32
+)
+if model.config.pad_token_id is None:
+    model.config.pad_token_id = tokenizer.pad_token_id
+ADAPTED
+batch = tokenizer(
+    texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_token_type_ids=False, return_tensors="pt"
+)
+with torch.no_grad():
+    logits = model(**batch).logits
+answers = [labels[i] for i in logits.argmax(-1)]
 """
-    ),
-    "FEATURE_EXTRACTION": (
-        """\
+_POOLED = """\
 import json, torch
-from peft import PeftModel
+FROM_PEFT
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 labels, head = json.load(open(f"{folder}/labels.json", encoding="utf-8")), load_file(f"{folder}/head.safetensors")
-model = PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder).eval()
-batch = AutoTokenizer.from_pretrained(base)(texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
+tokenizer = AutoTokenizer.from_pretrained(base, padding_side="right")
+model = AutoModel.from_pretrained(base, dtype=torch.float32)
+ADAPTED
+batch = tokenizer(
+    texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_token_type_ids=False, return_tensors="pt"
+)
 mask = batch["attention_mask"].unsqueeze(-1)
 with torch.no_grad():
-    mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-    logits = torch.nn.functional.normalize(mean, dim=-1) @ head["weight"].T + head.get("bias", 0)
+    hidden = model(**batch).last_hidden_state
+    vector = POOLED
+    logits = torch.nn.functional.normalize(vector, dim=-1) @ head["weight"].T + head.get("bias", 0)
 answers = [labels[i] for i in logits.argmax(-1)]
 """
-    ),
-}
-_ALONE = {
-    "SEQ_CLS": (
-        """\
-import json
-from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification
+_LANGUAGE = """\
+import torch
+FROM_PEFT
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-labels = json.load(open(f"{folder}/labels.json", encoding="utf-8"))
-model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels), ignore_mismatched_sizes=True).eval()
-# A decoder needs model.config.pad_token_id to be set before it takes batches.
-assert not model.load_state_dict(load_file(f"{folder}/head.safetensors"), strict=False).unexpected_keys
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+ADAPTED
+ends = (model.config.eos_token_id, tokenizer.eos_token_id)
+end = next((one for one in ends if one is not None), None)
+
+def answer(prompt, longest=64):
+    \"\"\"The answer to a prompt that is filled in as in training, with no blank at its end.\"\"\"
+    ids = tokenizer(prompt.rstrip())["input_ids"]
+    ids = ids[:-1] if len(ids) > 1 and ids[-1] == end else ids  # the answer goes on where the prompt ends
+    batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    # Training put a blank before the answer and the end token after it, where generation stops.
+    new = model.generate(**batch, max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=end)
+    return tokenizer.decode(new[0, len(ids):], skip_special_tokens=True).strip()
 """
-    ),
-    "FEATURE_EXTRACTION": (
-        _USE["FEATURE_EXTRACTION"]
-        .replace("from peft import PeftModel\n", "")
-        .replace(
-            "PeftModel.from_pretrained(AutoModel.from_pretrained(base), folder)",
-            "AutoModel.from_pretrained(base)",
-        )
-    ),
-}
+_CODE = {"SEQ_CLS": _CLASSIFIER, "FEATURE_EXTRACTION": _POOLED, "CAUSAL_LM": _LANGUAGE}
+_HEAD_ALONE = """\
+found = model.load_state_dict(load_file(f"{folder}/head.safetensors"), strict=False)
+assert not found.unexpected_keys
+model.eval()"""
+_MEAN = "(hidden * mask).sum(1) / mask.sum(1)"
 
 
-def _readme(terms: ModelTerms, kind: str, base_name: str) -> str:
+def _readme(terms: ModelTerms, kind: str) -> str:
     alone = terms.adapter.method == "head"
-    code = (_ALONE if alone else _USE)[kind].replace("MAX_LENGTH", str(terms.training.max_length))
+    adapted = "model = PeftModel.from_pretrained(model, folder).eval()"
+    load = "from peft import PeftModel"
+    if alone:
+        pooled = kind == "FEATURE_EXTRACTION"
+        adapted = "model.eval()" if pooled else _HEAD_ALONE
+        load = "" if pooled else "from safetensors.torch import load_file"
+    code = _CODE[kind]
+    for name, text in (
+        ("FROM_PEFT\n", f"{load}\n" if load else ""),
+        ("ADAPTED", adapted),
+        ("MAX_LENGTH", str(terms.training.max_length)),
+        ("POOLED", "hidden[:, 0]" if terms.pooling == "cls" else _MEAN),
+    ):
+        code = code.replace(name, text)
     how = "the head alone" if alone else f"{terms.adapter.method}, rank {terms.adapter.rank}"
+    given = "the prompts" if kind == "CAUSAL_LM" else "`texts`, a list of texts"
+    if terms.base:
+        where = f'`base = "{terms.base.partition("@")[0]}"`, from the Hugging Face hub'
+        where += f" at revision {terms.base.partition('@')[2]}" * ("@" in terms.base)
+        if kind == "CAUSAL_LM":
+            where += "; `peft.AutoPeftModelForCausalLM.from_pretrained(folder)` finds it by itself"
+    else:
+        where = (
+            "`base` the folder of the base model. It is not public: only its provider has it in the"
+            " clear, and whoever is to use the adapter outside a federation needs it from there."
+            " peft's AutoPeftModel classes cannot find it"
+        )
     return (
-        f"# Adapter for {base_name}\n\n"
-        f"Trained with fedark ({how}, {terms.task}). With `base` the base model's "
-        f"folder or name and `folder` this folder:\n\n```python\n{code}```\n"
+        f"# Adapter for {terms.name}\n\n"
+        f"Trained with fedark ({how}, {terms.task}). Needs transformers and peft. With {where};"
+        f" `folder` this folder; and {given}:\n\n```python\n{code}```\n"
     )

@@ -18,16 +18,27 @@ import math
 import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fedark.contract.contract import AdapterTerms, TensorSpec
+from fedark.contract.contract import AdapterTerms, Pooling, TensorSpec
 from fedark.foundation import canonical
 from fedark.foundation.errors import ModelError, ProtocolError
 
-__all__ = ["Flat", "Named", "adapter_layout", "flatten", "seeded_tensor", "unflatten"]
+if TYPE_CHECKING:
+    from fedark.tuning.base import Base
+
+__all__ = [
+    "Flat",
+    "Named",
+    "adapter_layout",
+    "base_shapes",
+    "flatten",
+    "seeded_tensor",
+    "unflatten",
+]
 
 Flat = npt.NDArray[np.float32]
 Named = Mapping[str, npt.NDArray[np.float32]]
@@ -38,16 +49,33 @@ def adapter_layout(
     task: Literal["classification", "instruction"],
     labels: Sequence[str],
     adapter: AdapterTerms,
+    pooling: Pooling = "auto",
 ) -> tuple[TensorSpec, ...]:
     """Every tensor of the adapter that `adapter` describes on the model in `model_dir`, in the
     order of the flat vector.
 
-    Args:
-        model_dir: a folder as `sources.resolve` returns it.
-        task, labels: as in `ModelTerms`.
+    Args: see `base_shapes`.
 
     Raises:
         ModelError: the folder is not a usable model, or the adapter does not fit it.
+    """
+    return base_shapes(model_dir, task, labels, pooling).layout(adapter)
+
+
+def base_shapes(
+    model_dir: Path,
+    task: Literal["classification", "instruction"],
+    labels: Sequence[str],
+    pooling: Pooling,
+) -> Base:
+    """The model in `model_dir`, without its weights.
+
+    Args:
+        model_dir: a folder as `sources.resolve` returns it.
+        task, labels, pooling: as in `ModelTerms`.
+
+    Raises:
+        ModelError: the folder is not a usable model.
     """
     from fedark.tuning.base import load_base
     from fedark.tuning.sources import model_files
@@ -59,7 +87,7 @@ def adapter_layout(
                 files[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         else:
             files[name] = path.read_bytes()
-    return load_base(files, task, labels, shapes_only=True).layout(adapter)
+    return load_base(files, task, labels, pooling=pooling, shapes_only=True)
 
 
 def seeded_tensor(seed: int, spec: TensorSpec) -> npt.NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Base, adapter and head as one module, and where in it every tensor of the contract's layout
 lives.
 
-PEFT places the LoRA pairs; a head of fedark's own stands above a mean-pooling encoder, and a lone
+PEFT places the LoRA pairs; a head of fedark's own stands above a pooled encoder, and a lone
 head needs no PEFT at all. All trainable tensors are those that travel, all of them belong to
 `nn.Linear` layers, and only these layers are in training mode: the base stays in evaluation mode,
 so that its dropout is off.
@@ -23,7 +23,7 @@ from fedark.tuning.base import PREFIX, Base
 
 __all__ = ["Scorer", "by_layout", "with_adapter"]
 
-_TASK_TYPES = {"mean-pool": "FEATURE_EXTRACTION", "sequence": "SEQ_CLS", "causal": "CAUSAL_LM"}
+_TASK_TYPES = {"pooled": "FEATURE_EXTRACTION", "sequence": "SEQ_CLS", "causal": "CAUSAL_LM"}
 
 
 class Scorer(nn.Module):
@@ -33,8 +33,10 @@ class Scorer(nn.Module):
     model. `head` is None where the base brings its own.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Linear | None) -> None:
+    def __init__(self, body: nn.Module, head: nn.Linear | None, *, first: bool = False) -> None:
+        """`first`: what stands for a text is its first token's vector, and not the mean."""
         super().__init__()
+        self._first = first
         self.body = body
         self.head = head
 
@@ -46,8 +48,12 @@ class Scorer(nn.Module):
         return scores
 
     def embed(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Unit vectors [batch, width]: the masked mean of the last hidden states, normalised."""
+        """Unit vectors [batch, width]: the masked mean of the last hidden states, or the first of
+        them, normalised.
+        """
         hidden = self.body(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        if self._first:
+            return functional.normalize(hidden[:, 0], dim=-1)
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return functional.normalize((hidden * weights).sum(1) / weights.sum(1), dim=-1)
 

@@ -31,7 +31,8 @@ __all__ = ["bounded", "make_config", "read_settings"]
 _MAX_BYTES = 4 << 20  # the longest hold the names of thousands of classes
 _MAX_INTEGER = 1 << 40
 # Numbers that a configuration's own class counts up to, before any model is built.
-_COUNTS = re.compile(r"(.*_)?(layers?|depths?|blocks?|stages?)")
+# Qwen's is the layer from which on windows slide, and may be any.
+_COUNTS = re.compile(r"(?!max_window_layers)(.*_)?(layers?|depths?|blocks?|stages?)")
 _FEWEST = 64  # layers that share their tensors outnumber them in a small model
 # The first can name a file, a kernel or code to fetch, or changes how weights are read; labels are
 # the contract's.
@@ -180,7 +181,11 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
         if value.keys() == {"__float__"} and isinstance(value["__float__"], str):
             return _FLOATS.get(value["__float__"])
-        return {key: _cleaned(item) for key, item in value.items() if not _DROPPED.fullmatch(key)}
+        return {
+            key: "longrope" if (key, item) == ("type", "su") else _cleaned(item)  # Phi-3's old name
+            for key, item in value.items()
+            if not _DROPPED.fullmatch(key)
+        }
     return value
 
 

@@ -102,11 +102,11 @@ class TaskModel:
         self._label_index = {label: index for index, label in enumerate(terms.labels)}
         self._causal = base.kind == "causal"
         head = None
-        if base.kind == "mean-pool":
+        if base.kind == "pooled":
             width = next(spec.shape[1] for spec in terms.layout if spec.name == "head.weight")
             bias = any(spec.name == "head.bias" for spec in terms.layout)
             head = nn.Linear(width, len(terms.labels), bias=bias)
-        self.scorer = Scorer(with_adapter(base, terms), head).eval()
+        self.scorer = Scorer(with_adapter(base, terms), head, first=base.pooling == "cls").eval()
         self._tensors = by_layout(self.scorer, terms.layout)
         self.trained = [self._tensors[spec.name] for spec in terms.layout if spec.travels]
         self._features = (
@@ -141,7 +141,7 @@ class TaskModel:
 
     @classmethod
     def _load(cls, files: Files, terms: ModelTerms) -> TaskModel:
-        base = load_base(files, terms.task, terms.labels)
+        base = load_base(files, terms.task, terms.labels, pooling=terms.pooling)
         if base.layout(terms.adapter) != terms.layout:
             raise ModelError(
                 f"The adapter layout in the contract is not that of the model {terms.name}.",
@@ -156,7 +156,7 @@ class TaskModel:
             pad_id=_id(config, "pad_token_id"),
             eos_id=_id(config, "eos_token_id"),
         )
-        limit = _whole(config, "max_position_embeddings")
+        limit = base.longest
         if limit is not None and length > limit:
             raise ModelError(
                 f"max_length {length} is more than the {limit} tokens that the model {terms.name}"

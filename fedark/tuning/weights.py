@@ -38,6 +38,8 @@ _ITEM_BYTES = {
     "U8": 1,
     "BOOL": 1,
 }
+# Of quantised and packed models; what they mean stands elsewhere.
+_UNREAD = {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4", "U16", "U32", "U64", "C64"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,13 @@ def read_header(name: str, data: bytes | bytearray | memoryview) -> dict[str, Te
     try:
         header = read_json(view[8:base])
         header.pop("__metadata__", None)
+        types = {item["dtype"] for item in header.values()}
+        if unread := sorted(types & _UNREAD):
+            raise ModelError(
+                f"{name} holds weights of type {unread[0]}, which fedark does not read.",
+                safe="Nothing was loaded.",
+                fix="Use the model in float32, float16 or bfloat16.",
+            )
         entries = {key: _entry(item, base) for key, item in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _malformed(name, "its header is not valid") from None

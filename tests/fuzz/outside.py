@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 
 from fedark.contract.contract import Contract, SignedContract
 from fedark.foundation import canonical
-from fedark.foundation.errors import FedarkError
+from fedark.foundation.errors import FedarkError, ModelError
 from fedark.foundation.keys import PartyKeys, SigningKey
 from fedark.operate.broker.client import BrokerClient
 from fedark.operate.joining import Bundle, Invitation, JoinRequest, parse, request_headers
@@ -53,6 +53,7 @@ def outside(world: Any, folder: Path) -> Made:
     yield from _joining(folder / "host", world.contract, world.recorded.clock)
     yield _broker_reply(world, folder)
     yield from _tokenizer()
+    yield from _model_folder()
     yield _configuration(folder / "models")
 
 
@@ -264,6 +265,41 @@ def _tokenizer() -> Made:
 
     settle(settings)
     yield Target("tokenizer settings", [settings], settle, "open", structure=False, words=_JSON)
+
+
+def _model_folder() -> Made:
+    from types import SimpleNamespace
+
+    from fedark.foundation.modelfolder import index_names
+    from fedark.tuning.base import POOLING, _pooling
+
+    index = b'{"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors"}}'
+    words = (*_JSON, b"../", b"/", b"\\u0000")
+
+    def names(data: bytes) -> None:
+        try:
+            found = index_names(data)
+        except ValueError:
+            raise ModelError("refused") from None  # as its callers do
+        if any("/" in name or not name.endswith(".safetensors") for name in found):
+            raise AssertionError("a name leads out of the folder")
+
+    yield Target("weight index", [index], names, "open", structure=False, words=words)
+    config = SimpleNamespace(model_type="bert", is_encoder_decoder=False)
+
+    def pool(data: bytes) -> None:
+        for files in (
+            {POOLING: data},
+            {POOLING: b'{"pooling_mode": "mean"}', "modules.json": data},
+        ):
+            _pooling(files, {}, config, "classification", "auto")
+
+    pooling = (
+        b'{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}',
+        b'{"embedding_dimension": 384, "pooling_mode": "mean"}',
+        b'[{"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}]',
+    )
+    yield Target("pooling settings", list(pooling), pool, "open", structure=False, words=words)
 
 
 def _configuration(folder: Path) -> Target:

@@ -95,7 +95,7 @@ PARSERS = (
     "enclave call, trainer, masked", "enclave call, aggregator, masked", "job file",
     "checkpoint", "ledger head", "ledger head, signed", "report", "report, signed", "stage reply", "safetensors",
     "invitation", "join request", "join bundle", "offer", "offer, signed", "host call", "host answer", "broker reply",
-    "tokenizer", "tokenizer settings", "model configuration", "front",
+    "tokenizer", "tokenizer settings", "weight index", "pooling settings", "model configuration", "front",
 )  # fmt: skip
 
 Made = Iterator[Target]

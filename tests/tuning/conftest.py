@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,7 @@ class Tiny:
     task: str
     targets: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    pooling: str = "auto"
 
     def terms(
         self,
@@ -82,7 +83,8 @@ class Tiny:
                 }
             ),
             server=ServerTerms(),
-            layout=adapter_layout(self.folder, self.task, labels, adapter),
+            pooling=self.pooling,
+            layout=adapter_layout(self.folder, self.task, labels, adapter, self.pooling),
         )
 
     def files(self) -> dict[str, bytearray]:
@@ -110,11 +112,11 @@ class Zoo:
 def _bert(folder: Path) -> Tiny:
     config = BertConfig(**_SIZES, intermediate_size=32, max_position_embeddings=64)
     _save(folder, BertModel(config, add_pooling_layer=True), encoder=True)
-    return Tiny(folder, "classification", ("query", "value"), LABELS)
+    return Tiny(folder, "classification", ("query", "value"), LABELS, "none")
 
 
 def _minilm(folder: Path) -> Tiny:
-    tiny = _bert(folder)
+    tiny = replace(_bert(folder), pooling="auto")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     return tiny

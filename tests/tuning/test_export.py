@@ -75,7 +75,7 @@ def test_peft_alone_reproduces_the_predictions(
     tiny = zoo[name]
     terms = tiny.terms(method=method, layers=(0, 2))
     vector = some_vector(terms.travelling)
-    export_peft(terms, vector, tmp_path / "out", "tiny-base")
+    export_peft(terms, vector, tmp_path / "out")
     task = tiny.load(terms)
     ids, mask = task._padded(task._encoder.texts(texts))
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_a_head_alone_works_outside_as_its_readme_says(
         not bias and name in ("bert", "minilm")
     )
     vector = some_vector(terms.travelling)
-    files = export_peft(terms, vector, tmp_path / "out", "tiny-base")
+    files = export_peft(terms, vector, tmp_path / "out")
     assert {path.name for path in files} == {"head.safetensors", "labels.json", "README.md"}
     task = tiny.load(terms)
     task.set_flat(vector)
@@ -156,7 +156,7 @@ def test_decoders_and_encoders_without_a_pooler_classify_too(
     task = tiny.load(terms)
     vector = some_vector(terms.travelling)
     task.set_flat(vector)
-    export_peft(terms, vector, tmp_path / "out", "tiny-base")
+    export_peft(terms, vector, tmp_path / "out")
     with torch.no_grad():
         ours = task.scorer(*task._padded(task._encoder.texts(texts)))
     assert torch.equal(ours, outside(tmp_path / "out", folder, texts))
@@ -166,7 +166,7 @@ def test_decoders_and_encoders_without_a_pooler_classify_too(
 def test_the_readme_shows_code_that_runs(zoo: Any, tmp_path: Path, name: str) -> None:
     tiny = zoo[name]
     terms = tiny.terms()
-    export_peft(terms, some_vector(terms.travelling), tmp_path, "tiny-base")
+    export_peft(terms, some_vector(terms.travelling), tmp_path)
     code = re.search(r"```python\n(.*)```", (tmp_path / "README.md").read_text(), re.DOTALL)
     assert code is not None
     scope: dict[str, Any] = {
@@ -184,7 +184,7 @@ def test_the_readme_shows_code_that_runs(zoo: Any, tmp_path: Path, name: str) ->
 def test_the_files_hold_exactly_the_adapter(zoo: Any, tmp_path: Path) -> None:
     terms = zoo["minilm"].terms()
     vector = some_vector(terms.travelling)
-    written = export_peft(terms, vector, tmp_path, "tiny-base")
+    written = export_peft(terms, vector, tmp_path)
     assert sorted(written) == sorted(tmp_path.iterdir())
     named = unflatten(terms.layout, vector, terms.adapter.seed)
     stored = load_file(tmp_path / "adapter_model.safetensors")
@@ -199,7 +199,7 @@ def test_the_files_hold_exactly_the_adapter(zoo: Any, tmp_path: Path) -> None:
 def test_a_vector_of_another_contract_writes_nothing(zoo: Any, tmp_path: Path) -> None:
     terms = zoo["minilm"].terms()
     with pytest.raises(ProtocolError):
-        export_peft(terms, some_vector(terms.travelling + 1), tmp_path / "out", "b")
+        export_peft(terms, some_vector(terms.travelling + 1), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_the_older_files_whole(
     zoo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terms = zoo["minilm"].terms()
-    export_peft(terms, some_vector(terms.travelling), tmp_path, "b")
+    export_peft(terms, some_vector(terms.travelling), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(_descriptor: int) -> None:
@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_the_older_files_whole(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
-        export_peft(terms, terms and some_vector(terms.travelling) * 2, tmp_path, "b")
+        export_peft(terms, terms and some_vector(terms.travelling) * 2, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -191,7 +191,7 @@ def test_the_file_that_is_written_after_a_private_step_is_the_adapter_in_memory(
     step = task.stepper()
     for _ in range(2):
         step(task.gradient_sum(data, clip_norm=1.0)[0] / np.float32(10))
-    export_peft(task.terms, task.get_flat(), tmp_path, "tiny-base")
+    export_peft(task.terms, task.get_flat(), tmp_path)
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(tiny.folder), tmp_path
     ).eval()

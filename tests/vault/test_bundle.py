@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import resource
 import subprocess
 import sys
@@ -270,11 +269,12 @@ def test_the_parts_that_an_index_names_are_sealed_and_no_others(model: Path) -> 
     assert [name for name in selected.files if name.endswith(".safetensors")] == parts
     assert "model-00001-of-00003.safetensors" in selected.left_out
     (model / parts[1]).unlink()
-    with pytest.raises(ModelError, match=f"names {re.escape(parts[1])}, which"):
+    with pytest.raises(ModelError) as caught:
         select(model)
+    assert f"names {parts[1]}, which is missing" in caught.value.what
     for bad in ('{"weight_map": {"a": "../up.safetensors"}}', '{"weight_map": {}}', "[]", "{"):
         index.write_text(bad)
-        with pytest.raises(ModelError, match="index.json is malformed"):
+        with pytest.raises(ModelError, match=r"index\.json is malformed"):
             select(model)
 
 
