@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/fedark/v1/*.proto)
 SERVICES := protos/fedark/v1/node.proto protos/fedark/v1/broker.proto
 
-.PHONY: demo test lock flower-contracts lint docs protos check-protos fuzz chaos clean
+.PHONY: demo test lock flower-contracts lint docs protos check-protos states fuzz chaos clean
 
 # Where torch comes from: PyTorch's own index of CPU builds, and what pip's configuration names as find-links. The index from
 # which all else comes would send a build for GPUs, with 3 GB of packages beside it. Another index of CPU builds, such as a
@@ -68,6 +68,10 @@ check-protos: $(VENV)/.installed
 	$(BIN)/python -m grpc_tools.protoc -I protos --grpc_python_out=build/protos $(SERVICES)
 	for file in $$(cd build/protos && find . -name '*.py*'); do \
 	  cmp build/protos/$$file $$file || { echo "$$file is stale: run make protos"; exit 1; }; done
+
+# The page of the legal order of an enclave's calls; a test says when it is stale.
+states: $(VENV)/.installed
+	$(BIN)/python docs/enclave_states.py
 
 # Every parser that takes bytes from another party, with as many inputs as one has time for.
 FUZZ ?= 1000000

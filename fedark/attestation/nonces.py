@@ -12,17 +12,17 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from fedark.attestation.binding import NONCE_BYTES
 from fedark.foundation.database import BROKEN, open_private, transaction
 from fedark.foundation.errors import EvidenceRefused, StorageError
+from fedark.foundation.snapshot import Bytes32, Real, Snapshot
 
-__all__ = ["NONCE_LIFETIME", "NonceBook"]
+__all__ = ["NONCE_LIFETIME", "NonceBook", "NonceRow"]
 
 NONCE_LIFETIME = timedelta(minutes=10)
 _SCHEMA = """
@@ -32,6 +32,20 @@ CREATE TABLE IF NOT EXISTS nonces (
 ) WITHOUT ROWID
 """
 _BUSY_SECONDS = 30.0
+
+
+class NonceRow(Snapshot):
+    """One nonce of a book.
+
+    Attributes:
+        expires: in seconds since 1970.
+        spent: 0 while it is not, else the digest of what it was spent on, or 1.
+    """
+
+    nonce: Bytes32
+    purpose: str
+    expires: Real
+    spent: int | bytes
 
 
 class NonceBook:
@@ -127,22 +141,23 @@ class NonceBook:
         if reason:
             raise EvidenceRefused("a nonce", [reason])
 
-    def rows(self) -> list[list[Any]]:
-        """All that this book knows, for a sealed checkpoint: nonce, purpose, expiry in seconds, and
-        on what it was spent.
-        """
+    def rows(self) -> list[NonceRow]:
+        """All that this book knows, for a sealed checkpoint."""
         with self._transaction() as database:
             return [
-                list(row)
-                for row in database.execute("SELECT nonce, purpose, expires, spent FROM nonces")
+                NonceRow(nonce=nonce, purpose=purpose, expires=expires, spent=spent)
+                for nonce, purpose, expires, spent in database.execute(
+                    "SELECT nonce, purpose, expires, spent FROM nonces"
+                )
             ]
 
-    def restore(self, rows: Iterable[Sequence[Any]]) -> None:
+    def restore(self, rows: Iterable[NonceRow]) -> None:
         """Know what another book knew when it gave its `rows`."""
         with self._transaction() as database:
             database.execute("DELETE FROM nonces")
             database.executemany(
-                "INSERT INTO nonces (nonce, purpose, expires, spent) VALUES (?, ?, ?, ?)", rows
+                "INSERT INTO nonces (nonce, purpose, expires, spent) VALUES (?, ?, ?, ?)",
+                ((row.nonce, row.purpose, row.expires, row.spent) for row in rows),
             )
 
     def close(self) -> None:

@@ -20,8 +20,7 @@ answers between the uploads and `Close`.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from fedark.contract.contract import ModelTerms
 from fedark.contract.privacy import server_scale
 from fedark.contract.protection import EVALUATED, UPDATE
 from fedark.enclave.checkpoint import SealingKey
-from fedark.enclave.masking import AggregatorMasks
+from fedark.enclave.masking import AggregatorMasks, AggregatorMasksState
 from fedark.enclave.protection import (
     LOADED,
     Context,
@@ -42,10 +41,11 @@ from fedark.enclave.protection import (
     seal_delivery,
     unpack_vector,
 )
-from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done
+from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done
 from fedark.foundation import canonical
 from fedark.foundation.errors import FederationError, ProtocolError, Refused
-from fedark.tuning.server_optimizer import ServerOptimizer, server_optimizer
+from fedark.foundation.snapshot import Bytes32, Row, Snapshot
+from fedark.tuning.server_optimizer import OptimizerState, ServerOptimizer, server_optimizer
 from fedark.v1 import enclave_pb2 as pb
 
 __all__ = ["AggregatorSession"]
@@ -53,10 +53,42 @@ __all__ = ["AggregatorSession"]
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 
+Counted = dict[str, Annotated[Metric, Row]]
+
+
+class CountedPayload(Snapshot):
+    """What is kept of a customer's message of a closed round: its weight and its counts."""
+
+    weight: int
+    metrics: dict[str, Counted]
+
+
+class AggregatorState(SessionState):
+    """An aggregator's session in its checkpoint.
+
+    Attributes:
+        trainers: the customers whose trainer enclaves were admitted.
+        round, base: the round that is open, and the digest of its global adapter.
+        vectors: the global adapters, float32 little-endian.
+        history: of each closed round, the counts of every customer in it.
+        figures: whether sums of counts may still be given out.
+    """
+
+    group: Bytes32
+    trainers: list[str]
+    round: int
+    base: bytes
+    vectors: dict[str, bytes]
+    optimizers: dict[str, OptimizerState]
+    history: list[dict[str, CountedPayload]]
+    figures: bool
+    masks: AggregatorMasksState | None
+
+
 class AggregatorSession(SessionBase):
     """See the module's docstring."""
 
-    seals_after = SessionBase.seals_after | {"join", "open_round", "survivors", "close"}
+    _kept = AggregatorState
 
     def __init__(
         self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None
@@ -64,11 +96,10 @@ class AggregatorSession(SessionBase):
         super().__init__(config, quote, sealing_key)
         self._group = GroupKey()
         self._trainers: dict[str, AttestedPeer] = {}
-        self._round = 0
         self._base = b""
         self._received: dict[str, tuple[bytes, Payload]] = {}
         self._vectors: dict[str, Vector] = {}
-        self._history: list[dict[str, Payload]] = []
+        self._history: list[dict[str, CountedPayload]] = []
         self._resumed = False
         self._figures_open = True
         self._masks: AggregatorMasks | None = None
@@ -80,87 +111,96 @@ class AggregatorSession(SessionBase):
             for terms in self.contract.models
         }
 
-    def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
-        match kind:
-            case "admit_peer":
-                if self._known(call.admit_peer.peer, call.admit_peer.evidence):
-                    return self._granted(self._trainers[call.admit_peer.peer])
-                if call.admit_peer.peer in self._trainers:
-                    raise ProtocolError(
-                        "The trainer enclave of this customer is admitted already.",
-                        safe="It stays the one.",
-                    )
-                peer = self._admit(call.admit_peer)
-                self._trainers[peer.party] = peer
-                return self._granted(peer)
-            case "submit":
-                self._submit(call.submit)
-                return reply_done()
-            case "close":
-                return self._close(call.close.round)
-            case "deliver":
-                return self._deliver(call.deliver.party)
-            case "join":
-                hellos = [announcement.hello for _, announcement in sorted(call.join.peers.items())]
-                if not self._masked().joined(hellos):
-                    self._masked().join(self._trainers.values(), hellos)
-                return reply_done()
-            case "open_round":
-                self._expect(call.open_round.round)
-                if self._kind == LOADED:
-                    raise ProtocolError(
-                        "Loading is not masked: it brings nothing of a customer.",
-                        safe="Nothing was opened.",
-                    )
-                opened = self._masked().open(
-                    self._round, self._kind, call.open_round.parties, self._base
-                )
-                return pb.Reply(opened=pb.Opened(masked=opened))
-            case "survivors":
-                self._expect(call.survivors.round)
-                endorse, unmask = self._masked().ask(endorsed=call.survivors.endorsed)
-                return pb.Reply(asked=pb.Asked(endorse=endorse, unmask=unmask))
-        return super()._handle(kind, call, progress)
+    # -- trainers
 
-    def _granted(self, peer: AttestedPeer) -> pb.Reply:
-        return pb.Reply(admitted=pb.Admitted(group_grant=self._group.grant(peer, self._signing)))
+    def _admit_first(self, call: pb.AdmitPeer) -> pb.Reply:
+        """Admit a trainer: only before the loading is closed, for the number of trainers that a
+        restarted enclave counts on must not grow afterwards (`fedark.enclave.checkpoint`).
+        """
+        if call.peer in self._trainers:
+            return self._admit_again(call)
+        self._trainers[call.peer] = self._admit(call)
+        return self._granted(call.peer)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "group": self._group.secret_bytes(),
-            "trainers": sorted(self._trainers),
-            "round": self._round,
-            "base": self._base,
-            "vectors": {name: pack_vector(vector) for name, vector in self._vectors.items()},
-            "optimizers": {
-                name: optimizer.to_map() for name, optimizer in self._optimizers.items()
-            },
-            "history": [
-                {name: payload.encode() for name, payload in entry.items()}
-                for entry in self._history
-            ],
-            "resumed": self._resumed,
-            "figures": self._figures_open,
-            "masks": self._masks.state() if self._masks is not None else None,
-        }
+    def _admit_again(self, call: pb.AdmitPeer) -> pb.Reply:
+        if self._known(call.peer, call.evidence):
+            return self._granted(call.peer)
+        if call.peer in self._trainers:
+            raise ProtocolError(
+                "The trainer enclave of this customer is admitted already.",
+                safe="It stays the one.",
+            )
+        raise ProtocolError(
+            "A trainer enclave came after the loading was closed.", safe="It was not admitted."
+        )
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _granted(self, party: str) -> pb.Reply:
+        grant = self._group.grant(self._trainers[party], self._signing)
+        return pb.Reply(admitted=pb.Admitted(group_grant=grant))
+
+    # -- masked rounds
+
+    @property
+    def _masked(self) -> AggregatorMasks:
+        assert self._masks is not None  # of another contract the table refuses the call
+        return self._masks
+
+    def _join(self, call: pb.Join) -> pb.Reply:
+        hellos = [announcement.hello for _, announcement in sorted(call.peers.items())]
+        if not self._masked.joined(hellos):
+            self._masked.join(self._trainers.values(), hellos)
+        return reply_done()
+
+    def _open_round(self, call: pb.OpenRound) -> pb.Reply:
+        self._expect(call.round)
+        opened = self._masked.open(self._number, self._kind, call.parties, self._base)
+        return pb.Reply(opened=pb.Opened(masked=opened))
+
+    def _survivors(self, call: pb.Survivors) -> pb.Reply:
+        self._expect(call.round)
+        endorse, unmask = self._masked.ask(endorsed=call.endorsed)
+        return pb.Reply(asked=pb.Asked(endorse=endorse, unmask=unmask))
+
+    def _endorsed(self, call: pb.Submit) -> pb.Reply:
+        message = self._verified(call, "endorsement").open(self._hpke).masked
+        self._masked.endorse(message, call.party)
+        return reply_done()
+
+    def _shared(self, call: pb.Submit) -> pb.Reply:
+        message = self._verified(call, "shares").open(self._hpke).masked
+        self._masked.accept(message, call.party)
+        return reply_done()
+
+    # -- state
+
+    def _snapshot(self) -> AggregatorState:
+        return AggregatorState(
+            **self._common(),
+            group=self._group.secret_bytes(),
+            trainers=sorted(self._trainers),
+            round=self._number,
+            base=self._base,
+            vectors={name: pack_vector(vector) for name, vector in self._vectors.items()},
+            optimizers={name: optimizer.state() for name, optimizer in self._optimizers.items()},
+            history=self._history,
+            figures=self._figures_open,
+            masks=self._masks.state() if self._masks is not None else None,
+        )
+
+    def _restore(self, state: AggregatorState) -> None:
         """Messages of the open round are not in the state: the host brings them again, and they
         verify as before.
         """
-        self._group = GroupKey(state["group"])
-        self._trainers = {name: self._readmitted("trainer", name) for name in state["trainers"]}
-        self._round, self._base, self._resumed = state["round"], state["base"], True
-        self._vectors = {name: unpack_vector(vector) for name, vector in state["vectors"].items()}
+        self._group = GroupKey(state.group)
+        self._trainers = {name: self._readmitted("trainer", name) for name in state.trainers}
+        self._number, self._base, self._resumed = state.round, state.base, True
+        self._vectors = {name: unpack_vector(vector) for name, vector in state.vectors.items()}
         for name, optimizer in self._optimizers.items():
-            optimizer.restore(state["optimizers"][name])
-        self._history = [
-            {name: Payload.decode(payload) for name, payload in entry.items()}
-            for entry in state["history"]
-        ]
-        self._figures_open = state["figures"] and self._kind != EVALUATED
-        if self._masks is not None:
-            self._masks.restore(state["masks"], self._trainers.values())
+            optimizer.restore(state.optimizers[name])
+        self._history = state.history
+        self._figures_open = state.figures and self._kind != EVALUATED
+        if self._masks is not None and state.masks is not None:
+            self._masks.restore(state.masks, self._trainers.values())
 
     @property
     def _least(self) -> int:
@@ -176,27 +216,20 @@ class AggregatorSession(SessionBase):
     def _kind(self) -> str:
         return (
             LOADED
-            if self._round == 0
+            if self._number == 0
             else UPDATE
-            if self._round <= self.contract.rounds
+            if self._number <= self.contract.rounds
             else EVALUATED
         )
 
-    def _masked(self) -> AggregatorMasks:
-        if self._masks is None:
-            raise ProtocolError(
-                "The contract does not mask its updates.",
-                safe="The aggregator enclave did nothing.",
-            )
-        return self._masks
-
     def _expect(self, number: int) -> None:
-        if number != self._round:
+        if number != self._number:
             raise ProtocolError(
-                f"A message for round {number} came in round {self._round}.", safe="It was dropped."
+                f"A message for round {number} came in round {self._number}.",
+                safe="It was dropped.",
             )
 
-    def _submit(self, submit: pb.Submit) -> None:
+    def _verified(self, submit: pb.Submit, kind: str) -> ProtectedUpdate:
         sender = self._trainers.get(submit.party)
         if sender is None:
             raise Refused(
@@ -204,25 +237,17 @@ class AggregatorSession(SessionBase):
                 safe="It was dropped.",
             )
         self._expect(submit.round)
-        kind = {pb.Submit.ENDORSEMENT: "endorsement", pb.Submit.SHARES: "shares"}.get(
-            submit.part, self._kind
-        )
         context = Context(
-            self.digest, self.config.run_id, kind, self._round, submit.party, self._base
+            self.digest, self.config.run_id, kind, self._number, submit.party, self._base
         )
-        update = ProtectedUpdate.verify(submit.protected, sender=sender, context=context)
-        if submit.part == pb.Submit.ENDORSEMENT:
-            self._masked().endorse(update.open(self._hpke).masked, submit.party)
-        elif submit.part == pb.Submit.SHARES:
-            self._masked().accept(update.open(self._hpke).masked, submit.party)
-        else:
-            self._receive(submit, update)
+        return ProtectedUpdate.verify(submit.protected, sender=sender, context=context)
 
-    def _receive(self, submit: pb.Submit, update: ProtectedUpdate) -> None:
+    def _submit(self, submit: pb.Submit) -> pb.Reply:
+        update = self._verified(submit, self._kind)
         fingerprint = hashlib.sha384(update.wire).digest()
         if submit.party in self._received:
             if self._received[submit.party][0] == fingerprint:
-                return
+                return reply_done()
             raise Refused(
                 f"{submit.party} sent two different messages for one round.",
                 safe="The first one counts.",
@@ -232,6 +257,7 @@ class AggregatorSession(SessionBase):
         if self._masks is not None and self._kind != LOADED:
             self._masks.receive(payload.masked, submit.party)
         self._received[submit.party] = fingerprint, payload
+        return reply_done()
 
     def _check(self, payload: Payload) -> None:
         names = {terms.name for terms in self.contract.models}
@@ -255,9 +281,10 @@ class AggregatorSession(SessionBase):
                 "A message's adapters have not the shape of the contract.", safe="It was dropped."
             )
 
-    def _close(self, number: int) -> pb.Reply:
-        if number != self._round:
-            raise ProtocolError(f"Round {number} cannot be closed in round {self._round}.")
+    def _close(self, call: pb.Close) -> pb.Reply:
+        number = call.round
+        if number != self._number:
+            raise ProtocolError(f"Round {number} cannot be closed in round {self._number}.")
         if len(self._received) < self._least:
             asks = (
                 "a restarted aggregator enclave"
@@ -301,10 +328,10 @@ class AggregatorSession(SessionBase):
         self._vectors = vectors
         metrics = canonical.encode(sums)
         state = b""
-        self._received, self._round = {}, self._round + 1
+        self._received, self._number = {}, self._number + 1
         if number <= self.contract.rounds:
             context = Context(
-                self.digest, self.config.run_id, "global", self._round, self.config.party
+                self.digest, self.config.run_id, "global", self._number, self.config.party
             )
             state = self._group.seal_global(self._vectors, context, self._signing)
             self._base = hashlib.sha384(state).digest()
@@ -324,7 +351,13 @@ class AggregatorSession(SessionBase):
         (`fedark.enclave.checkpoint`).
         """
         self._history.append(
-            {name: replace(payload, vectors={}) for name, payload in received.items()}
+            {
+                name: CountedPayload(
+                    weight=payload.weight,
+                    metrics={model: dict(items) for model, items in payload.metrics.items()},
+                )
+                for name, payload in received.items()
+            }
         )
         if self._kind != EVALUATED or not self._figures_open:
             return []
@@ -333,18 +366,17 @@ class AggregatorSession(SessionBase):
             return []
         return [_sums([entry[name] for name in sorted(stayed)]) for entry in self._history]
 
-    def _deliver(self, name: str) -> pb.Reply:
+    def _rounds_over(self) -> bool:
+        return self._number > self.contract.rounds
+
+    def _deliver(self, call: pb.Deliver) -> pb.Reply:
+        name = call.party
         party = self.contract.party(name)
         if party is None or name not in self.contract.deliver_to:
             raise Refused(
                 "The contract does not deliver the adapter to this party.",
                 safe="Nothing was delivered.",
             )
-        # Without masks only the measurements guard the last round against a second sum
-        # (`fedark.enclave.checkpoint`).
-        last = self.contract.rounds + 1 if self._masks is None else self.contract.rounds
-        if self._round <= last:
-            raise ProtocolError("The adapter is not finished yet.", safe="Nothing was delivered.")
         sealed = seal_delivery(
             self._vectors,
             contract=self.digest,
@@ -370,7 +402,7 @@ def _means(payloads: list[Payload]) -> dict[str, np.ndarray[Any, np.dtype[np.flo
     return means
 
 
-def _sums(payloads: list[Payload]) -> dict[str, dict[str, list[int | float]]]:
+def _sums(payloads: list[CountedPayload]) -> dict[str, dict[str, list[int | float]]]:
     """Sums over the cohort of those counts that every member of it gave: a sum over fewer would
     point at someone.
     """

@@ -40,24 +40,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from fedark.foundation import canonical
 from fedark.foundation.errors import ProtocolError, Refused
+from fedark.foundation.snapshot import Snapshot
 
 __all__ = ["Sealer", "SealingKey"]
+
+Kept = TypeVar("Kept", bound=Snapshot)
 
 SealingKey = Callable[[], bytes]
 """Asks the platform for the 32-byte key of this enclave."""
 
 _MAGIC = b"FDCP"
-_VERSION = 1
+_VERSION = 2
 _HEAD = _MAGIC + bytes([_VERSION])
 _NONCE, _TAG = 12, 16
-_MAX_BYTES = 1 << 30
 
 
 class Sealer:
@@ -67,16 +68,17 @@ class Sealer:
         self._ask = key
         self._aead: AESGCM | None = None
 
-    def seal(self, state: dict[str, Any]) -> bytes:
-        """The checkpoint of `state`, a map of what canonical CBOR takes."""
+    def seal(self, state: Snapshot) -> bytes:
+        """The checkpoint of `state`."""
         nonce = os.urandom(_NONCE)
-        return _HEAD + nonce + self._cipher().encrypt(nonce, canonical.encode(state), _HEAD)
+        return _HEAD + nonce + self._cipher().encrypt(nonce, state.encode(), _HEAD)
 
-    def open(self, checkpoint: bytes) -> dict[str, Any]:
+    def open(self, checkpoint: bytes, kind: type[Kept]) -> Kept:
         """The state in a checkpoint.
 
         Raises:
-            ProtocolError: of another version of fedark, or no checkpoint at all.
+            ProtocolError: of another version of fedark, no checkpoint at all, or of something else
+                than `kind`.
             Refused: altered, or of another enclave, run, device or confinement.
         """
         if checkpoint[:4] != _MAGIC or len(checkpoint) < len(_HEAD) + _NONCE + _TAG:
@@ -100,10 +102,7 @@ class Sealer:
                 safe="Nothing of it was used, and the enclave did not start.",
                 fix="Bring the checkpoint that this enclave wrote, or begin a new run.",
             ) from None
-        value = canonical.decode(state, max_bytes=_MAX_BYTES)
-        if not isinstance(value, dict):
-            raise ProtocolError("A checkpoint holds no state.", safe="The enclave did not start.")
-        return value
+        return kind.decode(state)
 
     def _cipher(self) -> AESGCM:
         if self._aead is None:

@@ -27,7 +27,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -41,10 +41,12 @@ from fedark.enclave.protection import Metric
 from fedark.foundation import canonical
 from fedark.foundation.errors import FederationError, ProtocolError, Refused
 from fedark.foundation.keys import SigningKey
+from fedark.foundation.snapshot import Row, Snapshot
 from fedark.secagg import Client, Contribution, Directory, Round, RoundSum, Server
+from fedark.secagg.client import ClientState
 from fedark.secagg.vector import l2_norm
 
-__all__ = ["AggregatorMasks", "TrainerMasks"]
+__all__ = ["AggregatorMasks", "AggregatorMasksState", "TrainerMasks", "TrainerMasksState"]
 
 _PEERS = "fedark/peers/1"
 
@@ -60,6 +62,28 @@ class _Self:
     contract_digest: bytes
     run_id: str
     role: str = "trainer"
+
+
+class TrainerMasksState(Snapshot):
+    """A trainer's end in its checkpoint."""
+
+    nonce: bytes
+    combined: bytes
+    session: bytes
+    hellos: list[bytes]
+    client: ClientState
+
+
+class AggregatorMasksState(Snapshot):
+    """The aggregator's end in its checkpoint.
+
+    Attributes:
+        opening: number, layout, participants and model of the round that is open.
+    """
+
+    hellos: list[bytes]
+    opening: Annotated[tuple[int, str, list[str], bytes], Row] | None
+    survivors: list[str] | None
 
 
 class TrainerMasks:
@@ -151,30 +175,26 @@ class TrainerMasks:
         self._client.join(Directory.verify(self._policy, [*peers, self._me], hellos))
         self._hellos = hellos
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerMasksState:
         """What the trainer's checkpoint holds of this end."""
-        return {
-            "nonce": self._nonce,
-            "combined": self._combined,
-            "session": self._session,
-            "hellos": self._hellos,
-            "client": self._client.state(),
-        }
-
-    def restore(self, state: dict[str, Any], peers: Iterable[AttestedPeer]) -> None:
-        """Go on from `state`; `peers`: the fellows that were admitted, none before joining."""
-        self._nonce, self._combined, self._session = (
-            state["nonce"],
-            state["combined"],
-            state["session"],
+        return TrainerMasksState(
+            nonce=self._nonce,
+            combined=self._combined,
+            session=self._session,
+            hellos=self._hellos,
+            client=self._client.state(),
         )
-        self._hellos = state["hellos"]
+
+    def restore(self, state: TrainerMasksState, peers: Iterable[AttestedPeer]) -> None:
+        """Go on from `state`; `peers`: the fellows that were admitted, none before joining."""
+        self._nonce, self._combined, self._session = state.nonce, state.combined, state.session
+        self._hellos = state.hellos
         joined = (
             Directory.verify(self._policy, [*peers, self._me], self._hellos)
             if self._hellos
             else None
         )
-        self._client.restore(state["client"], joined)
+        self._client.restore(state.client, joined)
 
     def begin(self, layout: str, request: bytes, model: bytes) -> None:
         """Enter the masked round that the aggregator opened, before anything is computed for it.
@@ -260,27 +280,27 @@ class AggregatorMasks:
         self._survivors: set[str] | None = None
         self._answers: dict[str, bytes] = {}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> AggregatorMasksState:
         """What the aggregator's checkpoint holds of this end; uploads and answers are brought
         again.
         """
-        return {
-            "hellos": self._hellos,
-            "opening": list(self._opening) if self._opening is not None else None,
-            "survivors": sorted(self._survivors) if self._survivors is not None else None,
-        }
+        return AggregatorMasksState(
+            hellos=self._hellos,
+            opening=self._opening,
+            survivors=sorted(self._survivors) if self._survivors is not None else None,
+        )
 
-    def restore(self, state: dict[str, Any], trainers: Iterable[AttestedPeer]) -> None:
+    def restore(self, state: AggregatorMasksState, trainers: Iterable[AttestedPeer]) -> None:
         """Go on from `state`: the round that was open is open, and its survivors stand if they were
         declared.
         """
-        if not state["hellos"]:
+        if not state.hellos:
             return
-        self.join(trainers, state["hellos"])
-        if state["opening"] is not None:
-            self.open(*state["opening"])
-        if state["survivors"] is not None:
-            self._survivors = set(state["survivors"])
+        self.join(trainers, state.hellos)
+        if state.opening is not None:
+            self.open(*state.opening)
+        if state.survivors is not None:
+            self._survivors = set(state.survivors)
 
     def joined(self, hellos: Iterable[bytes]) -> bool:
         """Whether the session's keys are exactly these."""

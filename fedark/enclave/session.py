@@ -18,26 +18,37 @@ their own clocks.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol
 
 from fedark.attestation.binding import KeyBinding
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer, Gate
-from fedark.attestation.nonces import NonceBook
+from fedark.attestation.nonces import NonceBook, NonceRow
 from fedark.attestation.trust import verifiers
 from fedark.contract.contract import Contract, SignedContract, now
 from fedark.enclave.channel import message_limit
 from fedark.enclave.checkpoint import Sealer, SealingKey
+from fedark.enclave.order import TABLES, If, State, Step, find, name_of, start
 from fedark.foundation import canonical
 from fedark.foundation.errors import ProtocolError, Refused
 from fedark.foundation.keys import HpkeKey, SigningKey
+from fedark.foundation.snapshot import Bytes32, Bytes48, Real, Snapshot
 from fedark.measurement import run_config_register
 from fedark.v1 import enclave_pb2 as pb
 
-__all__ = ["ProgressSink", "Quote", "RunConfig", "Session", "SessionBase"]
+__all__ = [
+    "ProgressSink",
+    "Quote",
+    "RunConfig",
+    "Session",
+    "SessionBase",
+    "SessionState",
+    "reply_done",
+    "seed_of",
+]
 
 Quote = Callable[[bytes, bytes], tuple[str, bytes]]
 """(report_data, nonce) -> (platform, token): the launcher's quoting key signs; it is never inside
@@ -128,17 +139,57 @@ class RunConfig:
         return config
 
 
-class SessionBase:
-    """Keys, evidence and the admission of peers.
+class Answer(Snapshot):
+    """This enclave's last proof to one peer: the peer's nonce, and the evidence's digest."""
 
-    After each call of a kind in `seals_after` the reply carries the session's state, sealed
-    (`fedark.enclave.checkpoint`). A call that changes nothing else than what its repetition would
-    set right has no place there.
+    nonce: Bytes32
+    evidence: Bytes48
+
+
+class Proof(Snapshot):
+    """By what a peer was admitted: its evidence, the collateral that it was appraised with
+    (canonical), and when (s since 1970).
     """
 
-    seals_after: ClassVar[frozenset[str]] = frozenset(
-        {"challenge", "attest", "vouch", "admit_peer"}
-    )
+    evidence: bytes
+    collateral: bytes
+    at: Real
+
+
+class ProofRow(Snapshot):
+    """A `Proof` in a checkpoint: collateral, which many peers share, by its place in a list."""
+
+    evidence: bytes
+    collateral: int
+    at: Real
+
+
+class SessionState(Snapshot):
+    """What a session of either role must not forget.
+
+    Attributes:
+        at: the state of every region of the table that outlives the process.
+    """
+
+    hpke: bytes
+    signing: Bytes32
+    nonces: list[NonceRow]
+    at: dict[str, str]
+    answered: dict[str, Answer]
+    host: bytes
+    collateral: list[bytes]
+    proofs: dict[str, ProofRow]
+
+
+class SessionBase(ABC):
+    """Keys, evidence, the admission of peers, and the legal order of calls (`fedark.enclave.order`).
+
+    Where the table says so, the reply to a call carries the session's state, sealed
+    (`fedark.enclave.checkpoint`). A call that changes nothing else than what its repetition would
+    set right needs no checkpoint.
+    """
+
+    _kept: ClassVar[type[SessionState]]
 
     def __init__(
         self, config: RunConfig, quote: Quote, sealing_key: SealingKey | None = None
@@ -147,15 +198,19 @@ class SessionBase:
         self.contract = config.contract
         self.digest = config.contract.digest()
         self.message_bytes = config.message_bytes
+        self._table = TABLES[config.role, self.contract.protection.mode]
+        self._at = start(self._table)
+        self._steps: dict[str, Step] = {}
+        self._report: ProgressSink = lambda progress: None
         self._quote = quote
         self._hpke = HpkeKey(kem=self.contract.attestation.kem)
         self._signing = SigningKey()
         self._nonces = NonceBook()
-        self._answered: dict[str, tuple[bytes, bytes]] = {}
+        self._answered: dict[str, Answer] = {}
         self._host = b""
-        self._proofs: dict[str, _Proof] = {}
+        self._proofs: dict[str, Proof] = {}
         self._sealer = Sealer(sealing_key) if sealing_key is not None else None
-        self._used = False
+        self._number = 0
 
     def handle(self, call: pb.Call, progress: ProgressSink) -> pb.Reply:
         """Answer one call; see `Session.handle`."""
@@ -164,96 +219,120 @@ class SessionBase:
                 f"The contract of job {self.contract.job} is not valid now.",
                 safe="The enclave did nothing.",
             )
-        kind = str(call.WhichOneof("body"))
-        reply = self._answer(kind, call, progress)
-        self._used = self._used or kind != "start"
-        if self._sealer is not None and self._seals(call, kind):
-            reply.checkpoint = self._sealer.seal(self._whole_state())
+        body = getattr(call, str(call.WhichOneof("body")), None)
+        steps = find(
+            self._table,
+            self._at,
+            name_of(call),
+            role=self.config.role,
+            number=getattr(body, "round", 0),
+            round=self._number,
+        )
+        handler = next(step.handler for step in steps.values() if step.handler)
+        self._steps, self._report = steps, progress
+        reply: pb.Reply = getattr(self, handler)(body)
+        self._enter()
+        if self._sealer is not None and any(step.seals for step in steps.values()):
+            reply.checkpoint = self._sealer.seal(self._snapshot())
         return reply
 
-    def _seals(self, call: pb.Call, kind: str) -> bool:
-        return kind in self.seals_after
+    def _enter(self) -> None:
+        """Enter the states that follow the call. A handler that cannot undo what it is about to do
+        calls this before; else it happens when the handler is through without an error.
+        """
+        for region, step in self._steps.items():
+            following = step.next
+            if isinstance(following, If):
+                met = getattr(self, f"_{following.test}")()
+                following = following.then if met else following.otherwise
+            self._at[region] = following or self._at[region]
+        self._steps = {}
 
-    def _answer(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
-        match kind:
-            case "start":
-                if call.start.run_config != self.config.encode():
-                    raise ProtocolError("An enclave takes one run configuration, once.")
-                return self._hello()
-            case "resume":
-                self._resume(call.resume.checkpoint)
-                return self._hello()
-            case "challenge":
-                return pb.Reply(nonce=pb.Nonce(nonce=self._challenge(call.challenge.peer)))
-            case "attest":
-                return pb.Reply(
-                    evidence=pb.Evidence(evidence=self._attest(call.attest.peer, call.attest.nonce))
-                )
-            case "vouch":
-                self._host = call.vouch.signature
-                return reply_done()
-        return self._handle(kind, call, progress)
+    # -- calls that both roles answer
 
-    def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
-        raise ProtocolError(f"An enclave of role {self.config.role} does not answer {kind!r}.")
+    def _start(self, call: pb.Start) -> pb.Reply:
+        if call.run_config != self.config.encode():
+            raise ProtocolError("An enclave takes one run configuration, once.")
+        return self._hello()
 
     def _hello(self) -> pb.Reply:
         return pb.Reply(
             hello=pb.Hello(hpke_public=self._hpke.public, signing_public=self._signing.public)
         )
 
-    # -- state
-    # ------------------------------------------------------------------------------------------------------
+    def _challenge(self, call: pb.Challenge) -> pb.Reply:
+        nonce = self._gate({}).challenge(self._peer_role(call.peer), call.peer, now=now())
+        return pb.Reply(nonce=pb.Nonce(nonce=nonce))
 
-    def _whole_state(self) -> dict[str, Any]:
+    def _attest(self, call: pb.Attest) -> pb.Reply:
+        evidence = self._evidence(call.nonce)
+        self._answered[call.peer] = Answer(nonce=call.nonce, evidence=evidence.digest())
+        return pb.Reply(evidence=pb.Evidence(evidence=evidence.encode()))
+
+    def _vouch(self, call: pb.Vouch) -> pb.Reply:
+        self._host = call.signature
+        return reply_done()
+
+    def _resume(self, call: pb.Resume) -> pb.Reply:
+        if self._sealer is None:
+            raise ProtocolError(
+                "This enclave has no key for checkpoints.", safe="The enclave goes on as it is."
+            )
+        state = self._sealer.open(call.checkpoint, self._kept)
+        at = {name: State.__members__.get(kept) for name, kept in state.at.items()}
+        lasting = {name: region for name, region in self._table.items() if region.lasts}
+        if at.keys() != lasting.keys() or any(
+            at[name] not in region.steps for name, region in lasting.items()
+        ):
+            raise ProtocolError("A checkpoint names no state of this session.")
+        self._hpke = HpkeKey(state.hpke, kem=self._hpke.kem)
+        self._signing = SigningKey(state.signing)
+        self._nonces.restore(state.nonces)
+        self._answered, self._host = state.answered, state.host
+        self._proofs = {
+            party: Proof(
+                evidence=row.evidence, collateral=state.collateral[row.collateral], at=row.at
+            )
+            for party, row in state.proofs.items()
+        }
+        self._restore(state)
+        self._at |= {name: found for name, found in at.items() if found is not None}
+        return self._hello()
+
+    # -- state
+
+    @abstractmethod
+    def _snapshot(self) -> SessionState:
+        """What this session must not forget."""
+
+    @abstractmethod
+    def _restore(self, state: Any) -> None:
+        """Go on from what `_snapshot` gave. Keys, nonces and `_readmitted` are there already."""
+
+    def _common(self) -> dict[str, Any]:
+        """The fields of `SessionState`."""
         collateral = list(dict.fromkeys(proof.collateral for proof in self._proofs.values()))
         return {
             "hpke": self._hpke.secret_bytes(),
             "signing": self._signing.secret_bytes(),
             "nonces": self._nonces.rows(),
-            "answered": {peer: list(answer) for peer, answer in self._answered.items()},
+            "at": {
+                name: self._at[name].name for name, region in self._table.items() if region.lasts
+            },
+            "answered": self._answered,
             "host": self._host,
             "collateral": collateral,
             "proofs": {
-                party: [proof.evidence, collateral.index(proof.collateral), proof.at]
+                party: ProofRow(
+                    evidence=proof.evidence,
+                    collateral=collateral.index(proof.collateral),
+                    at=proof.at,
+                )
                 for party, proof in self._proofs.items()
             },
-            "role": self._state(),
         }
-
-    def _resume(self, checkpoint: bytes) -> None:
-        if self._used or self._sealer is None:
-            raise ProtocolError(
-                "A checkpoint can only begin a session.", safe="The enclave goes on as it is."
-            )
-        state = self._sealer.open(checkpoint)
-        self._hpke = HpkeKey(state["hpke"], kem=self._hpke.kem)
-        self._signing = SigningKey(state["signing"])
-        self._nonces.restore(state["nonces"])
-        self._answered = {
-            peer: (nonce, digest) for peer, (nonce, digest) in state["answered"].items()
-        }
-        self._host = state["host"]
-        self._proofs = {
-            party: _Proof(evidence, state["collateral"][index], at)
-            for party, (evidence, index, at) in state["proofs"].items()
-        }
-        self._restore(state["role"])
-
-    def _state(self) -> dict[str, Any]:
-        """What this role must not forget."""
-        return {}
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Go on from `_state`. Keys, nonces and `_readmitted` are there already."""
 
     # -- evidence
-    # -----------------------------------------------------------------------------------------------------
-
-    def _attest(self, peer: str, nonce: bytes) -> bytes:
-        evidence = self._evidence(nonce)
-        self._answered[peer] = nonce, evidence.digest()
-        return evidence.encode()
 
     def _evidence(self, nonce: bytes) -> Evidence:
         if len(nonce) != 32:
@@ -280,9 +359,6 @@ class SessionBase:
             hosts=self.contract.signing_keys,
         )
 
-    def _challenge(self, peer: str) -> bytes:
-        return self._gate({}).challenge(self._peer_role(peer), peer, now=now())
-
     def _admit(self, call: pb.AdmitPeer) -> AttestedPeer:
         """The peer, verified: contract signed by all, then evidence for our nonce."""
         role = self._peer_role(call.peer)
@@ -300,7 +376,9 @@ class SessionBase:
             run_config_digest=self._register_of(role, party),
             now=at,
         )
-        self._proofs[party] = _Proof(evidence, canonical.encode(dict(collateral)), at.timestamp())
+        self._proofs[party] = Proof(
+            evidence=evidence, collateral=canonical.encode(dict(collateral)), at=at.timestamp()
+        )
         return peer
 
     def _known(self, party: str, evidence: bytes) -> bool:
@@ -335,17 +413,6 @@ class SessionBase:
         if member is None or member.role != wanted:
             raise ProtocolError(f"A {self.config.role} enclave has no such peer in its contract.")
         return role
-
-
-@dataclass(frozen=True)
-class _Proof:
-    """By what a peer was admitted: its evidence, the collateral that it was appraised with
-    (canonical), and when (s since 1970).
-    """
-
-    evidence: bytes
-    collateral: bytes
-    at: float
 
 
 def reply_done() -> pb.Reply:

@@ -1,8 +1,6 @@
 """The trainer enclave: where a provider's weights and a customer's records meet.
 
-Order, enforced by what each step needs: the aggregator admitted (an `AttestedPeer`) -> under masks,
-the other trainers admitted and keys agreed with them -> weight keys accepted and bundles opened in
-memory -> records -> `Begin` -> rounds, strictly increasing -> `Evaluate`, of one final adapter.
+The order of its calls stands in `fedark.enclave.order`: what follows is what each of them does.
 Nothing but the following leaves:
 
 - protected messages to the aggregator enclave (`fedark.enclave.protection`);
@@ -12,18 +10,17 @@ Nothing but the following leaves:
   node.
 
 Weights and records are in this process's memory only and are never written. An enclave that goes on
-from a checkpoint has
-neither: `Reopen` and the bundle's bytes, then the records, bring them again, and only the same
-ones.
+from a checkpoint has neither: `Reopen` and the bundle's bytes, then the records, bring them again,
+and only the same ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -32,7 +29,7 @@ from fedark.contract.contract import ModelTerms, now
 from fedark.contract.privacy import mechanism
 from fedark.contract.protection import EVALUATED, UPDATE, may_leave, train_key
 from fedark.enclave.checkpoint import SealingKey
-from fedark.enclave.masking import TrainerMasks
+from fedark.enclave.masking import TrainerMasks, TrainerMasksState
 from fedark.enclave.private import noised_updates, private_updates
 from fedark.enclave.protection import (
     LOADED,
@@ -43,10 +40,11 @@ from fedark.enclave.protection import (
     ProtectedUpdate,
     protect,
 )
-from fedark.enclave.session import ProgressSink, Quote, RunConfig, SessionBase, reply_done, seed_of
+from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done, seed_of
 from fedark.foundation import canonical
 from fedark.foundation.errors import DataError, ModelError, ProtocolError, Refused
 from fedark.foundation.jsontext import read_json
+from fedark.foundation.snapshot import Bytes48, Real, Row, Snapshot
 from fedark.privacy.ledger import record_bytes
 from fedark.records.reading import Record
 from fedark.tuning.self_check import self_check
@@ -64,7 +62,42 @@ _MAX_RECORD_CHARS = 1 << 20
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 
-@dataclass
+Figures = dict[str, Annotated[Metric, Row]]
+
+
+class ModelFigures(Snapshot):
+    """What was measured of one model here: on local data, and as training losses."""
+
+    local: Figures
+    losses: Figures
+
+
+class KeptGrant(Snapshot):
+    """A grant that was accepted, and when (s since 1970): it opens its bundle again."""
+
+    grant: bytes
+    at: Real
+
+
+class TrainerState(SessionState):
+    """A trainer's session in its checkpoint.
+
+    Attributes:
+        aggregator: the party whose enclave was admitted.
+        data: digest of the records that this run began with.
+        round, base: the last round that was begun, and the digest of its global adapter.
+    """
+
+    aggregator: str | None
+    grants: dict[str, KeptGrant]
+    data: Bytes48 | None
+    round: int
+    base: bytes
+    figures: dict[str, ModelFigures]
+    masks: TrainerMasksState | None
+
+
+@dataclass(frozen=True)
 class _Model:
     """One base model of the job inside the enclave."""
 
@@ -73,8 +106,6 @@ class _Model:
     initial: Vector
     replay: list[Record]
     acceptance: list[tuple[str, Record]]
-    local: dict[str, Metric] = field(default_factory=dict)
-    losses: dict[str, Metric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,10 +120,7 @@ class _Opening:
 class TrainerSession(SessionBase):
     """See the module's docstring."""
 
-    seals_after = SessionBase.seals_after | {
-        *("grant", "records", "begin", "round", "evaluate"),
-        *("peer_nonce", "announce", "join", "endorse", "unmask"),
-    }
+    _kept = TrainerState
 
     def __init__(
         self,
@@ -109,75 +137,48 @@ class TrainerSession(SessionBase):
         self._models: dict[str, _Model] = {}
         self._train: list[Record] = []
         self._test: list[Record] = []
-        self._data_closed = False
-        self._grants: dict[str, tuple[bytes, float]] = {}
-        self._digest_of_data = hashlib.sha384()
-        self._data_expected = b""
-        self._figures: dict[str, tuple[dict[str, Metric], dict[str, Metric]]] = {}
-        self._begun = False
-        self._round = 0
+        self._hashed = hashlib.sha384()
+        self._grants: dict[str, KeptGrant] = {}
+        self._data: bytes | None = None
+        self._figures = {
+            terms.name: ModelFigures(local={}, losses={}) for terms in self.contract.models
+        }
         self._base = b""
-        self._masks: TrainerMasks | None = None
         self._private = mechanism(self.contract)
-        if self.contract.protection.mode == "masked":
-            self._masks = TrainerMasks(
-                self.contract, config.run_id, config.party, self._signing, self._nonces
+        self._masks = self._new_masks()
+
+    def _new_masks(self) -> TrainerMasks | None:
+        if self.contract.protection.mode != "masked":
+            return None
+        return TrainerMasks(
+            self.contract, self.config.run_id, self.config.party, self._signing, self._nonces
+        )
+
+    def _admit_first(self, call: pb.AdmitPeer) -> pb.Reply:
+        self._aggregator = self._admit(call)
+        return pb.Reply(admitted=pb.Admitted())
+
+    def _admit_again(self, call: pb.AdmitPeer) -> pb.Reply:
+        if not self._known(call.peer, call.evidence):
+            raise ProtocolError(
+                "An aggregator enclave is admitted already.",
+                safe="It stays the only one of this run.",
             )
-
-    def _seals(self, call: pb.Call, kind: str) -> bool:
-        return super()._seals(call, kind) and (kind != "records" or call.records.last)
-
-    def _handle(self, kind: str, call: pb.Call, progress: ProgressSink) -> pb.Reply:
-        match kind:
-            case "admit_peer":
-                if self._known(call.admit_peer.peer, call.admit_peer.evidence):
-                    return pb.Reply(admitted=pb.Admitted())
-                if self._aggregator is not None:
-                    raise ProtocolError(
-                        "An aggregator enclave is admitted already.",
-                        safe="It stays the only one of this run.",
-                    )
-                self._aggregator = self._admit(call.admit_peer)
-                return pb.Reply(admitted=pb.Admitted())
-            case "grant":
-                return self._grant(call.grant)
-            case "reopen":
-                return self._reopen(call.reopen.model)
-            case "sealed":
-                return self._sealed(call.sealed)
-            case "records":
-                return self._records(call.records)
-            case "begin":
-                return self._begin(progress)
-            case "round":
-                return self._train_round(call.round, progress)
-            case "evaluate":
-                return self._evaluate(call.evaluate, progress)
-            case "peer_nonce":
-                return pb.Reply(nonce=pb.Nonce(nonce=self._masked().nonce(now=now())))
-            case "announce":
-                return self._announce(call.announce)
-            case "join":
-                return self._join(call.join)
-            case "endorse":
-                return self._member("endorsement", self._masked().endorse(call.endorse.request))
-            case "unmask":
-                return self._member("shares", self._masked().unmask(call.unmask.request))
-        return super()._handle(kind, call, progress)
+        return pb.Reply(admitted=pb.Admitted())
 
     # -- fellow trainers, under masks
-    # ---------------------------------------------------------------------------------
 
+    @property
     def _masked(self) -> TrainerMasks:
-        if self._masks is None:
-            raise ProtocolError(
-                "The contract does not mask its updates.", safe="The trainer enclave did nothing."
-            )
+        assert self._masks is not None  # of another contract the table refuses the call
         return self._masks
+
+    def _peer_nonce(self, call: pb.PeerNonce) -> pb.Reply:
+        return pb.Reply(nonce=pb.Nonce(nonce=self._masked.nonce(now=now())))
 
     def _announce(self, call: pb.Announce) -> pb.Reply:
         """Prove this enclave to all of its fellows at once, and announce its session key."""
-        masks, gate = self._masked(), self._gate({})
+        masks, gate = self._masked, self._gate({})
         first = not masks.combined
         combined = masks.combine(dict(call.nonces), now=now())
         for party in masks.fellows if first else ():
@@ -189,8 +190,7 @@ class TrainerSession(SessionBase):
         """Admit every fellow by its evidence, then agree keys: with nobody unless all who were
         brought are proven.
         """
-        masks, collateral = self._masked(), dict(call.collateral)
-        self._admitted()  # whose admission has verified the contract's signatures
+        masks, collateral = self._masked, dict(call.collateral)
         others = {
             party: call.peers[party] for party in sorted(call.peers) if party != self.config.party
         }
@@ -203,46 +203,45 @@ class TrainerSession(SessionBase):
         masks.join(peers, [other.hello for other in others.values()])
         return reply_done()
 
+    def _endorse(self, call: pb.Endorse) -> pb.Reply:
+        return self._member("endorsement", self._masked.endorse(call.request))
+
+    def _unmask(self, call: pb.Unmask) -> pb.Reply:
+        return self._member("shares", self._masked.unmask(call.request))
+
     def _member(self, kind: str, message: bytes) -> pb.Reply:
         """A committee member's answer: encrypted to the aggregator enclave, for shares unmask the
         sum for whoever holds them.
         """
-        context = Context(
-            self.digest, self.config.run_id, kind, self._round, self.config.party, self._base
-        )
-        payload = Payload(0, {}, {}, message)
-        return pb.Reply(update=pb.Update(protected=self._protect(payload, context).wire))
+        protected = self._protect(Payload(0, {}, {}, message), self._context(kind, self._number))
+        return pb.Reply(update=pb.Update(protected=protected.wire))
 
     # -- weights
-    # ------------------------------------------------------------------------------------------------------
 
     def _admitted(self) -> AttestedPeer:
-        if self._aggregator is None:
-            raise ProtocolError(
-                "The aggregator enclave has not been admitted yet.",
-                safe="The trainer enclave did nothing.",
-            )
+        assert self._aggregator is not None  # before, the table refuses whatever needs it
         return self._aggregator
 
-    def _grant(self, grant: pb.Grant) -> pb.Reply:
-        if self._grants.get(grant.model, (b"", 0.0))[0] == grant.SerializeToString(
-            deterministic=True
-        ):
-            return self._reopen(grant.model)
+    def _grant(self, call: pb.Grant) -> pb.Reply:
+        data = call.SerializeToString(deterministic=True)
+        kept = self._grants.get(call.model)
+        if kept is not None and kept.grant == data:
+            return self._reopen(pb.Reopen(model=call.model))
         at = now()
-        self._open(grant, at)
-        self._grants[grant.model] = grant.SerializeToString(deterministic=True), at.timestamp()
+        self._open(call, at)
+        self._grants[call.model] = KeptGrant(grant=data, at=at.timestamp())
         return reply_done()
 
-    def _reopen(self, model: str) -> pb.Reply:
+    def _reopen(self, call: pb.Reopen) -> pb.Reply:
         """Take a model's sealed bytes from their beginning again, under the grant that was accepted
-        for it.
+        for it. The records come after the weights, and so again too.
         """
-        kept, at = self._grants.get(model, (b"", 0.0))
-        if not kept:
+        kept = self._grants.get(call.model)
+        if kept is None:
             raise ProtocolError("A model without a grant cannot be opened again.")
-        self._models.pop(model, None)
-        self._open(pb.Grant.FromString(kept), datetime.fromtimestamp(at, UTC))
+        self._models.pop(call.model, None)
+        self._drop_records()
+        self._open(pb.Grant.FromString(kept.grant), datetime.fromtimestamp(kept.at, UTC))
         return reply_done()
 
     def _open(self, grant: pb.Grant, at: datetime) -> None:
@@ -262,7 +261,7 @@ class TrainerSession(SessionBase):
                 safe="No weight was opened.",
                 fix="Fetch the bundle that the contract names.",
             )
-        nonce, evidence = self._answered.get(self.contract.provider.name, (b"", b""))
+        answer = self._answered.get(self.contract.provider.name)
         accepted = accept(
             grant.grant,
             hpke=self._hpke,
@@ -271,8 +270,8 @@ class TrainerSession(SessionBase):
             model=terms.name,
             run_id=self.config.run_id,
             party=self.config.party,
-            nonce=nonce,
-            evidence=evidence,
+            nonce=answer.nonce if answer is not None else b"",
+            evidence=answer.evidence if answer is not None else b"",
             now=at,
         )
         self._group = GroupKey.accept(
@@ -314,19 +313,18 @@ class TrainerSession(SessionBase):
             replay=[record for _, record in _extra(files, "extra/replay.jsonl")],
             acceptance=acceptance,
         )
-        self._models[terms.name].local, self._models[terms.name].losses = self._figures.get(
-            terms.name, ({}, {})
-        )
         receipt = Receipt.make(opening.accepted, opened, self._signing, now=now())
         return pb.Reply(receipt=pb.Receipt(receipt=receipt))
 
+    def _weights_open(self) -> bool:
+        return self._models.keys() == {terms.name for terms in self.contract.models}
+
     # -- records
-    # ------------------------------------------------------------------------------------------------------
+
+    def _drop_records(self) -> None:
+        self._train, self._test, self._hashed = [], [], hashlib.sha384()
 
     def _records(self, records: pb.Records) -> pb.Reply:
-        self._admitted()
-        if self._data_closed:
-            raise ProtocolError("Records came after the last ones.")
         split = self._train if records.split == pb.Records.TRAIN else self._test
         batch = [Record(record.prompt, record.answer) for record in records.records]
         if len(split) + len(records.records) > _MAX_RECORDS:
@@ -346,20 +344,21 @@ class TrainerSession(SessionBase):
         if records.last and not self._train and not (split is self._train and batch):
             raise DataError(self.config.party, None, "no training record")
         for record in batch:
-            self._digest_of_data.update(
-                canonical.encode([records.split, record.prompt, record.answer])
-            )
-        if records.last and self._data_expected not in (b"", self._digest_of_data.digest()):
-            self._train, self._test, self._digest_of_data = [], [], hashlib.sha384()
+            self._hashed.update(canonical.encode([records.split, record.prompt, record.answer]))
+        split += batch
+        if not records.last:
+            return reply_done()
+        digest = self._hashed.digest()
+        if self._data not in (None, digest):
+            self._drop_records()
             raise Refused(
                 f"The records that {self.config.party} brought again are not those that this run"
                 " began with.",
                 safe="They were dropped, and nothing was trained on them.",
                 fix="Put the data file back as it was, or begin a new run.",
             )
-        split += batch
-        self._data_closed = records.last
-        if records.last and self._private is not None and self._private.unit == "record":
+        self._data = digest
+        if self._private is not None and self._private.unit == "record":
             # A record that is in the file twice is one to the ledger: it must not move a sum twice.
             self._train = list(
                 {
@@ -369,73 +368,39 @@ class TrainerSession(SessionBase):
         return reply_done()
 
     # -- state
-    # --------------------------------------------------------------------------------------------------------
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "aggregator": self._aggregator.party if self._aggregator is not None else None,
-            "grants": {model: list(kept) for model, kept in self._grants.items()},
-            "data": self._digest_of_data.digest() if self._data_closed else self._data_expected,
-            "begun": self._begun,
-            "round": self._round,
-            "base": self._base,
-            "figures": {
-                name: [_plain(local), _plain(losses)]
-                for name, (local, losses) in self._all_figures().items()
-            },
-            "masks": self._masks.state() if self._masks is not None else None,
-        }
+    def _snapshot(self) -> TrainerState:
+        return TrainerState(
+            **self._common(),
+            aggregator=self._aggregator.party if self._aggregator is not None else None,
+            grants=self._grants,
+            data=self._data,
+            round=self._number,
+            base=self._base,
+            figures=self._figures,
+            masks=self._masks.state() if self._masks is not None else None,
+        )
 
-    def _all_figures(self) -> dict[str, tuple[dict[str, Metric], dict[str, Metric]]]:
-        """Local figures and losses by model, of models that wait to be opened again too."""
-        return self._figures | {
-            name: (model.local, model.losses) for name, model in self._models.items()
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        if state["aggregator"] is not None:
-            self._aggregator = self._readmitted("aggregator", state["aggregator"])
-        self._grants = {model: (grant, at) for model, (grant, at) in state["grants"].items()}
-        self._data_expected = state["data"]
-        self._begun, self._round, self._base = state["begun"], state["round"], state["base"]
-        self._figures = {
-            name: (_figured(local), _figured(losses))
-            for name, (local, losses) in state["figures"].items()
-        }
-        if self._masks is not None:
-            self._masks = TrainerMasks(
-                self.contract, self.config.run_id, self.config.party, self._signing, self._nonces
-            )
+    def _restore(self, state: TrainerState) -> None:
+        if state.aggregator is not None:
+            self._aggregator = self._readmitted("aggregator", state.aggregator)
+        self._grants, self._data, self._figures = state.grants, state.data, state.figures
+        self._number, self._base = state.round, state.base
+        self._masks = self._new_masks()  # with the key that is restored
+        if self._masks is not None and state.masks is not None:
             fellows = [name for name in self._masks.fellows if name in self._proofs]
             self._masks.restore(
-                state["masks"], [self._readmitted(self.config.role, name) for name in fellows]
+                state.masks, [self._readmitted(self.config.role, name) for name in fellows]
             )
 
     # -- measuring and training
-    # ---------------------------------------------------------------------------------------
 
-    def _ready(self) -> None:
-        self._complete()
-        if self._round:
-            raise ProtocolError("This enclave has begun already.", safe="It goes on as it is.")
-
-    def _complete(self) -> None:
-        missing = [terms.name for terms in self.contract.models if terms.name not in self._models]
-        if missing or not self._data_closed:
-            raise ProtocolError("Training was asked for before weights and records were complete.")
-
-    def _begin(self, progress: ProgressSink) -> pb.Reply:
-        self._ready()
-        initial = {name: model.initial for name, model in self._models.items()}
-        if self._begun:  # asked again, by a node that was interrupted
-            known = {name: dict(model.local) for name, model in self._models.items()}
-            return self._measured(self._leave(LOADED, 0, initial, known, progress))
+    def _begin(self, call: pb.Begin) -> pb.Reply:
         metrics: dict[str, dict[str, Metric]] = {}
         for name, model in self._models.items():
             if self._private is not None and self._private.unit == "record":
                 self_check(model.task, self._train)
-            report = _reporter(progress, f"{name}: before")
-            measured = self._measure(model, "before", report)
+            measured = self._measure(model, "before", self._reporter(f"{name}: before"))
             epochs = model.terms.training.baseline_epochs
             if epochs:
                 model.task.train(
@@ -443,27 +408,34 @@ class TrainerSession(SessionBase):
                     [],
                     epochs=epochs,
                     seed=self._seed(name, "baseline"),
-                    progress=_reporter(progress, f"{name}: local-only"),
+                    progress=self._reporter(f"{name}: local-only"),
                 )
                 measured |= self._measure(
-                    model, "local", _reporter(progress, f"{name}: local-only, measuring"), full=True
+                    model, "local", self._reporter(f"{name}: local-only, measuring"), full=True
                 )
                 model.task.set_flat(model.initial)
-            model.local = dict(measured)
             metrics[name] = measured
-        self._begun = True
-        return self._measured(self._leave(LOADED, 0, initial, metrics, progress))
+        for name, measured in metrics.items():
+            self._figures[name].local = dict(measured)
+        return self._begin_again(call)
 
-    def _train_round(self, call: pb.Round, progress: ProgressSink) -> pb.Reply:
+    def _begin_again(self, call: pb.Begin) -> pb.Reply:
+        """The answer to `Begin`, to a node that was interrupted too."""
+        initial = {name: model.initial for name, model in self._models.items()}
+        known = {name: dict(figures.local) for name, figures in self._figures.items()}
+        return self._measured(self._leave(LOADED, 0, initial, known))
+
+    def _round(self, call: pb.Round) -> pb.Reply:
         vectors, base = self._open_global(call.round, call.state)
-        if not self._round < call.round <= self.contract.rounds:
+        if not self._number < call.round <= self.contract.rounds:
             raise ProtocolError(
-                f"Round {call.round} was asked for after round {self._round}: no round is trained"
+                f"Round {call.round} was asked for after round {self._number}: no round is trained"
                 " twice."
             )
         if self._masks is not None:
             self._masks.begin(UPDATE, call.masked, base)
-        self._round, self._base = call.round, base
+        self._number, self._base = call.round, base
+        self._enter()  # whatever becomes of it, this round is not trained again
         deltas: dict[str, Vector] = {}
         metrics: dict[str, dict[str, Metric]] = {name: {} for name in self._models}
         for name, model in self._models.items():
@@ -478,47 +450,38 @@ class TrainerSession(SessionBase):
                     model.replay,
                     epochs=model.terms.training.epochs,
                     seed=self._seed(name, call.round),
-                    progress=_reporter(progress, f"{name}: round {call.round}"),
+                    progress=self._reporter(f"{name}: round {call.round}"),
                 )
                 deltas[name] = (model.task.get_flat() - vectors[name]).astype(np.float32)
                 if self._private is None:
-                    model.losses[train_key(call.round)] = (
-                        0,
-                        stats.examples,
-                        stats.loss * stats.examples,
-                    )
-                    metrics[name] = {"train": model.losses[train_key(call.round)]}
-        return pb.Reply(
-            update=pb.Update(
-                protected=self._leave(UPDATE, call.round, deltas, metrics, progress).wire
-            )
-        )
+                    loss = (0, stats.examples, stats.loss * stats.examples)
+                    self._figures[name].losses[train_key(call.round)] = loss
+                    metrics[name] = {"train": loss}
+        protected = self._leave(UPDATE, call.round, deltas, metrics)
+        return pb.Reply(update=pb.Update(protected=protected.wire))
 
-    def _evaluate(self, call: pb.Evaluate, progress: ProgressSink) -> pb.Reply:
+    def _evaluate(self, call: pb.Evaluate) -> pb.Reply:
         final = self.contract.rounds + 1
         vectors, base = self._open_global(final, call.state)
-        if self._round == final and self._base != base:
+        if self._number == final and self._base != base:
             raise ProtocolError(
                 "Another final adapter was measured already.",
                 safe="This one was not, and nothing left.",
             )
         if self._masks is not None:
             self._masks.begin(EVALUATED, call.masked, base)
-        self._round, self._base = final, base
+        self._number, self._base = final, base
+        self._enter()  # whatever becomes of it, no other final adapter is measured
         metrics: dict[str, dict[str, Metric]] = {}
         for name, model in self._models.items():
             model.task.set_flat(vectors[name])
-            metrics[name] = self._measure(
-                model, "federated", _reporter(progress, f"{name}: federated")
-            )
-            model.local |= metrics[name]
-        return self._measured(self._leave(EVALUATED, final, {}, metrics, progress))
+            metrics[name] = self._measure(model, "federated", self._reporter(f"{name}: federated"))
+            self._figures[name].local |= metrics[name]
+        return self._measured(self._leave(EVALUATED, final, {}, metrics))
 
     def _open_global(self, number: int, wire: bytes) -> tuple[dict[str, Vector], bytes]:
         aggregator = self._admitted()
-        if not self._begun or self._group is None:
-            raise ProtocolError("A round was asked for before the enclave had begun.")
-        self._complete()  # after a restart they must be brought again
+        assert self._group is not None  # it comes with the first weights
         context = Context(self.digest, self.config.run_id, "global", number, aggregator.party)
         vectors = self._group.open_global(wire, context, aggregator)
         for name, model in self._models.items():
@@ -560,8 +523,8 @@ class TrainerSession(SessionBase):
     def _measured(self, protected: ProtectedUpdate) -> pb.Reply:
         local = canonical.encode(
             {
-                name: {key: list(value) for key, value in model.local.items()}
-                for name, model in self._models.items()
+                name: {key: list(value) for key, value in figures.local.items()}
+                for name, figures in self._figures.items()
             }
         )
         return pb.Reply(measured=pb.Measured(local=local, protected=protected.wire))
@@ -572,14 +535,11 @@ class TrainerSession(SessionBase):
         number: int,
         vectors: dict[str, Vector],
         metrics: dict[str, dict[str, Metric]],
-        progress: ProgressSink,
     ) -> ProtectedUpdate:
         """What leaves for the aggregator enclave: encrypted to it, and masked too where the
         contract says so.
         """
-        context = Context(
-            self.digest, self.config.run_id, kind, number, self.config.party, self._base
-        )
+        context = self._context(kind, number)
         records = len(self._train)
         if self._masks is None:
             if self._private is not None:
@@ -589,33 +549,29 @@ class TrainerSession(SessionBase):
             return self._protect(Payload(records, vectors, metrics), context)
 
         def on_clipped() -> None:
-            progress(
-                pb.Progress(
-                    stage="the update was clipped to the contract's bounds", done=1, total=1
-                )
-            )
+            stage = "the update was clipped to the contract's bounds"
+            self._report(pb.Progress(stage=stage, done=1, total=1))
 
         if kind == LOADED:
             return self._protect(Payload(0, vectors, {}), context)
-        figures = {name: {**model.local, **model.losses} for name, model in self._models.items()}
-        return self._protect(
-            Payload(0, {}, {}, self._masks.upload(kind, vectors, records, figures, on_clipped)),
-            context,
-        )
+        figures = {name: kept.local | kept.losses for name, kept in self._figures.items()}
+        message = self._masks.upload(kind, vectors, records, figures, on_clipped)
+        return self._protect(Payload(0, {}, {}, message), context)
+
+    def _context(self, kind: str, number: int) -> Context:
+        return Context(self.digest, self.config.run_id, kind, number, self.config.party, self._base)
+
+    def _reporter(self, stage: str) -> Callable[[int, int, float], None]:
+        def report(done: int, total: int, value: float) -> None:
+            self._report(pb.Progress(stage=stage, done=done, total=total, value=value))
+
+        return report
 
     def _protect(self, payload: Payload, context: Context) -> ProtectedUpdate:
         return protect(payload, context, recipient=self._admitted(), signer=self._signing)
 
     def _seed(self, *parts: Any) -> int:
         return seed_of(self.contract.seed, self.config.party, *parts)
-
-
-def _plain(figures: dict[str, Metric]) -> dict[str, list[int | float]]:
-    return {key: [correct, total, float(loss)] for key, (correct, total, loss) in figures.items()}
-
-
-def _figured(plain: dict[str, list[Any]]) -> dict[str, Metric]:
-    return {key: (correct, total, loss) for key, (correct, total, loss) in plain.items()}
 
 
 def _evaluate(task: TaskModel, records: Iterable[Record]) -> Metric:
@@ -636,10 +592,3 @@ def _extra(files: Any, name: str) -> list[tuple[str, Record]]:
                 safe="Nothing was trained.",
             ) from None
     return rows
-
-
-def _reporter(progress: ProgressSink, stage: str) -> Callable[[int, int, float], None]:
-    def report(done: int, total: int, value: float) -> None:
-        progress(pb.Progress(stage=stage, done=done, total=total, value=value))
-
-    return report

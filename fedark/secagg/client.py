@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Annotated, NoReturn
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -52,13 +52,14 @@ from numpy.typing import NDArray
 
 from fedark.foundation.errors import InputError, ProtocolError, Refused
 from fedark.foundation.keys import SigningKey, verify_signature
+from fedark.foundation.snapshot import Bytes32, Row, Snapshot
 from fedark.secagg import schedule, shamir, wire
 from fedark.secagg.cohort import SALT_BYTES, Cohort, request_limit
 from fedark.secagg.directory import Directory, announce, check_cohort, check_round
 from fedark.secagg.policy import Layout, Policy
 from fedark.secagg.vector import Contribution, Noise, mask
 
-__all__ = ["Client", "Releases"]
+__all__ = ["Client", "ClientState", "Releases"]
 
 _KEPT = "Nothing was revealed."
 _NONCE = bytes(12)
@@ -107,6 +108,41 @@ class Releases:
         self.sessions[layout, model] = sid
 
 
+class RoundState(Snapshot):
+    """A `_Round` in a checkpoint; see `Client` for what stands in it."""
+
+    number: int
+    layout: str
+    ctx: Bytes32
+    model: bytes
+    participants: list[int]
+    pairs: dict[int, bytes]
+    uploaded: bool
+    shares: bytes | None
+    endorsed: bytes | None
+    answered: bytes | None
+    answer: bytes
+
+
+class ClientState(Snapshot):
+    """A `Client` in a checkpoint.
+
+    Attributes:
+        chains: partner -> its chain's key, and the first round that it still has.
+        released: layout and model digest of every sum that was helped to unmask.
+        sessions: layout, model digest, and the session that it uploaded in.
+    """
+
+    secret: Bytes32 | None
+    public: Bytes32
+    hello: bytes
+    chains: dict[int, Annotated[tuple[Bytes32, int], Row]]
+    last: int
+    released: list[Annotated[tuple[str, bytes], Row]]
+    sessions: list[Annotated[tuple[str, bytes, bytes], Row]]
+    round: RoundState | None
+
+
 @dataclass
 class _Round:
     number: int
@@ -120,6 +156,21 @@ class _Round:
     endorsed: bytes | None = None
     answered: bytes | None = None
     answer: bytes = b""
+
+    def state(self) -> RoundState:
+        return RoundState(
+            number=self.number,
+            layout=self.layout.name,
+            ctx=self.ctx,
+            model=self.model_digest,
+            participants=list(self.participants.members),
+            pairs=self.pairs,
+            uploaded=self.uploaded,
+            shares=self.own_shares.tobytes() if self.own_shares is not None else None,
+            endorsed=self.endorsed,
+            answered=self.answered,
+            answer=self.answer,
+        )
 
 
 class Client:
@@ -422,81 +473,55 @@ class Client:
             raise ProtocolError("No round was begun.", safe=_KEPT)
         return self._round
 
-    def state(self) -> dict[str, Any]:
-        """All that this client must not forget, secrets included, of types that canonical CBOR
-        takes.
-        """
+    def state(self) -> ClientState:
+        """All that this client must not forget, secrets included."""
         current = self._round
-        return {
-            "secret": self._secret.private_bytes_raw() if self._secret is not None else b"",
-            "public": self._public,
-            "hello": self._hello,
-            "chains": [[i, *chain.state()] for i, chain in sorted(self._chains.items())],
-            "last": self._last,
-            "released": [[layout, model] for layout, model in sorted(self._releases.done)],
-            "sessions": [
-                [layout, model, sid]
-                for (layout, model), sid in sorted(self._releases.sessions.items())
-            ],
-            "round": (
-                None
-                if current is None
-                else {
-                    "number": current.number,
-                    "layout": current.layout.name,
-                    "ctx": current.ctx,
-                    "model": current.model_digest,
-                    "participants": current.participants.members,
-                    "pairs": [[i, pair] for i, pair in sorted(current.pairs.items())],
-                    "uploaded": current.uploaded,
-                    "shares": (
-                        current.own_shares.tobytes() if current.own_shares is not None else None
-                    ),
-                    "endorsed": current.endorsed,
-                    "answered": current.answered,
-                    "answer": current.answer,
-                }
-            ),
-        }
+        return ClientState(
+            secret=self._secret.private_bytes_raw() if self._secret is not None else None,
+            public=self._public,
+            hello=self._hello,
+            chains={i: chain.state() for i, chain in self._chains.items()},
+            last=self._last,
+            released=sorted(self._releases.done),
+            sessions=[(*of, sid) for of, sid in sorted(self._releases.sessions.items())],
+            round=current.state() if current is not None else None,
+        )
 
-    def restore(self, state: dict[str, Any], directory: Directory | None) -> None:
+    def restore(self, state: ClientState, directory: Directory | None) -> None:
         """Go on from `state`, of a client of the same policy, party and signing key.
 
         Args:
             directory: the one that was joined, verified again; None before joining.
         """
-        self._secret = (
-            X25519PrivateKey.from_private_bytes(state["secret"]) if state["secret"] else None
-        )
-        self._public, self._hello, self._last = state["public"], state["hello"], state["last"]
+        secret = state.secret
+        self._secret = X25519PrivateKey.from_private_bytes(secret) if secret is not None else None
+        self._public, self._hello, self._last = state.public, state.hello, state.last
         # Added to what a sibling session has given meanwhile.
-        self._releases.done |= {(layout, model) for layout, model in state["released"]}
-        self._releases.sessions |= {
-            (layout, model): sid for layout, model, sid in state["sessions"]
-        }
+        self._releases.done |= set(state.released)
+        self._releases.sessions |= {(layout, model): sid for layout, model, sid in state.sessions}
         self._directory, self._round = directory, None
         if directory is None:
             return
         self._me = directory.index[self._party]
-        self._chains = {i: schedule.Chain(key, number) for i, key, number in state["chains"]}
-        if (kept := state["round"]) is not None:
-            shares = kept["shares"]
+        self._chains = {i: schedule.Chain(*kept) for i, kept in state.chains.items()}
+        if (kept := state.round) is not None:
+            shares = kept.shares
             self._round = _Round(
-                number=kept["number"],
-                layout=self._policy.by_name[kept["layout"]],
-                ctx=kept["ctx"],
-                model_digest=kept["model"],
-                participants=Cohort(directory, kept["participants"]),
-                pairs=dict(kept["pairs"]),
-                uploaded=kept["uploaded"],
+                number=kept.number,
+                layout=self._policy.by_name[kept.layout],
+                ctx=kept.ctx,
+                model_digest=kept.model,
+                participants=Cohort(directory, kept.participants),
+                pairs=dict(kept.pairs),
+                uploaded=kept.uploaded,
                 own_shares=(
                     None
                     if shares is None
                     else np.frombuffer(shares, np.uint8).reshape(-1, shamir.SHARE_BYTES)
                 ),
-                endorsed=kept["endorsed"],
-                answered=kept["answered"],
-                answer=kept["answer"],
+                endorsed=kept.endorsed,
+                answered=kept.answered,
+                answer=kept.answer,
             )
 
     def __reduce__(self) -> NoReturn:

@@ -8,17 +8,32 @@ float64 inside and float32 outside; the result is the same on every machine that
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fedark.contract.contract import ServerTerms
 from fedark.foundation.errors import ProtocolError
+from fedark.foundation.snapshot import Snapshot
 
-__all__ = ["FedAdam", "FedAvg", "ServerOptimizer", "server_optimizer"]
+__all__ = ["FedAdam", "FedAvg", "OptimizerState", "ServerOptimizer", "server_optimizer"]
 
 Flat = npt.NDArray[np.float32]
+
+
+class Moments(Snapshot):
+    """FedAdam's two moments: float64, little-endian."""
+
+    m: bytes
+    v: bytes
+
+
+class OptimizerState(Snapshot):
+    """An optimiser's state; FedAvg has no moments."""
+
+    size: int
+    moments: Moments | None
 
 
 class ServerOptimizer(Protocol):
@@ -29,30 +44,20 @@ class ServerOptimizer(Protocol):
         average.
         """
 
-    def to_map(self) -> dict[str, Any]:
-        """The state, of types that canonical CBOR takes."""
+    def state(self) -> OptimizerState:
+        """What it must not forget."""
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `to_map()`'s answer.
+    def restore(self, state: OptimizerState) -> None:
+        """Go on from what `state` gave.
 
         Raises:
             ProtocolError: it is not one of this optimiser and size.
         """
 
 
-def server_optimizer(
-    terms: ServerTerms, size: int, state: dict[str, Any] | None = None
-) -> ServerOptimizer:
-    """The optimiser that `terms` name for vectors of `size` values, fresh or continued from
-    `to_map()`'s answer.
-
-    Raises:
-        ProtocolError: `state` is not one of this optimiser and size.
-    """
-    optimizer = FedAdam(terms, size) if terms.optimizer == "fedadam" else FedAvg(terms, size)
-    if state is not None:
-        optimizer.restore(state)
-    return optimizer
+def server_optimizer(terms: ServerTerms, size: int) -> ServerOptimizer:
+    """A fresh optimiser, the one that `terms` name, for vectors of `size` values."""
+    return FedAdam(terms, size) if terms.optimizer == "fedadam" else FedAvg(terms, size)
 
 
 class FedAvg:
@@ -68,11 +73,11 @@ class FedAvg:
         delta = _delta(current, average, self._size)
         return _finite(current + self._rate * delta)
 
-    def to_map(self) -> dict[str, Any]:
-        return {"optimizer": "fedavg", "size": self._size}
+    def state(self) -> OptimizerState:
+        return OptimizerState(size=self._size, moments=None)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        if state != self.to_map():
+    def restore(self, state: OptimizerState) -> None:
+        if state != self.state():
             raise ProtocolError("A server optimiser's state is not one of FedAvg at this size.")
 
 
@@ -97,26 +102,16 @@ class FedAdam:
         self._m, self._v = m, v
         return following
 
-    def to_map(self) -> dict[str, Any]:
-        return {
-            "optimizer": "fedadam",
-            "size": self._m.size,
-            "m": self._m.astype("<f8").tobytes(),
-            "v": self._v.astype("<f8").tobytes(),
-        }
+    def state(self) -> OptimizerState:
+        moments = Moments(m=self._m.astype("<f8").tobytes(), v=self._v.astype("<f8").tobytes())
+        return OptimizerState(size=self._m.size, moments=moments)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        size = self._m.size
-        right = state.keys() == self.to_map().keys() and state["optimizer"] == "fedadam"
-        if not right or any(
-            not isinstance(state[name], bytes) or len(state[name]) != 8 * size
-            for name in ("m", "v")
-        ):
+    def restore(self, state: OptimizerState) -> None:
+        size, kept = self._m.size, state.moments
+        if kept is None or state.size != size or {len(kept.m), len(kept.v)} != {8 * size}:
             raise ProtocolError("A server optimiser's state is not one of FedAdam at this size.")
-        m, v = (np.frombuffer(state[name], dtype="<f8").astype(np.float64) for name in ("m", "v"))
-        if state["size"] != size or not (
-            np.isfinite(m).all() and np.isfinite(v).all() and (v >= 0).all()
-        ):
+        m, v = (np.frombuffer(data, dtype="<f8").astype(np.float64) for data in (kept.m, kept.v))
+        if not (np.isfinite(m).all() and np.isfinite(v).all() and (v >= 0).all()):
             raise ProtocolError("A server optimiser's state holds impossible values.")
         self._m, self._v = m, v
 

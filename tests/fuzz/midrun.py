@@ -101,8 +101,17 @@ def _sent_by_others(world: Any) -> Made:
     recorded = world.recorded
     contract = recorded.contract
     sealer = Sealer(lambda: bytes(32))
-    sealed = sealer.seal(recorded.enclaves["north"].session._whole_state())
-    yield Target("checkpoint", [sealed], sealer.open, "closed", structure=False)
+    state = recorded.enclaves["north"].session._snapshot()
+    yield Target(
+        "checkpoint",
+        [sealer.seal(state)],
+        lambda data: sealer.open(data, type(state)),
+        "closed",
+        structure=False,
+    )
+    yield Target(
+        "checkpoint, sealed", [state.encode()], lambda data: type(state).decode(data), "open"
+    )
 
     customer = contract.customers[0]
     key = SigningKey()

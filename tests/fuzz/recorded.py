@@ -26,6 +26,7 @@ from fedark.enclave import session as session_module
 from fedark.enclave import trainer
 from fedark.enclave.masking import AggregatorMasks, TrainerMasks
 from fedark.foundation import canonical
+from fedark.foundation.snapshot import Snapshot
 from fedark.links.hostlink import AggregatorClient
 from fedark.links.link import Passed, named, stage_of
 from fedark.operate.party import load_node
@@ -377,9 +378,7 @@ class _Snapshot:
     def __init__(self, session: Any) -> None:
         self._values = {name: _copied(value) for name, value in vars(session).items()}
         later = (datetime.now(UTC) + timedelta(days=1)).timestamp()
-        self._nonces = [
-            [nonce, purpose, later, spent] for nonce, purpose, _, spent in session._nonces.rows()
-        ]
+        self._nonces = [row.model_copy(update={"expires": later}) for row in session._nonces.rows()]
 
     def restore(self, session: Any) -> None:
         vars(session).clear()
@@ -392,6 +391,8 @@ def _copied(value: Any) -> Any:
         return _deeply(value)
     if isinstance(value, dict | list | set):
         return copy.copy(value)
+    if isinstance(value, Snapshot):
+        return value.model_copy(deep=True)
     return value.copy() if type(value).__name__ == "HASH" else value
 
 

@@ -93,7 +93,8 @@ PARSERS = (
     "stage request, customer, masked", "stage reply, masked", "aggregator request", "enclave call, trainer",
     "enclave call, aggregator",
     "enclave call, trainer, masked", "enclave call, aggregator, masked", "job file",
-    "checkpoint", "ledger head", "ledger head, signed", "report", "report, signed", "stage reply", "safetensors",
+    "checkpoint", "checkpoint, sealed", "ledger head", "ledger head, signed", "report", "report, signed", "stage reply",
+    "safetensors",
     "invitation", "join request", "join bundle", "offer", "offer, signed", "host call", "host answer", "broker reply",
     "tokenizer", "tokenizer settings", "weight index", "pooling settings", "model configuration", "front",
 )  # fmt: skip
@@ -310,7 +311,7 @@ def _vault(world: Any) -> Made:
     yield Target("sealed payload", [payload], open_all, "closed", structure=False)
 
     trainer = world.enclaves["north"]._session
-    nonce, digest = trainer._answered["maker"]
+    nonce, digest = trainer._answered["maker"].nonce, trainer._answered["maker"].evidence
 
     def take(data: bytes) -> Any:
         return accept(

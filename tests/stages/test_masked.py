@@ -320,7 +320,7 @@ def test_an_update_that_is_not_masked_is_dropped(
     leave = TrainerSession._leave
 
     def bare(self: Any, *arguments: Any) -> Any:
-        if self.config.party == "east" and self._round == 1:
+        if self.config.party == "east" and self._number == 1:
             self._masks = None
         return leave(self, *arguments)
 

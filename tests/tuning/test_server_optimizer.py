@@ -10,7 +10,7 @@ import pytest
 from fedark.contract.contract import ServerTerms
 from fedark.foundation import canonical
 from fedark.foundation.errors import ProtocolError
-from fedark.tuning.server_optimizer import server_optimizer
+from fedark.tuning.server_optimizer import OptimizerState, server_optimizer
 
 RNG = np.random.default_rng(0)
 
@@ -53,35 +53,44 @@ def test_a_stored_state_continues_bit_for_bit(name: str) -> None:
     straight = server_optimizer(terms, 5)
     start, first, second = vector(), vector(), vector()
     middle = straight.step(start, first)
-    resumed = server_optimizer(terms, 5, canonical.decode(canonical.encode(straight.to_map())))
+    resumed = server_optimizer(terms, 5)
+    resumed.restore(OptimizerState.decode(straight.state().encode()))
     assert np.array_equal(resumed.step(middle, second), straight.step(middle, second))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"optimizer": "fedavg"},
-        {"m": b""},
-        {"v": bytes(39)},
+        {"moments": None},
+        {"moments": {"m": b"", "v": bytes(40)}},
+        {"moments": {"m": bytes(40), "v": bytes(39)}},
         {"size": 4},
-        {"v": b"\xff" * 40},
+        {"moments": {"m": bytes(40), "v": b"\xff" * 40}},
         {"more": 1},
     ],
 )
 def test_a_foreign_or_impossible_state_is_refused(change: dict[str, object]) -> None:
-    terms = ServerTerms(optimizer="fedadam")
+    optimizer = server_optimizer(ServerTerms(optimizer="fedadam"), 5)
+    state = canonical.encode(optimizer.state().model_dump() | change)
     with pytest.raises(ProtocolError):
-        server_optimizer(terms, 5, {**server_optimizer(terms, 5).to_map(), **change})
+        optimizer.restore(OptimizerState.decode(state))
+
+
+def test_the_state_of_one_optimiser_is_nothing_to_the_other() -> None:
+    adam, avg = (server_optimizer(ServerTerms(optimizer=name), 5) for name in ("fedadam", "fedavg"))
+    for one, other in ((adam, avg), (avg, adam)):
+        with pytest.raises(ProtocolError):
+            one.restore(other.state())
 
 
 @pytest.mark.parametrize("name", ["fedavg", "fedadam"])
 def test_a_vector_of_wrong_length_or_with_a_nan_changes_nothing(name: str) -> None:
     optimizer = server_optimizer(ServerTerms(optimizer=name), 5)
-    before = optimizer.to_map()
+    before = optimizer.state()
     for bad in (vector(4), np.full(5, np.nan, np.float32), np.full(5, np.inf, np.float32)):
         with pytest.raises(ProtocolError):
             optimizer.step(vector(), bad)
-    assert optimizer.to_map() == before
+    assert optimizer.state() == before
 
 
 def test_a_step_out_of_float32_is_an_error_and_not_an_infinity() -> None:
