@@ -15,7 +15,7 @@ Sizes of draws are never published: a sum is divided by q times the public numbe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedark.contract.contract import Contract, PrivacyTerms, ProtectionTerms, TrainingTerms
-from fedark.foundation.errors import InputError
+from fedark.foundation.errors import InputError, ProtocolError
 from fedark.privacy.accounting import Guarantee, Spend, View, cost
 from fedark.privacy.mechanisms import Mechanism, calibrated
 from fedark.privacy.sampling import FINEST_RATE
@@ -36,6 +36,8 @@ __all__ = [
     "mechanism",
     "noised",
     "noised_layout",
+    "noised_sum",
+    "noised_words",
     "privacy_problems",
     "server_scale",
     "solved",
@@ -103,15 +105,43 @@ def noised_layout(contract: Contract, name: str) -> Layout:
 
 
 def noised(contract: Contract, vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`vector` [all travelling values] clipped, rounded and noised, as it may leave where nothing
-    is masked.
+    """`vector` [all travelling values] clipped, rounded and noised: what one customer's integers
+    say alone.
+    """
+    return noised_sum(contract, ("",), [noised_words(contract, vector)]).total()
+
+
+def noised_words(contract: Contract, vector: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """`vector` [all travelling values] clipped, rounded and noised, as integers that can be summed
+    over all customers: as it may leave where nothing is masked.
     """
     found, grid = mechanism(contract), noised_layout(contract, "noised")
     if found is None:
         raise ValueError("the contract has no mechanism")
-    words = np.empty(grid.words(1), np.uint64)
-    mask(words, grid, 1, Contribution(vector), [], noise=found.noise())
-    return RoundSum(grid, ("",), 1, words).total()
+    cohort = len(contract.customers)
+    words = np.empty(grid.words(cohort), np.uint64)
+    mask(words, grid, cohort, Contribution(vector), [], noise=found.noise())
+    return words
+
+
+def noised_sum(
+    contract: Contract, parties: Sequence[str], words: Iterable[NDArray[np.uint64]]
+) -> RoundSum:
+    """The sum of `noised_words` of these parties: exact, whatever the order.
+
+    Raises:
+        ProtocolError: words of another length.
+        Refused: no honest customers can have sent them.
+    """
+    grid, cohort = noised_layout(contract, "noised"), len(contract.customers)
+    total = np.zeros(grid.words(cohort), np.uint64)
+    for one in words:
+        if one.shape != total.shape:
+            raise ProtocolError("A noised update has not the length of the contract.")
+        np.add(total, one, out=total)
+    found = RoundSum(grid, tuple(parties), cohort, total)
+    found.check()
+    return found
 
 
 def server_scale(contract: Contract) -> float:

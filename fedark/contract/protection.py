@@ -39,6 +39,7 @@ __all__ = [
     "may_leave",
     "protection_problems",
     "protection_warnings",
+    "shares_noise",
     "train_key",
 ]
 
@@ -100,7 +101,7 @@ def masked_policy(contract: Contract, run_id: str) -> Policy:
     if protection.mode != "masked":
         raise ContractError(f"contract of job {contract.job}", ["its updates are not masked"])
     length = sum(terms.travelling for terms in contract.models)
-    private = _shares_noise(contract)
+    private = shares_noise(contract)
     update = (
         noised_layout(contract, UPDATE)
         if private
@@ -120,7 +121,7 @@ def fewest_in_a_sum(contract: Contract) -> int:
     contract without `protection_problems`.
     """
     terms = contract.protection
-    if terms.mode != "masked" or terms.agreement is not False or _shares_noise(contract):
+    if terms.mode != "masked" or terms.agreement is not False or shares_noise(contract):
         return terms.minimum_cohort
     # Others have no session; a person may be shown them all the same.
     if terms.minimum_cohort - terms.colluders < 2:
@@ -202,7 +203,7 @@ def _policy(
     )
 
 
-def _shares_noise(contract: Contract) -> bool:
+def shares_noise(contract: Contract) -> bool:
     """Whether the noise of a sum is made up of its customers' shares."""
     return contract.privacy.mechanism in ("example-distributed", "customer-level")
 

@@ -26,8 +26,8 @@ import numpy as np
 
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import ModelTerms
-from fedark.contract.privacy import server_scale
-from fedark.contract.protection import EVALUATED, UPDATE
+from fedark.contract.privacy import noised_sum, server_scale
+from fedark.contract.protection import EVALUATED, UPDATE, shares_noise
 from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.masking import AggregatorMasks, AggregatorMasksState
 from fedark.enclave.protection import (
@@ -106,6 +106,7 @@ class AggregatorSession(SessionBase):
         if self.contract.protection.mode == "masked":
             self._masks = AggregatorMasks(self.contract, config.run_id)
         self._scale = server_scale(self.contract)
+        self._shares_noise = shares_noise(self.contract)
         self._optimizers: dict[str, ServerOptimizer] = {
             terms.name: server_optimizer(terms.server, terms.travelling)
             for terms in self.contract.models
@@ -253,13 +254,13 @@ class AggregatorSession(SessionBase):
                 safe="The first one counts.",
             )
         payload = update.open(self._hpke)
-        self._check(payload)
+        self._check(payload, submit.party)
         if self._masks is not None and self._kind != LOADED:
             self._masks.receive(payload.masked, submit.party)
         self._received[submit.party] = fingerprint, payload
         return reply_done()
 
-    def _check(self, payload: Payload) -> None:
+    def _check(self, payload: Payload, party: str) -> None:
         names = {terms.name for terms in self.contract.models}
         if self._masks is not None:
             if payload.metrics or payload.weight or bool(payload.masked) == (self._kind == LOADED):
@@ -270,13 +271,17 @@ class AggregatorSession(SessionBase):
             raise ProtocolError(
                 "A message does not speak for the models of the contract.", safe="It was dropped."
             )
-        kinds = (LOADED,) if self._masks is not None else (LOADED, UPDATE)
+        summed = self._kind == UPDATE and self._masks is None and self._shares_noise
+        if summed:
+            noised_sum(self.contract, (party,), [_words(payload)])
+        kinds = (LOADED,) if self._masks is not None or summed else (LOADED, UPDATE)
         wanted = (
             {terms.name: (terms.travelling,) for terms in self.contract.models}
             if self._kind in kinds
             else {}
         )
-        if {name: vector.shape for name, vector in payload.vectors.items()} != wanted:
+        shapes = {name: vector.shape for name, vector in payload.vectors.items()}
+        if shapes != wanted or bool(payload.noised) != summed:
             raise ProtocolError(
                 "A message's adapters have not the shape of the contract.", safe="It was dropped."
             )
@@ -300,12 +305,6 @@ class AggregatorSession(SessionBase):
                     " new contract."
                 ),
             )
-        # A fixed order makes the floating-point sum independent of who answered first.
-        payloads = [
-            self._received[party.name][1]
-            for party in self.contract.customers
-            if party.name in self._received
-        ]
         means: dict[str, np.ndarray[Any, Any]] = {}
         sums: list[dict[str, dict[str, list[int | float]]]] = []
         if self._masks is not None:
@@ -315,14 +314,19 @@ class AggregatorSession(SessionBase):
             elif total is not None:
                 sums = self._masks.figures(total)
         else:
-            means = dict(_means(payloads)) if self._kind == UPDATE else {}
+            means = self._means() if self._kind == UPDATE else {}
             sums = self._figures({name: payload for name, (_, payload) in self._received.items()})
         vectors = dict(self._vectors)
         for terms in self.contract.models:
             if self._kind == LOADED:
                 # Any one will do: they are computed by the same attested code, and differ by
                 # rounding at most.
-                vectors[terms.name] = payloads[0].vectors[terms.name].copy()
+                first = next(
+                    self._received[party.name][1]
+                    for party in self.contract.customers
+                    if party.name in self._received
+                )
+                vectors[terms.name] = first.vectors[terms.name].copy()
             elif self._kind == UPDATE:
                 vectors[terms.name] = self._stepped(terms, means[terms.name])
         self._vectors = vectors
@@ -336,6 +340,31 @@ class AggregatorSession(SessionBase):
             state = self._group.seal_global(self._vectors, context, self._signing)
             self._base = hashlib.sha384(state).digest()
         return pb.Reply(closed=pb.Closed(state=state, metrics=metrics))
+
+    def _means(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Means of the open round's updates, 1-D, by model: of noised integers exactly, else
+        weighted by records.
+        """
+        # A fixed order makes the floating-point sum independent of who answered first.
+        received = {
+            party.name: self._received[party.name][1]
+            for party in self.contract.customers
+            if party.name in self._received
+        }
+        if self._shares_noise:
+            words = [_words(payload) for payload in received.values()]
+            mean = noised_sum(self.contract, list(received), words).mean()
+            ends = np.cumsum([terms.travelling for terms in self.contract.models])
+            parts = np.split(mean, ends[:-1])
+            return {
+                terms.name: part for terms, part in zip(self.contract.models, parts, strict=True)
+            }
+        total = sum(payload.weight for payload in received.values())
+        means = {terms.name: np.zeros(terms.travelling) for terms in self.contract.models}
+        for payload in received.values():
+            for name, vector in payload.vectors.items():
+                means[name] += (payload.weight / total) * vector
+        return means
 
     def _stepped(self, terms: ModelTerms, mean: np.ndarray[Any, Any]) -> Vector:
         current, mean = self._vectors[terms.name], mean * self._scale
@@ -389,17 +418,8 @@ class AggregatorSession(SessionBase):
         return pb.Reply(delivery=pb.Delivery(sealed=sealed))
 
 
-def _means(payloads: list[Payload]) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Means over the cohort, weighted by records: model -> float64, 1-D."""
-    total = sum(payload.weight for payload in payloads)
-    means = {
-        name: np.zeros(vector.shape, dtype=np.float64)
-        for name, vector in payloads[0].vectors.items()
-    }
-    for payload in payloads:
-        for name, vector in payload.vectors.items():
-            means[name] += (payload.weight / total) * vector
-    return means
+def _words(payload: Payload) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return np.frombuffer(payload.noised, "<u8").astype(np.uint64)
 
 
 def _sums(payloads: list[CountedPayload]) -> dict[str, dict[str, list[int | float]]]:

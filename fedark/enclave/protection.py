@@ -96,12 +96,15 @@ class Payload:
             or trained is inside the mask. When loading, the initial vectors and nothing else: they
             tell nothing of a customer. In the enclave that masked it a view, so that it is not
             copied before it is encoded.
+        noised: in mode "sealed" under a mechanism whose noise is shared, the update's integers
+            (`fedark.contract.privacy.noised_words`), little-endian, and no vector.
     """
 
     weight: int
     vectors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
     metrics: Mapping[str, Mapping[str, Metric]]
     masked: bytes | memoryview = b""
+    noised: bytes = b""
 
     def encode(self) -> bytes:
         return canonical.encode(
@@ -113,6 +116,7 @@ class Payload:
                     for model, items in self.metrics.items()
                 },
                 "masked": bytes(self.masked),
+                "noised": self.noised,
             }
         )
 
@@ -133,17 +137,16 @@ class Payload:
                 _text(model): {_text(key): _metric(item) for key, item in items.items()}
                 for model, items in value["metrics"].items()
             }
-            masked = value["masked"]
-            if (
-                set(value) != {"weight", "vectors", "metrics", "masked"}
-                or type(masked) is not bytes
-            ):
+            masked, noised = value["masked"], value["noised"]
+            if len(value) != 5 or type(masked) is not bytes or type(noised) is not bytes:
+                raise ValueError
+            if len(noised) % 8:
                 raise ValueError
             if type(weight) is not int or not 0 <= weight < 1 << 40:
                 raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ProtocolError("An update's payload is malformed.") from None
-        return cls(weight, vectors, metrics, masked)
+        return cls(weight, vectors, metrics, masked, noised)
 
 
 def _text(name: Any) -> str:

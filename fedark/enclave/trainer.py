@@ -26,11 +26,11 @@ import numpy as np
 
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import ModelTerms, now
-from fedark.contract.privacy import mechanism
+from fedark.contract.privacy import mechanism, noised_words
 from fedark.contract.protection import EVALUATED, UPDATE, may_leave, train_key
 from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.masking import TrainerMasks, TrainerMasksState
-from fedark.enclave.private import noised_updates, private_updates
+from fedark.enclave.private import private_updates
 from fedark.enclave.protection import (
     LOADED,
     Context,
@@ -542,11 +542,14 @@ class TrainerSession(SessionBase):
         context = self._context(kind, number)
         records = len(self._train)
         if self._masks is None:
-            if self._private is not None:
-                records, metrics = 1, may_leave(self.contract, metrics)
-                if kind == UPDATE and self._private.kind != "example-local":
-                    vectors = noised_updates(self.contract, vectors)
-            return self._protect(Payload(records, vectors, metrics), context)
+            if self._private is None:
+                return self._protect(Payload(records, vectors, metrics), context)
+            noised = b""
+            if kind == UPDATE and self._private.kind != "example-local":
+                whole = np.concatenate([vectors[terms.name] for terms in self.contract.models])
+                vectors, noised = {}, noised_words(self.contract, whole).astype("<u8").tobytes()
+            metrics = may_leave(self.contract, metrics)
+            return self._protect(Payload(1, vectors, metrics, noised=noised), context)
 
         def on_clipped() -> None:
             stage = "the update was clipped to the contract's bounds"
