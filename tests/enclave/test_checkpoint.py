@@ -216,8 +216,11 @@ NOT_KEPT = {
     # was restarted is true of every enclave that goes on from a checkpoint
     AggregatorSession: {"_received", "_scale", "_shares_noise", "_resumed"},
     # weights and records: brought again; the group key comes with the grant; the privacy mechanism
-    # is the contract's
-    TrainerSession: {*("_group", "_openings", "_models", "_train", "_test", "_hashed", "_private")},
+    # is the contract's, and who is told of an opened model the simulation's
+    TrainerSession: {
+        *("_group", "_openings", "_models", "_train", "_test", "_hashed", "_private"),
+        "_on_model",
+    },
     TrainerMasks: {"_contract", "_nonces", "_policy", "_me", "_private"},
     # follows from the messages of the open round; the mean is memory to write on
     AggregatorMasks: {
