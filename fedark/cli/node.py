@@ -182,6 +182,8 @@ def jobs(
         )
         decision = consent.decision(contract)
         typer.echo(f"{decision.status}: {decision.reason}")
+        if decision.status == "used":
+            _show_outcome(node, decision.reason)
         if decision.status in ("waiting", "refused"):
             typer.echo(
                 f"to agree: fedark node approve {shlex.quote(str(folder))}"
@@ -191,8 +193,18 @@ def jobs(
     for item in _desk(node, "jobs").jobs:
         digest = item.contract.hex()[:16]
         typer.echo(f"{item.name} ({digest}...): {item.decision}, {item.reason}")
+        if item.decision == "used":
+            _show_outcome(node, item.reason)
         if item.decision == "waiting":
             typer.echo(f"  to read it: fedark node jobs {shlex.quote(str(folder))} {digest}")
+
+
+def _show_outcome(node: NodeFolder, reason: str) -> None:
+    """Where the run has left its report and adapters, if it has."""
+    folder = node.path / "runs" / reason.removeprefix("run ")
+    for path in (*sorted(folder.glob("adapter-*")), folder / "report.json"):
+        if path.exists():
+            typer.echo(f"  {path}")
 
 
 @app.command("ledger")

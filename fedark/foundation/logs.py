@@ -4,10 +4,13 @@ output.
     {"time": "...Z", "level": "INFO", "from": "node", "party": "north", "job": "3f..", "session":
     "a1..", "text": "..."}
 
-`job` is the beginning of the contract's digest, `session` the run's id; both are there while a
-stage of a job is at work. Every text is redacted. Of a foreign exception only its class and the
-places that it passed are written: its words may hold a record, and so may a line of source. On a
-terminal a person sees the text alone.
+`job` is the beginning of the contract's digest, `session` that of the run's id, the same at host,
+aggregator and nodes; they are there wherever a line is about a job. ERROR is what a person should
+look at: a failed job, a full disk, a process that died; an orderly stop is not.
+
+Every text is redacted. Of a foreign exception only its class and the places that it passed are
+written: its words may hold a record, and so may a line of source. On a terminal a person sees the
+text alone.
 """
 
 from __future__ import annotations
@@ -29,10 +32,38 @@ from fedark.foundation.errors import FedarkError, printable
 from fedark.foundation.files import os_problem
 from fedark.foundation.redact import redact
 
-__all__ = ["Bounded", "JsonFormatter", "setup", "teller", "working_on"]
+__all__ = [
+    "Bounded",
+    "JsonFormatter",
+    "Teller",
+    "always",
+    "explain",
+    "of_run",
+    "setup",
+    "tell_error",
+    "teller",
+    "working_on",
+]
 
 _LONGEST = 4000
+logging.getLogger("fedark").addHandler(logging.NullHandler())  # a library says nothing unasked
+_always: dict[str, str] = {}
 _working_on: ContextVar[Mapping[str, str]] = ContextVar("working_on", default=MappingProxyType({}))
+
+
+def always(**names: str) -> None:
+    """Have every line of this process carry these names: it works for one job alone."""
+    _always.update(names)
+
+
+def of_run(contract: bytes, run_id: str) -> dict[str, str]:
+    """The names of a job and its run, as lines carry them.
+
+    Args:
+        contract: its digest.
+        run_id: another party's word perhaps, "" for none yet.
+    """
+    return {"job": contract.hex()[:16], "session": printable(run_id[:16])}
 
 
 @contextmanager
@@ -71,6 +102,7 @@ class JsonFormatter(logging.Formatter):
             "time": when,
             "level": record.levelname,
             **self._fixed,
+            **_always,
             **_working_on.get(),
         }
         line["text"] = printable(redact(record.getMessage()), _LONGEST)
@@ -119,20 +151,45 @@ def setup(source: str, **fixed: str) -> None:
     logging.getLogger("fedark").setLevel(logging.INFO)
 
 
-def teller(source: str, **fixed: str) -> Callable[[str], None]:
-    """Logs what a supervisor says: the text alone to a terminal, JSON lines to anything else."""
-    if sys.stderr.isatty():
+class Teller:
+    """Tells what a supervisor says: the text alone to a terminal, JSON lines to anything else."""
 
-        def tell(text: str) -> None:
-            print(
-                f"{datetime.now():%H:%M:%S}  {printable(redact(text), _LONGEST)}",  # noqa: DTZ005
-                file=sys.stderr,
-                flush=True,
-            )
+    def __init__(self, *, plain: bool) -> None:
+        self._plain, self._log = plain, logging.getLogger("fedark")
 
-        return tell
-    setup(source, **fixed)
-    return logging.getLogger("fedark").info
+    def __call__(self, text: str) -> None:
+        self._tell(logging.INFO, text)
+
+    def error(self, text: str) -> None:
+        """Something has failed that a person should look at."""
+        self._tell(logging.ERROR, text)
+
+    def _tell(self, level: int, text: str) -> None:
+        if self._plain:
+            when = f"{datetime.now():%H:%M:%S}"  # noqa: DTZ005
+            print(f"{when}  {printable(redact(text), _LONGEST)}", file=sys.stderr, flush=True)
+        else:
+            self._log.log(level, "%s", text)
+
+
+def teller(source: str, **fixed: str) -> Teller:
+    """See `Teller`."""
+    plain = sys.stderr.isatty()
+    if not plain:
+        setup(source, **fixed)
+    return Teller(plain=plain)
+
+
+def tell_error(say: Callable[[str], None], text: str) -> None:
+    """Say it as an error, where `say` knows of such."""
+    (say.error if isinstance(say, Teller) else say)(text)
+
+
+def explain(error: BaseException) -> str:
+    """A foreign error without its words: its class, the file that the system refused, and places."""
+    found = _explained(error)
+    what = f": {found['what']}" if "what" in found else ""
+    return f"{found['error']}{what} ({', '.join(found['where'][-4:])})"
 
 
 def _explained(error: BaseException) -> dict[str, Any]:

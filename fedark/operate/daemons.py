@@ -17,6 +17,7 @@ from typing import Any
 from fedark.contract.contract import Contract
 from fedark.enclave.host import EnclaveHandle, EnclaveProcess
 from fedark.enclave.session import RunConfig
+from fedark.foundation.logs import always, of_run
 from fedark.links.flower.service import NodeClient
 from fedark.links.link import Link
 from fedark.operate.party import PartyConfig, load_aggregator, load_machine, load_node
@@ -66,6 +67,7 @@ def make_aggregator(settings: dict[str, Any]) -> AggregatorHost:
     host = load_aggregator(
         folder, contract, _enclaves(folder, PartyConfig.read(folder).sandbox), _teller(folder)
     )
+    always(**of_run(contract.digest(), host.run_id))
     threading.Thread(target=host.wake, name="wake", daemon=True).start()
     return host
 

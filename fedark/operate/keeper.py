@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 from fedark.foundation.errors import FederationError
+from fedark.foundation.logs import tell_error
 from fedark.operate.processes import Child, bound_log, stop
 
 __all__ = ["Keeper"]
@@ -83,7 +84,9 @@ class Keeper:
                 self.failures = 1 if was_calm else self.failures + 1
                 self._pause = _FIRST if was_calm else min(self._longest, self._pause * 2)
                 self._due = now + self._pause
-                self._say(f"{error.what}\n{self.name} is started again in {self._pause:g} s")
+                tell_error(
+                    self._say, f"{error.what}\n{self.name} is started again in {self._pause:g} s"
+                )
         if now >= self._due and not self.done:
             self.restarts += self._since > 0
             self._since = now

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from fedark.enclave.vouching import vouch
 from fedark.foundation.errors import FedarkError, LogRefused, ProtocolError, StorageError
 from fedark.foundation.files import disk_errors, write_atomic
 from fedark.foundation.keys import SigningKey
+from fedark.foundation.logs import explain, of_run, working_on
 from fedark.links.faults import fault_of
 from fedark.stages.node import SEEN_LOGS
 from fedark.stages.report import sign_report
@@ -41,13 +43,23 @@ from fedark.stages.settings import EnclaveFactory
 from fedark.translog.memory import HeadMemory
 from fedark.v1 import node_pb2, stage_pb2
 
-__all__ = ["STAGES", "AggregatorHost"]
+__all__ = ["STAGES", "AggregatorHost", "run_of"]
+
+_log = logging.getLogger(__name__)
 
 STAGES = "stages.jsonl"
 
 _RUN, _ENCLAVE, _COORDINATOR, _EVIDENCE = "run", "enclave", "coordinator", "evidence"
 _REPORT, _FAILED = "report.json", "failed.json"
 _VERSION = "1"
+
+
+def run_of(folder: Path, digest: str) -> str:
+    """The id of the run of a contract that the aggregator with this folder is at, or ""."""
+    with suppress(OSError, ValueError):
+        _, run_id, contract = (folder / _RUN).read_text(encoding="ascii").split()
+        return run_id if contract == digest else ""
+    return ""
 
 
 class AggregatorHost:
@@ -93,6 +105,10 @@ class AggregatorHost:
 
     def handle(self, request: bytes) -> bytes:
         """Answer one serialised AggregatorRequest with one serialised AggregatorReply."""
+        with working_on(**of_run(self.contract.digest(), self.run_id)):
+            return self._answer(request)
+
+    def _answer(self, request: bytes) -> bytes:
         try:
             message = node_pb2.AggregatorRequest()
             try:
@@ -101,8 +117,10 @@ class AggregatorHost:
                 raise ProtocolError("A request to the aggregator's host is malformed.") from None
             reply = self._dispatch(message)
         except FedarkError as error:
+            _log.error("refused: %s", error.what)
             reply = node_pb2.AggregatorReply(fault=fault_of(error))
         except Exception as error:
+            _log.error("a request failed: %s", explain(error))
             what = f"The aggregator's host failed ({type(error).__name__})."
             reply = node_pb2.AggregatorReply(
                 fault=stage_pb2.StageFault(code="FederationError", what=what)

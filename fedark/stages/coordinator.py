@@ -35,6 +35,7 @@ from typing import Any
 from fedark.contract.contract import Contract
 from fedark.foundation import canonical
 from fedark.foundation.errors import FedarkError, FederationError, ProtocolError, printable
+from fedark.foundation.logs import of_run, working_on
 from fedark.links.faults import error_of
 from fedark.links.hostlink import AggregatorClient
 from fedark.links.link import Link, Superseded
@@ -97,6 +98,10 @@ class Coordinator:
         """
         if self._finished:
             return {}
+        with working_on(**of_run(self._contract.digest(), self._run_id)):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         try:
             if self._resumed:
                 self._host.told(

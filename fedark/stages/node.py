@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import threading
 from abc import ABC, abstractmethod
 from datetime import UTC, datetime
@@ -30,12 +31,15 @@ from fedark.enclave.session import RunConfig
 from fedark.foundation import canonical
 from fedark.foundation.errors import (
     ContractError,
+    EnclaveFailed,
     EvidenceRefused,
     FedarkError,
     ProtocolError,
     Refused,
+    StorageError,
 )
 from fedark.foundation.files import write_atomic
+from fedark.foundation.logs import explain
 from fedark.links.faults import fault_of
 from fedark.links.link import VERSION
 from fedark.stages.consent import Consent
@@ -51,6 +55,7 @@ __all__ = ["LOG", "SEEN_LOGS", "Node", "NodeBase"]
 
 LOG = "log.sqlite"
 """In every node's folder: its transparency log."""
+_log = logging.getLogger(__name__)
 SEEN_LOGS = "seen-logs.sqlite"
 """In a customer's and an aggregator's folder: the latest head that it saw of every provider's log.
 """
@@ -144,8 +149,11 @@ class NodeBase(ABC):
             self._memory.keep(run_id, request, answer, once=once)
             return answer
         except FedarkError as error:
+            own = isinstance(error, StorageError | EnclaveFailed)  # this machine's own trouble
+            _log.log(logging.ERROR if own else logging.WARNING, "refused: %s", error.what)
             reply = stage_pb2.StageReply(fault=self._fault(error))
         except Exception as error:
+            _log.error("a stage failed: %s", explain(error))
             # The text of a foreign exception may hold a record or a key: only its type goes out.
             what = f"The node of {self.party} failed ({type(error).__name__})."
             reply = stage_pb2.StageReply(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from fedark.foundation.errors import ProtocolError
 from fedark.foundation.keys import PartyKeys
-from fedark.foundation.logs import JsonFormatter, working_on
+from fedark.foundation.logs import JsonFormatter, Teller, explain, of_run, tell_error, working_on
 
 
 def line(text: str, *args: object, error: BaseException | None = None) -> dict[str, object]:
@@ -87,3 +88,41 @@ def test_of_a_foreign_error_only_its_class_and_its_way_are_told() -> None:
 
 def test_of_our_own_errors_the_words_are_told() -> None:
     assert line("failed", error=raised(ProtocolError("out of order")))["what"] == "out of order"
+
+
+def test_an_error_of_the_system_is_told_with_its_file_and_not_as_a_class_alone() -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("/nowhere/at-all").read_bytes()
+    assert explain(caught.value).startswith("FileNotFoundError: /nowhere/at-all: No such file")
+    found = line("it failed", error=caught.value)
+    assert found["what"] == "/nowhere/at-all: No such file or directory"
+
+
+def test_one_session_is_written_the_same_way_by_everyone() -> None:
+    assert of_run(bytes(48), "ab" * 16) == {"job": "0" * 16, "session": "ab" * 8}
+    assert of_run(b"", "") == {"job": "", "session": ""}  # and lines carry neither
+    with working_on(**of_run(b"", "")):
+        assert not {"job", "session"} & line("x").keys()
+
+
+def test_what_a_supervisor_says_has_a_level() -> None:
+    seen: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = seen.append  # type: ignore[method-assign]
+    log = logging.getLogger("fedark")
+    log.addHandler(handler)
+    before, log.level = log.level, logging.INFO
+    try:
+        say = Teller(plain=False)
+        say("it runs")
+        tell_error(say, "it has failed: 100 %s")
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+    assert [(record.levelname, record.getMessage()) for record in seen] == [
+        ("INFO", "it runs"),
+        ("ERROR", "it has failed: 100 %s"),
+    ]
+    said: list[str] = []
+    tell_error(said.append, "plain")
+    assert said == ["plain"]

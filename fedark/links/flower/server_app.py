@@ -80,7 +80,7 @@ def main(grid: Grid, context: Context) -> None:
     # The SuperLink notices a killed ServerApp late; whoever started it looks at the process.
     configuration.write_private(config.with_suffix(".pid"), str(os.getpid()).encode())
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter("serverapp", session=session[:16]))
+    handler.setFormatter(JsonFormatter("serverapp"))
     _log.addHandler(handler)
     _log.setLevel(logging.INFO)
     _log.propagate = False

@@ -247,6 +247,9 @@ def init_host(
     return HostFolder(path.resolve(), config, store)
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
 def host_of(address: str) -> str:
     """The host part of host:port, without brackets."""
     return address.rpartition(":")[0].strip("[]")

@@ -47,7 +47,7 @@ import h11
 from fedark.foundation import logs
 from fedark.foundation.errors import FedarkError, FederationError, printable
 from fedark.links.flower import configuration
-from fedark.operate.host.folder import HostFolder, host_of, port_of
+from fedark.operate.host.folder import LOOPBACK, HostFolder, host_of, port_of
 from fedark.operate.host.service import PREFIX, Answer, Call, HostService
 
 __all__ = ["FLEET_ROUTES", "Front", "Limits", "Service", "Settings", "main", "server_context"]
@@ -74,7 +74,6 @@ _PASSED = (b"content-type", b"accept")
 _PIECE = 64 << 10
 _LINGER_SECONDS = 2.0
 _COLLECT_EVERY = 64  # connections
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _log = logging.getLogger("fedark.operate.host.front")  # also where it runs as __main__
 
 
@@ -577,7 +576,7 @@ def _limits(host: HostFolder) -> Limits:
     """Behind a reverse proxy all connections come from one address: there the proxy counts."""
     here, there = host_of(host.config.listen), host_of(host.config.address)
     most = Limits().connections
-    return Limits(per_address=most) if here in _LOOPBACK and there not in _LOOPBACK else Limits()
+    return Limits(per_address=most) if here in LOOPBACK and there not in LOOPBACK else Limits()
 
 
 async def _run(settings: Settings) -> None:

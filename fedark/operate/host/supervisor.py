@@ -27,9 +27,9 @@ from pathlib import Path
 from types import FrameType
 
 from fedark.contract.contract import Contract, fingerprint, now
-from fedark.foundation.errors import FedarkError, FederationError, printable
+from fedark.foundation.errors import FedarkError, FederationError, StorageError, printable
 from fedark.foundation.files import private_directory, write_atomic
-from fedark.foundation.logs import working_on
+from fedark.foundation.logs import of_run, tell_error, working_on
 from fedark.foundation.metrics import MetricsServer
 from fedark.links.flower import configuration, server_app
 from fedark.links.flower.adapter import Control
@@ -52,6 +52,7 @@ from fedark.operate.processes import (
     module,
 )
 from fedark.operate.state import locked
+from fedark.stages.aggregator import run_of
 
 __all__ = ["run_host"]
 
@@ -151,7 +152,7 @@ class _Host:
             self._jobs()
             self._renew()
         except FedarkError as error:
-            self._trouble(error.what)
+            self._trouble(error.what, serious=isinstance(error, StorageError))
         else:
             self._trouble("")
         self._tell()
@@ -168,10 +169,12 @@ class _Host:
     def _all_keepers(self) -> list[Keeper]:
         return [*self._keepers, *([self._aggregator] if self._aggregator else [])]
 
-    def _trouble(self, what: str) -> None:
+    def _trouble(self, what: str, *, serious: bool = False) -> None:
         if what != self._last_trouble:
             self._last_trouble = what
-            if what:
+            if what and serious:
+                tell_error(self._say, what)
+            elif what:
                 self._say(what)
 
     def _tell(self) -> None:
@@ -256,7 +259,7 @@ class _Host:
         jobs = self._store.open_jobs()
         running = [job for job in jobs if job.status == "running"]
         if running:
-            with working_on(job=running[0].digest[:16], session=running[0].session[:16]):
+            with working_on(**self._names(running[0])):
                 self._watch(running[0])
             return
         if (
@@ -277,9 +280,13 @@ class _Host:
             elif all(answers.get(name, ("", ""))[0] == "ready" for name in names):
                 missing = sorted(set(names) - self._online())
                 if not missing:
-                    with working_on(job=job.digest[:16]):
+                    with working_on(**self._names(job)):
                         self._start(job, contract)
                     return
+
+    def _names(self, job: JobRecord) -> dict[str, str]:
+        """What lines about this job carry."""
+        return of_run(bytes.fromhex(job.digest), run_of(self._host.party_folder, job.digest))
 
     def _start(self, job: JobRecord, contract: Contract) -> None:
         session = job.session or secrets.token_hex(32)
@@ -383,7 +390,11 @@ class _Host:
                 self._metrics,
                 json.loads((self._host.party_folder / "runs" / run / "report.json").read_bytes()),
             )
-        self._say(f"job {job.name} is {status}{f': {reason}' if reason else ''}")
+        tell = f"job {job.name} is {status}{f': {reason}' if reason else ''}"
+        if status == "failed":
+            tell_error(self._say, tell)
+        else:
+            self._say(tell)
 
     def _outcome(self, job: JobRecord) -> tuple[str, str, str] | None:
         """Status, reason and folder of a job that ended: what the aggregator wrote into a run

@@ -9,6 +9,7 @@ that does not fit is named by file and line.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 import time
@@ -94,7 +95,7 @@ def _files(node: NodeFolder) -> Iterator[Finding]:
             "files",
             "bad",
             f"{path} is open to other users",
-            f"chmod {mode} {path}; chown it to the node's user",
+            f"chmod {mode} {shlex.quote(str(path))}; chown it to the node's user",
         )
     if not open_to_others:
         yield Finding("files", "good", "folder and keys are private")
@@ -288,7 +289,12 @@ def _daemon(node: NodeFolder) -> Iterator[Finding]:
         with NodeClient(socket_of(node.path)) as client:
             status = client.status()
     except FedarkError:
-        yield Finding("daemon", "warning", "the node does not run", f"fedark node up {node.path}")
+        yield Finding(
+            "daemon",
+            "warning",
+            "the node does not run",
+            f"fedark node up {shlex.quote(str(node.path))}",
+        )
     else:
         doing = f"stage {status.stage}" if status.stage else "waits"
         yield Finding("daemon", "good", f"runs ({doing})")

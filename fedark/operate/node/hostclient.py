@@ -12,17 +12,18 @@ import math
 import re
 import ssl
 from typing import TypeVar
+from urllib.request import getproxies_environment, proxy_bypass
 
 import httpx
 
 from fedark.contract.contract import now
 from fedark.foundation.errors import FederationError, InputError, ProtocolError, Refused, printable
 from fedark.foundation.jsontext import read_json
-from fedark.operate.host.folder import host_of
+from fedark.operate.host.folder import LOOPBACK, host_of
 from fedark.operate.joining import request_headers
 from fedark.operate.node.folder import NodeFolder
 
-__all__ = ["HostClient"]
+__all__ = ["HostClient", "proxy_for"]
 
 _PREFIX = "/v1/fedark/"
 _MAX_ANSWER = 8 << 20
@@ -38,11 +39,12 @@ class HostClient:
         address = node.bundle.address if node.joined else node.invitation.address
         self._address, self._name, self._key = address, node.config.name, node.transport_key()
         context = ssl.create_default_context(cafile=str(node.ca))
-        # The operator's proxy settings count (HTTPS_PROXY, NO_PROXY), as they do for the connection
-        # to the SuperLink.
-        trust = host_of(address) not in ("127.0.0.1", "::1", "localhost")
         self._client = httpx.Client(
-            base_url=f"https://{address}", verify=context, timeout=timeout, trust_env=trust
+            base_url=f"https://{address}",
+            verify=context,
+            timeout=timeout,
+            trust_env=False,
+            proxy=proxy_for(host_of(address)),
         )
         self._certificate = b""
 
@@ -168,6 +170,29 @@ class HostClient:
         if response.is_success:
             return bytes(data)
         raise _refusal(response.status_code, bytes(data))
+
+
+def proxy_for(host: str) -> httpx.Proxy | None:
+    """The operator's proxy to an outside host (HTTPS_PROXY, ALL_PROXY, NO_PROXY), if there is one.
+
+    Read here, because httpx fails on entries of NO_PROXY that other programs take: IPv6 networks,
+    and addresses in brackets.
+
+    Raises:
+        InputError: it is none that can be used.
+    """
+    known = getproxies_environment()
+    url = known.get("https") or known.get("all")
+    entries = [entry.strip().strip("[]") for entry in known.get("no", "").split(",")]
+    kept = ",".join(entry for entry in entries if entry)
+    if host in LOOPBACK or not url or proxy_bypass(host, {"no": kept}):
+        return None
+    try:
+        return httpx.Proxy(url if "://" in url else f"http://{url}")
+    except (ValueError, httpx.InvalidURL) as error:
+        raise InputError(
+            f"The proxy that HTTPS_PROXY or ALL_PROXY names cannot be used: {error}."
+        ) from None
 
 
 def _distrust(error: BaseException | None) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fedark.contract.contract import Contract, now
 from fedark.foundation.errors import FedarkError, FederationError, InputError, ProtocolError
+from fedark.foundation.logs import of_run, tell_error, working_on
 from fedark.links.flower.service import NodeClient
 from fedark.links.link import VERSION
 from fedark.operate.host.catalogue import MAX_PIECE, Catalogue
@@ -84,10 +85,11 @@ class Liaison:
             if self._node.config.role == "provider":
                 self._hand_in(host)
             for job in host.jobs():
-                if job["status"] in ("proposed", "running"):
-                    self._consider(host, job["digest"], job["name"])
-                elif job["status"] in JOB_ENDS:
-                    self._over(job["digest"], job["name"], job["status"], job["reason"])
+                with working_on(**of_run(bytes.fromhex(job["digest"]), self._run(job["digest"]))):
+                    if job["status"] in ("proposed", "running"):
+                        self._consider(host, job["digest"], job["name"])
+                    elif job["status"] in JOB_ENDS:
+                        self._over(job["digest"], job["name"], job["status"], job["reason"])
 
     # -- jobs
     # ---------------------------------------------------------------------------------------------------------
@@ -99,6 +101,8 @@ class Liaison:
             contract = Contract.decode(kept.read_bytes(), kept.name)
             self._consent.end(contract, f"{status} at the host{f' ({reason})' if reason else ''}")
             self._closed.add(digest)
+            if status == "failed" and self._run(digest):
+                tell_error(self._say, f"job {name} has failed: {reason}")
         if status in _CUT_OFF:
             self._end(digest, name, status)
 
@@ -124,6 +128,11 @@ class Liaison:
             self._told[digest] = (answer, reason)
             self._say(f"told the host about job {name}: {answer}{f' ({reason})' if reason else ''}")
 
+    def _run(self, digest: str) -> str:
+        """The run of a contract that this node has taken part in, or ""."""
+        used = self._node.path / "consent" / f"{digest}.used"
+        return used.read_text() if used.is_file() else ""
+
     def _unready(self) -> str:
         """Which check of this machine keeps the node from a job, or "". The host is told no more
         than its name; the operator all of it.
@@ -133,7 +142,7 @@ class Liaison:
             found = unready(NodeFolder(self._node.path))
             for finding in found:
                 if finding not in self._unfit:
-                    self._say(f"not ready for a job: {finding.check}: {finding.what}")
+                    tell_error(self._say, f"not ready for a job: {finding.check}: {finding.what}")
             if self._unfit and not found:
                 self._say("ready for a job again")
             self._unfit = found
@@ -154,15 +163,12 @@ class Liaison:
         """Have the daemon end a run that the host has cut off, with its enclave; a run that is over
         already stays so.
         """
-        used = self._node.path / "consent" / f"{digest}.used"
-        if digest in self._ended or not used.is_file():
+        run_id = self._run(digest)
+        if digest in self._ended or not run_id:
             return
         abort = stage_pb2.AbortRequest(reason=f"the host says that the job is {status}")
         request = stage_pb2.StageRequest(
-            version=VERSION,
-            run_id=used.read_text(),
-            contract_digest=bytes.fromhex(digest),
-            abort=abort,
+            version=VERSION, run_id=run_id, contract_digest=bytes.fromhex(digest), abort=abort
         )
         reply = stage_pb2.StageReply()
         with NodeClient(self._socket) as daemon:

@@ -9,8 +9,7 @@ import time
 from google.protobuf.message import DecodeError
 
 from fedark.foundation import errors
-from fedark.foundation.errors import printable
-from fedark.foundation.logs import working_on
+from fedark.foundation.logs import of_run, working_on
 from fedark.foundation.metrics import Metrics
 from fedark.links.flower.service import Node
 from fedark.links.link import stage_of
@@ -39,9 +38,7 @@ class ObservedNode:
             message = stage_pb2.StageRequest()
         stage = stage_of(message)
         began = time.monotonic()
-        with working_on(
-            job=message.contract_digest.hex()[:16], session=printable(message.run_id, 80)
-        ):
+        with working_on(**of_run(message.contract_digest, message.run_id)):
             reply = self._node.handle(request)
         self._metrics.observe(*_SECONDS, time.monotonic() - began, stage=stage)
         self._metrics.count(*_BYTES, len(request), stage=stage, direction="in")

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import httpx
 
 from fedark.foundation.errors import FedarkError, FederationError, InputError, printable
 from fedark.operate.host.catalogue import MAX_PIECE
+from fedark.operate.node.hostclient import proxy_for
 from fedark.vault.bundle import read_manifest
 from fedark.vault.manifest import MAX_MANIFEST_BYTES, Manifest
 
@@ -74,6 +76,7 @@ class WebSource:
 
     def __init__(self, base: str) -> None:
         self._base = base.rstrip("/")
+        self._host = urlsplit(base).hostname or ""
 
     def manifest(self, digest: str) -> bytes | None:
         """See `Source.manifest`."""
@@ -88,7 +91,8 @@ class WebSource:
         headers = {"range": f"bytes={offset}-{offset + most - 1}", "accept-encoding": "identity"}
         data = bytearray()
         try:
-            with httpx.stream("GET", url, headers=headers, timeout=30.0) as response:
+            client = httpx.Client(trust_env=False, proxy=proxy_for(self._host), timeout=30.0)
+            with client, client.stream("GET", url, headers=headers) as response:
                 if response.status_code not in (200, 206):
                     return None
                 skip = (

@@ -20,6 +20,7 @@ from types import FrameType
 
 from fedark.foundation.errors import FedarkError, FederationError, InputError
 from fedark.foundation.files import os_problem, private_directory
+from fedark.foundation.logs import tell_error
 from fedark.links.flower import configuration
 from fedark.operate import daemons, node_daemon
 from fedark.operate.keeper import Keeper
@@ -112,7 +113,10 @@ def _watch(node: NodeFolder, keeper: Keeper, say: Say, stop: threading.Event) ->
         except OSError as error:
             pause, trouble = _ASK_LATER, os_problem(error)
         if trouble != last:
-            say(trouble or f"this is over: {last}")
+            if trouble and pause == _ASK_LATER:
+                tell_error(say, trouble)
+            else:
+                say(trouble or f"this is over: {last}")
             last = trouble
         due = time.monotonic() + pause
 

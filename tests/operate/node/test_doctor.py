@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import shutil
 import ssl
 import threading
@@ -12,10 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from direct import make_host, make_node
+from direct import admitted, make_host, make_node
 from world import free_port
 
 from fedark.contract.contract import fingerprint, now
+from fedark.foundation.errors import InputError
 from fedark.operate.host.admission import approve, file_request
 from fedark.operate.host.folder import HostFolder, init_host
 from fedark.operate.host.front import Front, server_context
@@ -24,6 +26,7 @@ from fedark.operate.joining import dump
 from fedark.operate.node import doctor
 from fedark.operate.node.doctor import Finding, examine
 from fedark.operate.node.folder import NodeFolder
+from fedark.operate.node.hostclient import proxy_for
 from fedark.sandbox.survey import Support
 
 
@@ -210,3 +213,46 @@ def test_one_check_that_fails_costs_no_other(
     monkeypatch.setattr(shutil, "disk_usage", broken)
     assert [finding.check for finding in bad(node)] == ["disk"]
     assert len(examine(node)) > 8
+
+
+@pytest.mark.parametrize(
+    "entries", ["::1", "[::1]", "fe80::/10,[2001:db8::1]:8443", "localhost, ::1,,.example", "*"]
+)
+def test_ipv6_in_no_proxy_is_no_trouble(
+    node: NodeFolder, monkeypatch: pytest.MonkeyPatch, entries: str
+) -> None:
+    for name in ("https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", entries)
+    assert bad(node) == []
+
+
+def test_a_proxy_is_used_but_for_loopback_and_what_no_proxy_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    assert proxy_for("agg.example") is None
+    monkeypatch.setenv("HTTPS_PROXY", "proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "other.example,[2001:db8::1],fe80::/10")
+    found = proxy_for("agg.example")
+    assert found is not None
+    assert str(found.url) == "http://proxy.example:3128"
+    for direct in ("127.0.0.1", "::1", "localhost", "a.other.example", "2001:db8::1"):
+        assert proxy_for(direct) is None
+    monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy.example")
+    with pytest.raises(InputError, match="cannot be used"):
+        proxy_for("agg.example")
+
+
+def test_commands_in_advice_can_be_pasted_where_a_folder_has_blanks(
+    served: HostFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "at the plant").mkdir()
+    node = admitted(served, tmp_path / "at the plant" / "north's", "planted", "customer")
+    (node.path / "transport.key").chmod(0o640)
+    advice = {finding.check: finding.fix for finding in examine(node) if finding.fix}
+    key = str(node.path / "transport.key")
+    assert shlex.split(advice["files"].partition(";")[0]) == ["chmod", "600", key]
+    assert shlex.split(advice["daemon"]) == ["fedark", "node", "up", str(node.path)]
