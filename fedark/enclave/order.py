@@ -247,7 +247,9 @@ _TRAINER_MEMORY = Region(
         State.WEIGHTS: _REFILL
         | {
             "records": Step("_records"),
-            "records, last": Step("_records", State.FILLED, seals=True),
+            "records, last": Step(
+                "_records", If("records_kept", State.FILLED, State.WEIGHTS), seals=True
+            ),
         },
         State.FILLED: _REFILL | dict.fromkeys(("begin", "round", "evaluate"), Step()),
     },

@@ -49,6 +49,7 @@ from fedark.privacy.ledger import record_bytes
 from fedark.records.reading import Record
 from fedark.tuning.self_check import self_check
 from fedark.tuning.task import TaskModel
+from fedark.tuning.trial import unusable
 from fedark.v1 import enclave_pb2 as pb
 from fedark.vault.manifest import Manifest
 from fedark.vault.opener import Collector, Opener
@@ -348,6 +349,10 @@ class TrainerSession(SessionBase):
         split += batch
         if not records.last:
             return reply_done()
+        failing = self._failing(self._train), self._failing(self._test)
+        if any(failing):
+            self._drop_records()
+            return pb.Reply(unusable=pb.Unusable(train=failing[0], test=failing[1]))
         digest = self._hashed.digest()
         if self._data not in (None, digest):
             self._drop_records()
@@ -366,6 +371,21 @@ class TrainerSession(SessionBase):
                 }.values()
             )
         return reply_done()
+
+    def _failing(self, records: list[Record]) -> list[int]:
+        """Indices of the records that one of the models fails on. Under a privacy mechanism nobody
+        asks: there, such a record is to be like one that teaches nothing.
+        """
+        if self._private is not None:
+            return []
+        found = (
+            unusable(model.task, records, self._reporter(f"{name}: trying the records"))
+            for name, model in self._models.items()
+        )
+        return sorted(set().union(*found))
+
+    def _records_kept(self) -> bool:
+        return bool(self._train)
 
     # -- state
 

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from fedark.contract.contract import EvaluationTerms, ModelTerms, now
 from fedark.contract.job import DataSpec, Job, ModelSpec, model_terms
 from fedark.foundation import canonical
-from fedark.foundation.errors import ContractError, InputError, ModelError, ProtocolError
+from fedark.foundation.errors import ContractError, DataError, InputError, ModelError, ProtocolError
 from fedark.foundation.files import write_atomic
 from fedark.foundation.keys import PartyKeys, SigningKey, verify_signature
 from fedark.foundation.modelfolder import read_folder, shortened
@@ -26,7 +26,9 @@ from fedark.foundation.terms import Name, Terms, explain, to_tuples
 from fedark.operate.party import WEIGHT_KEYS, PartyConfig
 from fedark.sandbox.confine import Mode
 from fedark.tuning.layout import base_shapes
-from fedark.tuning.sources import resolve
+from fedark.tuning.sources import model_files, resolve
+from fedark.tuning.task import TaskModel
+from fedark.tuning.trial import unusable
 from fedark.vault.bundle import seal
 from fedark.vault.manifest import ModelCard, ReleasePolicy, VerifiedManifest
 from fedark.vault.weightkey import KeyStore
@@ -180,7 +182,26 @@ def seal_for_job(
         spec, bundle=manifest.digest().hex(), labels=job.labels, base=base, layout=layout
     )
     say(f"model {spec.name}: {terms.taken}")
+    _try_own_records(job, terms, source)
     return manifest, terms
+
+
+def _try_own_records(job: Job, terms: ModelTerms, source: Path) -> None:
+    """Run the model on the provider's replay and acceptance records, before a customer has to.
+
+    Raises:
+        DataError: it fails on one.
+    """
+    own = [path for path in (job.replay, job.acceptance) if path is not None]
+    if not own:
+        return
+    files = {name: bytearray(path.read_bytes()) for name, path in model_files(source).items()}
+    task = TaskModel.load(files, terms)
+    for path in own:
+        records = job.data.read(path, job.labels)
+        if failing := unusable(task, records):
+            what = f"the model {terms.name} or its tokenizer fails on {len(failing)} records."
+            raise DataError(str(path), records[failing[0]].line, what, fix="Remove them.")
 
 
 def make_offer(folder: Path, job: Job, say: Callable[[str], None]) -> tuple[bytes, dict[str, str]]:

@@ -31,6 +31,7 @@ __all__ = ["CustomerData", "CustomerRun", "Loader"]
 
 _PIECE = 4 << 20
 _BATCH = 2000
+_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,7 @@ class Loader:
                 f"charged: its records have spent epsilon {spent.epsilon:.3g} at delta"
                 f" {spent.delta:g}"
             )
-        with self._private():
-            _open_records(run.enclave, train, test)
+        self._open(run.enclave, train, test)
         self._settings.on_progress("weights and records are in the enclave; measuring before")
         begin = enclave_pb2.Call(begin=enclave_pb2.Begin())
         return receipts, run.enclave.call(begin, on_progress=on_progress, restart=False).measured
@@ -219,9 +219,55 @@ class Loader:
         for terms in run.contract.models:
             enclave.call(enclave_pb2.Call(reopen=enclave_pb2.Reopen(model=terms.name)))
             _feed(enclave, self._bundle(run.contract, terms), terms.name)
-        records = self.read(run.contract)
+        self._open(enclave, *self.read(run.contract))
+
+    def _open(self, enclave: EnclaveHandle, train: list[Record], test: list[Record]) -> None:
+        """Open the records to the enclave; without those that its models fail on, where the data
+        settings say so.
+
+        Raises:
+            FederationError: they are not to be left out, or nothing is left.
+        """
         with self._private():
-            _open_records(enclave, *records)
+            failing = _open_records(enclave, train, test)
+            if failing is None:
+                return
+            file = self._data.file
+            self._leave_out(file, [train[index].line for index in failing.train])
+            self._leave_out(self._data.test or file, [test[index].line for index in failing.test])
+            left = [
+                [record for index, record in enumerate(records) if index not in set(gone)]
+                for records, gone in ((train, failing.train), (test, failing.test))
+            ]
+            if not left[0] or (test and not left[1]):
+                part = "training" if not left[0] else "held-out"
+                raise DataError(
+                    str(file), None, f"no {part} record is left.", fix="Give other records."
+                )
+            if _open_records(enclave, *left) is not None:
+                raise DataError(
+                    str(file), None, "the model fails on it.", fix="Use another base model."
+                )
+
+    def _leave_out(self, file: Path, lines: list[int]) -> None:
+        """Say on which records a model fails.
+
+        Raises:
+            DataError: they are not to be left out.
+        """
+        if not lines:
+            return
+        lines = sorted(lines)
+        listed = ", ".join(map(str, lines[:_LISTED])) + (", ..." if len(lines) > _LISTED else "")
+        what = f"the model or its tokenizer fails on {len(lines)} records (lines {listed})."
+        if self._data.spec.unusable == "refuse":
+            raise DataError(
+                str(file),
+                lines[0],
+                what,
+                fix='Change or remove them, or have them left out: data.unusable = "leave-out".',
+            )
+        self._settings.on_progress(f"warning: {file}: {what} They were left out.")
 
     def _bundle(self, contract: Contract, terms: ModelTerms) -> SealedBundle:
         bundle = find_bundle(
@@ -268,8 +314,11 @@ def _feed(enclave: EnclaveHandle, bundle: SealedBundle, model: str) -> bytes:
     return bytes(reply.receipt.receipt)
 
 
-def _open_records(enclave: EnclaveHandle, train: list[Record], test: list[Record]) -> None:
-    """Open the customer's records to the enclave.
+def _open_records(
+    enclave: EnclaveHandle, train: list[Record], test: list[Record]
+) -> enclave_pb2.Unusable | None:
+    """Open the customer's records to the enclave; returns those that its models fail on, for which
+    it has kept none of them.
 
     Raises:
         DataError: the enclave cannot use one.
@@ -281,7 +330,8 @@ def _open_records(enclave: EnclaveHandle, train: list[Record], test: list[Record
             enclave_pb2.Record(prompt=record.prompt, answer=record.answer) for record in batch
         ]
         call = enclave_pb2.Records(split=split, records=records, last=index == len(batches) - 1)
-        enclave.call(enclave_pb2.Call(records=call))
+        reply = enclave.call(enclave_pb2.Call(records=call))
+    return reply.unusable if reply.HasField("unusable") else None
 
 
 def _with_last(pieces: Iterator[memoryview]) -> Iterator[tuple[bytes, bool]]:

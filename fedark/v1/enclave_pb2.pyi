@@ -78,7 +78,7 @@ class Call(_message.Message):
     def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., reopen: _Optional[_Union[Reopen, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., vouch: _Optional[_Union[Vouch, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "closed", "delivery", "announcement", "opened", "asked", "checkpoint")
+    __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "closed", "delivery", "announcement", "opened", "asked", "unusable", "checkpoint")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class Reply(_message.Message):
     ANNOUNCEMENT_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ASKED_FIELD_NUMBER: _ClassVar[int]
+    UNUSABLE_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     nonce: Nonce
@@ -106,8 +107,9 @@ class Reply(_message.Message):
     announcement: Announcement
     opened: Opened
     asked: Asked
+    unusable: Unusable
     checkpoint: bytes
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., nonce: _Optional[_Union[Nonce, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., announcement: _Optional[_Union[Announcement, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., asked: _Optional[_Union[Asked, _Mapping]] = ..., checkpoint: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., nonce: _Optional[_Union[Nonce, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., announcement: _Optional[_Union[Announcement, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., asked: _Optional[_Union[Asked, _Mapping]] = ..., unusable: _Optional[_Union[Unusable, _Mapping]] = ..., checkpoint: _Optional[bytes] = ...) -> None: ...
 
 class Start(_message.Message):
     __slots__ = ("run_config",)
@@ -250,6 +252,14 @@ class Record(_message.Message):
     prompt: str
     answer: str
     def __init__(self, prompt: _Optional[str] = ..., answer: _Optional[str] = ...) -> None: ...
+
+class Unusable(_message.Message):
+    __slots__ = ("train", "test")
+    TRAIN_FIELD_NUMBER: _ClassVar[int]
+    TEST_FIELD_NUMBER: _ClassVar[int]
+    train: _containers.RepeatedScalarFieldContainer[int]
+    test: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, train: _Optional[_Iterable[int]] = ..., test: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ()
