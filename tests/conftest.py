@@ -74,6 +74,22 @@ def helpers_in_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names proxies for everything, and nothing answers there."""
+    set_dead_proxy(monkeypatch)
+
+
+def set_dead_proxy(patch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        patch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        patch.setenv(name, "http://127.0.0.1:9")
+        patch.setenv(name.upper(), "http://127.0.0.1:9")
+    for name in ("all_proxy", "ALL_PROXY"):
+        patch.setenv(name, "socks5://127.0.0.1:9")
+
+
+@pytest.fixture
 def small_job(tmp_path: Path) -> Path:
     """The job file of `small.write_job`."""
     from small import write_job

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -30,7 +30,7 @@ from fedark.contract.privacy import privacy_problems
 from fedark.contract.protection import protection_problems
 from fedark.foundation.errors import ContractError, DataError, InputError
 from fedark.foundation.keys import HYBRID, Kem
-from fedark.foundation.terms import Finite, Name, Terms, explain_at, to_tuples
+from fedark.foundation.terms import Finite, Name, Terms, explain, explain_at, to_tuples
 from fedark.records.reading import Record, alike_labels, read_labels, read_records
 from fedark.records.template import Template
 
@@ -289,8 +289,14 @@ class Job:
         return (self.path.parent / name).resolve() if name else None
 
     @classmethod
-    def load(cls, path: Path, overrides: tuple[str, ...] = (), *, role: JobReader = "all") -> Job:
+    def load(
+        cls, path: Path | str, overrides: tuple[str, ...] = (), *, role: JobReader = "all"
+    ) -> Job:
         """Read and check a job file.
+
+        >>> import fedark
+        >>> fedark.Job.load("job.toml").customer_names
+        ('north', 'east', 'south')
 
         Args:
             path: the TOML file.
@@ -302,6 +308,7 @@ class Job:
             InputError: the file cannot be read.
             ContractError: with every problem found in it.
         """
+        path = Path(path)
         source = str(path)
         try:
             raw = path.read_bytes()
@@ -330,11 +337,37 @@ class Job:
             raise ContractError(
                 source, [_at_line(text, where, what) for where, what in explain_at(error)]
             ) from None
+        return cls._checked(path, parsed, role)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], folder: Path | str = ".") -> Job:
+        """The job that a map describes, with the tables and keys of a job file.
+
+        >>> import fedark, tomllib
+        >>> job = fedark.Job.from_dict(tomllib.loads(open("job.toml").read()))
+        >>> job.rounds
+        2
+
+        Args:
+            folder: what relative paths in it are relative to.
+
+        Raises:
+            ContractError: with every problem found in it.
+        """
+        path = Path(folder) / "job"
+        try:
+            parsed = JobFile.model_validate(to_tuples(dict(value)))
+        except ValidationError as error:
+            raise ContractError("the job", explain(error)) from None
+        return cls._checked(path, parsed, "all")
+
+    @classmethod
+    def _checked(cls, path: Path, parsed: JobFile, role: JobReader) -> Job:
         labels, problems = _labels(path, parsed.data)
         job = cls(path, parsed, labels)
         problems += job._problems(role)
         if problems:
-            raise ContractError(source, problems)
+            raise ContractError(str(path), problems)
         return job
 
     def _problems(self, role: JobReader) -> list[str]:

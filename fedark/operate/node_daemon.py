@@ -26,6 +26,7 @@ from typing import Any
 from fedark.foundation import logs
 from fedark.foundation.errors import FedarkError
 from fedark.foundation.metrics import Metrics, MetricsServer
+from fedark.foundation.proxies import through
 from fedark.links.flower import configuration
 from fedark.links.flower.bundle import SOCKET_KEY
 from fedark.links.flower.service import NodeServer
@@ -57,6 +58,7 @@ class Settings:
         stock_port: that port.
         folder: of a node with an operator: its desk is served too.
         metrics: port on loopback for Prometheus; 0 for none.
+        proxy: on the way to the SuperLink; "" for none.
     """
 
     socket: str
@@ -69,10 +71,11 @@ class Settings:
     stock_port: int = 0
     folder: str = ""
     metrics: int = 0
+    proxy: str = ""
 
 
 def _connection(settings: Settings, directory: Path) -> Callable[[], Child]:
-    environment = flower_environment(directory / "flower")
+    environment = flower_environment(directory / "flower") | through(settings.proxy)
     if settings.stock:
         commands = pinned.write_commands(directory / "bin", directory / "clientapp.log")
         path = os.pathsep.join(

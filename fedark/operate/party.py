@@ -94,6 +94,8 @@ class PartyConfig(Terms):
         data: a customer's records.
         budget: the most that a customer's records may ever spend on all jobs under a privacy
             mechanism.
+        proxy: the HTTP proxy on the way to the host, such as "http://proxy:3128"; "" for that of
+            the environment, if there is one.
         bundle_sources: where sealed bundles may be fetched besides the host: folders, and https://
             addresses (`fedark.operate.node.sources`).
     """
@@ -109,6 +111,7 @@ class PartyConfig(Terms):
     machine: Literal["simulated", "nitro", "sev-snp", "tdx"] = "simulated"
     data: DataConfig | None = None
     budget: BudgetConfig = BudgetConfig()
+    proxy: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
     bundle_sources: tuple[str, ...] = ()
 
     @classmethod

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import fedark
 from fedark.foundation.errors import FederationError, StorageError, printable
+from fedark.foundation.proxies import without_proxies
 from fedark.foundation.redact import redact
 from fedark.operate import _spawn
 
@@ -72,18 +73,17 @@ def bound_log(log: Path, limit: int = MAX_LOG_BYTES) -> None:
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment for a child: fedark importable as here, no Flower settings of the
-    user's, `extra` on top.
+    """This process's environment for a child: fedark importable as here, no proxy and no Flower
+    settings of the user's, `extra` on top.
     """
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("FLWR_")
+        name: value
+        for name, value in without_proxies(os.environ).items()
+        if not name.startswith("FLWR_")
     }
     root = str(Path(fedark.__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     environment["PYTHONUNBUFFERED"] = "1"
-    local = "127.0.0.1,localhost,::1"
-    for name in ("no_proxy", "NO_PROXY"):
-        environment[name] = ",".join(filter(None, (environment.get(name), local)))
     return environment | dict(extra)
 
 

@@ -63,6 +63,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from google.protobuf.message import DecodeError
 
 from fedark.foundation.errors import FederationError, Refused, printable
+from fedark.foundation.proxies import direct
 from fedark.links.flower.bundle import PINNED_SHA256, SESSION_KEY, build, require_pinned
 from fedark.links.flower.configuration import write_private
 
@@ -145,12 +146,13 @@ class Control:
 
     def __init__(self, address: str, ca: bytes) -> None:
         self._address = address
-        self._client = ControlHttpClient.from_server_address(
-            server_address=address,
-            insecure=False,
-            root_certificates=ca,
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-        )
+        with direct():  # the SuperLink is on this machine
+            self._client = ControlHttpClient.from_server_address(
+                server_address=address,
+                insecure=False,
+                root_certificates=ca,
+                interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            )
 
     def register_node(self, name: str, public_key: bytes) -> int:
         """Admit the node with this public key (PEM, a NIST curve). Returns its node id."""

@@ -38,6 +38,7 @@ _FAULT = "fedark-fault-bin"
 _OPTIONS = [
     ("grpc.max_receive_message_length", 2 * _PIECE),
     ("grpc.max_send_message_length", 2 * _PIECE),
+    ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),  # a daemon that was restarted is found at once
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]

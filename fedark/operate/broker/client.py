@@ -25,6 +25,7 @@ from fedark.enclave.session import RunConfig
 from fedark.enclave.vouching import vouch
 from fedark.foundation.errors import FedarkError, FederationError, ProtocolError, Refused
 from fedark.foundation.keys import SigningKey
+from fedark.foundation.proxies import is_loopback
 from fedark.links.faults import error_of
 from fedark.operate.broker.server import FAULT, LONGEST_DEADLINE, MAX_MESSAGE, SERVICE
 from fedark.stages.shown_log import ShownLog
@@ -48,6 +49,7 @@ class BrokerClient:
 
     def __init__(self, target: str, *, roots: bytes, timeout: float = 30.0) -> None:
         options = [
+            ("grpc.enable_http_proxy", int(not is_loopback(target.rpartition(":")[0]))),
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             ("grpc.max_send_message_length", MAX_MESSAGE),
         ]

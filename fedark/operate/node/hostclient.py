@@ -12,18 +12,18 @@ import math
 import re
 import ssl
 from typing import TypeVar
-from urllib.request import getproxies_environment, proxy_bypass
 
 import httpx
 
 from fedark.contract.contract import now
 from fedark.foundation.errors import FederationError, InputError, ProtocolError, Refused, printable
 from fedark.foundation.jsontext import read_json
-from fedark.operate.host.folder import LOOPBACK, host_of
+from fedark.foundation.proxies import proxy_for
+from fedark.operate.host.folder import host_of
 from fedark.operate.joining import request_headers
 from fedark.operate.node.folder import NodeFolder
 
-__all__ = ["HostClient", "proxy_for"]
+__all__ = ["HostClient"]
 
 _PREFIX = "/v1/fedark/"
 _MAX_ANSWER = 8 << 20
@@ -44,7 +44,7 @@ class HostClient:
             verify=context,
             timeout=timeout,
             trust_env=False,
-            proxy=proxy_for(host_of(address)),
+            proxy=proxy_for(host_of(address), node.config.proxy) or None,
         )
         self._certificate = b""
 
@@ -170,29 +170,6 @@ class HostClient:
         if response.is_success:
             return bytes(data)
         raise _refusal(response.status_code, bytes(data))
-
-
-def proxy_for(host: str) -> httpx.Proxy | None:
-    """The operator's proxy to an outside host (HTTPS_PROXY, ALL_PROXY, NO_PROXY), if there is one.
-
-    Read here, because httpx fails on entries of NO_PROXY that other programs take: IPv6 networks,
-    and addresses in brackets.
-
-    Raises:
-        InputError: it is none that can be used.
-    """
-    known = getproxies_environment()
-    url = known.get("https") or known.get("all")
-    entries = [entry.strip().strip("[]") for entry in known.get("no", "").split(",")]
-    kept = ",".join(entry for entry in entries if entry)
-    if host in LOOPBACK or not url or proxy_bypass(host, {"no": kept}):
-        return None
-    try:
-        return httpx.Proxy(url if "://" in url else f"http://{url}")
-    except (ValueError, httpx.InvalidURL) as error:
-        raise InputError(
-            f"The proxy that HTTPS_PROXY or ALL_PROXY names cannot be used: {error}."
-        ) from None
 
 
 def _distrust(error: BaseException | None) -> str | None:

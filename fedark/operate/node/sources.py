@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from fedark.foundation.errors import FedarkError, FederationError, InputError, printable
+from fedark.foundation.proxies import proxy_for
 from fedark.operate.host.catalogue import MAX_PIECE
-from fedark.operate.node.hostclient import proxy_for
 from fedark.vault.bundle import read_manifest
 from fedark.vault.manifest import MAX_MANIFEST_BYTES, Manifest
 
@@ -91,7 +91,9 @@ class WebSource:
         headers = {"range": f"bytes={offset}-{offset + most - 1}", "accept-encoding": "identity"}
         data = bytearray()
         try:
-            client = httpx.Client(trust_env=False, proxy=proxy_for(self._host), timeout=30.0)
+            client = httpx.Client(
+                trust_env=False, proxy=proxy_for(self._host) or None, timeout=30.0
+            )
             with client, client.stream("GET", url, headers=headers) as response:
                 if response.status_code not in (200, 206):
                     return None

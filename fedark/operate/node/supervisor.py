@@ -21,8 +21,10 @@ from types import FrameType
 from fedark.foundation.errors import FedarkError, FederationError, InputError
 from fedark.foundation.files import os_problem, private_directory
 from fedark.foundation.logs import tell_error
+from fedark.foundation.proxies import proxy_for
 from fedark.links.flower import configuration
 from fedark.operate import daemons, node_daemon
+from fedark.operate.host.folder import host_of
 from fedark.operate.keeper import Keeper
 from fedark.operate.node.folder import REQUEST, NodeFolder, socket_of
 from fedark.operate.node.hostclient import HostClient
@@ -137,6 +139,7 @@ def _start(node: NodeFolder, metrics: int) -> Child:
         key=str(node.path / "transport.key"),
         folder=str(node.path),
         metrics=metrics,
+        proxy=proxy_for(host_of(node.bundle.address), node.config.proxy),
     )
     file = configuration.write(node.path / "run" / "daemon.json", settings)
     command = module(node_daemon.__name__, str(file))

@@ -107,6 +107,8 @@ def echo_run(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        for name in ("http_proxy", "https_proxy", "all_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+            patch.setenv(name, "http://127.0.0.1:9")  # where nobody answers; nobody may ask
         with Deployment(plan(root, stages)) as running:
             known = sessions(running)
             state = run_to_the_end(running, running.submit())

@@ -90,6 +90,14 @@ def foreign(world: Any) -> None:
 # --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("dead_proxy")
+def test_a_broker_on_this_machine_is_asked_without_a_proxy(world: Any) -> None:
+    client, trainer = world.client(world.serve()), world.trainer()
+    about = {"run_id": "run-1", "party": "north", "signing": world.signing()}
+    grants = client.obtain(trainer, world.signed(), heads=world.heads(), **about)
+    assert load(world, trainer, grants)
+
+
 def test_an_attested_trainer_gets_its_key_over_tls_opens_the_bundle_and_signs_a_receipt(
     world: Any,
 ) -> None:

@@ -18,6 +18,7 @@ from world import free_port
 
 from fedark.contract.contract import fingerprint, now
 from fedark.foundation.errors import InputError
+from fedark.foundation.proxies import proxy_for
 from fedark.operate.host.admission import approve, file_request
 from fedark.operate.host.folder import HostFolder, init_host
 from fedark.operate.host.front import Front, server_context
@@ -26,7 +27,6 @@ from fedark.operate.joining import dump
 from fedark.operate.node import doctor
 from fedark.operate.node.doctor import Finding, examine
 from fedark.operate.node.folder import NodeFolder
-from fedark.operate.node.hostclient import proxy_for
 from fedark.sandbox.survey import Support
 
 
@@ -85,6 +85,7 @@ def only(node: NodeFolder, check: str, *, level: str = "bad") -> Finding:
     return found[0]
 
 
+@pytest.mark.usefixtures("dead_proxy")
 def test_a_node_in_order_has_nothing_to_mend_but_that_it_does_not_run(node: NodeFolder) -> None:
     assert bad(node) == []
     found = examine(node)
@@ -233,14 +234,12 @@ def test_a_proxy_is_used_but_for_loopback_and_what_no_proxy_names(
     for name in ("https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    assert proxy_for("agg.example") is None
+    assert proxy_for("agg.example") == ""
     monkeypatch.setenv("HTTPS_PROXY", "proxy.example:3128")
     monkeypatch.setenv("no_proxy", "other.example,[2001:db8::1],fe80::/10")
-    found = proxy_for("agg.example")
-    assert found is not None
-    assert str(found.url) == "http://proxy.example:3128"
+    assert proxy_for("agg.example") == "http://proxy.example:3128"
     for direct in ("127.0.0.1", "::1", "localhost", "a.other.example", "2001:db8::1"):
-        assert proxy_for(direct) is None
+        assert proxy_for(direct) == ""
     monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy.example")
     with pytest.raises(InputError, match="cannot be used"):
         proxy_for("agg.example")
