@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,7 @@ def private_updates(
 
     def gradients() -> dict[str, Vector]:
         drawn = [records[index] for index in poisson_sample(len(records), found.rate)]
-        summed = np.concatenate(
-            [task.gradient_sum(drawn, clip_norm=clip)[0] for task in tasks.values()]
-        )
+        summed = np.concatenate([_clipped_sum(task, drawn, clip) for task in tasks.values()])
         # A sum beyond this norm might have its rounding drawn again, which the accounting does not
         # allow.
         return _split(clip_vector(summed, found.sum_norm), tasks)
@@ -62,6 +61,24 @@ def private_updates(
         for name, summed in noised_updates(contract, gradients()).items():
             steppers[name](summed / expected)
     return {name: task.get_flat() - before[name] for name, task in tasks.items()}
+
+
+def _clipped_sum(task: TaskModel, drawn: Sequence[Record], clip: float) -> Vector:
+    """`TaskModel.gradient_sum`; a record that it fails on, or has no finite gradient, counts as
+    zeros. Whether one did must not be seen, so whatever is raised ends here: `self_check` has tried
+    the model on records that are nobody's.
+    """
+    with suppress(Exception):
+        summed, _ = task.gradient_sum(drawn, clip_norm=clip)
+        if np.isfinite(summed).all():
+            return summed
+    total = np.zeros(task.terms.travelling, np.float64)
+    for record in drawn:
+        with suppress(Exception):
+            part, _ = task.gradient_sum([record], clip_norm=clip)
+            if np.isfinite(part).all():
+                total += part
+    return total.astype(np.float32)
 
 
 def noised_updates(contract: Contract, vectors: Mapping[str, Vector]) -> dict[str, Vector]:

@@ -17,10 +17,12 @@ and only the same ones.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
@@ -42,7 +44,7 @@ from fedark.enclave.protection import (
 )
 from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done, seed_of
 from fedark.foundation import canonical
-from fedark.foundation.errors import DataError, ModelError, ProtocolError, Refused
+from fedark.foundation.errors import DataError, InputError, ModelError, ProtocolError, Refused
 from fedark.foundation.jsontext import read_json
 from fedark.foundation.snapshot import Bytes48, Real, Row, Snapshot
 from fedark.privacy.ledger import record_bytes
@@ -59,6 +61,10 @@ __all__ = ["TrainerSession"]
 
 _MAX_RECORDS = 5_000_000
 _MAX_RECORD_CHARS = 1 << 20
+_REPORTS = 20
+_LOSS_STEP = 2.0**-10
+_NOTHING: dict[str, Metric] = {}
+T = TypeVar("T")
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -328,25 +334,26 @@ class TrainerSession(SessionBase):
     def _records(self, records: pb.Records) -> pb.Reply:
         split = self._train if records.split == pb.Records.TRAIN else self._test
         batch = [Record(record.prompt, record.answer) for record in records.records]
-        if len(split) + len(records.records) > _MAX_RECORDS:
-            raise DataError(self.config.party, None, f"more than {_MAX_RECORDS} records")
         answers = set().union(*(terms.labels for terms in self.contract.models))
-        for record in batch:
-            if max(len(record.prompt), len(record.answer)) > _MAX_RECORD_CHARS:
-                raise DataError(
-                    self.config.party,
-                    None,
-                    f"a record has more than {_MAX_RECORD_CHARS} characters",
-                )
-            if answers and record.answer not in answers:
-                raise DataError(
-                    self.config.party, None, "a record's answer is none of the contract's labels"
-                )
-        if records.last and not self._train and not (split is self._train and batch):
-            raise DataError(self.config.party, None, "no training record")
+        room = _MAX_RECORDS - len(split)
+        problems = [
+            f"more than {_MAX_RECORDS} records"
+            if at >= room
+            else f"a record has more than {_MAX_RECORD_CHARS} characters"
+            if max(len(record.prompt), len(record.answer)) > _MAX_RECORD_CHARS
+            else "a record's answer is none of the contract's labels"
+            if answers and record.answer not in answers
+            else ""
+            for at, record in enumerate(batch)
+        ]
+        empty = records.last and not self._train and not (split is self._train and batch)
+        found = next(filter(None, [*problems, "no training record" if empty else ""]), "")
+        # Under a mechanism such a record is one without a gradient, and nobody is told.
+        if found and self._private is None:
+            raise DataError(self.config.party, None, found)
         for record in batch:
             self._hashed.update(canonical.encode([records.split, record.prompt, record.answer]))
-        split += batch
+        split += [record for record, bad in zip(batch, problems, strict=True) if not bad]
         if not records.last:
             return reply_done()
         failing = self._failing(self._train), self._failing(self._test)
@@ -415,29 +422,42 @@ class TrainerSession(SessionBase):
 
     # -- measuring and training
 
+    def _spared(self, what: Callable[[], T], otherwise: T) -> T:
+        """What `what` gives. Under a privacy mechanism `otherwise` where it fails, for whatever
+        reason: a fault of what touches a customer's records would tell of them.
+        """
+        if self._private is None:
+            return what()
+        try:
+            return what()
+        except Exception:
+            return otherwise
+
     def _begin(self, call: pb.Begin) -> pb.Reply:
         metrics: dict[str, dict[str, Metric]] = {}
         for name, model in self._models.items():
             if self._private is not None and self._private.unit == "record":
-                self_check(model.task, self._train)
-            measured = self._measure(model, "before", self._reporter(f"{name}: before"))
-            epochs = model.terms.training.baseline_epochs
-            if epochs:
-                model.task.train(
-                    self._train,
-                    [],
-                    epochs=epochs,
-                    seed=self._seed(name, "baseline"),
-                    progress=self._reporter(f"{name}: local-only"),
-                )
-                measured |= self._measure(
-                    model, "local", self._reporter(f"{name}: local-only, measuring"), full=True
-                )
+                self_check(model.task, _nobodys(model.terms))
+            metrics[name] = self._measure(model, "before", self._reporter(f"{name}: before"))
+            if model.terms.training.baseline_epochs:
+                metrics[name] |= self._spared(partial(self._alone, name, model), _NOTHING)
                 model.task.set_flat(model.initial)
-            metrics[name] = measured
         for name, measured in metrics.items():
             self._figures[name].local = dict(measured)
         return self._begin_again(call)
+
+    def _alone(self, name: str, model: _Model) -> dict[str, Metric]:
+        """Train the local-only baseline and measure it."""
+        training = self._reporter(f"{name}: local-only")
+        measuring = self._reporter(f"{name}: local-only, measuring")
+        model.task.train(
+            self._train,
+            [],
+            epochs=model.terms.training.baseline_epochs,
+            seed=self._seed(name, "baseline"),
+            progress=training,
+        )
+        return self._measure(model, "local", measuring, full=True)
 
     def _begin_again(self, call: pb.Begin) -> pb.Reply:
         """The answer to `Begin`, to a node that was interrupted too."""
@@ -465,20 +485,30 @@ class TrainerSession(SessionBase):
             deltas = private_updates(self.contract, tasks, self._train)
         else:
             for name, model in self._models.items():
-                stats = model.task.train(
-                    self._train,
-                    model.replay,
-                    epochs=model.terms.training.epochs,
-                    seed=self._seed(name, call.round),
-                    progress=self._reporter(f"{name}: round {call.round}"),
-                )
-                deltas[name] = (model.task.get_flat() - vectors[name]).astype(np.float32)
-                if self._private is None:
-                    loss = (0, stats.examples, stats.loss * stats.examples)
+                still: tuple[Vector, Metric | None] = np.zeros_like(vectors[name]), None
+                train = partial(self._trained, name, model, vectors[name], call.round)
+                deltas[name], loss = self._spared(train, still)
+                if loss is not None and self._private is None:
                     self._figures[name].losses[train_key(call.round)] = loss
                     metrics[name] = {"train": loss}
         protected = self._leave(UPDATE, call.round, deltas, metrics)
         return pb.Reply(update=pb.Update(protected=protected.wire))
+
+    def _trained(
+        self, name: str, model: _Model, start: Vector, number: int
+    ) -> tuple[Vector, Metric | None]:
+        """The change of one model that a round's local training makes, and the training losses."""
+        stats = model.task.train(
+            self._train,
+            model.replay,
+            epochs=model.terms.training.epochs,
+            seed=self._seed(name, number),
+            progress=self._reporter(f"{name}: round {number}"),
+        )
+        delta = (model.task.get_flat() - start).astype(np.float32)
+        if not np.isfinite(delta).all():
+            raise InputError("Training diverged.", safe="No update was made from it.")
+        return delta, (0, stats.examples, stats.loss * stats.examples)
 
     def _evaluate(self, call: pb.Evaluate) -> pb.Reply:
         final = self.contract.rounds + 1
@@ -527,7 +557,8 @@ class TrainerSession(SessionBase):
         """
         measured: dict[str, Metric] = {}
         if self._test:
-            measured[f"{when}/own"] = _evaluate(model.task, self._test)
+            own = partial(_evaluate, model.task, self._test)
+            measured |= self._spared(lambda: {f"{when}/own": own()}, _NOTHING)
         rows = model.acceptance
         if not full:
             names = [party.name for party in self.contract.customers]
@@ -572,6 +603,8 @@ class TrainerSession(SessionBase):
             return self._protect(Payload(1, vectors, metrics, noised=noised), context)
 
         def on_clipped() -> None:
+            if self._private is not None:
+                return
             stage = "the update was clipped to the contract's bounds"
             self._report(pb.Progress(stage=stage, done=1, total=1))
 
@@ -585,8 +618,21 @@ class TrainerSession(SessionBase):
         return Context(self.digest, self.config.run_id, kind, number, self.config.party, self._base)
 
     def _reporter(self, stage: str) -> Callable[[int, int, float], None]:
+        """Tells the customer's own node how far a stage is, at most some twenty times, with losses
+        to 0.01 nats. Under a privacy mechanism the stage's name alone, once: numbers of steps, and
+        whether they end, depend on records.
+        """
+        if self._private is not None:
+            self._report(pb.Progress(stage=stage))
+            return lambda done, total, value: None
+        told = 0
+
         def report(done: int, total: int, value: float) -> None:
-            self._report(pb.Progress(stage=stage, done=done, total=total, value=value))
+            nonlocal told
+            part = done * _REPORTS // max(total, 1)
+            if part > told:
+                told, value = part, round(value, 2)
+                self._report(pb.Progress(stage=stage, done=done, total=total, value=value))
 
         return report
 
@@ -598,8 +644,24 @@ class TrainerSession(SessionBase):
 
 
 def _evaluate(task: TaskModel, records: Iterable[Record]) -> Metric:
+    """Counts of right answers, and the sum of losses to `_LOSS_STEP`: a finer one would be a precise
+    oracle of the secret base.
+    """
     measured = task.evaluate(list(records))
-    return measured.correct, measured.total, float(measured.loss_sum)
+    if not math.isfinite(measured.loss_sum):
+        raise InputError(
+            "A measured loss is not a finite number.",
+            safe="Nothing was made of it.",
+            fix="Look for weights or records that no training could use.",
+        )
+    return measured.correct, measured.total, round(measured.loss_sum / _LOSS_STEP) * _LOSS_STEP
+
+
+def _nobodys(terms: ModelTerms) -> list[Record]:
+    """Records of no customer, for the self-check: what it says must not depend on anybody's."""
+    answers = terms.labels or ("yes", "no, it is not", "later", "a b c")
+    prompts = ("the first text", "another one, which is longer than the first", "a", "b c d e f")
+    return [Record(prompt, answers[at % len(answers)]) for at, prompt in enumerate(prompts)]
 
 
 def _extra(files: Any, name: str) -> list[tuple[str, Record]]:
