@@ -3,8 +3,9 @@
 `DurableEnclave` is a handle like any other. It keeps, in a folder of its own and always whole or
 not at all:
 
-    state       the enclave's last sealed checkpoint, with the call that led to it and that call's reply
-    journal/N   calls that are part of no checkpoint and must be made again (an aggregator's submissions of the open round)
+    state       the last sealed checkpoint, and the digest and the reply of the call that led to it
+    journal/N   calls that are part of no checkpoint and must be made again (what an aggregator got
+                in the open round)
 
 written before the reply is handed on. When the enclave dies it is started again from there, the
 journal is replayed, whatever else it needs is brought by `refeed`, and the call that was under way
@@ -18,37 +19,41 @@ crosses to the host anyway. A host that keeps back, repeats or rewinds them gain
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from fedark.enclave.host import EnclaveHandle, ProgressHandler
 from fedark.foundation.errors import EnclaveFailed, FedarkError, ProtocolError, StorageError
 from fedark.foundation.files import disk_errors, write_atomic
+from fedark.foundation.snapshot import Bytes32, Snapshot
 from fedark.v1 import enclave_pb2 as pb
 
 __all__ = ["DurableEnclave"]
 
 STATE, JOURNAL = "state", "journal"
-_MAGIC = b"FDEK\x01"
 _HASH = 32
 _ATTEMPTS = 5
 """How often one call is tried: an enclave that dies of the call itself is not started for ever."""
 
 
 _PIECES = ("grant", "sealed", "records")
-"""What fills an enclave's memory: made of the enclave itself each time, and never of one that was
-started again for it.
+"""Calls that fill an enclave's memory. They are always made, also when they were made before; and
+an enclave that dies of one is not started again for it, for what filled it so far is gone.
 """
 
 
-class _Kept(NamedTuple):
-    call: bytes
+class _Kept(Snapshot):
+    """The file `state`, behind its SHA-256: the last checkpoint, and the digest and the reply of the
+    call that led to it.
+    """
+
+    call: Bytes32
     reply: bytes
     sealed: bytes
 
@@ -125,7 +130,8 @@ class DurableEnclave:
             if reply.checkpoint:
                 sealed = reply.checkpoint
                 reply.ClearField("checkpoint")
-                self._kept, self._unwritten = _Kept(name, reply.SerializeToString(), sealed), True
+                self._kept = _Kept(call=name, reply=reply.SerializeToString(), sealed=sealed)
+                self._unwritten = True
                 self._write()
                 if kind == self._ends:
                     self._forget()
@@ -222,9 +228,8 @@ class DurableEnclave:
 
     def _write(self) -> None:
         if self._unwritten and self._kept is not None:
-            call, reply, sealed = self._kept
-            body = b"".join((_MAGIC, call, len(reply).to_bytes(8, "big"), reply, sealed))
-            write_atomic(self._folder / STATE, body + hashlib.sha256(body).digest(), mode=0o600)
+            body = self._kept.encode()
+            write_atomic(self._folder / STATE, hashlib.sha256(body).digest() + body, mode=0o600)
             self._unwritten = False
 
     def _note(self, name: bytes, data: bytes) -> None:
@@ -251,21 +256,15 @@ def _read(path: Path) -> _Kept | None:
         raise StorageError(
             f"{path} cannot be read: {error.strerror}.", safe="The enclave was not started."
         ) from None
-    body, digest = data[:-_HASH], data[-_HASH:]
-    start = len(_MAGIC) + _HASH + 8
-    if len(body) < start or not body.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
-        raise StorageError(
-            f"The kept state of an enclave, {path}, is damaged or of another version.",
-            safe="The enclave was not started, and nothing of the state was used.",
-            fix=(
-                "Look at the disk. The party cannot take part in this run any more; the others go"
-                " on if there are enough."
-            ),
-        )
-    size = int.from_bytes(body[start - 8 : start], "big")
-    if start + size > len(body):
-        raise ProtocolError(
-            "The kept state of an enclave has impossible lengths.",
-            safe="The enclave was not started.",
-        )
-    return _Kept(body[len(_MAGIC) : start - 8], body[start : start + size], body[start + size :])
+    digest, body = data[:_HASH], data[_HASH:]
+    with contextlib.suppress(ProtocolError):
+        if hashlib.sha256(body).digest() == digest:
+            return _Kept.decode(body)
+    raise StorageError(
+        f"The kept state of an enclave, {path}, is damaged or of another version.",
+        safe="The enclave was not started, and nothing of the state was used.",
+        fix=(
+            "Look at the disk. The party cannot take part in this run any more; the others go"
+            " on if there are enough."
+        ),
+    )
