@@ -75,6 +75,9 @@ class Step:
     seals: bool = False
 
 
+Reason = tuple[str, str]
+
+
 @dataclass(frozen=True)
 class Region:
     """One machine of a table.
@@ -82,20 +85,26 @@ class Region:
     Attributes:
         start: its first state.
         steps: state -> call -> what the call does.
-        refusals: state -> call, or "" for all others -> why it is refused, and what was kept safe.
+        refusals: why a call is refused, and what was kept safe: of a call in one state, else of the
+            call, else of the state.
         lasts: its state is in the session's checkpoint; else a restarted enclave begins at `start`.
     """
 
     start: State
     steps: Mapping[State, Mapping[str, Step]]
-    refusals: Mapping[State, Mapping[str, tuple[str, str]]]
+    refusals: Mapping[tuple[State, str] | str | State, Reason]
     lasts: bool = True
 
     @property
     def calls(self) -> frozenset[str]:
         """The calls that this region has a say in."""
-        tables = (*self.steps.values(), *self.refusals.values())
-        return frozenset(call for table in tables for call in table if call)
+        stepped = (call for steps in self.steps.values() for call in steps)
+        return frozenset(stepped) | {call for call in self.refusals if isinstance(call, str)}
+
+    def reason(self, state: State, call: str) -> Reason:
+        """Why a call that this region knows is refused in a state."""
+        known = ((state, call), call, state)
+        return next((self.refusals[key] for key in known if key in self.refusals), _OUT_OF_ORDER)
 
 
 Table = Mapping[str, Region]
@@ -135,8 +144,7 @@ def find(table: Table, at: Mapping[str, State], call: str, **facts: object) -> d
         if found is not None:
             steps[name] = found
         elif call in region.calls:
-            reasons = region.refusals.get(at[name], {})
-            what, safe = reasons.get(call) or reasons.get("") or _OUT_OF_ORDER
+            what, safe = region.reason(at[name], call)
             raise ProtocolError(what.format(call=call, **facts), safe=safe)
     if not steps:
         raise ProtocolError(
@@ -157,7 +165,7 @@ _INCOMPLETE = (
     "Training was asked for before weights and records were complete.",
     "The trainer enclave did nothing.",
 )
-_NO_GRANT = ("Sealed bytes came for a model without a grant.", "They were dropped.")
+_TOO_EARLY = ("Records came before the weights.", "They were dropped.")
 _MASKS_NOTHING = ("The contract does not mask its updates.", "The enclave did nothing.")
 _NO_KEYS = ("No keys were agreed with the fellow trainers yet.", "No record was opened.")
 _LATE = ("A message for round {number} came in round {round}.", "It was dropped.")
@@ -170,7 +178,6 @@ _STRANGER = (
     "A message came from a customer whose trainer enclave is not admitted.",
     "It was dropped.",
 )
-_NO_SESSION = ("No masked session was joined.", "Nothing was opened.")
 
 # -- what every enclave answers at any time
 _ALWAYS = {
@@ -223,19 +230,17 @@ _TRAINER_RUN = Region(
         State.MEASURED: _ADMITTED | _EVALUATE | _MEMBER,
     },
     {
-        State.NEW: {"": _WAITS},
-        State.PROVING: {"": _WAITS, "resume": _RESUMED},
-        State.ADMITTED: {"": _NOT_BEGUN, "resume": _RESUMED},
-        State.BEGUN: {"resume": _RESUMED} | dict.fromkeys(_MEMBER, _NO_MASKS_YET),
-        State.TRAINING: {"begin": _BEGUN, "resume": _RESUMED},
-        State.MEASURED: {
-            "begin": _BEGUN,
-            "resume": _RESUMED,
-            "round": (
-                "Round {number} was asked for after round {round}: no round is trained twice.",
-                "Nothing was trained.",
-            ),
-        },
+        State.NEW: _WAITS,
+        State.PROVING: _WAITS,
+        State.ADMITTED: _NOT_BEGUN,
+        State.BEGUN: _NO_MASKS_YET,
+        State.TRAINING: _BEGUN,
+        State.MEASURED: _BEGUN,
+        (State.MEASURED, "round"): (
+            "Round {number} was asked for after round {round}: no round is trained twice.",
+            "Nothing was trained.",
+        ),
+        "resume": _RESUMED,
     },
 )
 _REFILL = {"grant": Step("_grant", State.EMPTY, seals=True), "reopen": Step("_reopen", State.EMPTY)}
@@ -254,17 +259,12 @@ _TRAINER_MEMORY = Region(
         State.FILLED: _REFILL | dict.fromkeys(("begin", "round", "evaluate"), Step()),
     },
     {
-        State.EMPTY: {
-            "": _INCOMPLETE,
-            "records": ("Records came before the weights.", "They were dropped."),
-            "records, last": ("Records came before the weights.", "They were dropped."),
-        },
-        State.WEIGHTS: {"": _INCOMPLETE, "sealed": _NO_GRANT},
-        State.FILLED: {
-            "sealed": _NO_GRANT,
-            "records": ("Records came after the last ones.", "They were dropped."),
-            "records, last": ("Records came after the last ones.", "They were dropped."),
-        },
+        State.EMPTY: _INCOMPLETE,
+        State.WEIGHTS: _INCOMPLETE,
+        "sealed": ("Sealed bytes came for a model without a grant.", "They were dropped."),
+        (State.EMPTY, "records"): _TOO_EARLY,
+        (State.EMPTY, "records, last"): _TOO_EARLY,
+        State.FILLED: ("Records came after the last ones.", "They were dropped."),
     },
     lasts=False,
 )
@@ -285,21 +285,22 @@ _TRAINER_MASKS = Region(
             "grant": Step(),
         },
     },
-    {State.APART: {"": _NO_KEYS}, State.ANNOUNCED: {"": _NO_KEYS}},
+    {State.APART: _NO_KEYS, State.ANNOUNCED: _NO_KEYS},
 )
 
 _SUMS = {
     "submit": Step("_submit"),
     "close": Step("_close", If("rounds_over", State.MEASURING, State.ROUNDS), seals=True),
 }
-_LATE_SUBMIT = dict.fromkeys(
-    ("submit", "submit, loading", "submit, endorsement", "submit, shares", "survivors"), _LATE
-)
-_EARLY = _LATE_SUBMIT | {
-    "close": _WRONG_CLOSE,
-    "close, loading": _WRONG_CLOSE,
-    "resume": _RESUMED,
+_SUBMITS = ("submit", "submit, loading", "submit, endorsement", "submit, shares")
+_EARLY: dict[tuple[State, str] | str | State, Reason] = {
+    **dict.fromkeys((*_SUBMITS, "survivors"), _LATE),
+    **dict.fromkeys(("close", "close, loading"), _WRONG_CLOSE),
+    (State.NEW, "submit, loading"): _STRANGER,
+    (State.NEW, "open_round"): _LOADED,
+    (State.LOADING, "open_round"): _LOADED,
     "deliver": _UNFINISHED,
+    "resume": _RESUMED,
 }
 
 
@@ -332,13 +333,7 @@ def _aggregator_run(masked: bool) -> Region:
             State.MEASURING: again | masks | measuring | (deliver if masked else {}),
             State.ENDED: again | deliver,
         },
-        {
-            State.NEW: _EARLY | {"open_round": _LOADED, "submit, loading": _STRANGER},
-            State.LOADING: _EARLY | {"open_round": _LOADED},
-            State.ROUNDS: _EARLY,
-            State.MEASURING: _EARLY,
-            State.ENDED: _EARLY,
-        },
+        _EARLY,
     )
 
 
@@ -360,18 +355,19 @@ _AGGREGATOR_MASKS = Region(
         },
     },
     {
-        State.APART: {"": _NO_ROUND, "open_round": _NO_SESSION},
-        State.JOINED: {"": _NO_ROUND},
-        State.OPEN: {},
+        State.APART: _NO_ROUND,
+        State.JOINED: _NO_ROUND,
+        (State.APART, "open_round"): ("No masked session was joined.", "Nothing was opened."),
     },
 )
 
 
 def _unmasked(region: Region, *watched: str) -> Region:
     """The region of a contract that is not masked: it refuses what only masked sessions have."""
-    refused = dict.fromkeys(region.calls - set(watched), _MASKS_NOTHING)
     return Region(
-        State.UNMASKED, {State.UNMASKED: dict.fromkeys(watched, Step())}, {State.UNMASKED: refused}
+        State.UNMASKED,
+        {State.UNMASKED: dict.fromkeys(watched, Step())},
+        dict.fromkeys(region.calls - set(watched), _MASKS_NOTHING),
     )
 
 
