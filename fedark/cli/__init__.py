@@ -36,10 +36,12 @@ def _register() -> None:
         audit,
         bench,
         broker,
+        check,
         contract,
         demo,
         enclave,
         example,
+        init,
         ledger,
         log,
         model,
@@ -58,6 +60,8 @@ def _register() -> None:
     app.command("audit")(audit.audit)
     app.command("bench")(bench.bench)
     app.command("example")(example.example)
+    app.command("init")(init.init)
+    app.command("check")(check.check)
     app.command("simulate")(simulate.simulate)
     app.command("demo")(demo.demo)
 

@@ -12,6 +12,7 @@ Errors name file, line, and columns that were asked for, and nothing else of the
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import gzip
 import itertools
@@ -36,6 +37,8 @@ __all__ = [
     "MAX_RECORDS",
     "Row",
     "Unusable",
+    "columns_of",
+    "is_utf8",
     "normal",
     "read_rows",
     "read_text",
@@ -49,6 +52,7 @@ _DELIMITERS = ",;\t|"
 _TEXTS = (".csv", ".tsv", ".jsonl", ".ndjson")
 _TABLES = (".parquet", ".arrow", ".feather")
 _BATCH = 1024
+_LOOKED_AT = 200  # lines of JSON, for their columns
 _UNPACK = {".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz"}
 
 
@@ -74,21 +78,12 @@ def read_rows(path: Path, columns: Sequence[str], encoding: str = "") -> Iterato
         DataError: the file is missing, unreadable, empty, malformed or too large, or has no such
             column.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes] or [""]
-    packed = suffixes[-1] == ".gz" and len(suffixes) > 1
-    kind = suffixes[-2] if packed else suffixes[-1]
-    if kind in _TABLES and not packed:
+    kind = _kind(path)
+    if kind in _TABLES:
         yield from _table(path, kind, columns)
         return
-    if kind not in _TEXTS:
-        raise DataError(
-            str(path),
-            None,
-            "its name ends neither in .csv, .tsv or .jsonl (also with .gz) nor in .parquet or"
-            " .arrow.",
-            fix=_advice(suffixes[-1]),
-        )
-    codec = encoding if encoding and not _is_utf8(path, packed=packed) else "utf-8"
+    packed = path.suffix.lower() == ".gz"
+    codec = encoding if encoding and not is_utf8(path) else "utf-8"
     lines = _lines(path, codec, packed=packed)
     try:
         if kind in (".jsonl", ".ndjson"):
@@ -102,6 +97,37 @@ def read_rows(path: Path, columns: Sequence[str], encoding: str = "") -> Iterato
             f"it is not {codec.upper()}.",
             fix='Save the file as UTF-8, or name its encoding, such as data.encoding = "cp1252".',
         ) from None
+
+
+def columns_of(path: Path, encoding: str = "") -> list[str]:
+    """The names of a file's columns: of a JSON Lines file those of its first lines.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    kind = _kind(path)
+    if kind in _TABLES:
+        return _table_columns(path, kind)
+    packed = path.suffix.lower() == ".gz"
+    codec = encoding if encoding and not is_utf8(path) else "utf-8"
+    lines = _lines(path, codec, packed=packed)
+    try:
+        if kind in (".jsonl", ".ndjson"):
+            found: dict[str, None] = {}
+            for _, line in itertools.islice(lines, _LOOKED_AT):
+                with contextlib.suppress(ValueError):
+                    row = read_json(line) if line.strip() else {}
+                    found |= dict.fromkeys(row if isinstance(row, dict) else ())
+            return list(found)
+        for _, line in lines:
+            if line.strip() and not line.lower().startswith("sep="):
+                delimiter = _delimiter(line, (), "\t" if kind == ".tsv" else _DELIMITERS)
+                return next(csv.reader([line], delimiter=delimiter), [])
+    except (_NotText, csv.Error):
+        raise DataError(
+            str(path), 1, "its header cannot be read.", fix="Save the file as CSV in UTF-8."
+        ) from None
+    return []
 
 
 def read_text(path: Path) -> str:
@@ -135,6 +161,25 @@ class _NotText(Exception):
     def __init__(self, line: int) -> None:
         self.line = line
         super().__init__()
+
+
+def _kind(path: Path) -> str:
+    """What a file is by its name: a suffix of `_TEXTS` or `_TABLES`.
+
+    Raises:
+        DataError: it is none that can be read.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes] or [""]
+    packed = suffixes[-1] == ".gz" and len(suffixes) > 1
+    kind = suffixes[-2] if packed else suffixes[-1]
+    if kind in _TEXTS or (kind in _TABLES and not packed):
+        return kind
+    raise DataError(
+        str(path),
+        None,
+        "its name ends neither in .csv, .tsv or .jsonl (also with .gz) nor in .parquet or .arrow.",
+        fix=_advice(suffixes[-1]),
+    )
 
 
 def _advice(suffix: str) -> str:
@@ -189,9 +234,14 @@ def _read(path: Path, file: BinaryIO | gzip.GzipFile, size: int) -> bytes:
         ) from None
 
 
-def _is_utf8(path: Path, *, packed: bool) -> bool:
+def is_utf8(path: Path) -> bool:
+    """Whether a text file, packed or not, is UTF-8 (or UTF-16 with its mark) as a whole.
+
+    Raises:
+        DataError: it is missing, unreadable or too large.
+    """
     try:
-        for _ in _lines(path, "utf-8", packed=packed):
+        for _ in _lines(path, "utf-8", packed=path.suffix.lower() == ".gz"):
             pass
     except _NotText:
         return False
@@ -435,7 +485,7 @@ def _json_text(name: str, value: Any) -> str | None:
 # -- tables
 
 
-def _table(path: Path, kind: str, columns: Sequence[str]) -> Iterator[Row]:
+def _arrow(path: Path) -> Any:
     with _opened(path, packed=False):
         pass
     try:
@@ -447,15 +497,24 @@ def _table(path: Path, kind: str, columns: Sequence[str]) -> Iterator[Row]:
             "Parquet and Arrow files need the package pyarrow, which is not installed.",
             fix="pip install 'fedark[arrow]', or save the table as CSV.",
         ) from None
+    return pa
+
+
+def _no_table(path: Path, kind: str) -> DataError:
+    return DataError(
+        str(path),
+        None,
+        f"it is no whole {'Parquet' if kind == '.parquet' else 'Arrow'} file.",
+        fix="Write it again, or save the table as CSV.",
+    )
+
+
+def _table(path: Path, kind: str, columns: Sequence[str]) -> Iterator[Row]:
+    arrow = _arrow(path)
     try:
-        yield from _table_rows(pa, path, kind, columns)
-    except (pa.ArrowException, OSError, MemoryError, ValueError):
-        raise DataError(
-            str(path),
-            None,
-            f"it is no whole {'Parquet' if kind == '.parquet' else 'Arrow'} file.",
-            fix="Write it again, or save the table as CSV.",
-        ) from None
+        yield from _table_rows(arrow, path, kind, columns)
+    except (arrow.ArrowException, OSError, MemoryError, ValueError):
+        raise _no_table(path, kind) from None
 
 
 def _table_rows(arrow: Any, path: Path, kind: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -493,6 +552,23 @@ def _table_rows(arrow: Any, path: Path, kind: str, columns: Sequence[str]) -> It
                     number += 1
                     values = zip(columns, row, single, strict=True)
                     yield number, tuple(_cell(*value) for value in values)
+
+
+def _table_columns(path: Path, kind: str) -> list[str]:
+    arrow = _arrow(path)
+    try:
+        with arrow.OSFile(str(path), "rb") as source:
+            if kind == ".parquet":
+                from pyarrow import parquet
+
+                return list(parquet.ParquetFile(source).schema_arrow.names)
+            try:
+                return list(arrow.ipc.open_file(source).schema.names)
+            except arrow.ArrowInvalid:
+                source.seek(0)
+                return list(arrow.ipc.open_stream(source).schema.names)
+    except (arrow.ArrowException, OSError, MemoryError, ValueError):
+        raise _no_table(path, kind) from None
 
 
 def _bounded(path: Path, size: int) -> None:

@@ -55,7 +55,7 @@ from fedark.records.splits import dirichlet_split, split_train_test
 from fedark.stages.consent import Consent
 from fedark.vault.weightkey import KeyStore
 
-__all__ = ["Federation", "prepare"]
+__all__ = ["CheckedRecords", "Federation", "checked_records", "prepare"]
 
 Sandbox = Literal["namespaces", "landlock", "none"]
 Say = Callable[[str], None]
@@ -101,7 +101,8 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
     sources, left_out = model_sources(job)
     for name, why in left_out.items():
         say(f"model {name} is left out: {why}")
-    records, own = _checked_records(job)
+    checked = checked_records(job)
+    records, own = checked.dealt, checked.own
     for line in protection_warnings(
         job.protection, [(spec.name, spec.adapter) for spec, _ in sources]
     ):
@@ -217,47 +218,62 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
     return Federation(work, contract, left_out, said if jobs else "")
 
 
-def _checked_records(job: Job) -> tuple[dict[str, list[Record]], bool]:
-    """Read every data file of the job, so that all problems are found now.
+@dataclass(frozen=True)
+class CheckedRecords:
+    """The records of a job's customers.
 
-    Returns:
-        The split's parts, if there is one; and whether every customer holds records out.
+    Attributes:
+        parts: customer -> records to train on, records held out.
+        dealt: the same as they were dealt, where one file was split; else empty.
+        own: whether every customer holds records out.
+    """
+
+    parts: dict[str, tuple[list[Record], list[Record]]]
+    dealt: dict[str, list[Record]]
+
+    @property
+    def own(self) -> bool:
+        return all(test for _, test in self.parts.values())
+
+
+def checked_records(job: Job, say: Say = lambda text: None) -> CheckedRecords:
+    """Read every data file of the job, so that all problems are found now; `say` is told which
+    records are left out.
+
+    Raises:
+        ContractError: with every problem, each with what to do.
     """
     problems: list[str] = []
-    held_out: list[bool] = []
-    parts: dict[str, list[Record]] = {}
+    parts: dict[str, tuple[list[Record], list[Record]]] = {}
+    dealt: dict[str, list[Record]] = {}
     spec = job.data
 
     def read(path: Path | None) -> list[Record]:
         try:
-            return spec.read(path, job.labels) if path is not None else []
+            return spec.read(path, job.labels, say) if path is not None else []
         except FedarkError as error:
             problems.append(f"{error.what} {error.fix}")
             return []
 
-    def split(records: list[Record]) -> None:
+    def split(records: list[Record]) -> tuple[list[Record], list[Record]]:
         train, test = split_train_test(records, spec.test_fraction)
-        held_out.append(bool(train and test))
+        return (train, test) if train else (records, [])
 
     for customer in job.customers:
         mine, test = read(job.resolve(customer.data)), read(job.resolve(customer.test))
-        if customer.test:
-            held_out.append(bool(test))
-        else:
-            split(mine)
+        parts[customer.name] = (mine, test) if customer.test else split(mine)
     for path in (job.replay, job.acceptance):
         read(path)
     if job.split is not None and (records := read(job.resolve(job.split.file))):
         try:
-            dealt = dirichlet_split(records, job.split.customers, job.split.alpha, job.seed)
-            parts = dict(zip(job.customer_names, dealt, strict=True))
-            for part in dealt:
-                split(part)
+            shares = dirichlet_split(records, job.split.customers, job.split.alpha, job.seed)
+            dealt = dict(zip(job.customer_names, shares, strict=True))
+            parts = {name: split(share) for name, share in dealt.items()}
         except InputError as error:
             problems.append(f"{error.what} {error.fix}")
     if problems:
         raise ContractError(str(job.path), problems)
-    return parts, all(held_out)
+    return CheckedRecords(parts, dealt)
 
 
 def _require_ours(work: Path) -> None:
