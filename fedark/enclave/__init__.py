@@ -1,5 +1,6 @@
 """What runs inside an enclave, and the host's end of it.
 
+    order                  the legal order of calls, as a table (docs/enclave-states.md)
     session                what trainer and aggregator have in common: keys, evidence, checkpoints
     trainer, aggregator    the two sessions; roles makes the one that is asked for
     masking, private       masked rounds and private rounds inside a session
@@ -8,5 +9,6 @@
     launcher, host         measure, confine and start it; call it and end it
     durable, checkpoint    an enclave that outlives its process
 
-Every byte that crosses the border is in `protos/fedark/v1/enclave.proto`. Start with `session`.
+Every byte that crosses the border is in `protos/fedark/v1/enclave.proto`. Start with `order`, then
+`session`.
 """

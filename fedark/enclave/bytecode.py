@@ -141,7 +141,9 @@ def _fill(
                 opened.chmod(0o755)  # whatever the umask: the enclave's own user reads here
             (work / _INDEX).write_text(json.dumps(index), encoding="utf-8")
             shutil.rmtree(raw)
-            os.sync()  # thousands of small files: a power cut must not leave empty ones, which would look like tampering
+            # Thousands of small files: a power cut must not leave empty ones, which would look
+            # like tampering.
+            os.sync()
             os.rename(work, folder)
             sync_directory(folder.parent)
     finally:
@@ -149,7 +151,7 @@ def _fill(
 
 
 def _prune(base: Path) -> None:
-    """Remove the caches that were used longest ago: each upgrade of the runtime leaves one behind."""
+    """Remove the caches that were used longest ago: each upgrade of the runtime leaves one."""
     caches = sorted(
         (path for path in base.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns
     )

@@ -24,7 +24,8 @@ to it:
   until the last measurements, which follow the last round, are closed. Each trainer trains one
   round once, from one model, and measures one final adapter: two histories need two cohorts of
   trainers for everything that follows the round. The original takes at least the contract's
-  minimum, m of n; an aggregator enclave that was restarted takes max(m, n - m + 1), as all of its
+  minimum, m of the n trainers that were admitted before the loading was closed (none is admitted
+  later); an aggregator enclave that was restarted takes max(m, n - m + 1), as all of its
   later states say. Any two such cohorts share a trainer, so one of the histories ends there, with
   no adapter and no figure given out. Under masks the committee answers one survivor set a round,
   the last one included, so the adapter may be delivered without measurements.

@@ -49,8 +49,8 @@ an enclave that dies of one is not started again for it, for what filled it so f
 
 
 class _Kept(Snapshot):
-    """The file `state`, behind its SHA-256: the last checkpoint, and the digest and the reply of the
-    call that led to it.
+    """The file `state`, behind its SHA-256: the last checkpoint, and the digest and the reply of
+    the call that led to it.
     """
 
     call: Bytes32

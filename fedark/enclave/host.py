@@ -284,7 +284,8 @@ class EnclaveProcess:
         """
         process = self._launch.process
         if reason is not None and not patience and self._ended is None:
-            self._ended = reason  # before the death, so that a call in another thread reports this and not the signal
+            # Before the death, so that a call in another thread reports this and not the signal.
+            self._ended = reason
         by_itself = _waited(process, patience)
         # The monitor kills its enclave and reports; if it does not, its own death takes the enclave
         # along. Nothing is lost by a hard end: an enclave keeps nothing.

@@ -78,7 +78,8 @@ def run(specification: dict[str, Any], load: Callable[[], Create]) -> NoReturn:
     except FedarkError as error:
         _refuse(setup, error)
     except BaseException as error:
-        traceback.print_exc()  # to the log: nothing secret was here yet; from `lock` on there is no log
+        # To the log: nothing secret was here yet; from `lock` on there is no log.
+        traceback.print_exc()
         _refuse(
             setup,
             SandboxUnavailable(

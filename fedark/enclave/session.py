@@ -1,7 +1,8 @@
 """The state machine that runs inside an enclave: what is common to trainer and aggregator.
 
 No sockets, no files, no clock but the host's: a session takes a `Call` and gives a `Reply`, so the
-same class runs in a sandboxed process and in `fedark simulate`. The order that it enforces:
+same class runs in a sandboxed process and in `fedark simulate`. Which call is legal when stands in
+`fedark.enclave.order`. What holds beside that:
 
 1. `create` decodes the run configuration, whose hash the launcher has measured, and makes the keys:
    after the sandbox is locked.
@@ -182,7 +183,7 @@ class SessionState(Snapshot):
 
 
 class SessionBase(ABC):
-    """Keys, evidence, the admission of peers, and the legal order of calls (`fedark.enclave.order`).
+    """Keys, evidence, the admission of peers, and the order of calls (`fedark.enclave.order`).
 
     Where the table says so, the reply to a call carries the session's state, sealed
     (`fedark.enclave.checkpoint`). A call that changes nothing else than what its repetition would

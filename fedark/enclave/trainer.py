@@ -644,8 +644,8 @@ class TrainerSession(SessionBase):
 
 
 def _evaluate(task: TaskModel, records: Iterable[Record]) -> Metric:
-    """Counts of right answers, and the sum of losses to `_LOSS_STEP`: a finer one would be a precise
-    oracle of the secret base.
+    """Counts of right answers, and the sum of losses to `_LOSS_STEP`: a finer one would be a
+    precise oracle of the secret base.
     """
     measured = task.evaluate(list(records))
     if not math.isfinite(measured.loss_sum):
