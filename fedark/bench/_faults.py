@@ -1,5 +1,5 @@
-"""A deployment on this machine whose processes can be found by what they are, and killed: `fedark
-bench recovery`, tests/chaos.
+"""A host and nodes on this machine whose processes can be found by what they are, and killed:
+`fedark bench recovery`, tests/chaos.
 
 Recovery is counted from the SIGKILL to the first step that the job had not begun before: a new
 stage that the coordinator tells of. So it holds the rest of the stage that was hit, done again
@@ -18,26 +18,30 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedark.contract.contract import Contract
 from fedark.enclave.usage import processes_below
-from fedark.operate import daemons
-from fedark.operate.deployment import Deployment
+from fedark.operate.daemon import PROGRESS
 from fedark.sandbox.monitor import MONITOR
-from fedark.simulation.local import Federation
+from fedark.simulation.machine import Machine
 
 __all__ = ["TARGETS", "Kill", "Victim", "run_with_kills", "step_of"]
 
 TARGETS = (
+    "host",
+    "front",
     "SuperLink",
     "executor",
     "ServerApp",
     "aggregator host",
     "aggregator enclave",
     "provider node",
+    "customer",
     "customer node",
     "node connection",
     "trainer enclave",
     "all at once",
 )
+"""`host` and `customer` are the supervisors: with one of them dies all that it has started."""
 _STAGES = (
     "enrol",
     "attest",
@@ -79,35 +83,32 @@ def step_of(line: str, rounds: int) -> tuple[int, int] | None:
 
 
 class Victim:
-    """A running deployment of a prepared federation.
+    """The running host and nodes of a job.
 
     Args:
-        deployment: entered already.
+        machine: entered already.
+        contract: of the job.
         seed: of the choice among equals.
     """
 
-    def __init__(self, federation: Federation, deployment: Deployment, seed: int) -> None:
-        self._federation, self._deployment, self._random = (
-            federation,
-            deployment,
-            random.Random(seed),  # noqa: S311
-        )
-        contract = federation.contract
+    def __init__(self, machine: Machine, contract: Contract, seed: int) -> None:
+        self.machine, self.contract = machine, contract
+        self._random = random.Random(seed)  # noqa: S311
         self._pool = contract.aggregator.name
         self._provider = contract.provider.name
         self._customers = [party.name for party in contract.customers]
         self._rounds = contract.rounds
-        self._told = federation.folder(self._pool) / daemons.PROGRESS
+        self._told = machine.folder(self._pool) / PROGRESS
 
     @property
     def report(self) -> Path | None:
         """The job's report, once it is there."""
-        return next((self._federation.folder(self._pool) / "runs").glob("*/report.json"), None)
+        return next((self.machine.folder(self._pool) / "runs").glob("*/report.json"), None)
 
     @property
     def failed(self) -> Path | None:
         """The word that the job failed."""
-        return next((self._federation.folder(self._pool) / "runs").glob("*/failed.json"), None)
+        return next((self.machine.folder(self._pool) / "runs").glob("*/failed.json"), None)
 
     def steps(self) -> list[tuple[tuple[int, int], str]]:
         """Every step that the coordinator told of, in the order of the telling, with its line."""
@@ -136,37 +137,27 @@ class Victim:
     def pids(self, target: str) -> list[int]:
         """The processes that a target names now; of several alike one, at random."""
         if target == "all at once":
-            each = [
-                name
-                for name in TARGETS
-                if name
-                not in ("all at once", "customer node", "trainer enclave", "node connection")
-            ]
-            found = [pid for name in each for pid in self.pids(name)]
-            nodes = [self._child(name) for name in self._customers]
-            return [
-                *found,
-                *(pid for node in nodes if node for pid in (node, *processes_below(node))),
-            ]
+            tops = [self._top(name) for name in (self._pool, self._provider, *self._customers)]
+            return [pid for top in tops if top for pid in (top, *processes_below(top))]
         customer = self._random.choice(self._customers)
         pid = {
-            "SuperLink": lambda: self._child("superlink"),
-            "executor": lambda: self._child("superexec"),
-            "ServerApp": lambda: self._deployment.server_pid,
-            "aggregator host": lambda: self._child(self._pool),
+            "host": lambda: self._top(self._pool),
+            "front": lambda: self._below_with(self._pool, "operate.host.front"),
+            "SuperLink": lambda: self._below_with(self._pool, " superlink --"),
+            "executor": lambda: self._below_with(self._pool, " superexec --"),
+            "ServerApp": lambda: self._below_with(self._pool, " serverapp --"),
+            "aggregator host": lambda: self._below_with(self._pool, "operate.daemon"),
             "aggregator enclave": lambda: self._enclave(self._pool),
-            "provider node": lambda: self._child(self._provider),
-            "customer node": lambda: self._child(customer),
+            "provider node": lambda: self._below_with(self._provider, "operate.daemon"),
+            "customer": lambda: self._top(customer),
+            "customer node": lambda: self._below_with(customer, "operate.daemon"),
             "node connection": lambda: self._below_with(customer, "flower.supernode"),
             "trainer enclave": lambda: self._enclave(customer),
         }[target]()
         return [pid] if pid else []
 
-    def _child(self, name: str) -> int:
-        for child in self._deployment.children:
-            if child.name == name and child.exit_code is None:
-                return child.pid
-        return 0
+    def _top(self, party: str) -> int:
+        return self.machine.process(party).pid
 
     def _enclave(self, party: str) -> int:
         # The enclave, which shows no command line, is below the monitor that stands between it and
@@ -182,8 +173,8 @@ class Victim:
         return next((pid for pid in self._below(party) if words in _read(pid, "cmdline")), 0)
 
     def _below(self, party: str) -> list[int]:
-        node = self._child(party)
-        return processes_below(node) if node else []
+        top = self._top(party)
+        return processes_below(top) if top else []
 
 
 def _leads(pid: int) -> bool:
@@ -204,20 +195,18 @@ def _read(pid: int, name: str) -> str:
 
 def run_with_kills(
     victim: Victim,
-    deployment: Deployment,
     plan: Iterator[tuple[str, float]],
     *,
     timeout: float,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Kill]:
-    """Submit the job and bring it to its end, killing what `plan` gives (target, seconds after the
+    """Bring the job to its end, killing what `plan` gives (target, seconds after the
     last recovery) on the way.
 
     Raises:
-        FederationError: the job failed or did not end in time.
+        FedarkError: the job failed or did not end in time.
     """
     done: list[Kill] = []
-    run_id = deployment.submit()
     following = next(plan, None)
     due = time.monotonic() + (following[1] if following else 0.0)
     pending: tuple[str, str, float, tuple[int, int], int] | None = None
@@ -241,6 +230,6 @@ def run_with_kills(
             if count:
                 pending = following[0], during, now, before, count
 
-    deployment.wait(run_id, timeout=timeout, on_look=look, pause=0.1)
+    victim.machine.finish(victim.contract, timeout=timeout, on_look=look, pause=0.1)
     look()
     return done

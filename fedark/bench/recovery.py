@@ -19,10 +19,8 @@ from fedark.bench import Row
 from fedark.bench._faults import TARGETS, Victim, run_with_kills
 from fedark.bench._small import small_job
 from fedark.contract.job import Job
-from fedark.operate.deployment import Deployment
 from fedark.sandbox import survey
-from fedark.simulation.local import prepare
-from fedark.simulation.machine import plan_of
+from fedark.simulation.machine import Machine
 
 __all__ = ["rows"]
 
@@ -38,10 +36,9 @@ def rows() -> Iterator[Row]:
         job = Job.load(
             small_job(Path(folder) / "job", rounds=each * len(TARGETS) + 2, mode="sealed")
         )
-        federation = prepare(job, Path(folder) / "work", sandbox=survey().mode())
-        with Deployment(plan_of(federation, Path(folder) / "deployment")) as deployment:
-            victim = Victim(federation, deployment, seed)
-            done = run_with_kills(victim, deployment, _kills(seed, each), timeout=3600)
+        with Machine(Path(folder) / "machine") as machine:
+            victim = Victim(machine, machine.begin(job, sandbox=survey().mode()), seed)
+            done = run_with_kills(victim, _kills(seed, each), timeout=3600)
     for target in TARGETS:
         seconds = [kill.seconds for kill in done if kill.target == target]
         if seconds:

@@ -22,10 +22,8 @@ from fedark.bench._faults import TARGETS, Victim
 from fedark.bench._small import small_job
 from fedark.contract.job import Job
 from fedark.foundation.errors import FederationError
-from fedark.operate.deployment import Deployment
 from fedark.sandbox import survey
-from fedark.simulation.local import prepare
-from fedark.simulation.machine import plan_of
+from fedark.simulation.machine import Machine
 
 __all__ = ["rows"]
 
@@ -42,11 +40,10 @@ def rows() -> Iterator[Row]:
     minutes = float(os.environ.get("FEDARK_SOAK_MINUTES", "1"))
     with tempfile.TemporaryDirectory(prefix="fedark-bench-") as folder:
         job = Job.load(small_job(Path(folder) / "job", rounds=_MOST_ROUNDS, mode="masked"))
-        federation = prepare(job, Path(folder) / "work", sandbox=survey().mode())
         seen: dict[str, list[float]] = defaultdict(list)
-        with Deployment(plan_of(federation, Path(folder) / "deployment")) as deployment:
-            victim = Victim(federation, deployment, 0)
-            run = deployment.submit()
+        with Machine(Path(folder) / "machine") as machine:
+            contract = machine.begin(job, sandbox=survey().mode())
+            victim = Victim(machine, contract, 0)
             began = 0.0
             first = 0
 
@@ -66,7 +63,7 @@ def rows() -> Iterator[Row]:
                         ]
 
             with suppress(_Enough):
-                deployment.wait(run, timeout=60 * minutes + 300, on_look=look, pause=1.0)
+                machine.finish(contract, timeout=60 * minutes + 300, on_look=look, pause=1.0)
             rounds = victim.furthest()[0] - first
     yield Row(f"masked rounds in {minutes:g} min", float(rounds), None, "rounds")
     for target, series in seen.items():

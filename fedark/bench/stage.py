@@ -1,9 +1,9 @@
-"""The fixed cost of a stage: SuperLink, ServerApp and three nodes as real processes, parties that
-answer at once.
+"""The fixed cost of a stage: a host and nodes as their operators run them, parties that answer at
+once; three of the nodes are asked.
 
 Ours: our connection (`fedark.links.flower.supernode`) and pauses. Peer: Flower's own SuperNode and
-ClientApp processes behind the same ServerApp, which every node can fall back to. The first stage
-after the nodes came online is not counted.
+ClientApp processes before the same host. The first stage after the nodes came online is not
+counted.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedark.bench import Row
-from fedark.operate.deployment import Deployment, Member, Plan
+from fedark.bench._echo import NODE_UP, STOCK_UP, host_up
+from fedark.bench._small import small_job
+from fedark.contract.job import Job
+from fedark.sandbox import survey
+from fedark.simulation.machine import Machine
 
 __all__ = ["rows"]
 
-_NODES = ("north", "east", "south")
 _GOAL = 2.0
 _SMALL, _ADAPTER, _LARGE = 1_000, 1_000_000, 100_000_000
 
@@ -51,18 +54,13 @@ def rows() -> Iterator[Row]:
 
 
 def _run(root: Path, sizes: list[int], *, stock: bool) -> list[float]:
+    job = Job.load(small_job(root / "job", rounds=1, mode="sealed"))
     out = root / "seconds.json"
-    plan = Plan(
-        root=root,
-        nodes=tuple(
-            Member(party, "fedark.bench._echo:make", {"party": party}, stock=stock)
-            for party in _NODES
-        ),
-        aggregator=Member("pool", "fedark.bench._echo:make", {"party": "pool"}),
-        coordinator="fedark.bench._echo:coordinate",
-        settings={"expect": len(_NODES), "sizes": sizes, "out": str(out)},
-    )
-    with Deployment(plan) as deployment:
-        deployment.wait(deployment.submit(), timeout=600)
+    parties = list(job.customer_names)
+    settings = {"parties": parties, "expect": 4, "sizes": sizes, "out": str(out)}
+    with Machine(
+        root / "machine", host_up=host_up(settings), node_up=STOCK_UP if stock else NODE_UP
+    ) as machine:
+        machine.finish(machine.begin(job, sandbox=survey().mode()), timeout=900)
     seconds: list[float] = json.loads(out.read_text())
     return seconds

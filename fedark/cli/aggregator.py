@@ -247,11 +247,12 @@ def submit(
     """Make the contract of a job and put it before all parties; it begins once every one of them is
     ready.
     """
+    from fedark.contract.job import Job
     from fedark.operate.host.folder import HostFolder
     from fedark.operate.host.jobs import propose
 
     require_own(folder)
-    contract = propose(HostFolder.open(folder), job)
+    contract = propose(HostFolder.open(folder), Job.load(job, role="host"))
     typer.echo(f"job {contract.job} is proposed, contract {contract.digest().hex()}")
     _say_if_idle(folder)
 

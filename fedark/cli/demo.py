@@ -1,4 +1,4 @@
-"""`fedark demo`: the main job with real processes on one machine, on the embedded example."""
+"""`fedark demo`: a host and its nodes as real processes on one machine, on the embedded example."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ def demo(
     job: Annotated[
         Path | None, typer.Argument(help="A job file; without one, the power-grid example.")
     ] = None,
-    work: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
-        "fedark-demo"
-    ),
+    work: Annotated[
+        Path,
+        typer.Option(help="Folder for everything that the demo makes; former runs in it stay."),
+    ] = Path("fedark-demo"),
     seed: Annotated[int, typer.Option(help="Of the example.")] = 7,
     port: Annotated[
-        int, typer.Option(help="Port of the SuperLink on loopback; 0 takes a free one.")
+        int, typer.Option(help="Port of a new host on loopback; 0 takes a free one.")
     ] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds after which the demo gives up.")] = 900.0,
 ) -> None:
-    """Run SuperLink, aggregator, provider and customers as processes, each customer with a
-    sandboxed trainer enclave.
+    """Run a host, a provider and customers as their operators would, each customer with a sandboxed
+    trainer enclave.
     """
     from fedark.cli.examples import write_example
     from fedark.sandbox import survey
-    from fedark.simulation.local import prepare
-    from fedark.simulation.machine import run_on_this_machine
+    from fedark.simulation.machine import Machine
 
     tell = teller()
     began = time.monotonic()
     mode = survey().mode()
     path = job or write_example("grid", work / "job", seed=seed, progress=tell)
-    federation = prepare(Job.load(path), work / "federation", sandbox=mode, say=tell)
     tell(
         f"sandbox mode {mode}; simulated platform: it does not protect from this machine's root"
         " user"
     )
-    left = timeout - (time.monotonic() - began)
-    report = run_on_this_machine(federation, work / "deployment", say=tell, timeout=left, port=port)
-    show_outcome(report, federation.contract, federation.work)
-    for name, reason in federation.left_out.items():
+    with Machine(work / "federation", tell) as machine:
+        contract = machine.begin(Job.load(path), sandbox=mode, port=port)
+        left = timeout - (time.monotonic() - began)
+        report = machine.finish(contract, timeout=left)
+    show_outcome(report, contract, machine.root)
+    for name, reason in machine.left_out.items():
         console.print(f"Left out: model {name}. {reason}")
     console.print(f"All processes have ended; {time.monotonic() - began:.0f} s in all.")

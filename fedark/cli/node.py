@@ -259,7 +259,8 @@ def stop(folder: Folder) -> None:
     fails.
     """
     from fedark.links.flower.service import NodeClient
-    from fedark.operate.node.folder import NodeFolder, socket_of
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.operate.state import socket_of
 
     node = NodeFolder(folder)
     with NodeClient(socket_of(node.path)) as client:
@@ -316,7 +317,8 @@ def refuse(
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Ask the running node what it is and does. Exit status 1 if it does not answer."""
     from fedark.links.flower.service import NodeClient
-    from fedark.operate.node.folder import NodeFolder, socket_of
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.operate.state import socket_of
 
     node = NodeFolder(folder)
     with NodeClient(socket_of(node.path)) as client:
@@ -341,7 +343,7 @@ def _desk(node: NodeFolder, what: Literal["jobs", "ledger"]) -> Any:
     """The running node's answer; where it does not run, the same read from its folder."""
     from fedark.links.flower.service import NodeClient
     from fedark.operate.node.desk import Desk
-    from fedark.operate.node.folder import socket_of
+    from fedark.operate.state import socket_of
 
     try:
         with NodeClient(socket_of(node.path)) as client:

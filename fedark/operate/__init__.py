@@ -5,7 +5,10 @@
     broker/      a provider's node that answers release requests directly
     party        what every party's folder holds, and the node that is made from it
     joining      how a node and a host come to know each other
-    processes    child processes that never outlive their parent
+    supervisor   named child processes that are kept running, for host and node alike
+    processes    one child process that never outlives its parent
+    daemon       the process that owns a party and serves it on a unix socket
+    pinned       Flower's processes at a host
 
 Start with `host.supervisor` or `node.supervisor`.
 """

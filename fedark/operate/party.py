@@ -133,6 +133,13 @@ class PartyConfig(Terms):
         except ValueError as error:
             raise ContractError(str(path), [str(error)]) from None
 
+    def write(self, folder: Path) -> None:
+        """Write it as `party.toml` of this folder."""
+        values = {
+            key: value for key, value in self.model_dump(mode="json").items() if value is not None
+        }
+        write_atomic(folder / CONFIG, tomli_w.dumps(values).encode())
+
 
 def write_party(
     folder: Path,
@@ -155,18 +162,12 @@ def write_party(
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if keys is not None:
         keys.save(folder / KEYS)
-    write_atomic(folder / CONFIG, tomli_w.dumps(_plain(config)).encode())
+    config.write(folder)
     write_roster(folder, roster)
     for name, data in collateral.items():
         write_atomic(folder / COLLATERAL / name, data)
     if device is not None:
         device.save(folder / DEVICE)
-
-
-def _plain(config: PartyConfig) -> dict[str, object]:
-    return {
-        key: value for key, value in config.model_dump(mode="json").items() if value is not None
-    }
 
 
 def collateral_of(folder: Path) -> dict[str, bytes]:

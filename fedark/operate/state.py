@@ -9,10 +9,12 @@ does; a migration runs once.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import pwd
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from pathlib import Path
 import fedark
 from fedark.foundation.errors import FederationError, InputError
 from fedark.foundation.files import write_atomic
+from fedark.links.flower.service import LONGEST_PATH
 
 __all__ = [
     "MIGRATIONS",
@@ -170,3 +173,14 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"#{uid}"
+
+
+def socket_of(folder: Path, name: str = "node.sock") -> Path:
+    """A socket of the host or node whose folder this is: in it, or in a private directory of the
+    system's temporary one where the path is too long.
+    """
+    path = folder.resolve() / "run" / name
+    if len(os.fsencode(path)) <= LONGEST_PATH:
+        return path
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"fedark-{os.geteuid()}-{digest}" / name

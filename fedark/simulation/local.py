@@ -1,5 +1,4 @@
-"""A whole federation on one machine: made from a job file, for `fedark simulate` and `fedark demo`
-alike.
+"""A whole federation in one process, made from a job file, for `fedark simulate`.
 
     WORK/catalogue/NAME.fedark/   sealed bundles
     WORK/parties/NAME/            one folder a party (`fedark.operate.party`)
@@ -55,7 +54,14 @@ from fedark.records.splits import dirichlet_split, split_train_test
 from fedark.stages.consent import Consent
 from fedark.vault.weightkey import KeyStore
 
-__all__ = ["CheckedRecords", "Federation", "checked_records", "prepare"]
+__all__ = [
+    "CheckedRecords",
+    "Federation",
+    "checked_records",
+    "customer_data",
+    "policy_of",
+    "prepare",
+]
 
 Sandbox = Literal["namespaces", "landlock", "none"]
 Say = Callable[[str], None]
@@ -194,7 +200,11 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
                 ),
                 platforms=job.attestation.platforms,
                 kem=(job.attestation.kem,),
-                data=_data(job, party.name, records, work) if party.role == "customer" else None,
+                data=(
+                    customer_data(job, party.name, records, folder / "records.jsonl")
+                    if party.role == "customer"
+                    else None
+                ),
             ),
             keys=new.get(party.name),
             roster=roster,
@@ -206,7 +216,7 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
         policy = work / "parties" / party.name / POLICY
         # What this machine measures of itself says nothing of a guest's image.
         if job.attestation.hardware.tables() or policy.exists():
-            write_atomic(policy, _policy(contract))
+            write_atomic(policy, policy_of(contract))
         Consent(work / "parties" / party.name).approve(
             contract
         )  # whoever runs all of it here has agreed to it
@@ -329,15 +339,14 @@ def _spent(folder: Path, contract: Contract) -> tuple[int, float]:
     return len(before), cost([*alike, spend], contract.privacy.delta)[0]
 
 
-def _data(job: Job, name: str, parts: dict[str, list[Record]], work: Path) -> DataConfig:
+def customer_data(job: Job, name: str, parts: dict[str, list[Record]], dealt: Path) -> DataConfig:
+    """Where a customer's records are; its part of a split is written to `dealt`."""
     if job.split is not None:
-        # A split's parts are written in the customer's own folder: from there on it is a customer
-        # like any other.
         rows = "".join(
             json.dumps({"prompt": r.prompt, "answer": r.answer}, ensure_ascii=False) + "\n"
             for r in parts[name]
         )
-        write_atomic(work / "parties" / name / "records.jsonl", rows.encode())
+        write_atomic(dealt, rows.encode(), mode=0o600)
         spec = job.data.model_copy(
             update={
                 "prompt": "{prompt}",
@@ -347,14 +356,14 @@ def _data(job: Job, name: str, parts: dict[str, list[Record]], work: Path) -> Da
                 "encoding": "",
             }
         )
-        return DataConfig(file="records.jsonl", spec=spec)
+        return DataConfig(file=str(dealt.resolve()), spec=spec)
     customer = next(customer for customer in job.customers if customer.name == name)
     spec = job.data.model_copy(update={"labels": (), "labels_file": ""})
     test = str(job.resolve(customer.test)) if customer.test else ""
     return DataConfig(file=str(job.resolve(customer.data)), test=test, spec=spec)
 
 
-def _policy(contract: Contract) -> bytes:
+def policy_of(contract: Contract) -> bytes:
     """An appraisal policy that admits exactly what the contract does."""
     terms = contract.attestation
     platforms = terms.hardware.model_dump(mode="json", exclude_none=True)

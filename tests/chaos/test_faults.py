@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,18 @@ from mortal import Fate, World
 from proxy import Wire
 from small import write_job
 
+from fedark.bench._echo import NODE_UP, host_up
+from fedark.contract.contract import Contract
 from fedark.contract.job import Job
 from fedark.foundation.errors import FederationError
 from fedark.links.flower import configuration
-from fedark.operate.deployment import Deployment, Member, Plan
+from fedark.operate.host.folder import host_of, port_of
+from fedark.operate.host.jobs import propose
+from fedark.operate.node.folder import NodeFolder
 from fedark.operate.processes import Child, flower_environment, module
-from fedark.simulation.local import Federation, prepare
+from fedark.sandbox import survey
+from fedark.simulation.local import Federation, customer_data, prepare
+from fedark.simulation.machine import Machine
 from fedark.stages import customer, node
 
 slow = pytest.mark.slow
@@ -177,62 +184,78 @@ def test_a_clock_beyond_the_contract_is_a_refusal_that_says_so(
 
 
 # -- real processes
-# -------------------------------------------------------------------------------------------------------
 
 
-class Wired(Deployment):
-    """A deployment whose node `far` reaches the SuperLink through a wire of the test's."""
+@dataclass
+class Wired:
+    """A host and its nodes, of which `south` reaches the host through a wire of the test's."""
 
+    machine: Machine
     wire: Wire
+    seconds: Path
 
-    def _start_daemon(self, member: Member, ca: Path, key: Path | None) -> None:
-        if member.party != "far":
-            super()._start_daemon(member, ca, key)
-            return
-        self.wire = Wire((self.plan.host, self._port))
-        real, self._port = self._port, self.wire.port
+    def run(self, job: Job) -> Contract:
+        """Every step up to a running job."""
+        machine, sandbox = self.machine, survey().mode()
+        accepts = {"sandbox": sandbox, "minimum_cohort": 2}
+        through = replace(
+            machine.host,
+            config=machine.host.config.model_copy(
+                update={"address": f"127.0.0.1:{self.wire.port}"}
+            ),
+        )
+        machine.join("maker", "provider", accepts=accepts)
+        for name in job.customer_names:
+            machine.join(
+                name,
+                "customer",
+                data=customer_data(job, name, {}, Path()),
+                accepts=accepts,
+                host=through if name == "south" else None,
+            )
+        machine.admit(["south"], through)
+        machine.admit(["maker", *job.customer_names])
+        machine.offer(job)
+        contract = propose(machine.host, job)
+        machine.agree(contract)
+        return contract
+
+
+@contextlib.contextmanager
+def wired_machine(root: Path, sizes: list[int]) -> Iterator[tuple[Wired, Job]]:
+    job = Job.load(write_job(root / "job", minimum=2, records=16))
+    seconds = root / "seconds.json"
+    settings = {
+        "parties": list(job.customer_names),
+        "expect": 1 + len(job.customers),
+        "sizes": sizes,
+        "out": str(seconds),
+    }
+    with Machine(root / "machine", host_up=host_up(settings), node_up=NODE_UP) as machine:
+        machine.start_host("pool", sandbox=survey().mode())
+        listen = machine.host.config.listen
+        wire = Wire((host_of(listen), port_of(listen)))
         try:
-            super()._start_daemon(member, ca, key)
+            yield Wired(machine, wire, seconds), job
         finally:
-            self._port = real
-
-
-def echo_plan(root: Path, sizes: list[int]) -> Plan:
-    def member(party: str) -> Member:
-        return Member(party, "fedark.bench._echo:make", {"party": party})
-
-    return Plan(
-        root=root,
-        nodes=(member("near"), member("far")),
-        aggregator=member("pool"),
-        coordinator="fedark.bench._echo:coordinate",
-        settings={"expect": 2, "sizes": sizes, "out": str(root / "seconds.json")},
-    )
-
-
-@pytest.fixture
-def wired(tmp_path: Path) -> Iterator[Wired]:
-    with Wired(echo_plan(tmp_path, [1000] * 8 + [3_000_000])) as deployment:
-        yield deployment
-        deployment.wire.close()
+            wire.close()
 
 
 @slow
-def test_a_network_that_is_cut_and_mended_costs_time_and_nothing_else(
-    wired: Wired, tmp_path: Path
-) -> None:
-    run = wired.submit()
-    cuts = threading.Thread(target=_cut_thrice, args=(wired.wire,))
-    cuts.start()
-    wired.wait(run, timeout=200)
-    cuts.join()
-    assert (tmp_path / "seconds.json").exists(), "every stage was answered with its own bytes"
+def test_a_network_that_is_cut_and_mended_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    with wired_machine(tmp_path, [100_000] * 8) as (wired, job):
+        contract = wired.run(job)
+        cuts = threading.Thread(target=_cut_thrice, args=(wired.wire,))
+        cuts.start()
+        wired.machine.finish(contract, timeout=200)
+        cuts.join()
+    assert wired.seconds.exists(), "every stage was answered with its own bytes"
 
 
 def _cut_thrice(wire: Wire) -> None:
     seen = wire.carried
     for _ in range(3):
-        while wire.carried < seen + 20_000:  # so much has passed since the last time
+        while wire.carried < seen + 300_000:  # so much has passed since the last time
             time.sleep(0.02)
         wire.sever()
         time.sleep(1.0)  # the length of the outage, not a wait for something
@@ -240,33 +263,33 @@ def _cut_thrice(wire: Wire) -> None:
 
 
 @slow
-def test_a_slow_network_carries_large_messages_in_pieces(wired: Wired, tmp_path: Path) -> None:
-    wired.wire.rate = 1_000_000
-    wired.wait(wired.submit(), timeout=200)
-    assert (tmp_path / "seconds.json").exists()
+def test_a_slow_network_carries_large_messages_in_pieces(tmp_path: Path) -> None:
+    with wired_machine(tmp_path, [1000] * 2 + [3_000_000]) as (wired, job):
+        contract = wired.run(job)
+        wired.wire.rate = 1_000_000
+        wired.machine.finish(contract, timeout=200)
+    assert wired.seconds.exists()
 
 
 @slow
-def test_a_second_node_with_the_same_key_is_refused_while_the_first_lives(
-    wired: Wired, tmp_path: Path
-) -> None:
-    run = wired.submit()
-    keys = tmp_path / "keys"
-    connection = configuration.Connection(
-        wired.address,
-        str(keys / "ca.pem"),
-        str(keys / "nodes" / "near.key"),
-        str(tmp_path / "none.sock"),
-    )
-    file = configuration.write(tmp_path / "second.json", connection)
-    command = module("fedark.links.flower.supernode", str(file))
-    second = Child(
-        "second",
-        command,
-        environment=flower_environment(tmp_path / "second"),
-        log=tmp_path / "second.log",
-    )
-    assert second.wait(60)
-    assert second.exit_code != 0
-    assert "Failed to activate" in second.log.read_text()
-    wired.wait(run, timeout=200)
+def test_a_second_node_with_the_same_key_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    with wired_machine(tmp_path, [1000] * 8) as (wired, job):
+        contract = wired.run(job)
+        north = NodeFolder(wired.machine.folder("north"))
+        connection = configuration.Connection(
+            north.bundle.address,
+            str(north.ca),
+            str(north.path / "transport.key"),
+            str(tmp_path / "none.sock"),
+        )
+        file = configuration.write(tmp_path / "second.json", connection)
+        second = Child(
+            "second",
+            module("fedark.links.flower.supernode", str(file)),
+            environment=flower_environment(tmp_path / "second"),
+            log=tmp_path / "second.log",
+        )
+        assert second.wait(60)
+        assert second.exit_code != 0
+        assert "Failed to activate" in second.log.read_text()
+        wired.machine.finish(contract, timeout=200)

@@ -21,11 +21,9 @@ from small import CUSTOMERS, SECRET_WORDS, write_job
 
 from fedark.bench._faults import TARGETS, Kill, Victim, run_with_kills
 from fedark.contract.job import Job
-from fedark.operate.deployment import Deployment
 from fedark.sandbox import survey
 from fedark.simulation import simulate
-from fedark.simulation.local import prepare
-from fedark.simulation.machine import plan_of
+from fedark.simulation.machine import Machine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]
 FULL = "FEDARK_CHAOS" in os.environ
@@ -75,11 +73,9 @@ def test_a_job_survives_the_death_of_every_process_at_random_moments(
     print(f"FEDARK_CHAOS_SEED={seed}")
     path = write_job(tmp_path / "job", rounds=rounds, minimum=3, records=16)
     job = Job.load(path, (f'protection.mode="{mode}"', "protection.max_records=40"))
-    federation = prepare(job, tmp_path / "work", sandbox=survey().mode())
-    root = tmp_path / "deployment"
-    with Deployment(plan_of(federation, root)) as deployment:
-        victim = Victim(federation, deployment, seed)
-        done = run_with_kills(victim, deployment, kills(seed, least), timeout=1800, say=print)
+    with Machine(tmp_path / "machine") as machine:
+        victim = Victim(machine, machine.begin(job, sandbox=survey().mode()), seed)
+        done = run_with_kills(victim, kills(seed, least), timeout=1800, say=print)
     print(table(done))
 
     report = json.loads(victim.report.read_bytes())
@@ -96,7 +92,7 @@ def test_a_job_survives_the_death_of_every_process_at_random_moments(
 
     memory = [
         json.loads(path.read_bytes())["peak_mib"]
-        for path in federation.work.glob("parties/*/runs/*/memory.json")
+        for path in machine.root.rglob("runs/*/memory.json")
     ]
     assert len(memory) == 1 + len(CUSTOMERS)
     assert all(0 < value < 2000 for peaks in memory for value in peaks.values())
@@ -115,7 +111,7 @@ def test_a_job_survives_the_death_of_every_process_at_random_moments(
     tolerance = 1e-5 if mode == "sealed" else 2e-2
     for name in CUSTOMERS:
         adapter = load_file(
-            federation.folder(name)
+            machine.folder(name)
             / "runs"
             / report["run_id"]
             / "adapter-tiny"
@@ -126,10 +122,8 @@ def test_a_job_survives_the_death_of_every_process_at_random_moments(
         )
 
     # Whatever was written on the way, for whoever was killed: no record in clear.
-    own = {"party.keys", "device.key"}
+    own = {"party.keys", "device.key", "transport.key"}
     secrets = [word.encode() for word in SECRET_WORDS]
-    for file in (
-        path for part in (federation.work, root) for path in part.rglob("*") if path.is_file()
-    ):
+    for file in (path for path in machine.root.rglob("*") if path.is_file()):
         if file.name not in own:
             assert not any(secret in file.read_bytes() for secret in secrets), file

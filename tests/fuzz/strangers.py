@@ -8,6 +8,7 @@ import asyncio
 import base64
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -77,7 +78,7 @@ def strangers() -> Iterator[Target]:
         return onward.answered, onward
 
     front = Front(
-        tls=None, upstream="127.0.0.1:1", upstream_tls=None, admits=lambda key: key == _KEY, service=Own()  # type: ignore[arg-type]
+        tls=None, upstream=Path("none.sock"), admits=lambda key: key == _KEY, service=Own()  # type: ignore[arg-type]
     )  # fmt: skip
 
     async def serve(data: bytes) -> bytes:
@@ -85,7 +86,7 @@ def strangers() -> Iterator[Target]:
         reader.feed_data(data)
         reader.feed_eof()
         onward.data = b""
-        with patch("asyncio.open_connection", connected), patch("asyncio.to_thread", _at_once):
+        with patch("asyncio.open_unix_connection", connected), patch("asyncio.to_thread", _at_once):
             await front.serve(reader, writer, "192.0.2.1")  # type: ignore[arg-type]
         return writer.data
 

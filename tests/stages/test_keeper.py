@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fedark.operate.keeper import Keeper
 from fedark.operate.processes import Child, child_environment
+from fedark.operate.supervisor import Kept
 
 
 class Clock:
@@ -35,7 +35,7 @@ def keeper(
     code: str,
     *,
     may_end: bool = False,
-) -> Keeper:
+) -> Kept:
     def start() -> Child:
         child = Child(
             "it",
@@ -46,10 +46,10 @@ def keeper(
         made.append(child)
         return child
 
-    return Keeper("it", start, say=said.append, may_end=may_end, clock=clock)
+    return Kept("it", start, say=said.append, may_end=may_end, clock=clock)
 
 
-def test_the_pause_doubles_up_to_half_a_minute_and_falls_back_after_a_calm_minute(
+def test_the_pause_doubles_up_to_half_a_minute_and_falls_back_after_ten_calm_seconds(
     tmp_path: Path, made: list[Child]
 ) -> None:
     clock, said = Clock(), list[str]()
@@ -72,7 +72,7 @@ def test_the_pause_doubles_up_to_half_a_minute_and_falls_back_after_a_calm_minut
     assert "started again in 1 s" in said[0]
     kept.look()
     assert made[-1].wait(60)
-    clock.now += 61
+    clock.now += 11
     kept.look()
     assert kept._due - clock.now == 0.5
 

@@ -16,10 +16,10 @@ from small import CUSTOMERS, SECRET_WORDS, write_job
 
 from fedark.contract.job import Job
 from fedark.foundation.errors import FederationError
+from fedark.operate.processes import module
 from fedark.sandbox import survey
 from fedark.simulation import simulate
-from fedark.simulation.local import prepare
-from fedark.simulation.machine import run_on_this_machine
+from fedark.simulation.machine import Machine
 
 pytestmark = pytest.mark.slow
 
@@ -40,24 +40,18 @@ def test_processes_and_simulation_agree_and_nothing_secret_is_anywhere_outside_t
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     job = Job.load(small_job)
-    federation = prepare(job, tmp_path / "work", sandbox=survey().mode())
-    said: list[str] = []
-    report = run_on_this_machine(
-        federation,
-        tmp_path / "deployment",
-        say=said.append,
-        timeout=240,
-        node="captured:make_node",
-        aggregator="captured:make_aggregator",
-    )
+    with Machine(
+        tmp_path / "machine", host_up=module("captured", "host"), node_up=module("captured", "node")
+    ) as machine:
+        report = machine.finish(machine.begin(job, sandbox=survey().mode()), timeout=240)
     run = Path("runs") / report["run_id"]
     adapter = load_file(
-        federation.folder("north") / run / "adapter-tiny" / "adapter_model.safetensors"
+        machine.folder("north") / run / "adapter-tiny" / "adapter_model.safetensors"
     )
 
     # Every message, the SuperLink's SQLite state, logs, configuration, reports, adapters: all files
     # but a party's own secrets.
-    own = {"party.keys", "device.key"}
+    own = {"party.keys", "device.key", "transport.key"}
     files = [
         path
         for path in tmp_path.rglob("*")
@@ -91,13 +85,16 @@ def test_processes_and_simulation_agree_and_nothing_secret_is_anywhere_outside_t
 
 
 def test_a_port_in_use_is_named_and_nothing_is_left_behind(small_job: Path, tmp_path: Path) -> None:
-    federation = prepare(Job.load(small_job), tmp_path / "work", sandbox=survey().mode())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(FederationError, match=str(port)):
-            run_on_this_machine(federation, tmp_path / "deployment", timeout=60, port=port)
+        with (
+            Machine(tmp_path / "machine") as machine,
+            pytest.raises(FederationError, match=f"cannot listen on 127.0.0.1:{port}"),
+        ):
+            machine.begin(Job.load(small_job), sandbox=survey().mode(), port=port)
+    assert machine.processes() == ()
 
 
 def test_a_masked_job_in_processes_gives_the_sealed_adapter_within_the_rounding(
@@ -107,13 +104,13 @@ def test_a_masked_job_in_processes_gives_the_sealed_adapter_within_the_rounding(
     path = write_job(tmp_path / "job", rounds=1, minimum=3)
     path.write_text(path.read_text().replace("rank = 2", "rank = 512"))
     masked = Job.load(path, ('protection.mode="masked"', "protection.max_records=40"))
-    federation = prepare(masked, tmp_path / "work", sandbox=survey().mode())
-    report = run_on_this_machine(federation, tmp_path / "deployment", timeout=240)
+    with Machine(tmp_path / "machine") as machine:
+        report = machine.finish(machine.begin(masked, sandbox=survey().mode()), timeout=240)
     assert report["protection"]["mode"] == "masked"
     assert {"endorse 1", "unmask 1"} <= {stage["stage"] for stage in report["stages"]}
     assert report["models"]["tiny"]["values"] > 65_000
     adapter = load_file(
-        federation.folder("north")
+        machine.folder("north")
         / "runs"
         / report["run_id"]
         / "adapter-tiny"

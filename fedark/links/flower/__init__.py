@@ -5,10 +5,6 @@ read.
 - adapter: the only module that touches private Flower APIs
 - payload, link: bytes in Flower messages, and the link's body over a grid
 - server_app, client_app: the two thin apps that the bundle names
-- pinned: the task processes, in which nothing but the pinned bundle runs
-- supernode, service, node_daemon: a node's connection, its local gRPC service, the process that
-  owns it
+- supernode, service: a node's connection, and the local gRPC service of a party's daemon
 - provision, configuration: TLS and node keys, and the files that one process writes for another
-- processes, deployment: child processes that never outlive their parent, and all those of one
-  machine
 """

@@ -4,10 +4,13 @@ tests that also run on 1.41.0 (docs/adr/0001-flower-behind-one-module.md).
 What it wraps, and why the public API is not enough:
 
 - the Control API's client: `flwr` the command reads and writes the user's own ~/.flwr and prompts;
+- the SuperLink's server: it would listen on TCP, where every account of the machine reaches APIs
+  that authenticate nobody. `run_superlink` serves the same application on a unix socket, whose
+  directory only the host's account may enter, and `over_socket` makes its clients speak there;
 - the Fleet API's client: the stock SuperNode polls every 3 s, starts a fresh process for each
   message, and unpacks and runs whatever bundle it is sent. `Fleet` is the same protocol,
   authenticated the same way, for our own loop;
-- the task processes' entry points: so that the pinned bundle is checked before it is unpacked.
+- the task process's entry point: so that the pinned bundle is checked before it is unpacked.
 
 Everything that comes from the SuperLink is untrusted here: only metadata is parsed before the
 bundle has been checked.
@@ -18,20 +21,22 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Error, Message
-from flwr.clientapp import ClientApp
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, ErrorCode
-from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.common.serde import fab_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -56,6 +61,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supercore.retry import RetryInvoker, RetryState, make_simple_http_retry_invoker
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -64,7 +70,7 @@ from google.protobuf.message import DecodeError
 
 from fedark.foundation.errors import FederationError, Refused, printable
 from fedark.foundation.proxies import direct
-from fedark.links.flower.bundle import PINNED_SHA256, SESSION_KEY, build, require_pinned
+from fedark.links.flower.bundle import PINNED_SHA256, build, require_pinned
 from fedark.links.flower.configuration import write_private
 
 __all__ = [
@@ -78,10 +84,12 @@ __all__ = [
     "RunState",
     "connect",
     "error_reply",
+    "over_socket",
     "retry_soon",
-    "sending",
-    "run_client_task",
+    "run_executor",
     "run_server_task",
+    "run_superlink",
+    "sending",
 ]
 
 # A message is announced before its objects are uploaded; Flower waits 1 s before it looks again.
@@ -102,6 +110,8 @@ NOT_REACHED = (httpx.TransportError, httpx.HTTPStatusError)
 RUN_OVER = RunNotRunningException
 """What it makes of one for a run that was stopped."""
 _RETRY_SECONDS = 1.0
+_NAME = "superlink"  # in the Host header; the socket's path is what leads there
+_BACKLOG = 2048
 _FLEET_ERRORS = (httpx.HTTPError, DecodeError, RunNotRunningException, RuntimeError, ValueError)
 
 
@@ -140,19 +150,17 @@ class Control:
     """The host's own client to its SuperLink: registers nodes, starts, watches and stops runs.
 
     Args:
-        address: host:port of the SuperLink.
-        ca: PEM of the certificate authority that signed the SuperLink's certificate.
+        path: the SuperLink's socket.
     """
 
-    def __init__(self, address: str, ca: bytes) -> None:
-        self._address = address
-        with direct():  # the SuperLink is on this machine
-            self._client = ControlHttpClient.from_server_address(
-                server_address=address,
-                insecure=False,
-                root_certificates=ca,
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with direct():
+            self._client = ControlHttpClient(
+                f"http://{_NAME}",
                 interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
             )
+        _speak_over(self._client, path)
 
     def register_node(self, name: str, public_key: bytes) -> int:
         """Admit the node with this public key (PEM, a NIST curve). Returns its node id."""
@@ -172,15 +180,12 @@ class Control:
             NodeRecord(n.node_id, n.name, n.status, bytes(n.public_key)) for n in reply.nodes_info
         )
 
-    def start_run(self, session: str, bundle: bytes | None = None) -> int:
-        """Submit the pinned bundle for `session`. `bundle`: another one, for tests of its refusal.
-        Returns the run id.
+    def start_run(self, bundle: bytes | None = None) -> int:
+        """Submit the pinned bundle. `bundle`: another one, for tests of its refusal. Returns the
+        run id.
         """
         content = build() if bundle is None else bundle
-        request = StartRunRequest(
-            fab=fab_to_proto(Fab(PINNED_SHA256, content, {})),
-            override_config=user_config_to_proto({SESSION_KEY: session}),
-        )
+        request = StartRunRequest(fab=fab_to_proto(Fab(PINNED_SHA256, content, {})))
         run_id = int(self._call("start a run", self._client.StartRun, request).run_id)
         if not run_id:
             raise FederationError(
@@ -220,9 +225,8 @@ class Control:
             ) from None
         except httpx.HTTPError as error:
             raise FederationError(
-                f"The SuperLink at {self._address} cannot be reached to {purpose}"
-                f" ({type(error).__name__}).",
-                fix="Look at its log; check address and certificate.",
+                f"The SuperLink cannot be reached to {purpose} ({type(error).__name__}).",
+                fix=f"Look at its log; its socket is {self._path}.",
             ) from None
 
 
@@ -483,10 +487,73 @@ def _while_it_comes(pull_objects: Callable[..., Any]) -> Callable[..., Any]:
     return pull
 
 
-def run_server_task() -> None:
+def _speak_over(client: ProtobufClient, path: Path) -> None:
+    client._client.close()
+    client._client = httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(path)), timeout=client._client.timeout
+    )
+
+
+def over_socket(path: Path) -> None:
+    """From now on every client of Flower's APIs in this process speaks over the SuperLink's socket,
+    whatever address it is given.
+    """
+    begin = ProtobufClient.__init__
+
+    def init(client: ProtobufClient, *args: Any, **kwargs: Any) -> None:
+        begin(client, *args, **kwargs)
+        _speak_over(client, path)
+
+    ProtobufClient.__init__ = init
+
+
+def run_superlink(path: Path, *arguments: str) -> None:
+    """Flower's SuperLink, serving on the unix socket `path` instead of TCP.
+
+    It authenticates nodes and nobody else: who may open the socket decides who may submit runs,
+    register nodes or take tasks. So the socket's directory must be closed to other users; a file
+    mode mask makes the socket itself private too.
+
+    Args:
+        arguments: of `flower-superlink`. It demands certificates where nodes are to authenticate
+            themselves; they are not used, TLS is the front's.
+    """
+    command: Any = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    serve = command.uvicorn.run
+
+    def serve_on_socket(**options: Any) -> None:
+        for name in ("host", "port", "ssl_keyfile", "ssl_certfile"):
+            del options[name]
+        path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            os.umask(mask)
+            listener.listen(_BACKLOG)
+            serve(**options, fd=listener.fileno())
+
+    command.uvicorn = SimpleNamespace(run=serve_on_socket)
+    sys.argv = ["flower-superlink", *arguments]
+    command.flower_superlink()
+
+
+def run_executor(path: Path, *arguments: str) -> None:
+    """Flower's executor, which asks the SuperLink on its socket for tasks and starts their
+    processes. `arguments`: of `flower-superexec`.
+    """
+    from flwr.supercore.cli import flower_superexec
+
+    over_socket(path)
+    sys.argv = ["flower-superexec", "--runtime-api-address", f"{_NAME}:80", *arguments]
+    sys.argv.append("--insecure")  # no TLS inside of a socket of its own account
+    flower_superexec()
+
+
+def run_server_task(path: Path) -> None:
     """The `flwr-serverapp` task process, for the pinned bundle alone."""
     from flwr.superlink.cli import flwr_serverapp
 
+    over_socket(path)
     runtime: Any = importlib.import_module("flwr.superlink.runtime.run_serverapp")
     install = runtime.install_from_fab
 
@@ -501,19 +568,3 @@ def run_server_task() -> None:
     )
     grid.pull_objects = _while_it_comes(grid.pull_objects)
     flwr_serverapp()
-
-
-def run_client_task(app: ClientApp) -> None:
-    """The `flwr-clientapp` task process of a stock SuperNode: checks the bundle, unpacks nothing,
-    runs our own ClientApp.
-    """
-    from flwr.supernode.cli import flwr_clientapp
-
-    runtime: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
-
-    def check_only(content: bytes, *_: Any, **__: Any) -> None:
-        require_pinned(content)
-
-    runtime.install_from_fab = check_only
-    runtime.get_load_client_app_fn = lambda **_: lambda *__: app
-    flwr_clientapp()

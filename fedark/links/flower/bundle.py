@@ -18,14 +18,13 @@ import zipfile
 
 from fedark.foundation.errors import Refused
 
-__all__ = ["PINNED_SHA256", "SESSION_KEY", "SOCKET_KEY", "build", "require_pinned"]
+__all__ = ["PINNED_SHA256", "SOCKET_KEY", "build", "require_pinned"]
 
-PINNED_SHA256 = "31658c39fdcd7d464e9be93925ce46e35fce5553b301381d3155733f242f74ba"
-SESSION_KEY = "fedark-session"  # in a run's configuration: which session it belongs to
+PINNED_SHA256 = "c779cf4ac20f146d61fee4bbdcced0b8bb1013cab73bc39d486ab413aadecbbe"
 SOCKET_KEY = "fedark-socket"  # in a node's own configuration: where its daemon serves
 
 _DATE = (2024, 10, 1, 0, 0, 0)
-PYPROJECT = f"""\
+PYPROJECT = """\
 [project]
 name = "fedark-relay"
 version = "1.0.0"
@@ -41,9 +40,6 @@ publisher = "fedark"
 [tool.flwr.app.components]
 serverapp = "fedark.links.flower.server_app:app"
 clientapp = "fedark.links.flower.client_app:app"
-
-[tool.flwr.app.config]
-{SESSION_KEY} = ""
 """
 
 

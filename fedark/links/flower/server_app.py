@@ -2,15 +2,16 @@
 daemon, and nothing else.
 
 Which coordinator, which daemon and which nodes comes from a file that the host's supervisor wrote
-(its path is in the environment), never from the run: anybody who reaches the SuperLink's control
-API can submit a run, so a run counts only if it carries the session that the file names.
+(its path is in the environment), never from the run. The file names the one run that counts by the
+id that the SuperLink gave to it: nothing secret is in a run's configuration, and a run that somebody
+else has submitted does nothing.
 """
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from flwr.serverapp import Grid, ServerApp
 from fedark.foundation.errors import Refused
 from fedark.foundation.logs import JsonFormatter
 from fedark.links.flower import configuration
-from fedark.links.flower.bundle import SESSION_KEY
 from fedark.links.flower.link import FlowerLink
 from fedark.links.flower.service import NodeClient
 
 __all__ = ["CONFIG_VARIABLE", "Settings", "app", "forget", "running"]
 
 CONFIG_VARIABLE = "FEDARK_SERVER_CONFIG"
+_UNNAMED_SECONDS, _PAUSE = 20.0, 0.05
 _log = logging.getLogger("fedark")
 
 
@@ -36,18 +37,18 @@ class Settings:
     """What the supervisor tells the ServerApp.
 
     Attributes:
-        session: the run must carry it.
         coordinator: "module:function", called as `function(link, aggregator, settings)`.
         aggregator: socket of the aggregator's daemon.
         roster: party -> public key (PEM) of its node.
         settings: the coordinator's own.
+        run: the id of the run that this is for; 0 until the SuperLink has told it.
     """
 
-    session: str
     coordinator: str
     aggregator: str
     roster: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
+    run: int = 0
 
 
 app = ServerApp()
@@ -70,13 +71,7 @@ def forget(config: Path) -> None:
 def main(grid: Grid, context: Context) -> None:
     """Run the coordinator."""
     config = Path(os.environ[CONFIG_VARIABLE])
-    settings = configuration.read(config, Settings)
-    session = str(context.run_config.get(SESSION_KEY, ""))
-    if not hmac.compare_digest(session.encode(), settings.session.encode()):
-        raise Refused(
-            "The run was not submitted by this host's supervisor.",
-            safe="No message was sent to any node.",
-        )
+    settings = _settings_for(context.run_id, config)
     # The SuperLink notices a killed ServerApp late; whoever started it looks at the process.
     configuration.write_private(config.with_suffix(".pid"), str(os.getpid()).encode())
     handler = logging.StreamHandler()
@@ -88,3 +83,23 @@ def main(grid: Grid, context: Context) -> None:
     with NodeClient(Path(settings.aggregator)) as aggregator:
         link = FlowerLink(grid, roster, progress=_log.info)
         configuration.resolve(settings.coordinator)(link, aggregator, settings.settings)
+
+
+def _settings_for(run_id: int, config: Path) -> Settings:
+    """The supervisor's settings, once they name this run; the supervisor writes its id a moment
+    after it has submitted it.
+
+    Raises:
+        Refused: they name another run, or none.
+    """
+    given_up = time.monotonic() + _UNNAMED_SECONDS
+    while True:
+        settings = configuration.read(config, Settings)
+        if settings.run == run_id:
+            return settings
+        if settings.run or time.monotonic() > given_up:
+            raise Refused(
+                "The run was not submitted by this host's supervisor.",
+                safe="No message was sent to any node.",
+            )
+        time.sleep(_PAUSE)

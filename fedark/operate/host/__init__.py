@@ -7,5 +7,6 @@ trusted with nothing secret.
 - offers, jobs: a provider's sealed models, and contracts made of them
 - catalogue: sealed bundles on their way from provider to customers
 - service, front: the host's own routes, and the one port that the world can reach
+- work: what is run for a job
 - supervisor: everything that runs
 """

@@ -30,7 +30,7 @@ from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
 from fedark.contract.contract import Party, now
 from fedark.foundation.errors import ContractError, InputError
 from fedark.foundation.files import write_atomic
-from fedark.foundation.keys import PartyKeys
+from fedark.foundation.keys import HYBRID, HpkeKey, Kem, PartyKeys
 from fedark.foundation.terms import Name, Terms, explain, to_tuples
 from fedark.links.flower.provision import Provisioned, provision
 from fedark.operate.host.store import HostStore
@@ -181,6 +181,7 @@ def init_host(
     key: Path | None = None,
     ca: Path | None = None,
     metrics: int = 0,
+    kem: Kem = HYBRID,
 ) -> HostFolder:
     """Make a host's folder: keys, an authority with the front's certificate (or those that are
     given), a simulated platform.
@@ -192,6 +193,7 @@ def init_host(
         certificate, key: PEM files of an own certificate for the front.
         ca: PEM of the authority that nodes shall trust: of that certificate, or of a reverse
             proxy's that stands before the front.
+        kem: of the aggregator's keys.
 
     Raises:
         InputError: the folder is not empty, or a certificate came without key or authority; nothing
@@ -225,7 +227,7 @@ def init_host(
     root = SimulatedRoot(now=begun)
     root.save(path / PLATFORM)
     (path / PLATFORM).chmod(0o700)
-    keys = PartyKeys()
+    keys = PartyKeys(hpke=HpkeKey(kem=kem))
     own = Party(
         name=name,
         role="aggregator",

@@ -3,10 +3,10 @@ and nothing else.
 
     python -m fedark.operate.host.front CONFIG.json
 
-Flower serves all of its APIs on one port and authenticates only the node API: whoever reaches the
-rest can register nodes and submit runs. So that port is on loopback, and this front passes a closed
-list of routes to it, for keys of approved nodes alone; Flower then checks the signature under that
-key. The host's own routes (`service`) are answered here.
+Flower serves all of its APIs in one place and authenticates only the node API: whoever reaches the
+rest can register nodes and submit runs. So that place is a unix socket of the host's account, and
+this front passes a closed list of routes to it, for keys of approved nodes alone; Flower then checks
+the signature under that key. The host's own routes (`service`) are answered here.
 
 Rules: HTTP/1.1 (RFC 9112) parsed by h11 on both sides, and every request and response written anew
 from what was parsed, so no two parsers can disagree about where one ends; the target must equal a
@@ -106,13 +106,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """The front's configuration: the host's folder, and host:port of the SuperLink with its
-    authority's certificate.
-    """
+    """The front's configuration: the host's folder, and the SuperLink's socket."""
 
     folder: str
     superlink: str
-    ca: str
 
 
 class Service(Protocol):
@@ -196,8 +193,7 @@ class Front:
 
     Args:
         tls: the server's context.
-        upstream: host:port of the SuperLink.
-        upstream_tls: verifies the SuperLink.
+        upstream: the SuperLink's socket.
         admits: whether a transport key (PEM) is an approved node's. Such a key is known to its node
             and the host alone, and the SuperLink checks the signature under it.
         service: the host's own routes.
@@ -208,13 +204,12 @@ class Front:
         self,
         *,
         tls: ssl.SSLContext,
-        upstream: str,
-        upstream_tls: ssl.SSLContext,
+        upstream: Path,
         admits: Callable[[str], bool],
         service: Service,
         limits: Limits | None = None,
     ) -> None:
-        self._tls, self._upstream, self._upstream_tls = tls, upstream, upstream_tls
+        self._tls, self._upstream = tls, upstream
         self._admits, self._service = admits, service
         self._limits = limits or Limits()
         self._visitors = _Visitors()
@@ -419,13 +414,11 @@ class Front:
             onward = None
         if onward is None:
             try:
-                streams = await asyncio.open_connection(
-                    host_of(self._upstream), port_of(self._upstream), ssl=self._upstream_tls
-                )
-            except (OSError, ssl.SSLError):
+                streams = await asyncio.open_unix_connection(self._upstream)
+            except OSError:
                 raise _RefusedError(503, "the SuperLink does not answer") from None
             onward = _Peer(h11.Connection(h11.CLIENT), *streams, self._limits)
-        headers = [(b"host", self._upstream.encode()), (b"content-length", str(length).encode())]
+        headers = [(b"host", b"superlink"), (b"content-length", str(length).encode())]
         headers += [
             (name, value)
             for name, value in request.headers
@@ -583,8 +576,7 @@ async def _run(settings: Settings) -> None:
     host = HostFolder.open(Path(settings.folder))
     front = Front(
         tls=server_context(host.path / host.config.certificate, host.path / host.config.key),
-        upstream=settings.superlink,
-        upstream_tls=ssl.create_default_context(cafile=settings.ca),
+        upstream=Path(settings.superlink),
         admits=host.store.admits,
         service=HostService(host),
         limits=_limits(host),

@@ -7,8 +7,6 @@ nothing.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fedark.attestation.trust import SIMULATED_ROOT
 from fedark.contract.contract import Contract, now
 from fedark.contract.draft import draft
@@ -66,13 +64,13 @@ def make_contract(host: HostFolder, job: Job) -> Contract:
     )
 
 
-def propose(host: HostFolder, path: Path) -> Contract:
-    """Read a job file, make its contract and put it before all parties.
+def propose(host: HostFolder, job: Job) -> Contract:
+    """Make a job's contract and put it before all parties.
 
     Raises:
         ContractError: with every problem.
     """
-    contract = make_contract(host, Job.load(path, role="host"))
+    contract = make_contract(host, job)
     names = [party.name for party in contract.parties]
     host.store.propose(contract.digest().hex(), contract.job, contract.encode(), names)
     return contract

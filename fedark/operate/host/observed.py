@@ -16,14 +16,14 @@ from typing import Any
 
 from fedark.foundation.metrics import Metrics
 from fedark.operate.host.store import HostStore
-from fedark.operate.keeper import Keeper
+from fedark.operate.supervisor import Kept
 from fedark.stages.aggregator import STAGES
 from fedark.stages.coordinator import DEFAULT_TIMEOUTS
 
 __all__ = ["StageWatch", "host_metrics", "observe_passed_over"]
 
 
-def host_metrics(store: HostStore, keepers: Callable[[], Iterable[Keeper]]) -> Metrics:
+def host_metrics(store: HostStore, processes: Callable[[], Iterable[Kept]]) -> Metrics:
     """Metrics that are read from the host's state whenever they are asked for."""
 
     def counted(values: Iterable[str]) -> Mapping[str, float]:
@@ -34,13 +34,13 @@ def host_metrics(store: HostStore, keepers: Callable[[], Iterable[Keeper]]) -> M
         "fedark_process_up",
         "Whether a process of this host is alive.",
         "process",
-        lambda: {keeper.name: float(keeper.alive) for keeper in keepers()},
+        lambda: {kept.name: float(kept.alive) for kept in processes()},
     )
     metrics.collect(
         "fedark_process_restarts",
         "How often a process was started again.",
         "process",
-        lambda: {keeper.name: float(keeper.restarts) for keeper in keepers()},
+        lambda: {kept.name: float(kept.restarts) for kept in processes()},
     )
     metrics.collect(
         "fedark_nodes",

@@ -1,6 +1,7 @@
 """Everything that runs at a host: `fedark aggregator up`.
 
-    SuperLink    Flower's relay, on loopback alone, state in SQLite, tasks in processes of their own
+    SuperLink    Flower's relay, on a unix socket of this account, state in SQLite, tasks in
+                 processes of their own
     executor     starts the ServerApp of each run
     front        the one port that the world can reach (`front`)
     aggregator   one job's daemon with the aggregator enclave, while the job runs
@@ -16,15 +17,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from fedark.contract.contract import Contract, fingerprint, now
 from fedark.foundation.errors import FedarkError, FederationError, StorageError, printable
@@ -33,119 +32,81 @@ from fedark.foundation.logs import of_run, tell_error, working_on
 from fedark.foundation.metrics import MetricsServer
 from fedark.links.flower import configuration, server_app
 from fedark.links.flower.adapter import Control
-from fedark.links.flower.provision import renew
-from fedark.operate import daemons, node_daemon, pinned
+from fedark.links.flower.provision import Provisioned, renew
+from fedark.operate import daemon, pinned
 from fedark.operate.host import front
 from fedark.operate.host.admission import approve, ends_soon, request_of
 from fedark.operate.host.folder import HostFolder, host_of, port_of
 from fedark.operate.host.observed import StageWatch, host_metrics, observe_passed_over
 from fedark.operate.host.store import JobRecord
-from fedark.operate.keeper import Keeper
-from fedark.operate.node.folder import socket_of
-from fedark.operate.processes import (
-    Child,
-    alive,
-    bound_log,
-    child_environment,
-    console_script,
-    flower_environment,
-    module,
-)
-from fedark.operate.state import locked
+from fedark.operate.host.work import Work
+from fedark.operate.processes import alive, bound_log, child_environment, flower_environment, module
+from fedark.operate.state import locked, socket_of
+from fedark.operate.supervisor import LOOK, Supervisor, told_to_stop
 from fedark.stages.aggregator import run_of
 
 __all__ = ["run_host"]
 
-_LOOK = 0.5
 _ADMIT_EVERY = 1.0
-_BEGIN_SECONDS = 60.0  # for a submitted run to begin
+_BEGIN_SECONDS, _BEGIN_AGAIN_SECONDS = 60.0, 12.0
+"""For a submitted run to begin; and once the executor has died, with the task in its hands maybe."""
 _ATTEMPTS = 20
 _RENEW_EVERY = 3600.0
+_AGGREGATOR, _EXECUTOR = "aggregator", "superexec"
 Say = Callable[[str], None]
 
 
 class _Host:
-    def __init__(self, host: HostFolder, say: Say) -> None:
-        self._host, self._store, self._say = host, host.store, say
+    def __init__(self, host: HostFolder, say: Say, work: Work) -> None:
+        self._host, self._store, self._say, self._work = host, host.store, say, work
         root = private_directory(host.supervisor)
-        self._logs, self._state = (
-            private_directory(root / "logs"),
-            private_directory(root / "state"),
-        )
+        logs = private_directory(root / "logs")
+        self._state = private_directory(root / "state")
+        self._server_log, self._server_config = logs / "serverapp.log", self._state / "server.json"
+        self._socket = socket_of(root, "superlink.sock")
+        private_directory(self._socket.parent)
         keys = host.provisioned()
         if renew(keys, now()):
             say("the server's certificate was renewed")
-        self._ca = keys.ca
-        self._address = f"127.0.0.1:{_kept_port(self._state / 'port')}"
-        self._environment = flower_environment(self._state / "flower")
-        self._server_config = self._state / "server.json"
-        self._environment[server_app.CONFIG_VARIABLE] = str(self._server_config)
-        commands = pinned.write_commands(self._state / "bin", self._logs / "serverapp.log")
-        self._environment["PATH"] = os.pathsep.join(
-            (str(commands), self._environment.get("PATH", ""))
-        )
-        tls = (
-            "--ssl-ca-certfile",
-            str(keys.ca),
-            "--ssl-certfile",
-            str(keys.certificate),
-            "--ssl-keyfile",
-            str(keys.key),
-        )
-        secret = ("--superexec-auth-secret-file", str(keys.superexec_secret))
-        where, port = self._address.split(":")
-        superlink = (
-            *("--host", where, "--port", port, "--isolation", "process", "--enable-supernode-auth"),
-            *(
-                "--disable-runtime-dependency-installation",
-                *tls,
-                *secret,
-                "--database",
-                str(self._state / "superlink.db"),
-            ),
-        )
-        executor = (
-            "--runtime-api-address",
-            self._address,
-            "--root-certificates",
-            str(keys.ca),
-            *secret,
-        )
-        settings = front.Settings(str(host.path), self._address, str(keys.ca))
-        file = configuration.write(self._state / "front.json", settings)
-        self._keepers = [
-            self._keeper(
-                "superlink", console_script("flower-superlink", *superlink), self._environment
-            ),
-            self._keeper(
-                "superexec", console_script("flower-superexec", *executor), self._environment
-            ),
-            self._keeper("front", module(front.__name__, str(file)), child_environment({})),
-        ]
-        self._aggregator: Keeper | None = None
+        self.children = Supervisor(logs, say)
         self._control: Control | None = None
-        self._run_id = 0
-        self._renewal_due = self._admission_due = self._must_begin = 0.0
+        self._run_id = self._executors = 0
+        self._submitted = self._renewal_due = self._admission_due = 0.0
         self._last_trouble = ""
-        self._metrics = host_metrics(self._store, self._all_keepers)
+        self._metrics = host_metrics(self._store, lambda: self.children.all)
         self._stages = StageWatch(self._metrics, host.party_folder / "runs")
         self._exporter = (
             MetricsServer(self._metrics, host.config.metrics) if host.config.metrics else None
         )
+        self._start_relay(keys)
 
-    def _keeper(self, name: str, command: list[str], environment: dict[str, str]) -> Keeper:
-        def start() -> Child:
-            return Child(name, command, environment=environment, log=self._logs / f"{name}.log")
-
-        return Keeper(name, start, say=self._say)
+    def _start_relay(self, keys: Provisioned) -> None:
+        """The SuperLink, its executor, and the front before it."""
+        environment = flower_environment(self._state / "flower")
+        environment[server_app.CONFIG_VARIABLE] = str(self._server_config)
+        commands = pinned.write_commands(self._state / "bin", self._socket, self._server_log)
+        environment["PATH"] = os.pathsep.join((str(commands), environment.get("PATH", "")))
+        secret = ("--superexec-auth-secret-file", str(keys.superexec_secret))
+        superlink = pinned.command(
+            self._socket,
+            "superlink",
+            *("--isolation", "process", "--enable-supernode-auth"),
+            "--disable-runtime-dependency-installation",
+            *("--ssl-ca-certfile", str(keys.ca), "--ssl-certfile", str(keys.certificate)),
+            *("--ssl-keyfile", str(keys.key), *secret),
+            *("--database", str(self._state / "superlink.db")),
+        )
+        file = configuration.write(
+            self._state / "front.json", front.Settings(str(self._host.path), str(self._socket))
+        )
+        self.children.keep("superlink", superlink, environment)
+        self.children.keep(_EXECUTOR, pinned.command(self._socket, _EXECUTOR, *secret), environment)
+        self.children.keep("front", module(front.__name__, str(file)), child_environment({}))
 
     def look(self) -> None:
         """One turn of the loop."""
-        for keeper in self._keepers:
-            keeper.look()
-        if self._aggregator is not None:
-            self._aggregator.look()
-        bound_log(self._logs / "serverapp.log")
+        self.children.look()
+        bound_log(self._server_log)
         self._stages.look()
         try:
             self._admit()
@@ -161,13 +122,11 @@ class _Host:
         """End everything."""
         if self._control is not None:
             self._control.close()
-        for keeper in reversed(self._all_keepers()):
-            keeper.end()
-        if self._exporter is not None:
-            self._exporter.close()
-
-    def _all_keepers(self) -> list[Keeper]:
-        return [*self._keepers, *([self._aggregator] if self._aggregator else [])]
+        try:
+            self.children.close()
+        finally:
+            if self._exporter is not None:
+                self._exporter.close()
 
     def _trouble(self, what: str, *, serious: bool = False) -> None:
         if what != self._last_trouble:
@@ -182,14 +141,14 @@ class _Host:
         value = {
             "pid": os.getpid(),
             "time": now().isoformat(timespec="seconds"),
-            "superlink": self._address,
             "processes": {
-                keeper.name: {
-                    "alive": keeper.alive,
-                    "restarts": keeper.restarts,
-                    "last_end": keeper.last_end,
+                kept.name: {
+                    "pid": kept.pid,
+                    "alive": kept.alive,
+                    "restarts": kept.restarts,
+                    "last_end": kept.last_end,
                 }
-                for keeper in self._all_keepers()
+                for kept in self.children.all
             },
             "trouble": self._last_trouble,
         }
@@ -199,11 +158,10 @@ class _Host:
         part.replace(path)
 
     # -- nodes
-    # --------------------------------------------------------------------------------------------------------
 
     def _superlink(self) -> Control:
         if self._control is None:
-            self._control = Control(self._address, self._ca.read_bytes())
+            self._control = Control(self._socket)
         return self._control
 
     def _admit(self) -> None:
@@ -253,7 +211,6 @@ class _Host:
                 self._say(f"certificates of {row.name} were renewed")
 
     # -- jobs
-    # ---------------------------------------------------------------------------------------------------------
 
     def _jobs(self) -> None:
         jobs = self._store.open_jobs()
@@ -262,10 +219,8 @@ class _Host:
             with working_on(**self._names(running[0])):
                 self._watch(running[0])
             return
-        if (
-            self._run_id or self._aggregator is not None
-        ):  # stopped by a command, perhaps while it was being started
-            self._stop_run()
+        if self._run_id or _AGGREGATOR in self.children:
+            self._stop_run()  # stopped by a command, perhaps while it was being started
         for job in jobs:
             if job.status != "proposed":
                 continue
@@ -297,34 +252,31 @@ class _Host:
         if missing := [name for name in names if name not in keys]:
             self._end(job, "failed", f"{', '.join(missing)} may not connect any more")
             return
-        daemon_socket = socket_of(self._state / "jobs" / job.digest[:32])
-        private_directory(daemon_socket.parent)
+        aggregator = socket_of(folder)
+        private_directory(aggregator.parent)
         private_directory(folder / "run")
-        daemon = node_daemon.Settings(
-            socket=str(daemon_socket),
-            factory=daemons.AGGREGATOR,
-            settings={
+        if _AGGREGATOR not in self.children:
+            where = {
                 "folder": str(self._host.party_folder),
                 "contract": str(folder / "contract.cbor"),
-            },
-        )
-        file = configuration.write(folder / "run" / "daemon.json", daemon)
-        if self._aggregator is None:
-            self._aggregator = self._keeper(
-                "aggregator", module(node_daemon.__name__, str(file)), child_environment({})
+            }
+            settings = daemon.Settings(str(aggregator), self._work.aggregator, where)
+            file = configuration.write(folder / "run" / "daemon.json", settings)
+            self.children.keep(
+                _AGGREGATOR, module(daemon.__name__, str(file)), child_environment({})
             )
-            self._aggregator.look()
-        settings = server_app.Settings(
-            session=session,
-            coordinator=daemons.COORDINATOR,
-            aggregator=str(daemon_socket),
+        server = server_app.Settings(
+            coordinator=self._work.coordinator,
+            aggregator=str(aggregator),
             roster={name: keys[name] for name in names},
+            settings=self._work.settings,
         )
-        configuration.write(self._server_config, settings)
+        configuration.write(self._server_config, server)
         server_app.forget(self._server_config)
         self._store.set_job(job.digest, "running", session=session)
-        self._must_begin = time.monotonic() + _BEGIN_SECONDS
-        self._run_id = self._superlink().start_run(session)
+        self._submitted, self._executors = time.monotonic(), self.children[_EXECUTOR].restarts
+        self._run_id = self._superlink().start_run()
+        configuration.write(self._server_config, replace(server, run=self._run_id))
         self._say(f"job {job.name} runs (attempt {job.attempts + 1})")
 
     def _watch(self, job: JobRecord) -> None:
@@ -334,7 +286,7 @@ class _Host:
             status, reason, run = outcome
             self._stop_run()
             self._end(job, status, reason, run)
-        elif self._aggregator is None or not self._run_id:  # this supervisor was started anew
+        elif _AGGREGATOR not in self.children or not self._run_id:  # started anew
             self._again(job, contract, "the host was restarted")
         elif contract.expired(now()):
             self._stop_run()
@@ -366,10 +318,15 @@ class _Host:
 
     def _server_died(self) -> bool:
         """The SuperLink notices late that a ServerApp was killed, and not at all that its executor
-        was before it began.
+        was before it began: an executor that dies between taking a task and starting its process
+        takes the task along.
         """
         pid = server_app.running(self._server_config)
-        return not alive(pid) if pid > 0 else time.monotonic() > self._must_begin
+        if pid > 0:
+            return not alive(pid)
+        anew = self.children[_EXECUTOR].restarts != self._executors
+        patience = _BEGIN_AGAIN_SECONDS if anew else _BEGIN_SECONDS
+        return time.monotonic() > self._submitted + patience
 
     def _cancel(self) -> None:
         if self._run_id:
@@ -379,9 +336,7 @@ class _Host:
 
     def _stop_run(self) -> None:
         self._cancel()
-        if self._aggregator is not None:
-            self._aggregator.end()
-            self._aggregator = None
+        self.children.end(_AGGREGATOR)
 
     def _end(self, job: JobRecord, status: str, reason: str, run: str = "") -> None:
         self._store.set_job(job.digest, status, reason, run=run)  # type: ignore[arg-type]
@@ -416,8 +371,11 @@ class _Host:
         return None
 
 
-def run_host(path: Path, say: Say) -> None:
+def run_host(path: Path, say: Say, work: Work | None = None) -> None:
     """Run a host until SIGTERM or SIGINT.
+
+    Args:
+        work: what it runs for a job.
 
     Raises:
         InputError, ContractError: the folder is not in order.
@@ -425,35 +383,16 @@ def run_host(path: Path, say: Say) -> None:
     """
     host = HostFolder.open(path)
     _require_free(host.config.listen)
-    stop = threading.Event()
-
-    def asked(number: int, _: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, asked)
-    signal.signal(signal.SIGINT, asked)
+    stop = told_to_stop()
     with locked(host.path):
-        running = _Host(host, say)
+        running = _Host(host, say, work or Work())
         say(f"{host.config.name} listens on {host.config.listen}; nodes use {host.config.address}")
         try:
             while not stop.is_set():
                 running.look()
-                stop.wait(_LOOK)
+                stop.wait(LOOK)
         finally:
             running.close()
-
-
-def _kept_port(path: Path) -> int:
-    """The SuperLink's port on loopback: the same at every start, so that what was configured for it
-    stays true.
-    """
-    if path.is_file():
-        return int(path.read_text())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    write_atomic(path, str(port).encode(), mode=0o600)
-    return port
 
 
 def _require_free(listen: str) -> None:

@@ -5,5 +5,6 @@ connections only.
 - hostclient: the node's calls to its host's own routes
 - liaison: fetches contracts and sealed bundles, tells the host what the operator said
 - doctor: what is wrong with this machine, and how to mend it
+- serve: what its daemon serves
 - supervisor: the processes of a running node
 """

@@ -25,9 +25,10 @@ from fedark.contract.contract import now
 from fedark.foundation.errors import FedarkError, SandboxUnavailable
 from fedark.foundation.files import os_problem
 from fedark.links.flower.service import NodeClient
-from fedark.operate.node.folder import NodeFolder, socket_of
+from fedark.operate.node.folder import NodeFolder
 from fedark.operate.node.hostclient import HostClient
 from fedark.operate.party import COLLATERAL, DEVICE, KEYS, WEIGHT_KEYS
+from fedark.operate.state import socket_of
 from fedark.sandbox import survey
 from fedark.stages.consent import Consent
 from fedark.stages.rules import Rules

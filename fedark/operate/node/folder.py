@@ -14,9 +14,6 @@ Every private key is made here and stays here.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 from cryptography import x509
@@ -33,17 +30,16 @@ from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
 from fedark.contract.contract import Party
 from fedark.foundation.errors import InputError, Refused
 from fedark.foundation.files import write_atomic
-from fedark.foundation.keys import PartyKeys
+from fedark.foundation.keys import HYBRID, HpkeKey, Kem, PartyKeys
 from fedark.links.flower.configuration import write_private
 from fedark.links.flower.provision import load_node_key
-from fedark.links.flower.service import LONGEST_PATH
 from fedark.operate.joining import Bundle, Invitation, JoinRequest, dump, parse, transport_pem
 from fedark.operate.party import COLLATERAL, DEVICE, DataConfig, PartyConfig, write_party
 from fedark.operate.state import open_state, write_state
 from fedark.sandbox.confine import Mode
 from fedark.stages.roster import read_roster, write_roster
 
-__all__ = ["NodeFolder", "begin_join", "socket_of"]
+__all__ = ["NodeFolder", "begin_join"]
 
 INVITATION, REQUEST, HOST, CA, TRANSPORT = (
     "invitation.json",
@@ -158,12 +154,14 @@ def begin_join(
     data: DataConfig | None,
     sandbox: Mode,
     minimum_cohort: int,
+    kem: Kem = HYBRID,
 ) -> NodeFolder:
     """Make a node's folder with its own keys, and the request to the host in it.
 
     Args:
         data: a customer's records.
         sandbox, minimum_cohort: the least that the operator accepts.
+        kem: of its keys.
 
     Raises:
         InputError: the folder is not empty, or a customer has no data.
@@ -181,7 +179,7 @@ def begin_join(
         raise InputError(f"A {invitation.role} {need}.", safe="Nothing was made.")
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.chmod(0o700)
-    keys = PartyKeys()
+    keys = PartyKeys(hpke=HpkeKey(kem=kem))
     party = Party(
         name=invitation.name,
         role=invitation.role,
@@ -214,17 +212,6 @@ def begin_join(
     write_atomic(path / CA, invitation.ca.encode())
     write_state(path, "node")  # last: a folder that was made in part is no node's folder
     return NodeFolder(path)
-
-
-def socket_of(folder: Path) -> Path:
-    """The daemon's socket: in the folder, or in a private directory of the system's temporary one
-    where the path is too long.
-    """
-    path = folder.resolve() / "run" / "node.sock"
-    if len(os.fsencode(path)) <= LONGEST_PATH:
-        return path
-    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"fedark-{os.geteuid()}-{digest}" / "node.sock"
 
 
 def _new_key(path: Path) -> ec.EllipticCurvePrivateKey:

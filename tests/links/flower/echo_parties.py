@@ -1,18 +1,30 @@
-"""Nodes and coordinators for tests of the transport: they echo, fail, sleep or die on request."""
+"""Parties and a coordinator for tests of the transport, behind a real host and real nodes: they echo,
+fail, sleep or die on request. Run as a host (`host SETTINGS FOLDER`) or a node (`node FOLDER`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedark.bench._echo import write_outcome
 from fedark.foundation.errors import FedarkError, ProtocolError
+from fedark.foundation.logs import teller
 from fedark.links.flower.service import NodeClient
 from fedark.links.link import Link
+from fedark.operate import pinned
+from fedark.operate.daemon import Served
+from fedark.operate.host.supervisor import run_host
+from fedark.operate.host.work import Work
+from fedark.operate.node.supervisor import run_node
+from fedark.operate.party import PartyConfig
+from fedark.operate.processes import module
 from fedark.v1 import stage_pb2
 
 
@@ -44,8 +56,35 @@ class EchoNode:
         pass
 
 
-def node(settings: Mapping[str, Any]) -> EchoNode:
-    return EchoNode(settings["party"], settings.get("role", "customer"))
+class EchoAggregator(EchoNode):
+    """Writes how the job ended once it is told."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__("pool", "aggregator")
+        self._settings = settings
+
+    def handle(self, request: bytes) -> bytes:
+        word, _, reason = stage_pb2.StageRequest.FromString(request).abort.reason.partition(" ")
+        if word == "over":
+            write_outcome(self._settings, reason)
+        return super().handle(request)
+
+
+def node(settings: Mapping[str, Any]) -> Served:
+    config = PartyConfig.read(Path(settings["folder"]))
+    return Served(EchoNode(config.name, config.role))
+
+
+def aggregator(settings: Mapping[str, Any]) -> Served:
+    return Served(EchoAggregator(settings))
+
+
+NODE_UP = module("echo_parties", "node")
+
+
+def host_up(settings: Mapping[str, Any], commands: str = "") -> list[str]:
+    """`commands`: module:function in the place of `pinned.write_commands`."""
+    return module("echo_parties", "host", json.dumps(settings), commands)
 
 
 def request(payload: bytes = b"", command: str = "") -> bytes:
@@ -101,8 +140,7 @@ def coordinate(link: Link, aggregator: NodeClient, settings: Mapping[str, Any]) 
         aggregator.handle(request(b"for the aggregator"), timeout=60)
     ).decode()
     Path(settings["report"]).write_text(json.dumps(report))
-    if settings.get("fail"):
-        raise ProtocolError("the coordinator gave up")
+    aggregator.handle(request(command=f"over {settings.get('fail', '')}"), timeout=60)
 
 
 def _expected(sent: bytes, party: str) -> bytes:
@@ -111,3 +149,16 @@ def _expected(sent: bytes, party: str) -> bytes:
 
 def payload_of(sent: bytes) -> bytes:
     return stage_pb2.StageRequest.FromString(sent).round.state
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[-1])
+    if sys.argv[1] == "host":
+        if sys.argv[3]:
+            from fedark.links.flower.configuration import resolve
+
+            pinned.write_commands = resolve(sys.argv[3])  # type: ignore[assignment]
+        work = Work("echo_parties:aggregator", "echo_parties:coordinate", json.loads(sys.argv[2]))
+        run_host(where, teller("host"), work)
+    else:
+        run_node(where, teller("node"), factory="echo_parties:node")

@@ -9,8 +9,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-from fedark.operate import processes
-
 _PROJECT = """\
 [project]
 name = "evil"
@@ -22,8 +20,6 @@ publisher = "evil"
 [tool.flwr.app.components]
 serverapp = "evil_code:server"
 clientapp = "evil_code:client"
-[tool.flwr.app.config]
-fedark-session = ""
 """
 
 _CODE = """\
@@ -72,14 +68,18 @@ def bundle(marker: Path) -> bytes:
     return buffer.getvalue()
 
 
-def stock_server_commands(directory: Path, log: Path) -> Path:
+def stock_server_commands(directory: Path, superlink: Path, log: Path) -> Path:
     """What a malicious host has instead of `pinned.write_commands`: Flower's own ServerApp process,
     which runs any bundle.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "flwr-serverapp"
-    command = shlex.join(processes.console_script("flwr-serverapp"))
-    assert sys.executable in command
+    code = (
+        "import sys; from pathlib import Path; from fedark.links.flower import adapter;"
+        " adapter.over_socket(Path(sys.argv.pop(1))); sys.argv[0] = 'flwr-serverapp';"
+        " from flwr.superlink.cli import flwr_serverapp; flwr_serverapp()"
+    )
+    command = shlex.join([sys.executable, "-P", "-c", code, str(superlink)])
     path.write_text(f'#!/bin/sh\nexec {command} "$@" >>{shlex.quote(str(log))} 2>&1\n')
     path.chmod(0o700)
     return directory

@@ -4,6 +4,7 @@ it relies on.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -12,6 +13,7 @@ from importlib.metadata import entry_points, version
 
 import httpx
 import pytest
+import uvicorn
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.constant import ErrorCode
 from flwr.proto.fleet_pb2 import DeactivateNodeRequest
@@ -23,6 +25,8 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
     push_objects,
 )
+from flwr.supercore.protobuf.client import ProtobufClient
+from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import http_request_response
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -96,7 +100,6 @@ def test_objects_are_pushed_by_id() -> None:
     ("module", "names"),
     [
         ("flwr.superlink.runtime.run_serverapp", ["install_from_fab"]),
-        ("flwr.supernode.runtime.run_clientapp", ["install_from_fab", "get_load_client_app_fn"]),
         ("flwr.superlink.grid.http_grid", ["pull_objects"]),
     ],
 )
@@ -110,13 +113,9 @@ def test_the_task_processes_take_their_steps_by_names_that_can_be_replaced(
         assert f"{name}(" in source.replace(f"import {name}", "")
 
 
-@pytest.mark.parametrize(
-    "module", ["flwr.superlink.runtime.run_serverapp", "flwr.supernode.runtime.run_clientapp"]
-)
-def test_a_task_process_does_nothing_with_a_bundle_before_it_is_checked(module: str) -> None:
-    lines = [
-        line.strip() for line in inspect.getsource(importlib.import_module(module)).splitlines()
-    ]
+def test_a_task_process_does_nothing_with_a_bundle_before_it_is_checked() -> None:
+    module = importlib.import_module("flwr.superlink.runtime.run_serverapp")
+    lines = [line.strip() for line in inspect.getsource(module).splitlines()]
     uses = [
         line
         for line in lines
@@ -125,9 +124,8 @@ def test_a_task_process_does_nothing_with_a_bundle_before_it_is_checked(module: 
     assert uses[0] == "install_from_fab(fab.content, skip_prompt=True)"
 
 
-def test_flowers_executor_finds_the_task_processes_by_the_names_of_our_commands() -> None:
+def test_flowers_executor_finds_the_task_process_by_the_name_of_our_command() -> None:
     assert TASK_TYPE_TO_COMMAND[TaskType.SERVER_APP] == "flwr-serverapp"
-    assert TASK_TYPE_TO_COMMAND[TaskType.CLIENT_APP] == "flwr-clientapp"
 
 
 @pytest.mark.parametrize("name", ["flower-superlink", "flower-superexec", "flower-supernode"])
@@ -193,12 +191,37 @@ def test_error_codes_are_flowers_own() -> None:
 
 
 def test_a_superlink_that_is_not_there_is_a_clear_error(tmp_path) -> None:
-    ca = provision(tmp_path / "keys").ca.read_bytes()
     with (
-        adapter.Control("127.0.0.1:1", ca) as control,
-        pytest.raises(FederationError, match=r"127\.0\.0\.1:1 cannot be reached"),
+        adapter.Control(tmp_path / "none.sock") as control,
+        pytest.raises(FederationError, match="cannot be reached to list the nodes") as caught,
     ):
         control.nodes()
+    assert "none.sock" in caught.value.fix
+
+
+def test_the_superlink_serves_by_a_call_that_can_be_given_a_socket() -> None:
+    command = importlib.import_module("flwr.superlink.cli.flower_superlink")
+    tree = ast.parse(inspect.getsource(command))
+    (call,) = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "uvicorn.run"
+    ]
+    given = {keyword.arg for keyword in call.keywords}
+    assert not call.args
+    assert {"host", "port", "ssl_keyfile", "ssl_certfile"} <= given
+    assert not {"fd", "uds"} & given
+    assert "uvicorn." not in ast.unparse(tree).replace("uvicorn.run(", "")
+    assert "fd" in inspect.signature(uvicorn.run).parameters
+
+
+def test_every_client_of_flowers_apis_holds_one_http_client_that_can_be_replaced() -> None:
+    source = inspect.getsource(ProtobufClient)
+    assert source.count("httpx.Client(") == 1
+    assert "self._client = httpx.Client(" in source
+    for kind in (ControlHttpClient, RuntimeHttpClient, FleetHttpClient):
+        assert issubclass(kind, ProtobufClient)
+        assert "__init__" not in vars(kind)
 
 
 def test_trouble_counts_until_the_node_has_connected_anew() -> None:

@@ -58,7 +58,7 @@ def test_a_failed_write_leaves_what_stood_there(
 
 
 def test_a_function_is_found_by_name() -> None:
-    assert configuration.resolve("echo_parties:node")({"party": "north"}).party == "north"
+    assert configuration.resolve("echo_parties:EchoNode")("north").party == "north"
 
 
 @pytest.mark.parametrize(

@@ -136,13 +136,11 @@ def front_before_a_recorder(folder: Path, limits: Limits = SMALL) -> Iterator[Ru
             return call.act(body)
 
     async def serve() -> None:
-        upstream = await asyncio.start_server(
-            record, "127.0.0.1", 0, ssl=server_context(keys.certificate, keys.key)
-        )
+        upstream = folder / "superlink.sock"
+        await asyncio.start_unix_server(record, upstream)
         found.front = Front(
             tls=server_context(keys.certificate, keys.key),
-            upstream=f"127.0.0.1:{upstream.sockets[0].getsockname()[1]}",
-            upstream_tls=ssl.create_default_context(cafile=str(keys.ca)),
+            upstream=upstream,
             admits=found.admitted.__contains__,
             service=Own(),
             limits=limits,
@@ -162,15 +160,3 @@ def front_before_a_recorder(folder: Path, limits: Limits = SMALL) -> Iterator[Ru
         asyncio.run_coroutine_threadsafe(found.front.close(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(60)
-
-
-def flower_routes() -> set[tuple[str, str]]:
-    """Every method and path of the server that flwr would expose."""
-    from fastapi.routing import iter_route_contexts
-    from flwr.superlink.main import create_app
-
-    found = set()
-    for context in iter_route_contexts(create_app().routes):
-        for method in getattr(context.route, "methods", None) or {"GET"}:
-            found.add((method, context.path))
-    return found

@@ -13,7 +13,7 @@ from namespaces import network, obstacle
 from small import write_job
 from world import World, records, until
 
-from fedark.operate import daemons
+from fedark.operate.daemon import PROGRESS
 
 CUSTOMERS = ("north", "east")
 OUTAGE = 8.0
@@ -43,7 +43,7 @@ def test_a_machine_that_is_cut_off_and_one_that_is_slow_cost_a_job_time_and_noth
             for name in parties:
                 world.agree(name, contract)
 
-            told = world.host.party_folder / daemons.PROGRESS
+            told = world.host.party_folder / PROGRESS
             until(
                 lambda: told.exists() and "round 1/3" in told.read_text(),
                 "the first round begins",

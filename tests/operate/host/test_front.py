@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fronted import Running, flower_routes, front_before_a_recorder
+from fronted import Running, front_before_a_recorder
+from routes import flower_routes
 from world import free_port
 
 from fedark.links.flower.provision import provision, provision_node_key
@@ -244,8 +245,7 @@ def test_a_superlink_that_is_down_is_a_503_that_nodes_try_again(tmp_path: Path) 
     async def main() -> bytes:
         front = Front(
             tls=server_context(keys.certificate, keys.key),
-            upstream=f"127.0.0.1:{free_port()}",
-            upstream_tls=ssl.create_default_context(cafile=str(keys.ca)),
+            upstream=tmp_path / "none.sock",
             admits=lambda key: True,
             service=None,  # type: ignore[arg-type]
         )

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fronted import Running, flower_routes, front_before_a_recorder
+from fronted import Running, front_before_a_recorder
+from routes import flower_routes
 from world import free_port, until
 
 from fedark.links.flower.provision import provision, provision_node_key

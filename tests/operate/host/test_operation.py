@@ -16,8 +16,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fronted import flower_routes
 from namespaces import network, obstacle
+from routes import flower_routes
 from safetensors.numpy import load_file
 from small import SECRET_WORDS, write_job
 from typer.testing import CliRunner
@@ -28,7 +28,7 @@ from fedark.contract.contract import Contract
 from fedark.links.flower.service import NodeClient
 from fedark.operate.host.admission import revoke
 from fedark.operate.host.front import FLEET_ROUTES
-from fedark.operate.node.folder import socket_of
+from fedark.operate.state import socket_of
 
 CUSTOMERS = ("north", "east")
 

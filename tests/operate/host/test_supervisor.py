@@ -21,6 +21,7 @@ from fedark.links.flower.adapter import RunState
 from fedark.operate.host import supervisor
 from fedark.operate.host.folder import HostFolder, init_host
 from fedark.operate.host.supervisor import run_host
+from fedark.operate.host.work import Work
 from fedark.operate.state import locked
 
 
@@ -69,8 +70,8 @@ class Answering:
         self.stopped: list[int] = []
         self.online = True
 
-    def start_run(self, session: str) -> int:
-        self.runs.append(session)
+    def start_run(self) -> int:
+        self.runs.append(self.host.store.jobs()[0].session)
         return len(self.runs)
 
     def run_state(self, run_id: int) -> RunState:
@@ -93,13 +94,28 @@ class Answering:
 
 
 class Still:
-    """A child that is never started."""
+    """Children that are never started."""
 
-    name, alive, restarts, last_end, done = "x", True, 0, "", False
+    def __init__(self, *args: Any, **more: Any) -> None:
+        self.names: list[str] = []
+        self.restarts = 0
+
+    all = ()
+
+    def keep(self, name: str, *args: Any, **more: Any) -> None:
+        self.names.append(name)
+
+    def __getitem__(self, name: str) -> Still:
+        return self
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def end(self, name: str) -> None:
+        if name in self.names:
+            self.names.remove(name)
 
     def look(self) -> None: ...
-
-    def end(self, *, grace: float = 5.0) -> None: ...
 
 
 @pytest.fixture
@@ -112,9 +128,9 @@ def running(
         if role != "aggregator":
             people.append(admitted(host, tmp_path / name, name, role).request.party)
     contract = proposed(host, parties.contract(parties=people))
-    monkeypatch.setattr(supervisor, "Keeper", lambda *args, **more: Still())
+    monkeypatch.setattr(supervisor, "Supervisor", Still)
     said: list[str] = []
-    found = supervisor._Host(host, said.append)
+    found = supervisor._Host(host, said.append, Work())
     answering = Answering(host)
     found._control = answering
     return found, answering, host, contract
@@ -176,7 +192,7 @@ def test_a_host_that_was_started_anew_goes_on_with_its_job(
     found, answering, host, contract = running
     ready(host, contract)
     found.look()
-    again = supervisor._Host(host, lambda text: None)
+    again = supervisor._Host(host, lambda text: None, Work())
     again._control = answering
     again.look()
     assert answering.runs == [host.store.jobs()[0].session] * 2
@@ -229,15 +245,15 @@ def test_a_job_that_is_stopped_while_it_is_being_started_leaves_no_daemon_to_the
     found, answering, host, contract = running
     ready(host, contract)
 
-    def stopped_meanwhile(session: str) -> int:
+    def stopped_meanwhile() -> int:
         host.store.set_job(contract.digest().hex(), "stopped", "by hand")
         raise FederationError("The SuperLink did not answer.")
 
     monkeypatch.setattr(answering, "start_run", stopped_meanwhile)
     found.look()
-    assert found._aggregator is not None
+    assert "aggregator" in found.children
     found.look()
-    assert found._aggregator is None
+    assert "aggregator" not in found.children
 
 
 def test_a_killed_serverapp_is_noticed_by_its_process_and_one_that_never_began_by_the_clock(
@@ -256,9 +272,15 @@ def test_a_killed_serverapp_is_noticed_by_its_process_and_one_that_never_began_b
     assert answering.stopped == [1]
     found.look()
     assert len(answering.runs) == 2
-    found._must_begin = 0.0
+    found._submitted -= 13.0
+    found.look()
+    assert len(answering.runs) == 2
+    found.children.restarts += 1  # the executor died, maybe with the task in its hands
     found.look()
     assert len(answering.runs) == 3
+    found._submitted -= 61.0
+    found.look()
+    assert len(answering.runs) == 4
 
 
 def test_a_stopped_job_is_stopped_at_the_superlink(running) -> None:

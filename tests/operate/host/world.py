@@ -120,7 +120,7 @@ class World:
 
         def proposed() -> bool:
             if self.host.store.offer(Job.load(job, role="host").name) is not None:
-                found.append(propose(self.host, job))
+                found.append(propose(self.host, Job.load(job, role="host")))
             return bool(found)
 
         until(proposed, "the offer reaches the host")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 import shutil
-import ssl
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -45,8 +44,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostFolder]:
     async def serve() -> None:
         front = Front(
             tls=server_context(host.path / host.config.certificate, host.path / host.config.key),
-            upstream=f"127.0.0.1:{free_port()}",
-            upstream_tls=ssl.create_default_context(),
+            upstream=host.path / "none.sock",
             admits=host.store.admits,
             service=HostService(host),
         )

@@ -1,0 +1,33 @@
+"""What a node's daemon serves: the party's node under observation, and its operator's desk."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from fedark.foundation.metrics import Metrics
+from fedark.operate.daemon import Served, enclaves, teller
+from fedark.operate.node.desk import Desk
+from fedark.operate.node.observed import ObservedNode
+from fedark.operate.party import PartyConfig, load_node
+
+__all__ = ["make_node"]
+
+
+def make_node(settings: dict[str, Any]) -> Served:
+    """The node of the party folder `settings["folder"]`, with enclaves in sandboxed processes."""
+    folder = Path(settings["folder"])
+    start = None if PartyConfig.read(folder).role == "provider" else enclaves(folder)
+    node = load_node(folder, start, teller(folder))
+    # Its requests wait for it; the daemon serves meanwhile.
+    threading.Thread(target=node.wake, name="wake", daemon=True).start()
+    desk, metrics = Desk(folder), Metrics()
+    metrics.collect(
+        "fedark_contracts", "Contracts by the operator's decision.", "decision", desk.decisions
+    )
+    if node.role == "customer":
+        metrics.collect(
+            "fedark_privacy_epsilon", "Of the privacy budget, at its delta.", "of", desk.budget
+        )
+    return Served(ObservedNode(node, metrics), desk, metrics)
