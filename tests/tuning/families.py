@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PreTrainedModel
 
 WORDS = (
     *("the", "pump", "valve", "motor", "cable", "leaks", "sparks", "hums", "is"),
@@ -271,3 +271,19 @@ def save(folder: Path, model: PreTrainedModel) -> None:
         "eos_token": "</s>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def table() -> str:
+    """The list as docs/models.md has it."""
+    rows = [
+        "| architecture | base as published | targets | classification | answers |",
+        "|---|---|---|---|---|",
+    ]
+    for name, family in FAMILIES.items():
+        classifies = (
+            getattr(transformers, family.config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        )
+        targets = ", ".join(f"`{target}`" for target in family.targets)
+        answers = "yes" if family.kind == "decoder" else ""
+        rows.append(f"| {name} | `{family.model}` | {targets} | {'yes' * classifies} | {answers} |")
+    return "\n".join(rows) + "\n"
