@@ -3,15 +3,19 @@ learn anything?
 
 Training with differential privacy can break in silence: the loss is computed, the budget is spent,
 and the adapter that is delivered is the one that it started from, or follows gradients of something
-else (opacus issue 820 reports such a case with PEFT). Every run of a job therefore checks, on its
-own model and a few of its own records, before any budget is charged:
+else (opacus issue 820 reports such a case with PEFT). And a clipped sum protects a record only if
+nothing of it enters what other records add, now or later. Every run of a job therefore checks, on
+its own model, a few of its own records and hostile ones, before anything is trained:
 
-1. each record's clipped gradient against plain automatic differentiation of a batch of one, with
-   nothing taken from memory;
-2. the same gradient against finite differences of the loss through the flat vector, which know
+1. that the architecture is admitted (`fedark.tuning.separable`);
+2. each record's clipped gradient against plain automatic differentiation of a batch of one, without
+   padding and with nothing taken from memory;
+3. the same gradient against finite differences of the loss through the flat vector, which know
    nothing of modules or copies: this ties what is clipped and noised to what travels;
-3. that a record's part is within the bound, and does not depend on what else is in its batch;
-4. that every tensor that travels gets a gradient, that a step moves each of them and the model's
+4. that a record's part is within the bound, and is the same whatever else is in its batch or was in
+   earlier ones: random batches of the job's records and of texts that are empty, of one token, or
+   longer than the model reads;
+5. that every tensor that travels gets a gradient, that a step moves each of them and the model's
    answers, and that PEFT, asked what it would save, gives exactly the vector that the federation
    delivers.
 
@@ -32,6 +36,7 @@ from fedark.foundation.errors import ModelError
 from fedark.records.reading import Record
 from fedark.tuning.base import PREFIX
 from fedark.tuning.layout import Flat
+from fedark.tuning.separable import require_separable
 from fedark.tuning.task import TaskModel
 
 __all__ = ["self_check"]
@@ -64,8 +69,10 @@ def self_check(task: TaskModel, records: Sequence[Record]) -> None:
     sample = list(dict.fromkeys(records))[:_RECORDS]
     if not sample:
         raise ModelError(
-            "The self-check of private training was given no record.", safe="No budget was charged."
+            "The self-check of private training was given no record.", safe="Nothing was trained."
         )
+    require_separable(task.config)
+    task.gradient_sum([], clip_norm=1.0)  # from now on the model may not change itself
     before = task.get_flat()
     generator = np.random.default_rng(0)
     start = (before + _OFFSET * generator.normal(size=before.size)).astype(np.float32)
@@ -78,6 +85,7 @@ def self_check(task: TaskModel, records: Sequence[Record]) -> None:
         bound = float(np.median(norms)) * 0.7  # some are clipped, and not all by the same factor
         clipped = rows * np.minimum(1, bound / norms)[:, None]
         _check_gradients(task, sample, clipped, bound)
+        _check_batches(task, sample, bound, generator)
         _check_differences(task, sample, rows, start, generator)
         _check_steps(task, sample, clipped.sum(0), start, bound)
     finally:
@@ -100,6 +108,49 @@ def _check_gradients(
     together = task.gradient_sum(sample, clip_norm=bound)[0]
     if np.linalg.norm(together - np.sum(parts, axis=0)) > _TOLERANCE * bound * len(sample):
         raise _failed("a record's part depends on the batch that it is in")
+
+
+def _check_batches(
+    task: TaskModel, sample: Sequence[Record], bound: float, generator: np.random.Generator
+) -> None:
+    """That what a record adds to a sum is a function of the record: of nothing in its batch, of no
+    earlier batch, of no chance.
+    """
+
+    def summed(records: Sequence[Record]) -> Rows:
+        return task.gradient_sum(records, clip_norm=bound)[0].astype(np.float64)
+
+    def differ(one: Rows, other: Rows, records: int) -> bool:
+        # Where the loss is not a finite number the record adds zeros, alone and among others.
+        return not float(np.linalg.norm(one - other)) <= _TOLERANCE * bound * records
+
+    records = [*sample, *_hostile(task, generator)]
+    parts = [summed([record]) for record in records]
+    for record, part in zip(records, parts, strict=True):
+        alone = _alone(task, record)
+        norm = float(np.linalg.norm(alone))
+        clipped = alone * min(1.0, bound / max(norm, 1e-30)) if np.isfinite(norm) else 0 * part
+        if differ(part, clipped, 1):
+            raise _failed("the clipped gradient of a record depends on how it is padded")
+    for size in (2, 5, len(records), 2 * len(records)):
+        drawn = generator.integers(len(records), size=size)
+        together = summed([records[index] for index in drawn])
+        if differ(together, np.sum([parts[index] for index in drawn], axis=0), size):
+            raise _failed("a record's part depends on the batch that it is in")
+    for record, part in zip(records, parts, strict=True):
+        if differ(summed([record]), part, 1):
+            raise _failed("a record's part depends on earlier batches, or on chance")
+
+
+def _hostile(task: TaskModel, generator: np.random.Generator) -> list[Record]:
+    """Texts that are nobody's, of many lengths and kinds, each with some answer."""
+    longest = task.terms.training.max_length
+    letters = [chr(code) for code in (*range(33, 127), 0xE9, 0x4E2D, 0x1F600, 0x200B, 0x0301)]
+    words = ["".join(generator.choice(letters, size=3)) for _ in range(2 * longest)]
+    texts = ["", "a", "\ufffd\u0000", "a " * (2 * longest), " ".join(words)]
+    texts += [" ".join(words[: max(1, longest // part)]) for part in (2, 5, 11)]
+    answers = task.terms.labels or ("a", "a b c d e f g", "")
+    return [Record(text, str(generator.choice(answers))) for text in texts]
 
 
 def _check_differences(
@@ -218,7 +269,7 @@ def _unit(vector: Rows) -> Rows:
 def _failed(what: str) -> ModelError:
     return ModelError(
         f"The self-check of private training failed: {what}.",
-        safe="No budget was charged, and the adapter is as before.",
+        safe="Nothing was trained, and the adapter is as before.",
         fix=(
             "Do not train on private data with this combination of model and libraries; compare"
             " their versions with requirements/run.txt."

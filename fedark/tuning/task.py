@@ -9,7 +9,7 @@ per-example gradients by hooks apply unchanged.
 
 Classification scores a text by a softmax over the labels. Instruction tuning trains on the answer's
 tokens alone and is evaluated by exact match of greedy decoding, or, where the contract lists
-labels, by the most likely of these.
+labels, by the one of these that is most likely a token.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from fedark.tuning.features import Features
 from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
 from fedark.tuning.per_example import Norms, PerExample
 from fedark.tuning.scorer import Scorer, by_layout, with_adapter
+from fedark.tuning.separable import Held
 from fedark.tuning.tokens import TextEncoder
 from fedark.tuning.trunk import Ids, Trunk
 from fedark.tuning.weights import Files
@@ -50,6 +51,7 @@ _POOL = 16  # batches that are sorted by length together
 _LOADING = threading.Lock()
 _KEPT_EXAMPLES = 1 << 18
 _FEATURE_BATCH = 1024
+_PADDING = 16  # tokens; what a record is padded to under a mechanism is a multiple of it
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class TaskModel:
         terms: the contract's.
         scorer: the module that training steps on.
         trained: its parameters that travel, in the order of the flat vector.
+        config: the base's configuration.
     """
 
     def __init__(self, base: Base, terms: ModelTerms, encoder: TextEncoder) -> None:
@@ -117,6 +120,8 @@ class TaskModel:
             if self._features is None
             else None
         )
+        self.config: dict[str, Any] = base.model.config.to_dict()  # type: ignore[operator,union-attr]
+        self._held: Held | None = None
         self._known: dict[Record, _Example] = {}
         takes = inspect.signature(base.model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -327,10 +332,11 @@ class TaskModel:
         at most `clip_norm`.
 
         The gradient is that of the record's loss in nats with respect to the whole travelling
-        vector. Records are taken in batches of `terms.training.batch_size`, so that memory is
-        bounded; neither the batches nor their padding changes a record's part by more than float32
-        rounding, about 1e-6 of `clip_norm`. There is no noise in it: sum and norms are as private
-        as the records.
+        vector. Records are taken in batches of at most `terms.training.batch_size`, so that memory
+        is bounded, and each is padded to a length that depends on itself alone. For a separable
+        model (`fedark.tuning.separable`) nothing else in a batch changes a record's part by more
+        than float32 rounding, about 1e-6 of `clip_norm`. There is no noise in it: sum and norms are
+        as private as the records.
 
         Args:
             records: any number; none give zeros.
@@ -342,7 +348,8 @@ class TaskModel:
 
         Raises:
             DataError: an answer that is not among the labels.
-            ModelError: the model has something that would make the gradients inexact.
+            ModelError: the model has something that would make the gradients inexact, or it changed
+                itself, now or since they were first asked for.
         """
         if not (clip_norm > 0 and np.isfinite(clip_norm)):
             raise ValueError("clip_norm must be positive and finite")
@@ -350,14 +357,14 @@ class TaskModel:
         examples = self._examples(records)
         total = np.zeros(self.terms.travelling, np.float64)
         norms = np.zeros(len(examples), np.float32)
-        order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
-        size = _FEATURE_BATCH if self._features is not None else self.terms.training.batch_size
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
+        if self._held is None:
+            self._held = Held(self.scorer, self._tensors.values())
+        for length, part in self._alike(examples):
             with watch.batch(len(part)) as pending:
-                pending.backward(self._score([examples[index] for index in part])[0])
+                pending.backward(self._score([examples[index] for index in part], length)[0])
             summed, norms[part] = pending.clipped_sum(clip_norm)
             total += summed.numpy()
+        self._held.require_unchanged()
         return total.astype(np.float32), norms
 
     def stepper(self) -> Callable[[Flat], None]:
@@ -417,6 +424,23 @@ class TaskModel:
             cache.fill([example.ids for example in examples])
         return examples
 
+    def _alike(self, examples: Sequence[_Example]) -> Iterator[tuple[int, list[int]]]:
+        """Batches of examples that are padded to the same length, each with that length: the next
+        multiple of `_PADDING`, which no other record has a part in.
+        """
+        if self._features is not None:  # rows that are as long as any other
+            for start in range(0, len(examples), _FEATURE_BATCH):
+                yield 0, list(range(start, min(start + _FEATURE_BATCH, len(examples))))
+            return
+        size, groups = self.terms.training.batch_size, dict[int, list[int]]()
+        for index, example in enumerate(examples):
+            tokens = len(example.ids)
+            rounded = min(-(-tokens // _PADDING) * _PADDING, self.terms.training.max_length)
+            groups.setdefault(max(rounded, tokens), []).append(index)
+        for length, group in sorted(groups.items()):
+            for start in range(0, len(group), size):
+                yield length, group[start : start + size]
+
     def _encoded(self, records: Sequence[Record]) -> list[_Example]:
         prompts, answers = (
             [record.prompt for record in records],
@@ -434,14 +458,17 @@ class TaskModel:
             for ids, a in zip(texts, answers, strict=True)
         ]
 
-    def _score(self, batch: Sequence[_Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and whether it was answered right, each [batch]."""
+    def _score(
+        self, batch: Sequence[_Example], length: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and whether it was answered right, each [batch]; padded to `length` at least."""
         texts = [example.ids for example in batch]
         targets = torch.tensor([example.target for example in batch])
         logits = self._features.logits(texts) if self._features is not None else None
         if logits is None:
-            with self._trunk.replaying(texts) if self._trunk is not None else nullcontext():
-                logits = self._run(texts)
+            trunk = self._trunk
+            with trunk.replaying(texts, length) if trunk is not None else nullcontext():
+                logits = self._run(texts, length)
         if not self._causal:
             return (
                 functional.cross_entropy(logits, targets, reduction="none"),
@@ -450,7 +477,7 @@ class TaskModel:
         # Position i predicts token i + 1. Greedy decoding gives the answer exactly if every token
         # of it is the most likely one after those before it: if the first that differs is the i-th,
         # decoding left the answer there.
-        ids, mask = self._padded(texts)
+        ids, mask = self._padded(texts, length)
         place = torch.arange(1, ids.shape[1]).unsqueeze(0)
         answer = (place >= targets.unsqueeze(1)) & (mask[:, 1:] > 0)
         token_losses = functional.cross_entropy(
@@ -463,6 +490,9 @@ class TaskModel:
     def _rank(self, records: Sequence[Record]) -> Metrics:
         """Compare the likelihoods of all labels after each prompt; a prompt is read once for all of
         them.
+
+        A label's score is its mean log-likelihood a token (Brown et al., arXiv:2005.14165, section
+        2.4): a sum would prefer the shortest label whatever the prompt says.
         """
         self._check(records)
         labels = self._encoder.answers(self.terms.labels)
@@ -485,10 +515,10 @@ class TaskModel:
                 scores = self._likelihoods(
                     torch.tensor([prompts[index] for index in part]), tokens, mask
                 )
+                scores = scores / mask.sum(1)
                 wanted = torch.tensor([gold[index] for index in part])
                 correct += int((scores.argmax(1) == wanted).sum())
-                chosen = scores.gather(1, wanted.unsqueeze(1)).squeeze(1) / mask.sum(1)[wanted]
-                loss_sum -= float(chosen.sum(dtype=torch.float64))
+                loss_sum -= float(scores.gather(1, wanted.unsqueeze(1)).sum(dtype=torch.float64))
         return Metrics(correct, len(records), loss_sum)
 
     def _likelihoods(
@@ -536,13 +566,15 @@ class TaskModel:
                     fix="Use the contract's labels.",
                 )
 
-    def _run(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-        logits: torch.Tensor = self.scorer(*self._padded(texts))
+    def _run(self, texts: Sequence[Sequence[int]], length: int = 0) -> torch.Tensor:
+        logits: torch.Tensor = self.scorer(*self._padded(texts, length))
         return logits
 
-    def _padded(self, texts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask [texts, longest], padded on the right."""
-        longest = max(len(ids) for ids in texts)
+    def _padded(
+        self, texts: Sequence[Sequence[int]], length: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask [texts, the longest's tokens or `length`], padded on the right."""
+        longest = max(length, *(len(ids) for ids in texts))
         rows = [[*ids, *[self._encoder.pad_id] * (longest - len(ids))] for ids in texts]
         lengths = torch.tensor([len(ids) for ids in texts])
         return (

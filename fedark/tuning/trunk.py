@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 __all__ = ["Trunk"]
@@ -95,9 +96,9 @@ class Trunk:
                 self._states.clear()
 
     @contextmanager
-    def replaying(self, texts: Sequence[Ids]) -> Iterator[None]:
-        """While open, the model run on exactly the batch `texts` (padded on the right) takes the
-        layers' answers from memory.
+    def replaying(self, texts: Sequence[Ids], length: int = 0) -> Iterator[None]:
+        """While open, the model run on exactly the batch `texts` (padded on the right, to `length`
+        at least) takes the layers' answers from memory.
         """
         states = [self._states.get(ids) for ids in texts]
         known = [state for state in states if state is not None]
@@ -105,6 +106,7 @@ class Trunk:
             yield
             return
         hidden = pad_sequence(known, batch_first=True)
+        hidden = functional.pad(hidden, (0, 0, 0, max(0, length - hidden.shape[1])))
         answer = hidden if self._more is None else (hidden, *self._more)
 
         def forward(*_: Any, **__: Any) -> Any:
