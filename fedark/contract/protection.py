@@ -21,7 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedark.contract.contract import AdapterTerms, Contract, PrivacyTerms, ProtectionTerms
+from fedark.contract.contract import (
+    AdapterTerms,
+    Contract,
+    ModelTerms,
+    PrivacyTerms,
+    ProtectionTerms,
+)
 from fedark.contract.privacy import noised_layout
 from fedark.foundation.errors import ContractError
 from fedark.secagg import Layout, Metric, Policy, RoundSum, check_method
@@ -32,6 +38,7 @@ __all__ = [
     "UPDATE",
     "Counts",
     "bytes_per_value",
+    "detail_keys",
     "fewest_in_a_sum",
     "figures",
     "lanes",
@@ -50,6 +57,7 @@ Counts = tuple[int, int, float]
 
 # The sums of 2,048 customers stay below 2**63. Losses are rounded to 0.001 nats.
 _COUNT_LIMIT = float(1 << 40)
+_CONFUSED = 16  # labels of which a table of confusions is made
 _LOSS_LIMIT, _LOSS_RESOLUTION = float(1 << 40), 2.0**-10
 
 
@@ -244,7 +252,11 @@ def _keys(contract: Contract) -> list[list[tuple[str, str]]]:
     """
     private = contract.privacy.mechanism != "none"
     own = ["own"] if contract.evaluation.own and not private else []
-    measured = own + [f"acceptance/{group}" for group in contract.evaluation.groups]
+    groups = contract.evaluation.groups
+    measured = own + [f"acceptance/{group}" for group in groups]
+    details = {
+        terms.name: detail_keys(terms) if groups else list[str]() for terms in contract.models
+    }
     names = [terms.name for terms in contract.models]
     loading = [
         (terms.name, f"{when}/{what}")
@@ -252,13 +264,31 @@ def _keys(contract: Contract) -> list[list[tuple[str, str]]]:
         for when in (
             ("before", "local") if terms.training.baseline_epochs and not private else ("before",)
         )
-        for what in measured
+        for what in measured + (details[terms.name] if when == "before" else [])
     ]
     rounds = [
         [] if private else [(name, train_key(number)) for name in names]
         for number in range(1, contract.rounds + 1)
     ]
-    return [loading, *rounds, [(name, f"federated/{what}") for name in names for what in measured]]
+    final = [(name, f"federated/{what}") for name in names for what in measured + details[name]]
+    return [loading, *rounds, final]
+
+
+def detail_keys(terms: ModelTerms) -> list[str]:
+    """What is summed besides right and wrong on the acceptance set, which all parties may see:
+
+    class/I        of the records of label I, how many were answered right and how many there are;
+                   in place of a loss, how many records were answered by it
+    said/I/J       records of label I that were answered by label J, for few labels
+    token-f1, rouge-l    of free text, the sum over the records in place of a loss
+    """
+    count = len(terms.labels)
+    if not count:
+        return ["token-f1", "rouge-l"]
+    keys = [f"class/{index}" for index in range(count)]
+    if count <= _CONFUSED:
+        keys += [f"said/{gold}/{said}" for gold in range(count) for said in range(count)]
+    return keys
 
 
 def may_leave(

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -49,8 +50,10 @@ from fedark.foundation.jsontext import read_json
 from fedark.foundation.snapshot import Bytes48, Real, Row, Snapshot
 from fedark.privacy.ledger import record_bytes
 from fedark.records.reading import Record
+from fedark.tuning.baseline import train_alone
+from fedark.tuning.judged import details, samples
 from fedark.tuning.self_check import self_check
-from fedark.tuning.task import TaskModel
+from fedark.tuning.task import Metrics, TaskModel
 from fedark.tuning.trial import unusable
 from fedark.v1 import enclave_pb2 as pb
 from fedark.vault.manifest import Manifest
@@ -450,10 +453,10 @@ class TrainerSession(SessionBase):
         """Train the local-only baseline and measure it."""
         training = self._reporter(f"{name}: local-only")
         measuring = self._reporter(f"{name}: local-only, measuring")
-        model.task.train(
+        train_alone(
+            model.task,
             self._train,
-            [],
-            epochs=model.terms.training.baseline_epochs,
+            private=self._private is not None,
             seed=self._seed(name, "baseline"),
             progress=training,
         )
@@ -527,7 +530,11 @@ class TrainerSession(SessionBase):
             model.task.set_flat(vectors[name])
             metrics[name] = self._measure(model, "federated", self._reporter(f"{name}: federated"))
             self._figures[name].local |= metrics[name]
-        return self._measured(self._leave(EVALUATED, final, {}, metrics))
+        shown = {
+            name: samples(model.task, model.acceptance, model.initial, vectors[name])
+            for name, model in self._models.items()
+        }
+        return self._measured(self._leave(EVALUATED, final, {}, metrics), shown)
 
     def _open_global(self, number: int, wire: bytes) -> tuple[dict[str, Vector], bytes]:
         aggregator = self._admitted()
@@ -557,27 +564,37 @@ class TrainerSession(SessionBase):
         """
         measured: dict[str, Metric] = {}
         if self._test:
-            own = partial(_evaluate, model.task, self._test)
-            measured |= self._spared(lambda: {f"{when}/own": own()}, _NOTHING)
+            own = partial(model.task.evaluate, self._test)
+            measured |= self._spared(lambda: {f"{when}/own": _figure(own())}, _NOTHING)
         rows = model.acceptance
         if not full:
             names = [party.name for party in self.contract.customers]
             rows = rows[names.index(self.config.party) :: len(names)]
         groups = self.contract.evaluation.groups
+        said: Counter[tuple[int, int]] = Counter()
         for index, group in enumerate(groups):
-            measured[f"{when}/acceptance/{group}"] = _evaluate(
-                model.task, [record for name, record in rows if name == group]
-            )
+            found = model.task.evaluate([record for name, record in rows if name == group])
+            measured[f"{when}/acceptance/{group}"] = _figure(found)
+            said.update(found.said)
             report(index + 1, len(groups), 0.0)
+        if groups and not full:
+            judged = details(model.task, [record for _, record in rows], said)
+            measured |= {f"{when}/{key}": value for key, value in judged.items()}
         return measured
 
-    def _measured(self, protected: ProtectedUpdate) -> pb.Reply:
-        local = canonical.encode(
-            {
-                name: {key: list(value) for key, value in figures.local.items()}
-                for name, figures in self._figures.items()
-            }
-        )
+    def _measured(
+        self, protected: ProtectedUpdate, shown: dict[str, list[list[str]]] | None = None
+    ) -> pb.Reply:
+        """The reply to a measurement: figures for this customer's own node, with sample answers to
+        the provider's acceptance set if they are `shown`, and what leaves for the aggregator.
+        """
+        found: dict[str, dict[str, Any]] = {
+            name: {key: list(value) for key, value in figures.local.items()}
+            for name, figures in self._figures.items()
+        }
+        for name, rows in (shown or {}).items():
+            found[name]["samples"] = rows
+        local = canonical.encode(found)
         return pb.Reply(measured=pb.Measured(local=local, protected=protected.wire))
 
     def _leave(
@@ -643,11 +660,10 @@ class TrainerSession(SessionBase):
         return seed_of(self.contract.seed, self.config.party, *parts)
 
 
-def _evaluate(task: TaskModel, records: Iterable[Record]) -> Metric:
+def _figure(measured: Metrics) -> Metric:
     """Counts of right answers, and the sum of losses to `_LOSS_STEP`: a finer one would be a
     precise oracle of the secret base.
     """
-    measured = task.evaluate(list(records))
     if not math.isfinite(measured.loss_sum):
         raise InputError(
             "A measured loss is not a finite number.",

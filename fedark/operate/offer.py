@@ -26,6 +26,7 @@ from fedark.foundation.terms import Name, Terms, explain, to_tuples
 from fedark.operate.party import WEIGHT_KEYS, PartyConfig
 from fedark.sandbox.confine import Mode
 from fedark.tuning.layout import base_shapes
+from fedark.tuning.separable import require_separable
 from fedark.tuning.sources import model_files, resolve
 from fedark.tuning.task import TaskModel
 from fedark.tuning.trial import unusable
@@ -155,6 +156,8 @@ def seal_for_job(
     if left_out := read_folder(source).left_out:
         say(f"model {spec.name}: not part of the model, so not sealed: {shortened(left_out)}")
     base = base_shapes(source, spec.task, job.labels, spec.pooling)
+    if job.privacy.mechanism in ("example-distributed", "example-local"):
+        require_separable(base.model.config.to_dict())  # type: ignore[operator,union-attr]
     layout = base.layout(spec.adapter)
     card = {
         "name": spec.name,

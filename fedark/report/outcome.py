@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def render(report: Mapping[str, Any], local: Mapping[str, Counts]) -> Renderable
         acceptance = _acceptance(name, model["metrics"], local)
         own = _own(name, local)
         parts += [table for table in (acceptance, own) if table is not None]
+        parts += _judged(model, model["metrics"])
+        parts += _samples(name, local)
+        if model.get("alone"):  # not in reports of earlier releases
+            parts.append(Text(f"alone: {printable(model['alone'], 500)}."))
     if report["passed_over"]:
         parts.append(
             Text(
@@ -138,6 +143,64 @@ def _acceptance(
             style="bold",
         )
     return table
+
+
+def _judged(
+    model: Mapping[str, Any], metrics: Mapping[str, Mapping[str, float]]
+) -> list[RenderableType]:
+    """What lies behind the percentage: loss, macro-F1 and confusions, or overlap of free text."""
+    whens = (("before", "before"), ("local", "alone, mean"), ("federated", "together"))
+    lines: list[str] = []
+    losses = []
+    for when, title in whens:
+        entries = [entry for key, entry in metrics.items() if key.startswith(f"{when}/acceptance/")]
+        total = sum(entry["total"] for entry in entries)
+        if total:
+            losses.append((title, sum(e["loss"] * e["total"] for e in entries) / total))
+    if losses:
+        lines.append(
+            "loss, nats a record: " + ", ".join(f"{title} {loss:.3f}" for title, loss in losses)
+        )
+        if model["task"] == "instruction":
+            lines.append(
+                "perplexity, of a token of the answer: "
+                + ", ".join(f"{title} {math.exp(min(loss, 700)):.4g}" for title, loss in losses)
+            )
+    judged = model.get("judged", {})  # not in reports of earlier releases
+    for key, title in (("macro_f1", "macro-F1"), ("token_f1", "token F1"), ("rouge_l", "ROUGE-L")):
+        said = [f"{t} {100 * judged[w][key]:.1f}" for w, t in whens if key in judged.get(w, {})]
+        if said:
+            lines.append(f"{title}, %: " + ", ".join(said))
+    parts: list[RenderableType] = [Text(line) for line in lines]
+    final = judged.get("federated", {})
+    if "confusion" in final:
+        table = Table(
+            title="acceptance set, together: right label (row), answer (column), records",
+            title_justify="left",
+        )
+        table.add_column("")
+        labels = [printable(label, 40) for label in final["labels"]]
+        for label in labels:
+            table.add_column(label, justify="right")
+        for label, row in zip(labels, final["confusion"], strict=True):
+            table.add_row(label, *(str(count) if count else "" for count in row))
+        parts.append(table)
+    return parts
+
+
+def _samples(name: str, local: Mapping[str, Counts]) -> list[RenderableType]:
+    """Answers to a few records of the acceptance set, as one of the customers' nodes has them."""
+    rows: Any = next(
+        (counts[name]["samples"] for counts in local.values() if counts[name].get("samples")), None
+    )
+    if rows is None:
+        return []
+    table = Table(title="answers to records of the acceptance set", title_justify="left")
+    for column in ("prompt", "right", "before", "together"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(Text(printable(str(text), 300)) for text in row))
+    return [table]
 
 
 def _best(name: str, groups: list[str], local: Mapping[str, Counts]) -> str:

@@ -8,11 +8,18 @@ the way, or is of another run.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedark.contract.contract import Contract
+from fedark.contract.contract import Contract, ModelTerms
 from fedark.contract.privacy import guarantees
-from fedark.contract.protection import UPDATE, bytes_per_value, fewest_in_a_sum, masked_policy
+from fedark.contract.protection import (
+    UPDATE,
+    bytes_per_value,
+    detail_keys,
+    fewest_in_a_sum,
+    masked_policy,
+)
 from fedark.enclave.usage import peak_mib
 from fedark.foundation import canonical
 from fedark.foundation.errors import ProtocolError
@@ -38,7 +45,7 @@ def make_report(
             for key, (correct, total, loss) in entry[terms.name].items():
                 if key == "train":
                     losses.append(loss / total if total else 0.0)
-                elif total:
+                elif key.split("/")[1] in ("acceptance", "own") and total:
                     measured[key] = {
                         "correct": correct,
                         "total": total,
@@ -50,8 +57,14 @@ def make_report(
             "method": terms.adapter.method,
             "taken": terms.taken,
             "values": terms.travelling,
+            "alone": _alone(terms, private=contract.privacy.mechanism != "none"),
             "train_loss": losses,
             "metrics": measured,
+            "judged": {
+                when: judged
+                for when, entry in (("before", state.metrics[0]), ("federated", state.metrics[-1]))
+                if (judged := _judged(terms, entry[terms.name], when))
+            },
         }
     return {
         "job": contract.job,
@@ -67,6 +80,50 @@ def make_report(
         "peak_mib": {"coordinator": round(peak_mib(), 1)},
         "models": models,
     }
+
+
+def _alone(terms: ModelTerms, *, private: bool) -> str:
+    """How the local-only baseline was trained (`fedark.tuning.baseline`); "" where there is none."""
+    epochs = terms.training.baseline_epochs
+    if not epochs:
+        return ""
+    said = f"{epochs} passes over each customer's own training records, without privacy"
+    return f"{said}, at the learning rates that did best on a fifth of them" if private else said
+
+
+def _judged(terms: ModelTerms, entry: Mapping[str, Sequence[float]], when: str) -> dict[str, Any]:
+    """Macro-F1, classes and confusions, or overlap of free text, on the acceptance set, from the
+    sums of `detail_keys`. A label without a record there has no part in the mean.
+    """
+    found = {key: entry[f"{when}/{key}"] for key in detail_keys(terms) if f"{when}/{key}" in entry}
+    if "token-f1" in found:
+        kinds = ("token-f1", "rouge-l")
+        return {
+            kind.replace("-", "_"): found[kind][2] / found[kind][1]
+            for kind in kinds
+            if found[kind][1]
+        }
+    classes: dict[str, dict[str, float]] = {}
+    for index, label in enumerate(terms.labels):
+        right, gold, given = found.get(f"class/{index}", (0, 0, 0.0))
+        if gold:
+            classes[label] = {
+                "records": gold,
+                "precision": right / given if given else 0.0,
+                "recall": right / gold,
+                "f1": 2 * right / (gold + given),
+            }
+    if not classes:
+        return {}
+    judged: dict[str, Any] = {
+        "macro_f1": sum(one["f1"] for one in classes.values()) / len(classes),
+        "classes": classes,
+    }
+    count = range(len(terms.labels))
+    if "said/0/0" in found:
+        judged["confusion"] = [[found[f"said/{i}/{j}"][0] for j in count] for i in count]
+        judged["labels"] = list(terms.labels)
+    return judged
 
 
 def _protection(contract: Contract, run_id: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Training with differential privacy can break in silence: the loss is computed, t
 and the adapter that is delivered is the one that it started from, or follows gradients of something
 else (opacus issue 820 reports such a case with PEFT). And a clipped sum protects a record only if
 nothing of it enters what other records add, now or later. Every run of a job therefore checks, on
-its own model, a few of its own records and hostile ones, before anything is trained:
+its own model, with ordinary and hostile records, before anything is trained:
 
 1. that the architecture is admitted (`fedark.tuning.separable`);
 2. each record's clipped gradient against plain automatic differentiation of a batch of one, without
@@ -13,7 +13,7 @@ its own model, a few of its own records and hostile ones, before anything is tra
 3. the same gradient against finite differences of the loss through the flat vector, which know
    nothing of modules or copies: this ties what is clipped and noised to what travels;
 4. that a record's part is within the bound, and is the same whatever else is in its batch or was in
-   earlier ones: random batches of the job's records and of texts that are empty, of one token, or
+   earlier ones: random batches of the given records and of texts that are empty, of one token, or
    longer than the model reads;
 5. that every tensor that travels gets a gradient, that a step moves each of them and the model's
    answers, and that PEFT, asked what it would save, gives exactly the vector that the federation

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedark.contract.contract import ModelTerms
+from fedark.contract.contract import ModelTerms, TrainingTerms
 from fedark.foundation.errors import DataError, FedarkError, InputError, ModelError
 from fedark.records.reading import Record
 from fedark.tuning.base import PREFIX, Base, load_base
@@ -45,6 +46,7 @@ Progress = Callable[[int, int, float], None]
 
 _EVALUATION_BATCH = 64
 _RANKED_ROWS = 256
+_WRITTEN = 64
 _POOL = 16  # batches that are sorted by length together
 # Loading patches functions of torch and transformers for its duration: one model at a time in a
 # process.
@@ -76,11 +78,16 @@ class Metrics:
     cross-entropies in nats.
 
     For instruction tuning a record's cross-entropy is the mean over the tokens of its answer.
+
+    Attributes:
+        said: (index of the right label, index of the label that was given) -> records; empty for
+            free text.
     """
 
     correct: int
     total: int
     loss_sum: float
+    said: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +243,7 @@ class TaskModel:
         epochs: int,
         seed: int,
         progress: Progress | None = None,
+        settings: TrainingTerms | None = None,
     ) -> TrainStats:
         """Train the adapter, from where it is, with a fresh optimiser (`TrainingTerms.optimizer`;
         no weight decay).
@@ -247,6 +255,7 @@ class TaskModel:
             epochs: passes over `records`.
             seed: of the order of records and the choice of replay.
             progress: called after every step with steps done, steps in all, and the step's loss.
+            settings: optimiser, rates and batch size, if not the contract's.
 
         Raises:
             DataError: no records, or an answer that is not among the labels.
@@ -259,12 +268,12 @@ class TaskModel:
                 "there are none to train on.",
                 fix="Give the customer's training records.",
             )
-        terms = self.terms.training
+        terms = settings or self.terms.training
         own, extra = self._examples(records), self._examples(replay)
         extra_count = round(terms.replay * len(own)) if extra else 0
         steps = epochs * -(-(len(own) + extra_count) // terms.batch_size)
         generator = torch.Generator().manual_seed(seed)
-        optimizer = self._optimizer()
+        optimizer = self._optimizer(terms)
         done, loss_sum, seen = 0, 0.0, 0
         for _ in range(epochs):
             loss_sum, seen = 0.0, 0
@@ -375,7 +384,7 @@ class TaskModel:
             Takes a mean gradient, float32 [travelling], and moves the adapter. It raises InputError
             where the adapter leaves the finite numbers, which is known from the gradients alone.
         """
-        optimizer = self._optimizer()
+        optimizer = self._optimizer(self.terms.training)
 
         def step(gradient: Flat) -> None:
             offset = 0
@@ -405,12 +414,61 @@ class TaskModel:
         if self._causal and self.terms.labels:
             return self._rank(records)
         examples = sorted(self._examples(records), key=lambda example: len(example.ids))
-        correct, loss_sum = 0, 0.0
+        correct, loss_sum, said = 0, 0.0, Counter[tuple[int, int]]()
         for start in range(0, len(examples), _EVALUATION_BATCH):
-            losses, hits = self._score(examples[start : start + _EVALUATION_BATCH])
-            correct += int(hits.sum())
+            batch = examples[start : start + _EVALUATION_BATCH]
+            losses, given = self._score(batch)
             loss_sum += float(losses.sum(dtype=torch.float64))
-        return Metrics(correct, len(examples), loss_sum)
+            if self._causal:
+                correct += int(given.sum())
+            else:
+                gold = [example.target for example in batch]
+                said.update(zip(gold, given.tolist(), strict=True))
+        if not self._causal:
+            correct = sum(count for (gold, given), count in said.items() if gold == given)
+        return Metrics(correct, len(examples), loss_sum, said)
+
+    @torch.no_grad()
+    def answers(self, prompts: Sequence[str]) -> list[str]:
+        """What a language model writes after each prompt by greedy decoding, up to its end token or
+        half of `max_length`, at most 64 tokens.
+        """
+        limit = min(_WRITTEN, self.terms.training.max_length // 2)
+        ids = self._encoder.prompts(prompts, [limit] * len(prompts))
+        # Prompts of one length need no padding on the left, which not every architecture can be
+        # told about.
+        by_length: dict[int, list[int]] = {}
+        for index, prompt in enumerate(ids):
+            by_length.setdefault(len(prompt), []).append(index)
+        found = [""] * len(prompts)
+        for indices in by_length.values():
+            for start in range(0, len(indices), _EVALUATION_BATCH):
+                part = indices[start : start + _EVALUATION_BATCH]
+                written = self._written(torch.tensor([ids[index] for index in part]), limit)
+                for index, row in zip(part, written, strict=True):
+                    found[index] = self._encoder.text(row)
+        return found
+
+    def _written(self, prompts: torch.Tensor, limit: int) -> list[list[int]]:
+        following, cache = prompts, None
+        mask = torch.ones_like(prompts)
+        end = self._encoder.eos_id
+        rows: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        for _ in range(limit):
+            read = self.scorer.body(
+                input_ids=following, attention_mask=mask, past_key_values=cache, use_cache=True
+            )
+            cache, chosen = read.past_key_values, read.logits[:, -1].argmax(-1)
+            for place, token in enumerate(chosen.tolist()):
+                ended[place] = ended[place] or token == end
+                if not ended[place]:
+                    rows[place].append(token)
+            if all(ended):
+                break
+            following = chosen.unsqueeze(1)
+            mask = torch.cat([mask, torch.ones_like(following)], dim=1)
+        return rows
 
     def _examples(self, records: Sequence[Record]) -> list[_Example]:
         self._check(records)
@@ -461,7 +519,9 @@ class TaskModel:
     def _score(
         self, batch: Sequence[_Example], length: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and whether it was answered right, each [batch]; padded to `length` at least."""
+        """Loss, and the label that was given or whether greedy decoding gives the answer, each
+        [batch]; padded to `length` at least.
+        """
         texts = [example.ids for example in batch]
         targets = torch.tensor([example.target for example in batch])
         logits = self._features.logits(texts) if self._features is not None else None
@@ -470,10 +530,7 @@ class TaskModel:
             with trunk.replaying(texts, length) if trunk is not None else nullcontext():
                 logits = self._run(texts, length)
         if not self._causal:
-            return (
-                functional.cross_entropy(logits, targets, reduction="none"),
-                logits.argmax(-1) == targets,
-            )
+            return functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1)
         # Position i predicts token i + 1. Greedy decoding gives the answer exactly if every token
         # of it is the most likely one after those before it: if the first that differs is the i-th,
         # decoding left the answer there.
@@ -508,7 +565,7 @@ class TaskModel:
         for index, ids in enumerate(prompts):
             by_length.setdefault(len(ids), []).append(index)
         rows = max(1, _RANKED_ROWS // len(labels))
-        correct, loss_sum = 0, 0.0
+        loss_sum, said = 0.0, Counter[tuple[int, int]]()
         for indices in by_length.values():
             for start in range(0, len(indices), rows):
                 part = indices[start : start + rows]
@@ -517,9 +574,10 @@ class TaskModel:
                 )
                 scores = scores / mask.sum(1)
                 wanted = torch.tensor([gold[index] for index in part])
-                correct += int((scores.argmax(1) == wanted).sum())
+                said.update(zip(wanted.tolist(), scores.argmax(1).tolist(), strict=True))
                 loss_sum -= float(scores.gather(1, wanted.unsqueeze(1)).sum(dtype=torch.float64))
-        return Metrics(correct, len(records), loss_sum)
+        correct = sum(count for (right, given), count in said.items() if right == given)
+        return Metrics(correct, len(records), loss_sum, said)
 
     def _likelihoods(
         self, prompts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor
@@ -589,8 +647,7 @@ class TaskModel:
             name for name, parameter in self.scorer.body.named_parameters() if id(parameter) in ours
         ]
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        terms = self.terms.training
+    def _optimizer(self, terms: TrainingTerms) -> torch.optim.Optimizer:
         lora = [t for name, t in self._tensors.items() if ".lora_" in name and t.requires_grad]
         head = [t for name, t in self._tensors.items() if ".lora_" not in name and t.requires_grad]
         groups = [

@@ -101,6 +101,15 @@ class TextEncoder:
         end = [] if self.eos_id is None else [self.eos_id]
         return [(encoding.ids + end)[: self._max_length - 2] for encoding in encodings]
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer's ids, without special tokens."""
+        try:
+            return self._tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        except BaseException as error:  # as in `_encoded`
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            return ""
+
     def _encoded(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
         try:
             return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)

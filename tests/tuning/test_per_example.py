@@ -360,7 +360,7 @@ def test_steps_by_gradient_sums_are_the_plain_steps(
         step(task.gradient_sum(batch, clip_norm=1e6)[0] / np.float32(4))
     private = task.get_flat()
     task.set_flat(start)
-    optimizer = task._optimizer()
+    optimizer = task._optimizer(task.terms.training)
     for batch in (data[:4], data[4:8]):
         optimizer.zero_grad()
         task._score(task._examples(batch))[0].mean().backward()

@@ -36,8 +36,9 @@ def test_a_label_counts_by_its_mean_likelihood_a_token(task: Any, texts: list[st
     means = [scores(task, text, mean=True) for text in texts]
     chosen = [row.index(max(row)) for row in means]
     sums = [scores(task, text, mean=False) for text in texts]
-    assert {row.index(max(row)) for row in sums} == {0}, "a sum prefers the shortest"
-    assert set(chosen) != {0}
+    shortest = [row.index(max(row)) for row in sums].count(0)
+    assert shortest > 0.75 * len(texts), "a sum prefers the shortest"
+    assert chosen.count(0) < shortest / 2
     records = [Record(text, LABELS[place]) for text, place in zip(texts, chosen, strict=True)]
     measured = task.evaluate(records)
     assert (measured.correct, measured.total) == (len(texts), len(texts))

@@ -103,7 +103,9 @@ def test_an_optimizer_that_holds_a_copy_is_seen(
     """Wrapped after the optimiser was made: steps go to parameters that nobody reads."""
     task, data = made(zoo, "minilm", records)
     monkeypatch.setattr(
-        task, "_optimizer", lambda: torch.optim.AdamW([copy.deepcopy(p) for p in task.trained])
+        task,
+        "_optimizer",
+        lambda _terms: torch.optim.AdamW([copy.deepcopy(p) for p in task.trained]),
     )
     assert "the customer's own does not change" in failing(task, data)
 

@@ -20,8 +20,10 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from fedark.contract.job import Job
 from fedark.foundation.errors import ModelError
 from fedark.records.reading import Record
+from fedark.simulation.local import prepare
 from fedark.tuning.self_check import self_check
 from fedark.tuning.separable import ADMITTED, Held, require_separable
 from fedark.tuning.task import TaskModel
@@ -49,7 +51,17 @@ _QUERIES: dict[str, tuple[str, ...]] = {
     "phi3": ("qkv_proj",),
 }
 _ENCODERS = frozenset(
-    ["albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"]
+    [
+        "albert",
+        "bert",
+        "camembert",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "mpnet",
+        "roberta",
+        "xlm-roberta",
+    ]
 )
 _OWN: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 8},
@@ -132,6 +144,50 @@ def test_settings_that_depend_on_a_batch_are_refused(changed: dict[str, Any]) ->
     require_separable({"model_type": "llama", "rope_parameters": {"rope_type": "llama3"}})
     with pytest.raises(ModelError, match="not trained under the privacy of single records"):
         require_separable({"model_type": "llama", **changed})
+
+
+def test_a_private_job_with_such_a_model_is_refused_before_anything_is_sealed(
+    zoo: Any, tmp_path: Path
+) -> None:
+    tiny(zoo, "fnet", tmp_path / "base", type_vocab_size=2)
+    (tmp_path / "data.csv").write_text("message,action\nopen it,open_line\nshed it,shed_load\n")
+    (tmp_path / "job.toml").write_text(JOB)
+    work = tmp_path / "work"
+    with pytest.raises(ModelError, match="'fnet' is not among those"):
+        prepare(Job.load(tmp_path / "job.toml"), work, sandbox="none")
+    assert not list((work / "catalogue").iterdir())
+
+
+JOB = """
+[job]
+name = "mixed"
+rounds = 2
+[provider]
+name = "maker"
+[aggregator]
+name = "pool"
+[[customers]]
+name = "north"
+data = "data.csv"
+[[customers]]
+name = "east"
+data = "data.csv"
+[[customers]]
+name = "south"
+data = "data.csv"
+[data]
+prompt = "{message}"
+answer = "action"
+labels = ["open_line", "shed_load"]
+[[models]]
+name = "tiny"
+source = "dir:base"
+task = "classification"
+adapter = {targets = ["intermediate.dense"]}
+[privacy]
+mechanism = "example-distributed"
+records = 6
+"""
 
 
 class _Planted:

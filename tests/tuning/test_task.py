@@ -232,7 +232,7 @@ def test_exact_match_is_what_greedy_decoding_gives_after_training(
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_listed_answers_are_ranked_by_their_full_likelihood(
+def test_listed_answers_are_ranked_by_their_mean_likelihood_a_token(
     zoo: Any, records: Make, name: str
 ) -> None:
     tiny = zoo[name]
@@ -253,12 +253,12 @@ def test_listed_answers_are_ranked_by_their_full_likelihood(
             scores.append(
                 -float(
                     functional.cross_entropy(
-                        out[len(prompt) - 1 : -1], torch.tensor(answer), reduction="sum"
+                        out[len(prompt) - 1 : -1], torch.tensor(answer), reduction="mean"
                     )
                 )
             )
             if label == record.answer:
-                loss_sum -= scores[-1] / len(answer)
+                loss_sum -= scores[-1]
         correct += ANSWERS[int(np.argmax(scores))] == record.answer
     measured = task.evaluate(data)
     assert (measured.correct, measured.total) == (correct, len(data))
