@@ -52,6 +52,7 @@ _QUERIES: dict[str, tuple[str, ...]] = {
 }
 _ENCODERS = frozenset(
     [
+        "fnet",
         "albert",
         "bert",
         "camembert",
