@@ -87,7 +87,8 @@ def _alone(terms: ModelTerms, *, private: bool) -> str:
     epochs = terms.training.baseline_epochs
     if not epochs:
         return ""
-    said = f"{epochs} passes over each customer's own training records, without privacy"
+    passes = "one pass" if epochs == 1 else f"{epochs} passes"
+    said = f"{passes} over each customer's own training records, without privacy"
     return f"{said}, at the learning rates that did best on a fifth of them" if private else said
 
 
