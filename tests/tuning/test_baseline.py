@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,14 +45,25 @@ def test_it_learns_although_the_rates_of_the_rounds_are_of_no_use_alone(
     assert task.evaluate(data).correct > before + len(data) // 6
 
 
-def test_the_rates_of_the_job_are_kept_where_they_are_the_best(zoo: Any, records: Make) -> None:
-    data = records(LABELS) * 3
+def test_the_best_on_held_back_records_is_trained(
+    zoo: Any, records: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = task_with(zoo, head_learning_rate=0.3)
-    train_alone(task, data, private=False, seed=1)
-    plain, correct = task.get_flat(), task.evaluate(data).correct
-    task.set_flat(task.initial())
-    train_alone(task, data, private=True, seed=1)
-    assert np.array_equal(task.get_flat(), plain) or task.evaluate(data).correct >= correct
+    rates: list[float] = []
+    train, evaluate = task.train, task.evaluate
+
+    def watched(*args: Any, settings: Any, **named: Any) -> Any:
+        rates.append(settings.head_learning_rate)
+        return train(*args, settings=settings, **named)
+
+    def best_at_a_hundredth(data: Any) -> Any:
+        measured = evaluate(data)
+        return replace(measured, correct=measured.total if rates[-1] == 1e-2 else 0)
+
+    monkeypatch.setattr(task, "train", watched)
+    monkeypatch.setattr(task, "evaluate", best_at_a_hundredth)
+    train_alone(task, records(LABELS) * 3, private=True, seed=1)
+    assert rates == [0.3, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1e-2]
 
 
 def test_a_baseline_that_diverges_ends_no_private_job(
