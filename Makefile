@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/fedark/v1/*.proto)
 SERVICES := protos/fedark/v1/node.proto protos/fedark/v1/broker.proto
 
-.PHONY: demo test lock flower-contracts lint docs protos check-protos states fuzz chaos clean
+.PHONY: demo test lock wheel flower-contracts lint docs protos check-protos states fuzz chaos clean
 
 # Where torch comes from: PyTorch's own index of CPU builds, and what pip's configuration names as find-links. The index from
 # which all else comes would send a build for GPUs, with 3 GB of packages beside it. Another index of CPU builds, such as a
@@ -50,6 +50,16 @@ flower-contracts: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/flower-$(FORMER_FLOWER) flwr==$(FORMER_FLOWER)
 	FEDARK_FLOWER=$(FORMER_FLOWER) PYTHONPATH=build/flower-$(FORMER_FLOWER) \
 	  $(BIN)/python -m pytest tests/links/flower/test_adapter.py tests/links/flower/test_supernode.py
+
+# What users get: the wheel, in an empty environment elsewhere, runs an example from end to end.
+wheel: $(VENV)/.run
+	rm -rf build/wheel && $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	elsewhere=$$(mktemp -d) && trap 'rm -rf "$$elsewhere"' EXIT && wheel=$$(realpath build/wheel/fedark-*.whl) \
+	&& locks=$$(realpath requirements) && $(PYTHON) -m venv "$$elsewhere/venv" && cd "$$elsewhere" && unset PYTHONPATH \
+	&& install="venv/bin/python -m pip install --quiet --no-deps --only-binary :all:" \
+	&& $$install --require-hashes --retries 2 --index-url $(TORCH_INDEX) -r "$$locks/torch.txt" \
+	&& $$install --require-hashes -r "$$locks/run.txt" && $$install "$$wheel" \
+	&& venv/bin/fedark example grid --out grid && venv/bin/fedark simulate grid/job.toml --work work
 
 lint: $(VENV)/.installed check-protos
 	$(BIN)/ruff check .
