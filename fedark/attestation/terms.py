@@ -50,6 +50,7 @@ Version = Annotated[int, Field(ge=0, le=255)]
 Svn = Annotated[int, Field(ge=0)]
 Register = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}(\.[a-z0-9_]{1,31})?$")]
 Registers = dict[Register, Hex48]
+PlatformFact = Literal["no-smt", "ciphertext-hiding", "alias-check"]
 TcbStatus = Literal[
     "UpToDate",
     "SWHardeningNeeded",
@@ -120,6 +121,9 @@ class SevSnpTerms(_GuestTerms):
         vmpls: privilege levels that may ask; 0 unless a paravisor below the guest is part of what
             is trusted.
         minimum_svn: the guest's own, from its ID block.
+        requires: what the report must say of the machine: "no-smt" (no thread of another guest
+            shares a core), "ciphertext-hiding" (the host cannot watch the ciphertext of memory
+            change), "alias-check" (the firmware found no two addresses for one place in memory).
         revocation: "required": AMD's list of revoked ASKs must be at hand and current, so that no
             host hides a revocation by leaving it out. "if-given": where there is one, it counts.
     """
@@ -127,6 +131,7 @@ class SevSnpTerms(_GuestTerms):
     minimum_tcb: Annotated[dict[Literal["Milan", "Genoa"], TcbTerms], Field(min_length=1)]
     vmpls: Annotated[tuple[Annotated[int, Field(ge=0, le=3)], ...], Field(min_length=1)] = (0,)
     minimum_svn: Svn = 0
+    requires: tuple[PlatformFact, ...] = ()
     revocation: Literal["required", "if-given"] = "required"
 
     def looser(self, own: SevSnpTerms) -> Iterator[str]:
@@ -147,6 +152,8 @@ class SevSnpTerms(_GuestTerms):
             yield f"VMPL {sorted(set(self.vmpls) - set(own.vmpls))} is not admitted"
         if self.minimum_svn < own.minimum_svn:
             yield f"minimum_svn {self.minimum_svn} is below {own.minimum_svn}"
+        if missing := sorted(set(own.requires) - set(self.requires)):
+            yield f"it does not ask for {', '.join(missing)}"
         if own.revocation == "required" != self.revocation:
             yield "it asks for no revocation list"
 

@@ -110,6 +110,7 @@ def _snp(terms: Sequence[SevSnpTerms], collateral: Mapping[str, bytes]) -> SevSn
         crls=_all(collateral, SNP_CRL),
         require_crl=any(one.revocation == "required" for one in terms),
         vmpls=frozenset.intersection(*(frozenset(one.vmpls) for one in terms)),
+        requires=frozenset[str]().union(*(one.requires for one in terms)),
     )
 
 

@@ -5,7 +5,8 @@ DER and in this order; those at the end may be missing where the verifier has th
 checks: the form of the report (`sev_snp_report`), the path VCEK - ASK - ARK to a pinned ARK, that
 the VCEK is of this chip and of the reported TCB ("VCEK Certificate and KDS Interface
 Specification", 57230, table 8), the signature, and then what a relying party asks for: a minimum
-TCB, a VMPL, no migration. Reports signed by a VLEK (a cloud's key and not a chip's) are refused.
+TCB, a VMPL, no migration, and what the report says of the machine (`PLATFORM_FACTS`). Reports signed by a
+VLEK (a cloud's key and not a chip's) are refused.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fedark.attestation.claims import Claims
 from fedark.attestation.platforms._tsm import REPORT_FOLDER, TsmFiles, tsm_report
 from fedark.attestation.platforms.roots import AMD_ARK_SHA256
 from fedark.attestation.platforms.sev_snp_report import (
+    PLATFORM_FACTS,
     REPORT_BYTES,
     SUBJECT,
     SnpReport,
@@ -66,6 +68,7 @@ class SevSnpVerifier:
             revocation.
         vmpls: privilege levels that may ask; 0 unless a paravisor below the guest is part of what
             is trusted.
+        requires: facts of the machine (keys of `PLATFORM_FACTS`) that must hold.
         roots: product name -> SHA-256 of the DER form of its ARK certificate.
 
     Raises:
@@ -82,6 +85,7 @@ class SevSnpVerifier:
         crls: Iterable[bytes] = (),
         require_crl: bool = False,
         vmpls: frozenset[int] = frozenset({0}),
+        requires: frozenset[str] = frozenset(),
         roots: Mapping[str, bytes] = AMD_ARK_SHA256,
     ) -> None:
         self._minimum_tcb = dict(minimum_tcb)
@@ -91,6 +95,7 @@ class SevSnpVerifier:
         self._crls = [_x509.RevocationList(der, "The AMD revocation list", SUBJECT) for der in crls]
         self._require_crl = require_crl
         self._vmpls = vmpls
+        self._requires = requires
         self._roots = dict(roots)
 
     def verify(self, token: bytes, *, now: datetime, admitted: datetime | None = None) -> Claims:
@@ -195,6 +200,10 @@ class SevSnpVerifier:
             problems.append(
                 f"The report was asked for at VMPL {report.vmpl}, which is not allowed."
             )
+        problems += [
+            f"{name} is asked for: {PLATFORM_FACTS[name]}."
+            for name in sorted(self._requires - report.platform)
+        ]
         if report.migratable:
             problems.append("A migration agent may move the guest to another machine.")
         return problems

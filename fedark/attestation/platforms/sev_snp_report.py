@@ -3,7 +3,8 @@ table "ATTESTATION_REPORT").
 
 1184 bytes, little-endian: 0x2A0 signed bytes and a 512-byte signature field. Whatever the
 specification calls reserved must be zero here, in the signature field too, so that no bit of a
-report is free. Milan and Genoa only: Turin lays its TCB out otherwise.
+report is free. Milan and Genoa only: Turin lays its TCB out otherwise. PLATFORM_INFO says how the
+host set the machine up; bits that a later firmware adds there are signed, and not read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, fields
 
 from fedark.foundation.errors import EvidenceRefused
 
-__all__ = ["REPORT_BYTES", "SUBJECT", "SnpReport", "SnpTcb", "parse_report"]
+__all__ = ["PLATFORM_FACTS", "REPORT_BYTES", "SUBJECT", "SnpReport", "SnpTcb", "parse_report"]
 
 REPORT_BYTES = 0x4A0
 SUBJECT = "an AMD SEV-SNP guest"
@@ -26,6 +27,13 @@ _POLICY_MUST_BE_ONE = 1 << 17
 _POLICY_MIGRATE_MA = 1 << 18
 _POLICY_DEBUG = 1 << 19
 _POLICY_RESERVED = ~((1 << 26) - 1)
+_SMT, _CIPHERTEXT_HIDING, _ALIAS_CHECKED = 1 << 0, 1 << 4, 1 << 5
+PLATFORM_FACTS = {
+    "no-smt": "simultaneous multithreading is on",
+    "ciphertext-hiding": "the host can read the ciphertext of the guest's memory",
+    "alias-check": "no check for aliased memory was completed since the last reset",
+}
+"""What a relying party may ask of PLATFORM_INFO, and what is so where it does not hold."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class SnpReport:
         vmpl: privilege level that asked, 0 (most) to 3.
         debug: the host may read the guest's memory.
         migratable: a migration agent may move the guest.
+        platform: the keys of `PLATFORM_FACTS` that hold.
         report_data, measurement, host_data, id_key_digest, author_key_digest, report_id, chip_id:
         as in the specification. current, reported, committed, launch: the four TCBs; the signing
         key is derived from `reported`.
@@ -79,6 +88,7 @@ class SnpReport:
     vmpl: int
     debug: bool
     migratable: bool
+    platform: frozenset[str]
     report_data: bytes
     measurement: bytes
     host_data: bytes
@@ -128,6 +138,7 @@ def parse_report(data: bytes) -> SnpReport:
         vmpl=vmpl,
         debug=bool(policy & _POLICY_DEBUG),
         migratable=bool(policy & _POLICY_MIGRATE_MA),
+        platform=_platform(data),
         report_data=data[0x50:0x90],
         measurement=data[0x90:0xC0],
         host_data=data[0xC0:0xE0],
@@ -143,6 +154,16 @@ def parse_report(data: bytes) -> SnpReport:
         r=_big_endian(data[0x2A0:0x2E8]),
         s=_big_endian(data[0x2E8:0x330]),
     )
+
+
+def _platform(data: bytes) -> frozenset[str]:
+    (info,) = struct.unpack_from("<Q", data, 0x40)
+    holds = {
+        "no-smt": not info & _SMT,
+        "ciphertext-hiding": info & _CIPHERTEXT_HIDING,
+        "alias-check": info & _ALIAS_CHECKED,
+    }
+    return frozenset(name for name, value in holds.items() if value)
 
 
 def _reserved_are_zero(data: bytes, version: int) -> None:

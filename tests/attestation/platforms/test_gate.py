@@ -402,6 +402,22 @@ def test_the_stricter_of_contract_and_policy_counts_part_by_part(
     )
 
 
+@pytest.mark.usefixtures("pinned")
+def test_what_contract_or_policy_requires_of_the_machine_reaches_the_snp_verifier(
+    amd: Any, maker: Any, tmp_path: Path
+) -> None:
+    given = {SNP_CRL: amd.crl()}
+    hidden = snp_terms(requires=("ciphertext-hiding",))
+    own = policy(
+        tmp_path,
+        maker,
+        {"sev-snp.measurement": "00" * 48},
+        {"sev-snp": {"minimum_tcb": SNP["minimum_tcb"], "requires": ["alias-check", "no-smt"]}},
+    )
+    reasons = snp_reasons(hidden, amd, given, own)
+    assert [reason.split(" ")[0] for reason in reasons] == ["alias-check", "ciphertext-hiding"]
+
+
 def test_known_certificates_reach_the_snp_verifier(shared: Path) -> None:
     folder = shared / "vectors"
     chain = x509.load_pem_x509_certificates((folder / "sev_snp_chain_milan.pem").read_bytes())
@@ -466,6 +482,11 @@ SNP = {"minimum_tcb": {"Milan": {"bootloader": 4, "tee": 0, "snp": 22, "microcod
             {"sev-snp": {**SNP, "revocation": "if-given"}},
             {"sev-snp": SNP},
             "sev-snp: it asks for no revocation list",
+        ),
+        (
+            {"sev-snp": {**SNP, "requires": ("alias-check",)}},
+            {"sev-snp": {**SNP, "requires": ("no-smt", "alias-check", "ciphertext-hiding")}},
+            "sev-snp: it does not ask for ciphertext-hiding, no-smt",
         ),
         (
             {"sev-snp": {**SNP, "vmpls": (0, 2)}},

@@ -473,3 +473,33 @@ def test_a_report_is_verified_again_with_a_list_that_was_renewed_since(pki, auth
     revoked = verifier(pki, crls=[authority.revoke(pki.ark, [pki.ask.cert], **later)])
     with pytest.raises(EvidenceRefused, match="was revoked"):
         revoked.verify(token(pki), now=now, admitted=pki.now)
+
+
+@pytest.mark.parametrize(
+    ("info", "holds"),
+    [
+        (0b000000, {"no-smt"}),
+        (0b000001, set()),
+        (0b010001, {"ciphertext-hiding"}),
+        (0b100000, {"no-smt", "alias-check"}),
+        (0b110000, {"no-smt", "ciphertext-hiding", "alias-check"}),
+        (0b001110, {"no-smt"}),  # TSME, ECC, RAPL: nobody asks
+    ],
+)
+def test_what_the_platform_says_of_itself_can_be_required(pki, info, holds):
+    said = token(pki, changes=[(0x40, info.to_bytes(8, "little"))])
+    every = {"no-smt", "ciphertext-hiding", "alias-check"}
+    verifier(pki, requires=frozenset(holds)).verify(said, now=pki.now)
+    for fact in every - holds:
+        assert f"{fact} is asked for" in reasons(
+            verifier(pki, requires=frozenset({fact})), said, pki.now
+        )
+
+
+def test_the_real_platform_has_neither_ciphertext_hiding_nor_an_alias_check(real):
+    checker = SevSnpVerifier(
+        minimum_tcb={"Milan": REAL_TCB},
+        certificates=[real.ark, real.ask, real.vcek],
+        requires=frozenset({"ciphertext-hiding", "alias-check"}),
+    )
+    assert len(reasons(checker, real.report, REAL_NOW).split("asked for")) == 3
