@@ -1,5 +1,5 @@
 """The only module that touches private APIs of Flower; pinned to flwr 1.42.0 and held by contract
-tests that also run on 1.41.0 (docs/adr/0001-flower-behind-one-module.md).
+tests that also run on 1.41.0 (docs/adr/0006-flower-behind-one-module.md).
 
 What it wraps, and why the public API is not enough:
 
