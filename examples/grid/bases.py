@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -122,7 +123,7 @@ def language_model(out: Path, world: World, seed: int, report: Report) -> None:
         _Muon(matrices, {"lr": _LM_MATRIX_RATE, "momentum": 0.95, "weight_decay": 0.01}),
         torch.optim.AdamW(others, lr=_LM_RATE, weight_decay=0.01, betas=(0.9, 0.98)),
     )
-    rates = (_LM_MATRIX_RATE, _LM_RATE)
+    rates, began = (_LM_MATRIX_RATE, _LM_RATE), time.monotonic()
     for step, batch in enumerate(_batches(encoded, seed)):
         factor = min(1.0, (step + 1) / 40) * max(
             0.02, min(1.0, (_LM_STEPS - step) / (0.6 * _LM_STEPS))
@@ -137,8 +138,12 @@ def language_model(out: Path, world: World, seed: int, report: Report) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        if (step + 1) % 80 == 0:
-            report(f"language model: step {step + 1} of {_LM_STEPS}, loss {loss.item():.3f}")
+        if (step + 1) % 20 == 0:
+            left = (time.monotonic() - began) / (step + 1) * (_LM_STEPS - step - 1)
+            report(
+                f"language model: step {step + 1} of {_LM_STEPS}, loss {loss.item():.3f},"
+                f" {left:.0f} s left"
+            )
     model.save_pretrained(out)
     tokenizer.save(str(out / "tokenizer.json"))
     settings = {

@@ -65,7 +65,7 @@ def _bases(folder: Path, world: World, seed: int, progress: Callable[[str], None
     folder.mkdir(exist_ok=True)
     version = f"{_VERSION} seed {seed}"
     if _missing(folder / "language-model", version):
-        progress("building the language model, once: about half a minute")
+        progress("building the language model, once")
         language_model(folder / "language-model", world, seed, progress)
         _stamp(folder / "language-model").write_text(version)
     if _missing(folder / "encoder", version):
@@ -77,9 +77,7 @@ def _bases(folder: Path, world: World, seed: int, progress: Callable[[str], None
                 " language model alone"
             )
             return
-        progress(
-            "tuning the sentence encoder on the provider's standard desk, once: about half a minute"
-        )
+        progress("tuning the sentence encoder on the provider's standard desk, once")
         encoder(source, folder / "encoder", world, seed, progress)
         _stamp(folder / "encoder").write_text(version)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,7 +20,7 @@ __all__ = ["app"]
 
 _STALE = 60.0  # seconds: it writes twice a second, but for a call to the SuperLink that takes long
 app = typer.Typer(help="Host the aggregator: it relays what it cannot read.", no_args_is_help=True)
-jobs = typer.Typer(help="Submit, list, show and stop jobs.", no_args_is_help=True)
+jobs = typer.Typer(help="Submit, list, follow, show and stop jobs.", no_args_is_help=True)
 app.add_typer(jobs, name="jobs")
 
 Host = Annotated[Path, typer.Argument(metavar="FOLDER", help="The host's folder.")]
@@ -314,6 +315,44 @@ def show(
     path = host.party_folder / "runs" / found.run / "report.json"
     if found.run and path.is_file():
         console.print(render(json.loads(path.read_bytes()), {}))
+
+
+@jobs.command("follow")
+def follow(
+    folder: Host,
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="Name, or the beginning of the contract's digest.")
+    ],
+) -> None:
+    """Tell what a job is at, until it ends. Exit status 1 if it does not end well."""
+    from fedark.operate.daemon import PROGRESS
+    from fedark.operate.host.folder import HostFolder
+    from fedark.operate.host.jobs import find_job
+    from fedark.operate.host.store import JOB_ENDS
+
+    host = HostFolder.open(folder)
+    digest = find_job(host.store, job, to_stop=True).digest
+    log, said = host.party_folder / PROGRESS, ""
+    read = log.stat().st_size if log.is_file() else 0
+    while True:
+        found = find_job(host.store, digest)
+        answers = host.store.answers(digest)
+        waits = [f"{party} {answer}" for party, (answer, _) in answers.items()]
+        state = f"{found.status}{f': {found.reason}' if found.reason else ''}"
+        if found.status == "proposed":
+            state = f"proposed; {', '.join(waits) or 'nobody has answered yet'}"
+        if state != said:
+            typer.echo(said := state)
+        if log.is_file() and log.stat().st_size > read:
+            with log.open(encoding="utf-8", errors="replace") as file:
+                file.seek(read)
+                typer.echo(file.read().rstrip("\n"))
+                read = file.tell()
+        if found.status in JOB_ENDS:
+            raise typer.Exit(found.status != "done")
+        if not running(folder):
+            raise FederationError("The host does not run.", fix=f"fedark aggregator up {folder}")
+        time.sleep(0.5)
 
 
 @jobs.command("stop")

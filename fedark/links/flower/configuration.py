@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import json
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,9 @@ def read(path: Path, kind: type[T]) -> T:
     try:
         status = path.stat()
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-            raise InputError(f"{path} is open to other users.", fix=f"Run: chmod 600 {path}")
+            raise InputError(
+                f"{path} is open to other users.", fix=f"Run: chmod 600 {shlex.quote(str(path))}"
+            )
         return kind(**json.loads(path.read_bytes()))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None

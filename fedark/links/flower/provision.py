@@ -15,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -239,7 +240,9 @@ def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """
     try:
         if path.stat().st_mode & 0o077:
-            raise InputError(f"{path} is open to other users.", fix=f"Run: chmod 600 {path}")
+            raise InputError(
+                f"{path} is open to other users.", fix=f"Run: chmod 600 {shlex.quote(str(path))}"
+            )
         data = path.read_bytes()
         key = (
             load_ssh_private_key(data, None)

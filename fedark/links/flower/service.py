@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shlex
 import socket
 import stat
 import threading
@@ -270,7 +271,8 @@ def _check_directory(path: Path) -> None:
         ) from None
     if directory.st_uid != os.geteuid() or stat.S_IMODE(directory.st_mode) & 0o077:
         raise FederationError(
-            f"{path.parent} is open to other users.", fix=f"Run: chmod 700 {path.parent}"
+            f"{path.parent} is open to other users.",
+            fix=f"Run: chmod 700 {shlex.quote(str(path.parent))}",
         )
 
 
