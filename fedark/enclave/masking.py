@@ -1,24 +1,9 @@
 """The two ends of a masked session inside their enclaves: `fedark.secagg` tied to attestation,
 contract and rounds.
 
-Peers are attested without a nonce for each pair. Every trainer enclave gives one nonce for all of
-its fellows; a relay brings all of them to each; each proves itself once, over
-
-    combined = SHA-256 [label, contract digest, run, [[party, nonce], ...]]
-
-and appraises the others' evidence for the same value. It has seen its own nonce, fresh and
-unaltered, go into `combined`, so evidence over it is as fresh as evidence over that nonce. Who was
-shown another list expects another value and admits nobody.
-
-Round numbers of the masked protocol are the job's and never come twice. What identifies a round's
-model is the digest of the encrypted global state that the trainer received: an aggregator enclave
-that lies can give one model two of them, and what the difference of the two sums tells is bounded
-by differential privacy alone. Loading needs no masks: the initial adapters that it brings to the
-aggregator enclave are computed from the sealed model and the contract's seed alone.
-
-The masked messages travel inside `ProtectedUpdate`s to the aggregator enclave: whoever carries them
-cannot even sum them, and an aggregator enclave whose hardware fails or lies still learns sums
-alone.
+Peers are attested without a nonce for each pair: all trainer enclaves answer one challenge that is
+derived from the nonces of all of them. That, and what identifies a round and its model, is argued
+in docs/design/secure-aggregation.md, "Evidence for a whole cohort": comments name its steps 1 to 3.
 """
 
 from __future__ import annotations
@@ -122,6 +107,7 @@ class TrainerMasks:
         """
         if self._nonce:
             return self._nonce
+        # Step 1: one nonce for all fellows.
         self._nonce = self._nonces.issue(_PEERS, now=now)
         return self._nonce
 
@@ -148,6 +134,7 @@ class TrainerMasks:
                 "The nonces are not one for every customer of the contract.",
                 safe="No key was agreed.",
             )
+        # Step 2: this enclave's own nonce went in unaltered.
         if not self._nonce or nonces[self._me.party] != self._nonce:
             raise Refused(
                 f"The nonce of the trainer enclave of {self._me.party} was altered on its way to"

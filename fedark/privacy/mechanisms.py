@@ -5,16 +5,12 @@ What is released in a round is a sum of integers: every customer's clipped vecto
 share of discrete Gaussian noise. Three steps lead from there to the Gaussian mechanism that
 `accounting` knows; docs/privacy.md has the proofs.
 
-1. Rounding. Adding a vector v before a shared random rounding adds an independently rounded v after
-   it. So the sensitivity is the norm of a rounded v: Kairouz, Liu, Steinke, "The Distributed
-   Discrete Gaussian Mechanism" (2021), equation 2, but for a probability beta, which is added to
-   delta.
-2. Sum of shares. n discrete Gaussians of variance w differ from one of variance n w by at most a
-   factor exp(10 sum_k exp(-2 pi^2 w k / (k + 1))) for each value (the same paper, theorem 9).
-3. Continuous Gaussian. A discrete Gaussian of variance V around an integer is, but for a factor
-   exp(smoothing error), a random rounding of the continuous one of variance V - 4 around it: a
-   Gaussian of variance 4, sampled at the integers. The rounding does not know the data:
-   post-processing. So what holds for the Poisson-subsampled Gaussian, PRV included, holds here.
+1. Rounding: the sensitivity is the norm of a rounded vector, but for a probability that is added
+   to delta (Kairouz, Liu, Steinke, 2021, equation 2).
+2. Sum of shares: it is nearly a discrete Gaussian of the summed variance (theorem 9 there).
+3. Continuous Gaussian: a discrete Gaussian is nearly a rounding of a continuous one of a variance
+   that is smaller by 4, and rounding does not know the data. So what holds for the
+   Poisson-subsampled Gaussian, PRV included, holds here.
 
 The factors of 2 and 3 are below 1 + 1e-20 for any job and enter epsilon; the sampler's distance
 enters delta.
@@ -25,25 +21,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 from fedark.foundation.errors import InputError
-from fedark.privacy.accounting import (
-    Event,
-    Guarantee,
-    Spend,
-    Unit,
-    View,
-    cost,
-    noise_multiplier,
-    upward,
-)
+from fedark.privacy.accounting import Event, Guarantee, Spend, View, cost, noise_multiplier, upward
+from fedark.privacy.kinds import TRAITS, Kind, Traits, Unit
 from fedark.privacy.noise import GridNoise, Shape, smoothing_error
 from fedark.secagg.policy import Layout
 
-__all__ = ["Kind", "Mechanism", "calibrated"]
-
-Kind = Literal["example-distributed", "example-local", "customer-level"]
+__all__ = ["Mechanism", "calibrated"]
 
 _RESERVED = 1e-3  # share of delta that unlucky roundings may use up
 _ROUNDING = 4  # variance, in square grid steps, that step 3 takes from the noise
@@ -216,9 +201,14 @@ class Mechanism:
         )
 
     @property
+    def traits(self) -> Traits:
+        """What sets it apart from the others."""
+        return TRAITS[self.kind]
+
+    @property
     def unit(self) -> Unit:
         """What is protected."""
-        return "customer" if self.kind == "customer-level" else "record"
+        return self.traits.unit
 
     @property
     def minimum(self) -> int:
@@ -276,7 +266,7 @@ class Mechanism:
         assumptions = [_INSIDE, _ONCE]
         if self.unit == "record":
             assumptions += [_POISSON, _SIZES, _RECORD]
-        if self.kind != "example-local":
+        if self.traits.shared:
             assumptions.append(_HONEST.format(honest=honest))
         against = {
             "adapter": "the server, and whoever has the adapter",
@@ -284,14 +274,14 @@ class Mechanism:
                 f"the server together with {max(1, self.colluders)} of the other customers"
             ),
         }[view]
-        if self.kind == "example-local":
+        if not self.traits.shared:
             against = "everyone outside the customer's own enclave"
         return Guarantee(
             value, delta, self.unit, against, self.kind, accountant, tuple(assumptions)
         )
 
     def _honest(self, view: View) -> int:
-        if self.kind == "example-local":
+        if not self.traits.shared:
             return 1
         return self.minimum - (max(1, self.colluders) if view == "colluders" else 0)
 

@@ -1,41 +1,12 @@
 """The client of the masked protocol, as it runs inside an attested trainer enclave: a state machine
 without I/O.
 
-It follows Bonawitz et al. 2017 (pairwise masks and a self-mask), with keys agreed once a session
-and a decrypting committee (Flamingo, Ma et al. 2023), and keeps these rules whatever the server
-says. Legal order:
-
     hello -> join -> { begin -> [upload] -> [endorse] -> [unmask] } for ever larger rounds
 
-1. A round number is burned by `begin` before a key of the round is derived: no round runs twice,
-   with no other cohort, model or vector. A request that is refused derives nothing and burns
-   nothing.
-2. Everything that the round is (session, number, layout, the model that this client really
-   received, participants) is hashed into ctx; every key, mask and share of the round derives from
-   ctx.
-3. One upload a round. It carries the shares of its own recovery secrets: b_u, the self-mask seed,
-   fresh and random; s_uv, the seed of each pair in this round. Each committee member gets its
-   shares sealed for it alone.
-4. The self-mask stays in every round, so a vector that arrives after its sender was declared gone
-   stays masked for ever.
-5. A member answers one survivor set U for a round: b_u for u in U, s_uv only for u in U and v not
-   in U: never both secrets of one party. With 2 t > c + g no second set finds a quorum. Asked again
-   for the same U it repeats the same bytes.
-6. |U| is at least the minimum cohort, U is a set of participants, each keeps enough neighbours in
-   U.
-7. Where the topology asks for agreement, a member signs one U, and releases shares only against t
-   members' signatures on it.
-8. For a layout and model digest an enclave uploads in one session alone and releases once, over all
-   rounds and sessions that share `Releases`: a server that pretends a failure and repeats the
-   round, with the same digest, without a victim gets nothing to subtract from, neither in this
-   session nor in another with other members. If the digest is of a ciphertext, as in a fedark job,
-   who encrypts one model twice has two: then only differential privacy bounds the difference.
-
-Secrets live in this object only. It cannot be copied or pickled; `state` is for a checkpoint that
-the enclave seals to itself (`fedark.enclave.checkpoint`). What an old checkpoint does: a round that
-is begun again with the same request uses the same pair masks under a fresh self-mask, with another
-request other masks; a member could answer twice. So a client whose host rolls it back counts as one
-that colludes, and 2 t > c + g holds for c of them.
+It keeps eight rules whatever the server says; they stand in docs/design/secure-aggregation.md, and
+comments name them where they are kept. Secrets live in this object only. It cannot be copied or
+pickled; `state` is for a checkpoint that the enclave seals to itself
+(`fedark.enclave.checkpoint`). A client whose host rolls it back counts as one that colludes.
 """
 
 from __future__ import annotations
@@ -255,16 +226,19 @@ class Client:
             values["round"],
             wire.indices(values["participants"], len(directory.parties)),
         )
+        # Rule 1: a round number is burned before a key of the round is derived.
         if number <= self._last:
             raise ProtocolError(
                 f"Round {number} is not new: round {self._last} was begun.",
                 safe="Nothing was uploaded.",
             )
+        # Rule 6: enough participants. Rule 8: no model twice.
         check_round(directory, number, values["layout"], participants)
         layout = self._policy.by_name[values["layout"]]
         self._releases.check(layout.name, model_digest, directory.sid)
         self._last = number
         self._round = None
+        # Rule 2: every key, mask and share of the round derives from ctx.
         ctx = schedule.context(directory.sid, number, layout.name, model_digest, participants)
         info = schedule.round_info(ctx)
         pairs = {i: chain.take(number, info) for i, chain in self._chains.items()}
@@ -289,16 +263,19 @@ class Client:
             raise ProtocolError(
                 "This client is not a participant of the round.", safe="Nothing was uploaded."
             )
+        # Rule 3: one upload a round.
         if current.uploaded or current.answered is not None:
             raise ProtocolError(
                 "This client has uploaded to this round, or helped to close it.",
                 safe="Nothing was uploaded.",
             )
+        # Rule 8: for a model digest an enclave uploads in one session alone.
         self._releases.bind(current.layout.name, current.model_digest, directory.sid)
         current.uploaded = True
 
         others = current.participants.slots(self._me)
         secrets = self._secrets(current, others)
+        # Rule 4: the self-mask stays in every round.
         streams = [(secrets[0], True)] + [
             (s, self._me < v) for s, v in zip(secrets[1:], others, strict=True)
         ]
@@ -341,6 +318,7 @@ class Client:
         digest, _ = self._survivors(directory, current, values["ctx"], values["survivors"])
         if not directory.topology.agreement:
             raise ProtocolError("This session has no agreement on survivors.", safe=_KEPT)
+        # Rule 7: one survivor set is signed.
         if current.endorsed not in (None, digest):
             raise Refused("Another survivor set of this round was signed already.", safe=_KEPT)
         current.endorsed = digest
@@ -363,12 +341,14 @@ class Client:
             frame.header, "unmask", {"ctx": 32, "survivors": list, "endorsements": list}
         )
         digest, survivors = self._survivors(directory, current, values["ctx"], values["survivors"])
+        # Rule 5: one survivor set is answered, and the same one always alike.
         if current.answered is not None:
             if current.answered != digest:
                 raise Refused(
                     "Another survivor set of this round was answered already.", safe=_KEPT
                 )
             return current.answer
+        # Rule 7: shares leave only against t members' signatures on this set.
         if directory.topology.agreement:
             if current.endorsed not in (None, digest):
                 raise Refused("Another survivor set of this round was signed already.", safe=_KEPT)
@@ -379,8 +359,8 @@ class Client:
         sizes = [current.participants.blob_bytes(u) for u in senders]
         body, _ = frame.split(sum(sizes))
 
-        # From here on the round is answered: what fails below is not asked for again with another
-        # set.
+        # Rule 8: a sum is released once for a model. From here on the round is answered: what fails
+        # below is not asked for again with another set.
         if (current.layout.name, current.model_digest) in self._releases.done:
             raise Refused("A sum for this model was released before.", safe=_KEPT)
         self._releases.done.add((current.layout.name, current.model_digest))
@@ -394,6 +374,7 @@ class Client:
             at += size
             if shares is not None:
                 opened[sender] = shares
+        # Rule 5: b_u of survivors, s_uv of survivors with those who are gone.
         gone = current.participants.without(survivors)
         shares_body = b"".join(
             opened[u][current.participants.released(u, gone)].tobytes()
@@ -460,6 +441,7 @@ class Client:
             raise Refused("A survivor is not a participant of the round.", safe=_KEPT)
         if self._me in survivors and not current.uploaded:
             raise Refused("The survivors name this client, which has uploaded nothing.", safe=_KEPT)
+        # Rule 6: the minimum cohort, and enough neighbours for each.
         check_cohort(directory, survivors)
         return schedule.survivors_digest(ctx, survivors), survivors
 

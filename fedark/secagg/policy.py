@@ -22,7 +22,7 @@ from functools import cached_property
 from fedark.foundation import canonical
 from fedark.foundation.errors import ContractError
 
-__all__ = ["MAX_COHORT", "Layout", "Metric", "Policy"]
+__all__ = ["MAX_COHORT", "Layout", "Lane", "Policy"]
 
 MAX_COHORT = 2048
 _MAX_LENGTH = 1 << 32
@@ -32,7 +32,7 @@ _MAX_NOISE = 1 << 29
 
 
 @dataclass(frozen=True)
-class Metric:
+class Lane:
     """A number that travels beside the vector, inside the masked sum: a count, a loss, a number of
     correct answers.
 
@@ -77,7 +77,7 @@ class Layout:
     clip_norm: float = 1.0
     value_range: float = 1.0
     max_weight: int = 1
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[Lane, ...] = ()
     noise_bound: int = 0
 
     @property

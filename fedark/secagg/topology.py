@@ -1,42 +1,14 @@
 """Who masks with whom, and who can unmask: derived from the session identifier, never chosen by the
-server.
+server. The bounds are argued in docs/design/secure-aggregation.md, "Committee and graph".
 
 Committee. Every client shares its round secrets, t of c, with a committee that is fixed for the
-session (Flamingo, Ma et al. 2023). With at most g colluding members and 2 t > c + g, two disjoint
-sets of honest members can never both complete a quorum: no party's self-mask seed and pairwise
-seeds "without that party" are both recovered, in one round or across two rounds. Up to a few
-hundred clients everybody is a member; beyond, a sample whose chance to hold more than 2 t - c - 1
-colluders (a hypergeometric tail) is below 2**-STATISTICAL_BITS.
+session: everybody up to a few hundred clients, beyond that a sample whose chance to hold too many
+colluders is below 2**-STATISTICAL_BITS.
 
-Graph. What a server can learn is the sums over connected parts of the honest survivors (Bell et al.
-2020). Two kinds of graph:
-
-Ring. Clients stand in a circle, in the order of the directory, and each masks with its nearest k.
-No k - 1 clients can be taken away so that the others fall apart (Harary, "The maximum connectivity
-of a graph", 1962). A server that works with g clients can take away those and the d that it makes
-the committee treat as dropped: k = g + d + 1, at least 2, and k = n - 1, everybody, where that is
-no fewer. With agreement d is n - minimum; without it more, since each member may be shown another
-set: `most_dropped`. It holds for every survivor set and every choice of colluders, at whatever
-time; agreement by a sampled committee stands those that were chosen before.
-
-Random. In large cohorts that admit many drops fewer neighbours do: independent edges, with the aim
-of Bell et al. but against a server that names the dropped clients after it has seen the graph.
-Every survivor must keep a floor of surviving neighbours. `split_bound` then bounds the probability
-that the honest survivors of any admissible survivor set fall into two parts, of which the server
-could learn separate sums. For that, some set A of s honest clients, the smaller part, must have all
-its other honest neighbours among the dropped, and each of its members must have floor - s + 1
-neighbours that collude: of its surviving neighbours at most s - 1 are in A. The two events ask for
-different edges, so their probabilities multiply, and a union bound over all A gives the sum. It
-holds for all survivor sets of all rounds at once, however the server chooses them, and for
-colluders that were chosen before the session identifier (static corruption, as in Flamingo):
-whoever can make clients collude after the graph is known can cut one out. 40 of the 80 bits are
-margin for trying many session identifiers: by a colluding client's key announcements, or by the
-server's choice of whom it lets into the session.
-
-The floor has a price, paid in rounds and not in secrets: a round in which some survivor keeps fewer
-neighbours is refused. `refusal_bound` bounds how often that happens when as many clients drop as
-the policy admits, and not by malice; over random graphs, that is, of which a session has one. The
-smallest mean degree is taken at which some floor keeps both bounds.
+Graph. A ring of nearest neighbours where colluders and admitted drops are few, which holds for every
+choice of theirs; else random edges, of which each survivor must keep a floor. `split_bound` bounds
+the chance that honest survivors fall into two parts, and `refusal_bound` how often a round is
+refused because a survivor keeps fewer.
 """
 
 from __future__ import annotations

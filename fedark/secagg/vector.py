@@ -5,22 +5,10 @@ It pays for keystreams, whose calls are long; numpy's are so short that two thre
 wait for the interpreter lock. So one thread rounds and packs, and what it has packed is masked by
 the others, in the end by all of them.
 
-A value x becomes an integer: y = x * weight / max_weight / step, in single precision up to 16 bits
-and in double above, is clamped to [-M, M] and rounded up or down at random: y is taken to 16 binary
-places (32 in double), toward zero, as many random bits are added, and the places are cut off. So
-the expectation is y, as computed, to 2**-16 of a step (2**-32). The scale and the product are
-rounded before, which moves y itself by up to 2**-23 of its magnitude in single precision: near the
-ends of a grid of 16 bits by 2**-8 of a step, for a value of one step by less than 2**-22 (in double
-by a few times 2**-53 of its magnitude). Noise is added, then the offset M + K. `per_word` fields
-share a 64-bit word, planar: word j of W holds the values j, W + j, 2 W + j ... . Masks are uniform
-modulo 2**64 and added to whole words, so a masked word is uniform, and a sum of words is the sum of
-its fields (no carries: `policy.Layout`). The last words are lanes of their own: the weight and the
-metrics.
-
-Rounding draws from AES-256-CTR, one stream for each plane, addressed by position: the result
-depends on the seed only, not on threads. Where noise is added, a first pass computes the norm of
-the rounded integers and draws a new seed while it exceeds `Layout.integer_norm`: the mechanism's
-sensitivity then holds exactly.
+A value is scaled, clamped to the grid, rounded at random to an integer with the same expectation,
+noised, and packed several to a 64-bit word; whole words are masked. The last words are lanes of their
+own: the weight and the figures. Precision and packing are worked out in
+docs/design/secure-aggregation.md, "From a vector to masked words".
 """
 
 from __future__ import annotations
@@ -124,7 +112,7 @@ class Contribution:
             value = self.metrics[metric.name]
             if not (math.isfinite(value) and abs(value) <= metric.limit):
                 raise InputError(
-                    f"Metric {metric.name!r} is not within +-{metric.limit}.",
+                    f"Lane {metric.name!r} is not within +-{metric.limit}.",
                     safe="Nothing was uploaded.",
                 )
             lanes.append(round(value / metric.resolution) + metric.bound)

@@ -1,10 +1,16 @@
 """Key release (RFC 9334's relying party at work): a weight key for one attested enclave, one
 contract, one run, and no other.
 
-The order, which the code follows: the provider appraised the enclave (`AttestedPeer`) -> contract
-and claims against the signed release policy -> the decision goes to the provider's transparency
-log, on the disk -> the key is wrapped -> the provider signs the grant, with the log's tree head and
-the proof that the release is under it. The HPKE `info` is a digest over everything that the release
+The order, which comments in the code name:
+
+1. the provider appraised the enclave (`AttestedPeer`);
+2. contract and claims are held against the signed release policy;
+3. the decision goes to the provider's transparency log, on the disk;
+4. the key is wrapped;
+5. the provider signs the grant, with the log's tree head and the proof that the release is under
+   it.
+
+The HPKE `info` is a digest over everything that the release
 was decided on, the log entry among it: a key that is wrapped before it was logged cannot be, and a
 grant opens in no other context. The grant travels through an aggregator that is trusted with
 nothing.
@@ -123,6 +129,7 @@ def release(
         ReleaseRefused: with every reason; the refusal is in the log.
         StorageError: the log cannot be written; nothing was released.
     """
+    # 1. Only a verifier makes an AttestedPeer.
     if not isinstance(peer, AttestedPeer):
         raise TypeError("a weight key is released to an AttestedPeer alone")
     terms, policy, kem = contract.contract, manifest.policy, peer.kem
@@ -147,6 +154,7 @@ def release(
         log_entry=b"",
         expires=expires,
     )
+    # 2. Contract and claims against the policy.
     reasons = _reasons(key, manifest, peer, contract, model, provider, now)
     if reasons:
         done = log.refuse(
@@ -165,9 +173,11 @@ def release(
         )
         refused.logged = done.index
         raise refused
+    # 3. The log, before the key is wrapped.
     done = log.append(bound.entry())
     bound = replace(bound, log_index=done.index, log_entry=done.entry.leaf())
     proof = {"log_head": done.head.encoded, "log_path": log.inclusion(done.index, done.head)}
+    # 4. and 5. Wrap, then sign.
     body = canonical.encode(
         asdict(bound) | proof | {"wrapped": key.wrap(peer.hpke_public, bound.context(), kem=kem)}
     )
