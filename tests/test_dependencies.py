@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from fedark.measurement import runtime
-from fedark.measurement.manifest import Manifest
+from fedark.measurement.manifest import EnclaveManifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -91,7 +91,7 @@ def test_the_search_for_imports_finds_them() -> None:
 def test_every_distribution_that_an_enclave_measures_is_locked_at_the_installed_version(
     role: str,
 ) -> None:
-    described = Manifest.load(ROOT / "enclaves" / role / "enclave.toml")
+    described = EnclaveManifest.load(ROOT / "enclaves" / role / "enclave.toml")
     needed, _ = runtime.distributions(described.runtime.distributions)
     assert needed
     lock = RUN | TORCH

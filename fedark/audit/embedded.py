@@ -83,6 +83,8 @@ def small_task(
             name="small",
             task="classification",
             bundle="0" * 96,
+            weights="0" * 96,
+            prompt="{text}",
             labels=tuple(labels),
             adapter=adapter,
             training=TrainingTerms(batch_size=64, max_length=_MAX_LENGTH),

@@ -38,7 +38,13 @@ def job_task(job: Job, name: str = "") -> TaskModel:
     folder = _folder(job, spec)
     base = base_shapes(folder, spec.task, job.labels, spec.pooling)
     terms = model_terms(
-        spec, bundle="0" * 96, labels=job.labels, base=base, layout=base.layout(spec.adapter)
+        spec,
+        bundle="0" * 96,
+        weights="0" * 96,
+        prompt=job.data.prompt,
+        labels=job.labels,
+        base=base,
+        layout=base.layout(spec.adapter),
     )
     return TaskModel.load(
         {key: bytearray(path.read_bytes()) for key, path in model_files(folder).items()}, terms

@@ -250,6 +250,8 @@ def _load(
             name="bench",
             task="classification" if encoder else "instruction",
             bundle="0" * 96,
+            weights="0" * 96,
+            prompt="{text}",
             labels=labels,
             adapter=adapter,
             training=TrainingTerms(batch_size=records, max_length=tokens),

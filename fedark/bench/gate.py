@@ -190,6 +190,8 @@ class _World:
                         "name": "bench",
                         "task": "classification",
                         "bundle": manifest.digest().hex(),
+                        "weights": manifest.weights().hex(),
+                        "prompt": "{text}",
                         "labels": ["yes", "no"],
                         "adapter": {},
                         "training": {},

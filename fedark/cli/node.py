@@ -296,6 +296,53 @@ def approve(
     typer.echo(f"Approved: contract {contract.digest().hex()[:16]}... of job {contract.job}.")
 
 
+@app.command("replace")
+def replace(
+    folder: Folder,
+    party: Annotated[str, typer.Argument(metavar="PARTY", help="Whose keys are new.")],
+    told: Annotated[
+        str,
+        typer.Option(
+            "--fingerprint", help="As the party's own people tell you; without it, nothing changes."
+        ),
+    ] = "",
+) -> None:
+    """Take the new keys of a party that lost its machine, or changed its keys, into the roster."""
+    from fedark.contract.contract import fingerprint
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.stages.consent import Consent
+    from fedark.stages.roster import read_roster, replace_keys
+
+    node = NodeFolder(folder)
+    if party == node.config.name:
+        raise InputError(f"{party} is this node itself.", safe="The roster was left as it is.")
+    proposed = [one for contract in Consent(node.path).proposed() for one in contract.parties]
+    if told:
+        old = read_roster(node.path).get(party)
+        new = replace_keys(node.path, party, told, proposed)
+        typer.echo(f"{party} was {fingerprint(old) if old else 'unknown'}.")
+        typer.echo(f"{party} is  {fingerprint(new)} from now on.")
+        typer.echo("Standing rules that name it still name its former fingerprint.")
+        return
+    known = read_roster(node.path)
+    offered = {
+        fingerprint(one) for one in proposed if one.name == party and one != known.get(party)
+    }
+    if party in known:
+        typer.echo(f"{party} is known here as {fingerprint(known[party])}")
+    for one in sorted(offered):
+        typer.echo(f"  proposed by the host: {one}")
+    if not offered:
+        raise InputError(f"No contract that was proposed here has other keys of {party}.")
+    typer.echo(
+        f"Ask {party}'s own people, not the host, for their fingerprint (fedark node status shows"
+        " it there), then:"
+    )
+    typer.echo(
+        f'  fedark node replace {shlex.quote(str(folder))} {shlex.quote(party)} --fingerprint "..."'
+    )
+
+
 @app.command("refuse")
 def refuse(
     folder: Folder,
@@ -316,6 +363,7 @@ def refuse(
 @app.command("status")
 def status(folder: Folder, as_json: AsJson = False) -> None:
     """Ask the running node what it is and does. Exit status 1 if it does not answer."""
+    from fedark.contract.contract import fingerprint
     from fedark.links.flower.service import NodeClient
     from fedark.operate.node.folder import NodeFolder
     from fedark.operate.state import socket_of
@@ -335,6 +383,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
             )
         )
         return
+    typer.echo(f"its keys: {fingerprint(NodeFolder(folder).request.party)}")
     doing = f"works on stage {found.stage} of run {found.run_id}" if found.run_id else "waits"
     typer.echo(f"{found.party} ({found.role}) {doing}")
 

@@ -26,9 +26,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fedark.attestation.terms import AttestationTerms
 from fedark.foundation import canonical
-from fedark.foundation.errors import ContractError
+from fedark.foundation.errors import ContractError, InputError
 from fedark.foundation.keys import public_bytes, verify_signature
 from fedark.foundation.terms import Finite, Hex32, Hex48, Name, Terms, explain, to_tuples
+from fedark.privacy.kinds import MechanismName
+from fedark.records.template import Template
 
 __all__ = [
     "CONTRACT_LABEL",
@@ -53,6 +55,9 @@ __all__ = [
 CONTRACT_LABEL = "fedark/contract/1"
 MAX_TRAVELLING = 25_000_000
 """Values of one update of all models, four bytes each: 100 MB."""
+MOST_EPSILON = 30.0
+"""The precision of the noise sampler supports no larger claim for most jobs; beyond it a guarantee
+says nothing."""
 _MAX_CONTRACT_BYTES = 4 << 20
 
 # A run reads the same bytes again and again; in a simulation every party does. One object serves
@@ -76,6 +81,7 @@ class Party(Terms):
 
 
 Method = Literal["ffa-lora", "lora", "head"]
+ProtectionMode = Literal["sealed", "masked"]
 
 
 class AdapterTerms(Terms):
@@ -212,6 +218,8 @@ class ModelTerms(Terms):
         name: what reports call it.
         task: sequence classification, or causal-LM instruction tuning.
         bundle: SHA-384 of the sealed bundle's manifest (hex).
+        weights: SHA-384 over the weights inside it (hex), the same however often they are sealed.
+        prompt: the template that every customer makes its prompts by.
         labels: the classes, in order; for "instruction", the admissible answers, or empty for free
             text.
         pooling: for classification, how a text's token vectors become the one that the head reads:
@@ -226,6 +234,8 @@ class ModelTerms(Terms):
     name: Name
     task: Literal["classification", "instruction"]
     bundle: Hex48
+    weights: Hex48
+    prompt: Annotated[str, Field(min_length=1, max_length=10_000)]
     labels: tuple[str, ...]
     adapter: AdapterTerms
     training: TrainingTerms
@@ -234,6 +244,15 @@ class ModelTerms(Terms):
     pooling_why: Annotated[str, Field(max_length=300)] = ""
     base: Annotated[str, Field(max_length=300)] = ""
     layout: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
+
+    @field_validator("prompt")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        try:
+            Template.parse(value)
+        except InputError as error:
+            raise ValueError(error.told) from None
+        return value
 
     @property
     def travelling(self) -> int:
@@ -278,7 +297,7 @@ class ProtectionTerms(Terms):
             `fedark.contract.protection.fewest_in_a_sum`.
     """
 
-    mode: Literal["sealed", "masked"] = "sealed"
+    mode: ProtectionMode = "sealed"
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     bits: Annotated[int, Field(ge=2, le=24)] = 16
     clip_norm: Annotated[Finite, Field(gt=0)] = 10_000.0
@@ -309,16 +328,19 @@ class PrivacyTerms(Terms):
         local_steps: "example-local": steps of one round.
         records: how many training records all customers have, about; public, so that gradient sums
             are divided by it and not by what was really drawn.
+        accept_noise: run the job although its noise buries what it could learn
+            (`fedark.contract.privacy.noise_problems`).
     """
 
-    mechanism: Literal["none", "example-distributed", "example-local", "customer-level"] = "none"
-    epsilon: Annotated[Finite, Field(gt=0, le=1000)] = 8.0
+    mechanism: MechanismName = "none"
+    epsilon: Annotated[Finite, Field(gt=0, le=MOST_EPSILON)] = 8.0
     delta: Annotated[Finite, Field(gt=0, lt=0.1)] = 1e-5
     noise_multiplier: Annotated[Finite, Field(ge=0)] = 0.0
     clip_norm: Annotated[Finite, Field(gt=0)] = 1.0
     sampling_rate: Annotated[Finite, Field(gt=0, le=1)] = 0.1
     local_steps: Annotated[int, Field(ge=1, le=10_000)] = 1
     records: Annotated[int, Field(ge=0)] = 0
+    accept_noise: bool = False
 
 
 class EvaluationTerms(Terms):

@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 from fedark.attestation.terms import SandboxMode
 from fedark.contract.contract import Contract, EvaluationTerms, ModelTerms, Party
 from fedark.contract.job import Job
-from fedark.contract.privacy import solved
+from fedark.contract.privacy import claim_problems, noise_problems, solved
 from fedark.contract.protection import masked_policy
+from fedark.foundation.errors import ContractError
 from fedark.measurement import reference_policies
 
 __all__ = ["draft"]
@@ -78,4 +79,6 @@ def draft(
     )
     if contract.protection.mode == "masked":
         masked_policy(contract, "")  # the layouts are known only now
+    if problems := claim_problems(contract) or noise_problems(contract):
+        raise ContractError(str(job.path), problems)
     return contract

@@ -393,7 +393,10 @@ class Job:
         adapters = [(model.name, model.adapter) for model in self.models]
         problems += protection_problems(self.protection, set(self.customer_names), adapters)
         problems += privacy_problems(
-            self.privacy, self.protection, [(model.name, model.training) for model in self.models]
+            self.privacy,
+            self.protection,
+            [(model.name, model.training) for model in self.models],
+            self.rounds,
         )
         problems += [
             f"deliver.to names a stranger: {name!r}"
@@ -424,7 +427,14 @@ class Job:
 
 
 def model_terms(
-    spec: ModelSpec, *, bundle: str, labels: tuple[str, ...], base: Any, layout: Any
+    spec: ModelSpec,
+    *,
+    bundle: str,
+    weights: str,
+    prompt: str,
+    labels: tuple[str, ...],
+    base: Any,
+    layout: Any,
 ) -> ModelTerms:
     """The contract's terms for a model of the job, once it is sealed.
 
@@ -438,6 +448,8 @@ def model_terms(
             "name": spec.name,
             "task": spec.task,
             "bundle": bundle,
+            "weights": weights,
+            "prompt": prompt,
             "labels": labels,
             "adapter": spec.adapter,
             "training": spec.training,

@@ -1,11 +1,12 @@
 """What `privacy.mechanism` in a contract means; the mathematics is in `fedark.privacy.mechanisms`.
 
-    example-distributed  Each round every record of every customer is drawn with probability q; a customer adds up the clipped
-                         gradients of its draw, rounds the sum to a grid and adds a share of integer
+    example-distributed  Each round every record of every customer is drawn with probability q; a
+                         customer adds up the clipped gradients of its draw, rounds the sum to a grid and adds a share of integer
                          noise; the shares of the fewest customers that a round may have, less those
                          who may collude, make up all of it. A round below that minimum is never
                          summed. One step of the server's optimiser a round.
-    example-local        Every step of a customer's local training is such a gradient with all of the noise.
+    example-local        Every step of a customer's local training is such a gradient with all of
+                         the noise.
     customer-level       A customer's whole update is clipped, rounded and noised by a share.
 
 Rounding comes before the noise, and the noise is integer: nothing depends on how a computer rounds,
@@ -15,6 +16,7 @@ Sizes of draws are never published: a sum is divided by q times the public numbe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -24,7 +26,8 @@ from numpy.typing import NDArray
 
 from fedark.contract.contract import Contract, PrivacyTerms, ProtectionTerms, TrainingTerms
 from fedark.foundation.errors import InputError, ProtocolError
-from fedark.privacy.accounting import Guarantee, Spend, View, cost
+from fedark.privacy.accounting import Guarantee, Spend, View, cost, reachable
+from fedark.privacy.kinds import TRAITS
 from fedark.privacy.mechanisms import Mechanism, calibrated
 from fedark.privacy.sampling import FINEST_RATE
 from fedark.secagg import Contribution, Layout
@@ -32,8 +35,13 @@ from fedark.secagg.vector import RoundSum, mask
 
 __all__ = [
     "claim_problems",
+    "NOISE_REFUSED",
+    "NOISE_WARNED",
     "guarantees",
     "mechanism",
+    "noise_line",
+    "noise_problems",
+    "noise_to_signal",
     "noised",
     "noised_layout",
     "noised_sum",
@@ -45,6 +53,8 @@ __all__ = [
     "sum_clip",
 ]
 
+NOISE_WARNED, NOISE_REFUSED = 0.1, 0.5
+"""Ratios of noise to signal above which a job is warned of, and refused (docs/privacy.md)."""
 _BITS = 22
 _LEAST_SUM = (
     16.0  # clip norms of one record that a customer's sum may have, however small its data are
@@ -63,7 +73,7 @@ def mechanism(contract: Contract) -> Mechanism | None:
     grid, rounds, noise = _grid(contract), contract.rounds, terms.noise_multiplier
     customers, colluders = len(contract.customers), contract.protection.colluders
     dropped = customers - contract.protection.minimum_cohort
-    rate = Fraction(str(terms.sampling_rate))
+    rate, steps = _rate(terms), _steps(terms, rounds)
     if terms.mechanism == "customer-level":
         return Mechanism.customer_level(
             grid,
@@ -74,7 +84,6 @@ def mechanism(contract: Contract) -> Mechanism | None:
             dropped=dropped,
         )
     if terms.mechanism == "example-local":
-        steps = rounds * terms.local_steps
         return Mechanism.example_local(
             grid,
             record_norm=terms.clip_norm,
@@ -149,9 +158,51 @@ def server_scale(contract: Contract) -> float:
     their sums.
     """
     terms = contract.privacy
-    if terms.mechanism != "example-distributed":
+    if terms.mechanism == "none" or TRAITS[terms.mechanism].update != "gradient-sum":
         return 1.0
     return len(contract.customers) / (terms.sampling_rate * terms.records)
+
+
+def noise_to_signal(contract: Contract) -> float:
+    """Expected L2 norm of all noise in the finished adapter, over the largest norm that what was
+    learned can have: every record drawn as often as expected, its gradient as long as the clip
+    norm, and all of them pointing the same way in every step. Both grow over T steps: the signal by
+    T, independent noise by sqrt(T). 0 without a mechanism.
+    """
+    found = mechanism(contract)
+    if found is None:
+        return 0.0
+    terms, customers = contract.privacy, len(contract.customers)
+    noise = _grid(contract).step * math.sqrt(found.variance(customers) * found.length)
+    units = customers if found.unit == "customer" else float(found.rate) * terms.records
+    if units <= 0:
+        return math.inf
+    return noise / (terms.clip_norm * units * math.sqrt(found.releases))
+
+
+def noise_line(contract: Contract) -> str:
+    """What the noise does to the job, for people."""
+    try:
+        ratio = noise_to_signal(contract)
+    except InputError as error:
+        return f"noise: {error.what}"
+    said = f"noise: {ratio:.2g} times the most that the job can learn"
+    if ratio > NOISE_REFUSED:
+        return f"{said}; expect nothing to be learned"
+    if ratio > NOISE_WARNED:
+        return f"{said}; expect little to be learned (good jobs stay below {NOISE_WARNED})"
+    return said
+
+
+def noise_problems(contract: Contract) -> list[str]:
+    """Why the job would spend its epsilon for nothing, unless it accepts that."""
+    if contract.privacy.accept_noise or noise_to_signal(contract) <= NOISE_REFUSED:
+        return []
+    return [
+        f"privacy: {noise_line(contract)}\n    More records, a larger sampling_rate, more rounds, a"
+        ' larger epsilon, or fewer values (method "head", a lower rank, fewer layers) lower it;'
+        " privacy.accept_noise = true runs the job all the same."
+    ]
 
 
 def guarantees(contract: Contract) -> tuple[Guarantee, ...]:
@@ -159,9 +210,7 @@ def guarantees(contract: Contract) -> tuple[Guarantee, ...]:
     found = mechanism(contract)
     if found is None:
         return ()
-    views: tuple[View, ...] = (
-        ("adapter",) if found.kind == "example-local" else ("adapter", "colluders")
-    )
+    views: tuple[View, ...] = ("adapter", "colluders") if found.traits.shared else ("adapter",)
     return tuple(found.guarantee(view, contract.privacy.delta) for view in views)
 
 
@@ -173,13 +222,20 @@ def solved(terms: PrivacyTerms, rounds: int) -> PrivacyTerms:
     """
     if terms.mechanism == "none" or terms.noise_multiplier > 0:
         return terms
-    rate = (
-        Fraction(1) if terms.mechanism == "customer-level" else Fraction(str(terms.sampling_rate))
-    )
-    steps = rounds * (terms.local_steps if terms.mechanism == "example-local" else 1)
-    return terms.model_copy(
-        update={"noise_multiplier": calibrated(terms.epsilon, terms.delta, rate, steps)}
-    )
+    noise = calibrated(terms.epsilon, terms.delta, _rate(terms), _steps(terms, rounds))
+    return terms.model_copy(update={"noise_multiplier": noise})
+
+
+def _rate(terms: PrivacyTerms) -> Fraction:
+    """With which each protected unit takes part in a release."""
+    whole = TRAITS[terms.mechanism].unit == "customer"
+    return Fraction(1) if whole else Fraction(str(terms.sampling_rate))
+
+
+def _steps(terms: PrivacyTerms, rounds: int) -> int:
+    """Releases of the whole job."""
+    local = TRAITS[terms.mechanism].update == "noised-steps"
+    return rounds * (terms.local_steps if local else 1)
 
 
 def claim_problems(contract: Contract) -> list[str]:
@@ -190,7 +246,10 @@ def claim_problems(contract: Contract) -> list[str]:
     if terms.noise_multiplier <= 0:
         return [f"its privacy mechanism {terms.mechanism!r} has no noise"]
     problems = privacy_problems(
-        terms, contract.protection, [(model.name, model.training) for model in contract.models]
+        terms,
+        contract.protection,
+        [(model.name, model.training) for model in contract.models],
+        contract.rounds,
     )
     if problems:
         return problems
@@ -199,6 +258,11 @@ def claim_problems(contract: Contract) -> list[str]:
         epsilon = cost([spend], terms.delta)[0] if spend is not None else 0.0
     except InputError as error:
         return [error.what]
+    if math.isinf(epsilon):
+        return [
+            f"privacy: epsilon {terms.epsilon:g} at delta {terms.delta:g} is beyond what can be"
+            " accounted for so many values and rounds: ask for a smaller epsilon or a larger delta"
+        ]
     if epsilon > terms.epsilon * (1 + 1e-6):
         return [f"it claims epsilon {terms.epsilon:g}, and its noise gives {epsilon:.3g}"]
     return []
@@ -217,10 +281,13 @@ def strongest_spend(contract: Contract) -> Spend | None:
 
 
 def privacy_problems(
-    privacy: PrivacyTerms, protection: ProtectionTerms, models: Iterable[tuple[str, TrainingTerms]]
+    privacy: PrivacyTerms,
+    protection: ProtectionTerms,
+    models: Iterable[tuple[str, TrainingTerms]],
+    rounds: int,
 ) -> list[str]:
-    """Everything that keeps these terms from being kept, one line each, but for what an accountant
-    has to say.
+    """Everything that keeps these terms from being kept, one line each, but for what depends on the
+    number of values (`claim_problems`).
 
     Args:
         models: name and training of every model.
@@ -228,22 +295,23 @@ def privacy_problems(
     if privacy.mechanism == "none":
         return []
     found = []
-    if privacy.mechanism != "example-local" and protection.minimum_cohort <= max(
-        1, protection.colluders
-    ):
+    rate, steps = _rate(privacy), _steps(privacy, rounds)
+    if privacy.noise_multiplier == 0 and not reachable(privacy.epsilon, rate, steps, privacy.delta):
+        found.append(
+            f"privacy: no noise reaches epsilon {privacy.epsilon:g} at delta {privacy.delta:g}: ask"
+            " for a larger epsilon, a smaller rate or fewer rounds"
+        )
+    traits = TRAITS[privacy.mechanism]
+    if traits.shared and protection.minimum_cohort <= max(1, protection.colluders):
         found.append(
             "privacy: with as many colluders as the minimum cohort nobody is left to add noise"
         )
-    if (
-        privacy.mechanism != "example-local"
-        and protection.mode == "masked"
-        and protection.agreement is False
-    ):
+    if traits.shared and protection.mode == "masked" and protection.agreement is False:
         found.append(
             "privacy: without agreement a lying aggregator could get a sum with fewer shares of"
             " noise than are counted"
         )
-    if privacy.mechanism != "customer-level":
+    if traits.unit == "record":
         if Fraction(str(privacy.sampling_rate)).denominator > FINEST_RATE:
             found.append("privacy.sampling_rate has more digits than can be drawn exactly")
         if privacy.records < 1:
@@ -262,7 +330,7 @@ def privacy_problems(
 def sum_clip(contract: Contract) -> float:
     """L2 norm that a customer's vector is clipped to as a whole before it is rounded."""
     terms = contract.privacy
-    if terms.mechanism == "customer-level":
+    if TRAITS[terms.mechanism].unit == "customer":
         return terms.clip_norm
     expected = terms.sampling_rate * terms.records / len(contract.customers)
     return terms.clip_norm * max(_LEAST_SUM, expected)

@@ -5,7 +5,8 @@ Trainer and aggregator enclaves derive the same policy from the contract, and no
 from a server. Two layouts:
 
     update      one vector: the travelling values of all models, in the contract's order
-    evaluated   all figures of the job: before, local-only, training losses round by round, the final adapter's; no vector
+    evaluated   all figures of the job: before, local-only, training losses round by round, the
+                final adapter's; no vector
 
 Figures travel once, at the end, over those who were there to the end: given out round by round, the
 sums of two cohorts would differ by the figures of whoever dropped out between them. They are lanes
@@ -30,13 +31,14 @@ from fedark.contract.contract import (
 )
 from fedark.contract.privacy import noised_layout
 from fedark.foundation.errors import ContractError
-from fedark.secagg import Layout, Metric, Policy, RoundSum, check_method
+from fedark.privacy.kinds import TRAITS
+from fedark.secagg import Lane, Layout, Policy, RoundSum, check_method
 from fedark.secagg.topology import smallest_sum
 
 __all__ = [
     "EVALUATED",
     "UPDATE",
-    "Counts",
+    "Figure",
     "bytes_per_value",
     "detail_keys",
     "fewest_in_a_sum",
@@ -52,7 +54,7 @@ __all__ = [
 
 UPDATE, EVALUATED = "update", "evaluated"
 
-Counts = tuple[int, int, float]
+Figure = tuple[int, int, float]
 """Correct answers, answers, and the sum of their losses (nats)."""
 
 # The sums of 2,048 customers stay below 2**63. Losses are rounded to 0.001 nats.
@@ -143,7 +145,7 @@ def bytes_per_value(policy: Policy) -> float:
     return 8 * layout.vector_words(len(policy.roster)) / layout.length
 
 
-def lanes(contract: Contract, metrics: Mapping[str, Mapping[str, Counts]]) -> dict[str, float]:
+def lanes(contract: Contract, metrics: Mapping[str, Mapping[str, Figure]]) -> dict[str, float]:
     """The values of all figures for one customer.
 
     Args:
@@ -213,7 +215,8 @@ def _policy(
 
 def shares_noise(contract: Contract) -> bool:
     """Whether the noise of a sum is made up of its customers' shares."""
-    return contract.privacy.mechanism in ("example-distributed", "customer-level")
+    name = contract.privacy.mechanism
+    return name != "none" and TRAITS[name].shared
 
 
 def _update(protection: ProtectionTerms, privacy: PrivacyTerms, length: int) -> Layout:
@@ -229,15 +232,15 @@ def _update(protection: ProtectionTerms, privacy: PrivacyTerms, length: int) -> 
     )
 
 
-def _metrics(contract: Contract) -> tuple[Metric, ...]:
+def _metrics(contract: Contract) -> tuple[Lane, ...]:
     return tuple(
         metric
         for stage in _keys(contract)
         for model, key in stage
         for metric in (
-            Metric(_lane(model, key, "correct"), _COUNT_LIMIT),
-            Metric(_lane(model, key, "total"), _COUNT_LIMIT),
-            Metric(_lane(model, key, "loss"), _LOSS_LIMIT, _LOSS_RESOLUTION),
+            Lane(_lane(model, key, "correct"), _COUNT_LIMIT),
+            Lane(_lane(model, key, "total"), _COUNT_LIMIT),
+            Lane(_lane(model, key, "loss"), _LOSS_LIMIT, _LOSS_RESOLUTION),
         )
     )
 
@@ -292,8 +295,8 @@ def detail_keys(terms: ModelTerms) -> list[str]:
 
 
 def may_leave(
-    contract: Contract, metrics: Mapping[str, Mapping[str, Counts]]
-) -> dict[str, dict[str, Counts]]:
+    contract: Contract, metrics: Mapping[str, Mapping[str, Figure]]
+) -> dict[str, dict[str, Figure]]:
     """Those of a customer's figures that the contract sums, for an update that is sealed."""
     if contract.privacy.mechanism == "none":
         return {model: dict(items) for model, items in metrics.items()}

@@ -52,7 +52,7 @@ def private_updates(
         # allow.
         return _split(clip_vector(summed, found.sum_norm), tasks)
 
-    if found.kind == "example-distributed":
+    if found.traits.update == "gradient-sum":
         return {name: -summed for name, summed in gradients().items()}
     before = {name: task.get_flat() for name, task in tasks.items()}
     steppers = {name: task.stepper() for name, task in tasks.items()}

@@ -613,7 +613,7 @@ class TrainerSession(SessionBase):
             if self._private is None:
                 return self._protect(Payload(records, vectors, metrics), context)
             noised = b""
-            if kind == UPDATE and self._private.kind != "example-local":
+            if kind == UPDATE and self._private.traits.shared:
                 whole = np.concatenate([vectors[terms.name] for terms in self.contract.models])
                 vectors, noised = {}, noised_words(self.contract, whole).astype("<u8").tobytes()
             metrics = may_leave(self.contract, metrics)

@@ -9,7 +9,7 @@ __all__ = ["error_of", "fault_of"]
 
 
 def fault_of(
-    error: FedarkError, *, text: int = 2000, reasons: int | None = None, reason: int = 300
+    error: FedarkError, *, text: int = 2000, reasons: int | None = None, reason: int = 600
 ) -> stage_pb2.StageFault:
     """An error as it crosses the wire: its class and its texts, which hold no secret.
 

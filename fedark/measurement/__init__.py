@@ -4,7 +4,7 @@ name.
 
 from __future__ import annotations
 
-from fedark.measurement.manifest import Manifest, enclave_dir
+from fedark.measurement.manifest import EnclaveManifest, enclave_dir
 from fedark.measurement.measure import (
     Measurement,
     differences,
@@ -14,7 +14,7 @@ from fedark.measurement.measure import (
 from fedark.measurement.policies import reference_policies
 
 __all__ = [
-    "Manifest",
+    "EnclaveManifest",
     "Measurement",
     "differences",
     "enclave_dir",

@@ -33,7 +33,7 @@ from fedark.attestation.binding import ROLES
 from fedark.foundation.errors import ContractError, InputError, printable
 from fedark.foundation.terms import Terms, explain
 
-__all__ = ["MANIFEST", "Manifest", "enclave_dir", "package_dir"]
+__all__ = ["MANIFEST", "EnclaveManifest", "enclave_dir", "package_dir"]
 
 MANIFEST = "enclave.toml"
 _MAX_MANIFEST = 64 << 10
@@ -63,7 +63,7 @@ class RuntimePart(Terms):
     libraries: tuple[RelativePath, ...] = ()
 
 
-class Manifest(Terms):
+class EnclaveManifest(Terms):
     """A valid `enclave.toml`."""
 
     role: str

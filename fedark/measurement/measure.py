@@ -21,7 +21,7 @@ from fedark.foundation.errors import InputError, Refused
 from fedark.measurement import runtime
 from fedark.measurement.cache import DigestCache, default_cache
 from fedark.measurement.detours import detours, refuse_detours
-from fedark.measurement.manifest import Manifest, enclave_dir, package_dir
+from fedark.measurement.manifest import EnclaveManifest, enclave_dir, package_dir
 from fedark.measurement.policies import reference_policies
 from fedark.measurement.tree import Entry, Root, entries_of, register
 
@@ -117,7 +117,7 @@ def measure_enclave(role: str, *, cached: bool = True) -> Measurement:
             enclave.
     """
     folder = enclave_dir(role)
-    manifest = Manifest.load(folder / "enclave.toml")
+    manifest = EnclaveManifest.load(folder / "enclave.toml")
     if manifest.role != role:
         raise InputError(f"{folder / 'enclave.toml'} is the manifest of role {manifest.role!r}.")
     digests = DigestCache(default_cache() if cached else None)

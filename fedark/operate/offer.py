@@ -108,6 +108,8 @@ def terms_problems(offer: Offer, job: Job) -> list[str]:
             problems.append(f"model {name}: the offer and the job file differ in pooling")
         if terms.labels != job.labels:
             problems.append(f"model {name}: the offer and the job file differ in the labels")
+        if terms.prompt != job.data.prompt:
+            problems.append(f"model {name}: the offer and the job file differ in data.prompt")
     return problems
 
 
@@ -129,7 +131,7 @@ def model_sources(job: Job) -> tuple[list[tuple[ModelSpec, Path]], dict[str, str
             if spec.optional:
                 left_out[spec.name] = error.what
             else:
-                problems.append(f"model {spec.name}: {error.what}")
+                problems.append(f"model {spec.name}: {error.told}")
     if not found and not problems:
         problems.append("none of its models is on this machine")
     if problems:
@@ -182,7 +184,13 @@ def seal_for_job(
     )
     store.put(manifest, key)
     terms = model_terms(
-        spec, bundle=manifest.digest().hex(), labels=job.labels, base=base, layout=layout
+        spec,
+        bundle=manifest.digest().hex(),
+        weights=manifest.weights().hex(),
+        prompt=job.data.prompt,
+        labels=job.labels,
+        base=base,
+        layout=layout,
     )
     say(f"model {spec.name}: {terms.taken}")
     _try_own_records(job, terms, source)

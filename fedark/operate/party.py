@@ -4,7 +4,9 @@ party.toml      name, role, where its records are, what it accepts
 party.keys      its long-lived keys (mode 0600)
 roster.json     the public keys of every party that it deals with, got by a trusted way
 device/         the simulated platform's quoting key and certificate (customers and aggregator)
-collateral/     simulated.root and simulated.crl: the platform root that it trusts; hardware vendors' statements
+former-keys.jsonl  keys that other parties had before
+collateral/     simulated.root and simulated.crl: the platform root that it trusts; hardware
+                vendors' statements
 policy.toml     its own appraisal policy, if it has one (`fedark.attestation.appraisal`)
 weight-keys/    the provider's keys, one for each sealed bundle
 runs/ID/        what a run left: adapters, reports
@@ -70,10 +72,16 @@ CONFIG, KEYS, DEVICE, COLLATERAL, WEIGHT_KEYS = (
 
 
 class DataConfig(Terms):
-    """A customer's records; paths are relative to the party's folder."""
+    """A customer's records; paths are relative to the party's folder.
+
+    Attributes:
+        template: for files that hold finished prompts in one column: the template that these were
+            made by, which is compared with the contract's; else `spec.prompt` is.
+    """
 
     file: str
     test: str = ""
+    template: str = ""
     spec: DataSpec
 
 
@@ -246,7 +254,13 @@ def load_node(
             raise ContractError(str(folder / CONFIG), ["data: missing, a customer has records"])
         test = folder / config.data.test if config.data.test else None
         return CustomerNode(
-            settings, CustomerData(folder / config.data.file, test, config.data.spec)
+            settings,
+            CustomerData(
+                folder / config.data.file,
+                test,
+                config.data.spec,
+                config.data.template or config.data.spec.prompt,
+            ),
         )
     if config.role == "provider":
         return provider(settings, FileBacked(lambda: _weight_keys(settings)))

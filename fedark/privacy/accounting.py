@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedark.foundation.errors import InputError, ProtocolError
+from fedark.privacy.kinds import Unit
 
 __all__ = [
     "Budget",
@@ -41,9 +42,9 @@ __all__ = [
     "epsilon",
     "noise_multiplier",
     "rdp",
+    "reachable",
 ]
 
-Unit = Literal["record", "customer"]
 View = Literal["adapter", "colluders"]
 
 ORDERS: tuple[float, ...] = (
@@ -53,7 +54,8 @@ ORDERS: tuple[float, ...] = (
 )
 """Renyi orders that are tried."""
 
-_ERROR = 1e-3  # of epsilon, in the numerical composition; doubled while the grid would be larger than this many points:
+# Of epsilon, in the numerical composition; doubled while the grid would have more points than this:
+_ERROR = 1e-3
 _MAX_GRID = 1 << 22
 _TOLERANCE = 2e-4  # of a solved noise multiplier, relative
 _LEAST_NOISE, _MOST_NOISE = 0.02, 1e6
@@ -281,6 +283,12 @@ def noise_multiplier(
     while bound(high) > epsilon:
         high *= 1 + _TOLERANCE
     return high
+
+
+def reachable(epsilon: float, sampling_rate: float | Fraction, steps: int, delta: float) -> bool:
+    """Whether any noise that `noise_multiplier` looks at has an epsilon as small as this."""
+    events = [Event(_MOST_NOISE, upward(sampling_rate), steps)]
+    return _from_rdp(rdp(events), delta) <= epsilon
 
 
 def _bisect(spent: Callable[[float], float], low: float, high: float, target: float) -> float:

@@ -1,22 +1,24 @@
-"""What a party's operator has agreed to: one contract, read by a person or covered by a standing
-rule, for one run.
+"""What a party's operator has agreed to: one contract, for one run, read by a person or covered by a
+standing rule.
 
-The aggregator proposes contracts and is trusted with nothing, so a node signs none that its own
-operator has not approved by
-digest: recipients, cohort, models, labels and training are then what that person read. And it takes
-part in one run of each: two runs of one contract with different survivors would differ by one
-customer's contribution, and subtraction would show it. Nothing that was made from a customer's
-records leaves for a second run, and no key of a provider, be it in a Flower run or from its broker.
-A run is a run id: of the same one a broker answers every trainer enclave that is proven, as often
-as one asks.
+The aggregator proposes contracts and is trusted with nothing. So a node signs no contract that its
+operator has not approved by its digest: what that person read is what runs.
+
+A contract is for one run. Two runs of it could leave out different customers, and the difference of
+their sums would show what one customer contributed. So what is made from a customer's records, and
+a provider's keys, leave for one run of a contract and for no second one, over Flower and over a key
+broker alike. A run is its run id: for that id a broker answers every attested trainer enclave, as
+often as one asks.
 
     consent/DIGEST.contract    proposed: what the operator is asked
-    consent/DIGEST.approved    by the operator's command, or by a rule (`fedark.stages.rules`), which it names
-    consent/DIGEST.refused     by the operator's command, before or during a run: the run ends at its next stage
-    consent/DIGEST.used        with a run's id, written before the first that was made from records, or the first key, leaves for it
+    consent/DIGEST.approved    by the operator's command or by a rule, which it names
+    consent/DIGEST.refused     by the operator's command, also during a run, which then ends at its
+                               next stage
+    consent/DIGEST.used        the run's id, written before a key, or anything that was made from
+                               records, leaves for it
 
-Keys: approving a contract adds the parties that were unknown to the roster, as the operator was
-shown them, by fingerprint; keys of a party that is known already never change this way.
+Approving a contract adds the parties in it that were unknown to the roster, after the operator was
+shown their fingerprints. Keys of a party that is known change by `fedark node replace` alone.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedark.contract.contract import Contract, fingerprint, now
+from fedark.contract.privacy import noise_line
 from fedark.contract.protection import fewest_in_a_sum
 from fedark.foundation.errors import (
     ContractError,
@@ -152,15 +155,15 @@ class Consent:
         )
 
     def before(self, contract: Contract) -> list[Contract]:
-        """Other contracts over these models for which a run has begun here: two sums over the same
-        records can be subtracted.
+        """Other contracts over the same weights, however they were sealed, for which a run has begun
+        here: two sums over the same records can be subtracted.
         """
-        bundles = {terms.bundle for terms in contract.models}
+        weights = {terms.weights for terms in contract.models}
         return [
             other
             for other in self.proposed()
             if other.digest() != contract.digest()
-            and bundles & {terms.bundle for terms in other.models}
+            and weights & {terms.weights for terms in other.models}
             and self._path(other, "used").is_file()
         ]
 
@@ -183,7 +186,10 @@ class Consent:
                 f"contract of job {contract.job}",
                 problems,
                 safe="It was not approved.",
-                fix="Ask those parties, not the host.",
+                fix=(
+                    "Ask those parties, not the host. One that has new keys tells you their"
+                    " fingerprint, for: fedark node replace FOLDER PARTY --fingerprint ..."
+                ),
             )
         known = read_roster(self._party) if (self._party / "roster.json").exists() else {}
         if unknown := {party.name: party for party in contract.parties if party.name not in known}:
@@ -392,6 +398,7 @@ def summary(
             f"  {part}: {_listed(getattr(terms, part))}"
             for part in ("adapter", "training", "server")
         ]
+        lines.append(f"  prompt: {_line(terms.prompt)}")
         lines.append(
             f"  answers: {_line(', '.join(terms.labels)) if terms.labels else 'free text'}"
         )
@@ -420,7 +427,7 @@ def _listed(terms: Terms) -> str:
 
 
 def _privacy_lines(contract: Contract) -> list[str]:
-    terms = contract.privacy.model_dump()
+    terms = contract.privacy.model_dump(exclude={"accept_noise"})
     mechanism = terms.pop("mechanism")
     if mechanism == "none":
         return [
@@ -435,4 +442,5 @@ def _privacy_lines(contract: Contract) -> list[str]:
             " the whole job"
         ),
         f"  {others}",
+        f"  {noise_line(contract)}",
     ]

@@ -21,6 +21,7 @@ from fedark.foundation.errors import BudgetExceeded, DataError, FedarkError, Fed
 from fedark.privacy.ledger import ChargeReceipt
 from fedark.records.reading import Record
 from fedark.records.splits import split_train_test
+from fedark.records.template import Template
 from fedark.stages.budget import charge
 from fedark.stages.settings import NodeSettings
 from fedark.translog.head import TreeHead
@@ -42,11 +43,13 @@ class CustomerData:
         file: CSV or JSON lines.
         test: a file of held-out records, or None to hold out `spec.test_fraction` of `file`.
         spec: columns and template.
+        template: that the prompts are made by: `spec.prompt`, or what was used to write `file`.
     """
 
     file: Path
     test: Path | None
     spec: DataSpec
+    template: str
 
     def read(
         self, labels: tuple[str, ...], say: Callable[[str], None]
@@ -134,9 +137,22 @@ class Loader:
         problems = []
         for terms in contract.models:
             try:
-                self._bundle(contract, terms).check_payload()
+                bundle = self._bundle(contract, terms)
+                bundle.check_payload()
+                if bundle.manifest.weights().hex() != terms.weights:
+                    problems.append(f"the bundle of model {terms.name} holds other weights")
             except FedarkError as error:
-                problems.append(error.what)
+                problems.append(error.told)
+            if Template.parse(terms.prompt) != Template.parse(self._data.template):
+                self._settings.on_progress(
+                    f"The job makes its prompts by {terms.prompt!r}, this node by"
+                    f" {self._data.template!r}."
+                )
+                problems.append(
+                    f"model {terms.name}: its prompts are made by {terms.prompt!r}, and"
+                    f" {self._settings.party} makes them by another template\n    The node's"
+                    " operator sets data.spec.prompt in party.toml, or names its columns so."
+                )
         if len({terms.labels for terms in contract.models}) > 1:
             problems.append("its models have different labels")
         return problems
@@ -278,8 +294,8 @@ class Loader:
                 f"The sealed bundle of model {terms.name} ({terms.bundle[:16]}...) is not in the"
                 f" catalogue of {self._settings.party}.",
                 fix=(
-                    f"Copy it from the provider into {self._settings.catalogue}; it is encrypted,"
-                    " any way will do."
+                    "Its operator copies it there from the provider; it is encrypted, any way will"
+                    " do."
                 ),
             )
         return bundle

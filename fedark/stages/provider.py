@@ -154,6 +154,8 @@ class ProviderNode(NodeBase):
             if manifest is None or terms.bundle not in self._weight_keys:
                 problems.append(f"the bundle of model {terms.name} was not sealed by {self.party}")
             else:
+                if manifest.weights().hex() != terms.weights:
+                    problems.append(f"the bundle of model {terms.name} holds other weights")
                 problems += [
                     f"model {terms.name}: {problem}"
                     for problem in manifest.policy.contract_problems(contract)

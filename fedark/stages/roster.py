@@ -12,13 +12,15 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from fedark.contract.contract import Party
+from fedark.contract.contract import Party, fingerprint, now
 from fedark.foundation.errors import InputError
 from fedark.foundation.files import write_atomic
 
-__all__ = ["ROSTER", "FileBacked", "read_roster", "write_roster"]
+__all__ = ["FORMER", "ROSTER", "FileBacked", "read_roster", "replace_keys", "write_roster"]
 
 ROSTER = "roster.json"
+FORMER = "former-keys.jsonl"
+"""Keys that parties had before, and when they were replaced, oldest first."""
 T = TypeVar("T")
 
 
@@ -45,6 +47,60 @@ def read_roster(folder: Path) -> dict[str, Party]:
     except (OSError, ValueError):
         raise InputError(f"{folder / ROSTER} is missing or malformed.") from None
     return {party.name: party for party in parties}
+
+
+def replace_keys(folder: Path, name: str, told: str, offered: Iterable[Party]) -> Party:
+    """Take a party's new keys into the roster: those of `offered` with the fingerprint that the
+    party itself told.
+
+    Args:
+        told: the fingerprint; spaces and case do not matter.
+        offered: as others say that the party is now.
+
+    Raises:
+        InputError: it is not known, is this party itself or the aggregator, or nothing offered has
+            this fingerprint; the roster stands as it was.
+        StorageError: it cannot be written.
+    """
+    safe = "The roster was left as it is."
+    known = read_roster(folder)
+    old = known.get(name)
+    if old is None:
+        raise InputError(
+            f"The roster knows no {name}.", safe=safe, fix="Approving a contract adds new parties."
+        )
+    if old.role == "aggregator":
+        raise InputError(
+            f"{name} is the aggregator that invited this node.",
+            safe=safe,
+            fix="Join its new keys as a new node: fedark node join.",
+        )
+    new = next(
+        (
+            party
+            for party in offered
+            if (party.name, party.role) == (name, old.role)
+            and _digits(fingerprint(party)) == _digits(told)
+        ),
+        None,
+    )
+    if new is None:
+        raise InputError(
+            f"No contract that was proposed here has keys of {name} with this fingerprint.",
+            safe=safe,
+            fix=f"Compare it with {name}'s own people once more; the host proposes a contract first.",
+        )
+    if new != old:
+        former = {"replaced": now().isoformat(timespec="seconds"), "party": old.model_dump()}
+        path = folder / FORMER
+        before = path.read_bytes() if path.exists() else b""
+        write_atomic(path, before + json.dumps(former).encode() + b"\n", mode=0o600)
+        write_roster(folder, {**known, name: new}.values())
+    return new
+
+
+def _digits(text: str) -> str:
+    return "".join(text.split()).lower()
 
 
 class FileBacked(Mapping[str, T]):

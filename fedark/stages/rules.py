@@ -5,7 +5,7 @@ the party's folder.
     [[allow]]
     name = "weekly dispatch"
     jobs = ["grid-dispatch"]
-    parties = { gridworks = "ab12...", dispatch-pool = "cd34...", ... }   # name = fingerprint, told by each party itself
+    parties = { gridworks = "ab12...", dispatch-pool = "cd34...", ... }   # name = fingerprint
     models = ["encoder"]
     protection = ["masked"]
     minimum_cohort = 3
@@ -13,23 +13,23 @@ the party's folder.
     deliver_to = ["gridworks", "north"]
     platforms = ["simulated"]
     terms = ["9f3c..."]                       # 96 hex digits: what a person read all of, see below
-    privacy = { mechanism = "none" }          # else each key of the contract's terms: a value, or { min = , max = }
+    privacy = { mechanism = "none" }          # else each term: a value, or { min = , max = }
     max_jobs = 1                              # contracts that it approves in all
     max_days = 30
     until = "2027-01-01T00:00:00+00:00"
 
-Every key is needed. A contract is allowed if one rule covers all of it, and names exactly its
-`parties`. Two contracts over the same records are like two runs of one: whoever learns the sums of
-both learns, by subtraction, what a customer contributed who was in one of them alone, and training
-is no secret that would blur it (its batches follow from the contract's seed). `max_jobs` says how
-often that may be; only a privacy mechanism bounds what it shows. `minimum_cohort` is of every sum:
-`fedark.contract.protection.fewest_in_a_sum`. A name says nothing of what bears it, so `terms` holds
-the digests of all that no other key bounds: every model with its bundle and training, protection,
-attestation and evaluation, whole (`terms_digest`; `fedark node jobs` prints it with the contract in
-words). Another value of any of them, also of one that a later release adds, waits for a person.
-Free are a contract's seed, which orders batches and hides nothing, and its dates within `max_days`.
-A file with any problem allows nothing. Rules decide before a job begins: to stop one that runs, its
-approval is withdrawn.
+Every key is needed, and a file with any problem allows nothing. A contract is allowed if one rule
+covers all of it; the rule names exactly its `parties`.
+
+- `terms`: a name says nothing of what bears it. So these are digests of all that the other keys do
+  not bound: models with their bundles and training, protection, attestation, evaluation
+  (`terms_digest`; `fedark node jobs` prints it). Any other value there waits for a person. Free are
+  a contract's seed, which orders batches and hides nothing, and its dates within `max_days`.
+- `max_jobs`: whoever learns the sums of two contracts over the same records learns, by subtraction,
+  what a customer contributed who was in one of them alone. Only a privacy mechanism bounds that.
+- `minimum_cohort`: of every sum (`fedark.contract.protection.fewest_in_a_sum`).
+
+Rules decide before a job begins. To stop one that runs, its approval is withdrawn.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fedark.contract.contract import Contract, fingerprint
+from fedark.contract.contract import Contract, ProtectionMode, fingerprint
 from fedark.contract.protection import fewest_in_a_sum
 from fedark.foundation import canonical
 from fedark.foundation.errors import ContractError, InputError
@@ -95,7 +95,7 @@ class Rule(Terms):
     jobs: Annotated[tuple[Name, ...], Field(min_length=1)]
     parties: dict[str, Annotated[str, Field(pattern=r"^([0-9a-f]{4} ?){10}$")]]
     models: Annotated[tuple[Name, ...], Field(min_length=1)]
-    protection: Annotated[tuple[Literal["sealed", "masked"], ...], Field(min_length=1)]
+    protection: Annotated[tuple[ProtectionMode, ...], Field(min_length=1)]
     minimum_cohort: Annotated[int, Field(ge=2)]
     max_rounds: Annotated[int, Field(ge=1)]
     deliver_to: Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -157,6 +157,8 @@ class Rule(Terms):
         if contract.privacy.mechanism == "none":  # the other terms mean nothing then
             terms = {"mechanism": "none"}
         for key, value in terms.items():
+            if key == "accept_noise" and not value:
+                continue  # the contract asks for nothing
             bound = self.privacy.get(key)
             if not (
                 bound.admits(value)

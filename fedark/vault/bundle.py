@@ -56,7 +56,7 @@ __all__ = [
 CHUNK = 1 << 20
 _MANIFEST, _PAYLOAD = "manifest", "payload"
 
-Progress = Callable[[int, int], None]
+OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def seal(
     card: ModelCard,
     policy: ReleasePolicy,
     extra: Mapping[str, Path] | None = None,
-    progress: Progress | None = None,
+    progress: OnBytes | None = None,
 ) -> tuple[VerifiedManifest, WeightKey]:
     """Seal a model directory into the new bundle `out`, under a fresh weight key.
 
@@ -205,7 +205,7 @@ class SealedBundle:
             while count := file.readinto(buffer):
                 yield buffer[:count]
 
-    def check_payload(self, progress: Progress | None = None) -> None:
+    def check_payload(self, progress: OnBytes | None = None) -> None:
         """Check the whole payload against the signed manifest; this needs no key. `progress`:
         (bytes done, of total).
 
@@ -238,7 +238,7 @@ def read_manifest(path: Path) -> bytes:
 
 
 def open_directory(
-    bundle: SealedBundle, key: WeightKey, out: Path, *, progress: Progress | None = None
+    bundle: SealedBundle, key: WeightKey, out: Path, *, progress: OnBytes | None = None
 ) -> None:
     """Open a bundle into the new directory `out`, for its provider. `progress`: (sealed bytes done,
     of total).

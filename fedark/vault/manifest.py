@@ -19,17 +19,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from fedark.attestation.claims import SANDBOX_MODES, Claims
 from fedark.attestation.terms import HARDWARE
-from fedark.contract.contract import Contract
+from fedark.contract.contract import Contract, ProtectionMode
 from fedark.foundation import canonical
 from fedark.foundation.errors import Refused, SealBroken, printable
 from fedark.foundation.keys import HYBRID, Kem, SigningKey, verify_signature
 from fedark.foundation.terms import Name, Terms, explain, to_tuples
+from fedark.privacy.kinds import NAMES, MechanismName
 
 __all__ = [
     "BUNDLE_LABEL",
@@ -112,14 +113,10 @@ class ReleasePolicy(Terms):
     platforms: Annotated[tuple[str, ...], Field(min_length=1)]
     sandbox: Literal["none", "landlock", "namespaces"] = "landlock"
     minimum_svn: Annotated[int, Field(ge=0)] = 1
-    protection: Annotated[tuple[Literal["sealed", "masked"], ...], Field(min_length=1)] = (
-        "sealed",
-        "masked",
+    protection: Annotated[tuple[ProtectionMode, ...], Field(min_length=1)] = get_args(
+        ProtectionMode
     )
-    mechanisms: Annotated[
-        tuple[Literal["none", "example-local", "example-distributed", "customer-level"], ...],
-        Field(min_length=1),
-    ] = ("none", "example-local", "example-distributed", "customer-level")
+    mechanisms: Annotated[tuple[MechanismName, ...], Field(min_length=1)] = NAMES
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
     kem: Annotated[tuple[Kem, ...], Field(min_length=1)] = (HYBRID,)
 
@@ -210,6 +207,11 @@ class Manifest:
     def total(self) -> int:
         """Plaintext bytes of all files."""
         return sum(entry.size for entry in self.files)
+
+    def weights(self) -> bytes:
+        """SHA-384 over the weight files' digests: the same however often they are sealed."""
+        found = sorted(one.sha384 for one in self.files if one.name.endswith(".safetensors"))
+        return canonical.digest(["fedark/weights/1", found])
 
     @property
     def chunks(self) -> int:

@@ -375,7 +375,7 @@ def _configuration(folder: Path) -> Target:
         adapter = AdapterTerms(rank=1, targets=targets)
         layout = load_base(files, task, labels, shapes_only=True).layout(adapter)
         terms = ModelTerms(
-            name="m", task=task, bundle="0" * 96, labels=labels if extra else (), adapter=adapter,
+            name="m", task=task, bundle="0" * 96, weights="0" * 96, prompt="{text}", labels=labels if extra else (), adapter=adapter,
             training=TrainingTerms(max_length=16), server=ServerTerms(), layout=layout,
         )  # fmt: skip
         bases[name] = files, terms

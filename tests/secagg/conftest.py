@@ -15,8 +15,8 @@ from fedark.secagg import (
     Client,
     Contribution,
     Directory,
+    Lane,
     Layout,
-    Metric,
     Policy,
     Releases,
     Round,
@@ -51,7 +51,7 @@ class Lab:
     colluders: int = 0
     agreement: bool = False
     max_weight: int = 1
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[Lane, ...] = ()
     noise_bound: int = 0
     clip_norm: float = 1e6
     value_range: float = 8.0
@@ -71,9 +71,7 @@ class Lab:
                 self.metrics,
                 self.noise_bound,
             ),
-            Layout(
-                "m/evaluate", 0, metrics=(Metric("correct", 1000), Metric("loss", 1e6, 2.0**-16))
-            ),
+            Layout("m/evaluate", 0, metrics=(Lane("correct", 1000), Lane("loss", 1e6, 2.0**-16))),
         )
         self.policy = Policy(
             CONTRACT,

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedark.foundation.errors import Refused
-from fedark.secagg import Layout, Metric, Policy, schedule
+from fedark.secagg import Lane, Layout, Policy, schedule
 from fedark.secagg.stream import Keystream
 from fedark.secagg.topology import Topology
 
@@ -137,7 +137,7 @@ POLICY = {
 def policy():
     """`POLICY`, as the protocol's own."""
     (layout,) = POLICY["layouts"]
-    made = Layout(**{**layout, "metrics": tuple(Metric(**metric) for metric in layout["metrics"])})
+    made = Layout(**{**layout, "metrics": tuple(Lane(**metric) for metric in layout["metrics"])})
     return Policy(**{**POLICY, "roster": tuple(POLICY["roster"]), "layouts": (made,)})
 
 

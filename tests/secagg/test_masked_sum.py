@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedark.foundation.errors import InputError, ProtocolError, Refused
-from fedark.secagg import Contribution, Metric
+from fedark.secagg import Contribution, Lane
 from fedark.secagg import server as server_module
 
 EXAMPLES = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
@@ -38,7 +38,7 @@ def test_the_sum_of_the_survivors_is_exact_or_there_is_none_when_clients_drop_at
         bits=bits,
         value_range=grid(bits),
         agreement=data.draw(st.booleans(), "agreement"),
-        metrics=(Metric("examples", 10_000),),
+        metrics=(Lane("examples", 10_000),),
         threads=data.draw(st.sampled_from([1, 2]), "threads"),
     )
     anyone = st.sets(st.sampled_from(session.parties), max_size=3)
@@ -199,7 +199,7 @@ def test_a_weight_out_of_range_is_refused(lab, weight):
     ],
 )
 def test_metrics_that_are_not_finite_not_in_range_or_not_expected_are_refused(lab, metrics):
-    session = lab(size=3, metrics=(Metric("loss", 10.0, 0.5),))
+    session = lab(size=3, metrics=(Lane("loss", 10.0, 0.5),))
     session.open()
     with pytest.raises(InputError, match=r"[Mm]etric"):
         session.clients["c0000"].upload(Contribution(session.vector(1), metrics=metrics))

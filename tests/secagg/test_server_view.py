@@ -16,7 +16,7 @@ import os
 import numpy as np
 import pytest
 
-from fedark.secagg import Contribution, Metric, wire
+from fedark.secagg import Contribution, Lane, wire
 from fedark.secagg import client as client_module
 from fedark.secagg import server as server_module
 from fedark.secagg.vector import apply_masks
@@ -126,7 +126,7 @@ def tells_apart(rows, worlds):
 
 def small(lab):
     return lab(
-        size=4, minimum=3, length=24, value_range=2.0, agreement=True, metrics=(Metric("m", 1000),)
+        size=4, minimum=3, length=24, value_range=2.0, agreement=True, metrics=(Lane("m", 1000),)
     )
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from fedark.foundation.errors import ContractError, InputError, Refused
 from fedark.secagg import stream as stream_module
 from fedark.secagg import vector as vector_module
-from fedark.secagg.policy import Layout, Metric, Policy
+from fedark.secagg.policy import Lane, Layout, Policy
 from fedark.secagg.stream import BLOCK, LONGEST, SPARE, Keystream, Masks
 from fedark.secagg.vector import Contribution, MaskedSum, RoundSum, apply_masks, l2_norm, mask
 
@@ -39,7 +39,7 @@ def test_the_extremes_of_any_cohort_and_width_do_not_overflow(bits, cohort, nois
     """A value at +-M with noise at +-K, the same or the other way, from the whole cohort."""
     # The clip is far off, so that every value may be extreme within the norm bound of a noised
     # layout too.
-    layout = Layout("x", 7, bits, 1e9, 1.0, 3, (Metric("m", 1e6),), noise)
+    layout = Layout("x", 7, bits, 1e9, 1.0, 3, (Lane("m", 1e6),), noise)
     assert not layout.problems(cohort)
     extreme = Contribution(np.full(7, sign * 1e8, np.float32), 3, {"m": sign * 1e6})
     words = np.empty(layout.words(cohort), np.uint64)
@@ -74,8 +74,8 @@ def test_one_client_more_than_the_width_was_made_for_would_overflow():
         ({"noise_bound": (1 << 29) + 1}, "noise_bound"),
         ({"max_weight": 0}, "max_weight"),
         ({"max_weight": 1 << 62}, "max_weight"),
-        ({"metrics": (Metric("a", 1e30, 1e-3),)}, "overflow"),
-        ({"metrics": (Metric("a", 1.0), Metric("a", 2.0))}, "share one name"),
+        ({"metrics": (Lane("a", 1e30, 1e-3),)}, "overflow"),
+        ({"metrics": (Lane("a", 1.0), Lane("a", 2.0))}, "share one name"),
         ({"length": -1}, "length"),
     ],
 )
@@ -112,7 +112,7 @@ def test_rounding_is_unbiased(bits):
 
 @pytest.mark.parametrize("bits", [16, 22])
 def test_masking_is_the_same_for_any_number_of_threads(bits):
-    layout = Layout("x", 5 * BLOCK + 77, bits, 10.0, 0.5, 1, (Metric("m", 10),), 0)
+    layout = Layout("x", 5 * BLOCK + 77, bits, 10.0, 0.5, 1, (Lane("m", 10),), 0)
     vector = np.random.default_rng(1).normal(0, 0.1, layout.length).astype(np.float32)
     streams = [(os.urandom(32), i % 2 == 0) for i in range(5)]
     seed = os.urandom(32)
@@ -224,7 +224,7 @@ def test_longer_vectors_are_cut_into_longer_blocks_and_never_into_few():
 
 @pytest.mark.parametrize("length", [10, 3 * BLOCK, 5 * LONGEST + 3])
 def test_a_sum_that_is_opened_block_by_block_is_the_sum_that_is_written_down(length):
-    layout = Layout("x", length, metrics=(Metric("m", 100, 1),), max_weight=9)
+    layout = Layout("x", length, metrics=(Lane("m", 100, 1),), max_weight=9)
     rng = np.random.default_rng(length)
     keys = [os.urandom(32) for _ in range(3)]
     uploads = []
@@ -267,7 +267,7 @@ def test_a_vector_of_many_blocks_is_summed_like_a_short_one(short_blocks, bits, 
     rng = np.random.default_rng(bits)
     for words in (1, 7, 8, 9, 80, 99, 100, 101, 160):
         layout = Layout(
-            "x", 1, bits, 1e6, 1.0, metrics=tuple(Metric(f"m{i}", 100, 1) for i in range(lanes))
+            "x", 1, bits, 1e6, 1.0, metrics=tuple(Lane(f"m{i}", 100, 1) for i in range(lanes))
         )
         length = max(1, words - 1 - lanes) * layout.per_word(3) - int(rng.integers(0, 2))
         layout = replace(layout, length=length)

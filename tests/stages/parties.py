@@ -32,11 +32,13 @@ def party(name: str, keys: PartyKeys | None = None) -> Party:
     )
 
 
-def model(name: str = "tiny", bundle: str = "0" * 96) -> dict[str, Any]:
+def model(name: str = "tiny", bundle: str = "0" * 96, weights: str = "5" * 96) -> dict[str, Any]:
     return {
         "name": name,
         "task": "classification",
         "bundle": bundle,
+        "weights": weights,
+        "prompt": "{message}",
         "labels": ("open", "close"),
         "adapter": {},
         "training": {},

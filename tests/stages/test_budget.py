@@ -24,7 +24,10 @@ from fedark.stages.budget import charge, read_head, release, show_head
 def _private(folder: Path) -> Job:
     path = write_job(folder, minimum=3, rounds=2)
     path.write_text(path.read_text().replace("replay = 0.2\n", ""))
-    return Job.load(path, ('privacy.mechanism="customer-level"', "privacy.epsilon=4.0"))
+    return Job.load(
+        path,
+        ('privacy.mechanism="customer-level"', "privacy.epsilon=4.0", "privacy.accept_noise=true"),
+    )
 
 
 def test_a_job_is_charged_before_its_rounds_and_each_of_them_is_ticked_off(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ approval is taken back.
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from fedark.operate.party import DEVICE, reference_values
 from fedark.simulation import InProcessEnclave, simulate
 from fedark.stages.consent import Consent, summary
 from fedark.stages.coordinator import coordinate
-from fedark.stages.roster import read_roster, write_roster
+from fedark.stages.roster import FORMER, read_roster, replace_keys, write_roster
 from fedark.stages.rules import RULES, Rules, terms_digest
 from fedark.v1 import enclave_pb2, stage_pb2
 from fedark.vault.manifest import ReleasePolicy
@@ -179,6 +180,67 @@ def test_approval_adds_unknown_parties_to_the_roster_and_never_changes_a_known_o
         consent.approve(forged)
     assert read_roster(folder)["north"] == parties.party("north")
     assert consent.decision(forged).status == "waiting"
+
+
+def replaced(folder: Path) -> tuple[Consent, Contract, Party]:
+    """A folder that approved a contract, and was proposed another with new keys of north."""
+    consent = Consent(folder)
+    consent.approve(parties.contract())
+    new = parties.party("north", PartyKeys())
+    people = [parties.party(name) for name in parties.ROLES if name != "north"]
+    contract = parties.contract(parties=[*people, new])
+    consent.propose(contract)
+    return consent, contract, new
+
+
+def test_a_party_with_new_keys_is_taken_in_by_the_fingerprint_that_it_told(folder: Path) -> None:
+    consent, contract, new = replaced(folder)
+    with pytest.raises(ContractError, match="fedark node replace FOLDER PARTY --fingerprint"):
+        consent.approve(contract)
+    offered = contract.parties
+    told = fingerprint(new).upper().replace(" ", "  ")
+    assert replace_keys(folder, "north", told, offered) == new
+    assert read_roster(folder)["north"] == new
+    consent.approve(contract)
+    assert consent.decision(contract).status == "approved"
+    (line,) = (folder / FORMER).read_text().splitlines()
+    assert json.loads(line)["party"] == parties.party("north").model_dump()
+    replace_keys(folder, "north", told, offered)  # once more changes nothing
+    assert len((folder / FORMER).read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "why"),
+    [
+        ("north", "0" * 40, "with this fingerprint"),
+        ("north", "", "with this fingerprint"),
+        ("north", "old", "with this fingerprint"),
+        ("east", "north", "with this fingerprint"),
+        ("stranger", "north", "knows no stranger"),
+        ("pool", "north", "is the aggregator"),
+    ],
+)
+def test_keys_are_replaced_by_nothing_else(folder: Path, name: str, told: str, why: str) -> None:
+    _, contract, new = replaced(folder)
+    told = {"north": fingerprint(new), "old": fingerprint(parties.party("north"))}.get(told, told)
+    before = read_roster(folder)
+    with pytest.raises(InputError, match=why):
+        replace_keys(folder, name, told, contract.parties)
+    assert read_roster(folder) == before
+    assert not (folder / FORMER).exists()
+
+
+def test_the_same_weights_sealed_again_are_the_same_models_as_before(folder: Path) -> None:
+    consent = Consent(folder)
+    first = parties.contract()
+    again = parties.contract(models=[parties.model(bundle="7" * 96)])
+    other = parties.contract(models=[parties.model(weights="8" * 96)])
+    for contract in (first, again, other):
+        consent.approve(contract)
+    consent.use(first, "run-1")
+    assert consent.before(again) == [first]
+    assert consent.before(other) == []
+    assert "before this: job dispatch" in summary(again, None, consent.before(again))
 
 
 def test_find_refuses_what_is_not_one_contract(folder: Path) -> None:
@@ -462,7 +524,7 @@ def test_whoever_approves_a_second_contract_over_the_same_models_is_told_of_the_
     consent.use(first, "run")
     assert consent.before(first) == []
     assert consent.before(second) == [first]
-    assert consent.before(parties.contract(models=[parties.model(bundle="f" * 96)])) == []
+    assert consent.before(parties.contract(models=[parties.model(weights="f" * 96)])) == []
     text = summary(second, before=consent.before(second))
     assert first.digest().hex()[:16] in text
     assert "by subtraction" in text

@@ -71,6 +71,8 @@ class Tiny:
             name="tiny",
             task=self.task,
             bundle="0" * 96,
+            weights="0" * 96,
+            prompt="{text}",
             labels=labels,
             adapter=adapter,
             training=TrainingTerms(

@@ -245,6 +245,8 @@ def world(tmp_path: Path, make_bundle: Callable[..., tuple[SealedBundle, WeightK
                     "name": name,
                     "task": "classification",
                     "bundle": digest,
+                    "weights": bundle.manifest.weights().hex(),
+                    "prompt": "{text}",
                     "labels": ["load", "trip"],
                     "adapter": {},
                     "training": {},
