@@ -125,7 +125,7 @@ def approve(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the bundle to a file as well.")
+        Path | None, typer.Option("--out", help="Write the admission to a file as well.")
     ] = None,
 ) -> None:
     """Admit a node, once its fingerprint was compared with its operator."""
@@ -146,7 +146,7 @@ def approve(
     bundle = admit(host, name, fingerprint)
     if out is not None:
         write_private(out, dump(bundle), replace=False)
-    typer.echo(f"{name} is approved{f'; its bundle is {out}' if out else ''}.")
+    typer.echo(f"{name} is approved{f'; its admission is {out}' if out else ''}.")
 
 
 @app.command("revoke")

@@ -38,7 +38,7 @@ def join(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="The host's invitation; later, where need be, its bundle."
+            metavar="FILE", help="The host's invitation; later, where need be, its admission."
         ),
     ],
     folder: Annotated[
@@ -69,10 +69,10 @@ def join(
         bool, typer.Option("--offline", help="File nothing; carry the request's file to the host.")
     ] = False,
 ) -> None:
-    """Make keys and ask a host to be admitted; or take the bundle that it answered with."""
+    """Make keys and ask a host to be admitted; or take the admission that it answered with."""
     from fedark.contract.contract import fingerprint
     from fedark.contract.job import DataSpec
-    from fedark.operate.joining import Bundle, Invitation, parse
+    from fedark.operate.joining import Admission, Invitation, parse
     from fedark.operate.node.folder import NodeFolder, begin_join
     from fedark.operate.node.hostclient import HostClient
     from fedark.operate.party import DataConfig
@@ -84,11 +84,11 @@ def join(
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, AttributeError):
-        raise InputError(f"{file} is neither an invitation nor a bundle.") from None
-    if kind == Bundle.model_fields["kind"].default:
+        raise InputError(f"{file} is neither an invitation nor an admission.") from None
+    if kind == Admission.model_fields["kind"].default:
         node = NodeFolder(folder)
         node.install(content)
-        typer.echo(f"{node.config.name} has joined {node.bundle.aggregator.name}.")
+        typer.echo(f"{node.config.name} has joined {node.admission.aggregator.name}.")
         return
     invitation = parse(content, Invitation, str(file))
     records = None

@@ -1,9 +1,11 @@
 """How a node comes to know a host, and a host a node: three files, none of which holds a secret
 that opens anything.
 
-    invitation  host -> node   address, certificate authority, the aggregator's public keys, a token that files one request
+    invitation  host -> node   address, certificate authority, the aggregator's public keys, a token
+                               that files one request
     request     node -> host   the public keys that the node made itself, signed with each of them
-    bundle      host -> node   what the host approved: certificates, the platform's root; signed with the aggregator's key
+    admission   host -> node   what the host approved: certificates, the platform's root; signed with
+                               the aggregator's key
 
 Private keys never leave the machine that made them. The token admits nobody: it lets one request be
 filed, which a person at the host approves after comparing its fingerprint with the node's operator.
@@ -37,7 +39,7 @@ from fedark.foundation.terms import Name, Terms, explain, to_tuples
 
 __all__ = [
     "CLOCK_SECONDS",
-    "Bundle",
+    "Admission",
     "Invitation",
     "JoinRequest",
     "load_transport_public",
@@ -48,9 +50,9 @@ __all__ = [
     "verify_request",
 ]
 
-REQUEST_LABEL, BUNDLE_LABEL, CALL_LABEL = (
+REQUEST_LABEL, ADMISSION_LABEL, CALL_LABEL = (
     "fedark/join-request/1",
-    "fedark/join-bundle/1",
+    "fedark/admission/1",
     "fedark/node-call/1",
 )
 CLOCK_SECONDS = 120
@@ -145,7 +147,7 @@ class JoinRequest(Terms):
         return canonical.encode(self.model_dump(exclude={"signature", "transport_signature"}))
 
 
-class Bundle(Terms):
+class Admission(Terms):
     """What the host gives back to a node that it approved.
 
     Attributes:
@@ -155,7 +157,7 @@ class Bundle(Terms):
         signature: by the aggregator's signing key.
     """
 
-    kind: Literal["fedark-bundle"] = "fedark-bundle"
+    kind: Literal["fedark-admission"] = "fedark-admission"
     version: Literal[1] = 1
     party: Party
     address: Address
@@ -166,9 +168,11 @@ class Bundle(Terms):
     device_chain: tuple[HexBytes, ...] = ()
     signature: HexBytes = ""
 
-    def signed(self, signing: SigningKey) -> Bundle:
-        """This bundle with its signature."""
-        return self.model_copy(update={"signature": signing.sign(BUNDLE_LABEL, self._body()).hex()})
+    def signed(self, signing: SigningKey) -> Admission:
+        """This admission with its signature."""
+        return self.model_copy(
+            update={"signature": signing.sign(ADMISSION_LABEL, self._body()).hex()}
+        )
 
     def verify(self, aggregator: Party) -> None:
         """Check that it was made by the aggregator that the node was invited by.
@@ -178,17 +182,17 @@ class Bundle(Terms):
         """
         if self.aggregator != aggregator:
             raise Refused(
-                "The bundle is of another aggregator than the invitation.",
+                "The admission is of another aggregator than the invitation.",
                 safe="Nothing was installed.",
             )
         key, signature = bytes.fromhex(aggregator.signing_key), bytes.fromhex(self.signature)
-        verify_signature(key, BUNDLE_LABEL, self._body(), signature, by=aggregator.name)
+        verify_signature(key, ADMISSION_LABEL, self._body(), signature, by=aggregator.name)
 
     def _body(self) -> bytes:
         return canonical.encode(self.model_dump(exclude={"signature"}))
 
 
-FileT = TypeVar("FileT", Invitation, JoinRequest, Bundle)
+FileT = TypeVar("FileT", Invitation, JoinRequest, Admission)
 
 
 def parse(data: bytes, kind: type[FileT], source: str) -> FileT:

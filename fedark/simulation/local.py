@@ -358,9 +358,7 @@ def customer_data(job: Job, name: str, parts: dict[str, list[Record]], dealt: Pa
                 "encoding": "",
             }
         )
-        return DataConfig(
-            file=str(dealt.resolve()), template=job.data.prompt, spec=spec
-        )
+        return DataConfig(file=str(dealt.resolve()), template=job.data.prompt, spec=spec)
     customer = next(customer for customer in job.customers if customer.name == name)
     spec = job.data.model_copy(update={"labels": (), "labels_file": ""})
     test = str(job.resolve(customer.test)) if customer.test else ""

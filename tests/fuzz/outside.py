@@ -23,7 +23,7 @@ from fedark.foundation import canonical
 from fedark.foundation.errors import FedarkError, ModelError
 from fedark.foundation.keys import PartyKeys, SigningKey
 from fedark.operate.broker.client import BrokerClient
-from fedark.operate.joining import Bundle, Invitation, JoinRequest, parse, request_headers
+from fedark.operate.joining import Admission, Invitation, JoinRequest, parse, request_headers
 from fedark.operate.node.hostclient import HostClient, _refusal
 from fedark.operate.offer import OFFER_LABEL, Offer
 from fedark.operate.party import KEYS
@@ -96,8 +96,8 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
         found.verify()
         return found
 
-    def bundle(data: bytes) -> Bundle:
-        found = parse(data, Bundle, "it")
+    def bundle(data: bytes) -> Admission:
+        found = parse(data, Admission, "it")
         found.verify(north.bundle.aggregator)
         return found
 

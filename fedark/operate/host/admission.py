@@ -2,7 +2,7 @@
 
 A request is approved by name after its fingerprint was compared with the node's operator. Approval
 certifies the node's quoting key, admits its transport key at the front and the SuperLink, and
-answers with a signed bundle. Revocation undoes all three: the front refuses the node's next
+answers with a signed admission. Revocation undoes all three: the front refuses the node's next
 request, the SuperLink forgets it, and the platform's revocation list names its device.
 """
 
@@ -19,7 +19,7 @@ from fedark.foundation.errors import InputError, Refused
 from fedark.operate.host.folder import HostFolder
 from fedark.operate.host.store import NodeRow
 from fedark.operate.joining import (
-    Bundle,
+    Admission,
     Invitation,
     JoinRequest,
     Role,
@@ -87,8 +87,8 @@ def request_of(row: NodeRow) -> JoinRequest:
     return parse(row.request, JoinRequest, f"the request of {row.name}")
 
 
-def approve(host: HostFolder, name: str, expected: str) -> Bundle:
-    """Admit a node; returns the bundle for it.
+def approve(host: HostFolder, name: str, expected: str) -> Admission:
+    """Admit a node; returns the admission for it.
 
     Args:
         expected: the fingerprint that the node's operator told; spaces do not count.
@@ -118,13 +118,13 @@ def approve(host: HostFolder, name: str, expected: str) -> Bundle:
     chain: tuple[bytes, ...] = ()
     if row.status == "approved" and not ends_soon(row.bundle):
         chain = tuple(
-            bytes.fromhex(der) for der in parse(row.bundle, Bundle, "the bundle").device_chain
+            bytes.fromhex(der) for der in parse(row.bundle, Admission, "the admission").device_chain
         )
     elif request.device_key:
         key = load_pem_public_key(request.device_key.encode())
         load_transport_public(request.device_key)
         chain = host.root().certify(key, now=now())  # type: ignore[arg-type]
-    bundle = Bundle(
+    admission = Admission(
         party=request.party,
         address=host.config.address,
         ca=host.ca.decode(),
@@ -133,8 +133,8 @@ def approve(host: HostFolder, name: str, expected: str) -> Bundle:
         crl=crl.hex(),
         device_chain=tuple(der.hex() for der in chain),
     ).signed(host.keys().signing)
-    host.store.approve(name, dump(bundle))
-    return bundle
+    host.store.approve(name, dump(admission))
+    return admission
 
 
 def revoke(host: HostFolder, name: str) -> None:
@@ -146,7 +146,7 @@ def revoke(host: HostFolder, name: str) -> None:
     row = _row(host, name)
     host.store.revoke(name)
     if row.bundle:
-        chain = parse(row.bundle, Bundle, "the bundle").device_chain
+        chain = parse(row.bundle, Admission, "the admission").device_chain
         if chain:
             with host.root_alone() as root:
                 root.revoke(bytes.fromhex(chain[0]), now=now())
@@ -162,11 +162,11 @@ def approved_parties(host: HostFolder) -> dict[str, Party]:
     return {host.config.name: host.aggregator, **parties}
 
 
-def ends_soon(bundle: bytes) -> bool:
+def ends_soon(admission: bytes) -> bool:
     """Whether the certificate of a node's device ends within a month: then `approve` issues a new
     one.
     """
-    chain = parse(bundle, Bundle, "the bundle").device_chain
+    chain = parse(admission, Admission, "the admission").device_chain
     return (
         bool(chain)
         and x509.load_der_x509_certificate(bytes.fromhex(chain[0])).not_valid_after_utc - now()

@@ -226,7 +226,7 @@ def _certificates(node: NodeFolder) -> Iterator[Finding]:
         ).next_update_utc
         if crl is not None:
             ends[_LIST] = crl
-        for der_hex in node.bundle.device_chain[:1]:
+        for der_hex in node.admission.device_chain[:1]:
             ends["this device's"] = x509.load_der_x509_certificate(
                 bytes.fromhex(der_hex)
             ).not_valid_after_utc

@@ -4,7 +4,7 @@ to be.
     state.json        version of all this
     invitation.json   which host it was invited by
     request.json      what it asked the host, until the host has approved it
-    host.json         the bundle that the host answered with
+    host.json         the admission that the host answered with
     ca.pem            the host's authority
     transport.key     authenticates its connections, and nothing more
     run/ logs/        socket, configuration and logs of its processes
@@ -33,7 +33,7 @@ from fedark.foundation.files import write_atomic
 from fedark.foundation.keys import HYBRID, HpkeKey, Kem, PartyKeys
 from fedark.links.flower.configuration import write_private
 from fedark.links.flower.provision import load_node_key
-from fedark.operate.joining import Bundle, Invitation, JoinRequest, dump, parse, transport_pem
+from fedark.operate.joining import Admission, Invitation, JoinRequest, dump, parse, transport_pem
 from fedark.operate.party import COLLATERAL, DEVICE, DataConfig, PartyConfig, write_party
 from fedark.operate.state import open_state, write_state
 from fedark.sandbox.confine import Mode
@@ -67,7 +67,7 @@ class NodeFolder:
 
     @property
     def joined(self) -> bool:
-        """Whether the host has approved it and its bundle is installed."""
+        """Whether the host has approved it and its admission is installed."""
         return (self.path / HOST).is_file()
 
     @property
@@ -76,13 +76,13 @@ class NodeFolder:
         return parse(_read(self.path / REQUEST), JoinRequest, str(self.path / REQUEST))
 
     @property
-    def bundle(self) -> Bundle:
+    def admission(self) -> Admission:
         """What the host answered.
 
         Raises:
             InputError: nothing yet.
         """
-        return parse(_read(self.path / HOST), Bundle, str(self.path / HOST))
+        return parse(_read(self.path / HOST), Admission, str(self.path / HOST))
 
     @property
     def ca(self) -> Path:
@@ -96,50 +96,50 @@ class NodeFolder:
         """The key of its connections."""
         return load_node_key(self.path / TRANSPORT)
 
-    def install(self, data: bytes) -> Bundle:
-        """Take the host's bundle; later ones renew certificates and address.
+    def install(self, data: bytes) -> Admission:
+        """Take the host's admission; later ones renew certificates and address.
 
         Raises:
             Refused: the aggregator that invited this node did not sign it, it is for another node,
                 or a trusted root changed.
             InputError, ContractError: it is malformed.
         """
-        bundle = parse(data, Bundle, "the host's bundle")
-        bundle.verify(self.invitation.aggregator)
-        if bundle.party != self.request.party:
-            raise Refused("The bundle is for another node.", safe="Nothing was installed.")
+        admission = parse(data, Admission, "the host's admission")
+        admission.verify(self.invitation.aggregator)
+        if admission.party != self.request.party:
+            raise Refused("The admission is for another node.", safe="Nothing was installed.")
         root = self.path / COLLATERAL / SIMULATED_ROOT
-        if root.is_file() and root.read_bytes().hex() != bundle.root:
+        if root.is_file() and root.read_bytes().hex() != admission.root:
             raise Refused(
                 "The host names another platform root than before.",
                 safe="Nothing was installed.",
                 fix="Ask the host; a new root needs a new folder.",
             )
         if self.config.role == "customer":
-            self._install_device(bundle)
-        write_atomic(self.path / COLLATERAL / SIMULATED_ROOT, bytes.fromhex(bundle.root))
-        write_atomic(self.path / COLLATERAL / SIMULATED_CRL, bytes.fromhex(bundle.crl))
+            self._install_device(admission)
+        write_atomic(self.path / COLLATERAL / SIMULATED_ROOT, bytes.fromhex(admission.root))
+        write_atomic(self.path / COLLATERAL / SIMULATED_CRL, bytes.fromhex(admission.crl))
         known = read_roster(self.path)
         write_roster(
             self.path,
             {
                 **known,
-                bundle.aggregator.name: bundle.aggregator,
-                bundle.party.name: bundle.party,
+                admission.aggregator.name: admission.aggregator,
+                admission.party.name: admission.party,
             }.values(),
         )
-        write_atomic(self.ca, bundle.ca.encode())
+        write_atomic(self.ca, admission.ca.encode())
         write_atomic(self.path / HOST, data)
-        return bundle
+        return admission
 
-    def _install_device(self, bundle: Bundle) -> None:
+    def _install_device(self, admission: Admission) -> None:
         key = load_pem_private_key(_read(self.path / DEVICE / "device.key"), None)
-        chain = tuple(bytes.fromhex(der) for der in bundle.device_chain)
+        chain = tuple(bytes.fromhex(der) for der in admission.device_chain)
         if not chain or not isinstance(key, ec.EllipticCurvePrivateKey):
             raise Refused(
-                "The bundle certifies no device of this node.", safe="Nothing was installed."
+                "The admission certifies no device of this node.", safe="Nothing was installed."
             )
-        root = bytes.fromhex(bundle.root)
+        root = bytes.fromhex(admission.root)
         SimulatedDevice(key, chain, root)  # raises where the certificate is not that of the key
         pem = [
             x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in (*chain, root)

@@ -36,7 +36,7 @@ class HostClient:
     """See the module's docstring. Use it as a context manager."""
 
     def __init__(self, node: NodeFolder, *, timeout: float = 20.0) -> None:
-        address = node.bundle.address if node.joined else node.invitation.address
+        address = node.admission.address if node.joined else node.invitation.address
         self._address, self._name, self._key = address, node.config.name, node.transport_key()
         context = ssl.create_default_context(cafile=str(node.ca))
         self._client = httpx.Client(

@@ -56,7 +56,7 @@ def await_approval(node: NodeFolder, say: Say, stop: threading.Event) -> None:
                 data = host.bundle()
                 if data is not None:
                     node.install(data)
-                    say(f"{node.config.name} has joined {node.bundle.aggregator.name}")
+                    say(f"{node.config.name} has joined {node.admission.aggregator.name}")
                     return
                 if not told:
                     say("the request is with the host and waits for a person there")
@@ -126,7 +126,7 @@ def _start(node: NodeFolder, children: Supervisor, metrics: int, factory: str) -
         socket=str(socket),
         factory=factory,
         settings={"folder": str(node.path)},
-        superlink=node.bundle.address,
+        superlink=node.admission.address,
         ca=str(node.ca),
         key=str(node.path / "transport.key"),
         metrics=metrics,

@@ -35,7 +35,7 @@ from fedark.operate.host import admission
 from fedark.operate.host.admission import approve, approved_parties, file_request, invite, revoke
 from fedark.operate.host.folder import HostFolder
 from fedark.operate.joining import (
-    Bundle,
+    Admission,
     Invitation,
     JoinRequest,
     dump,
@@ -290,7 +290,7 @@ def test_two_revocations_at_once_are_both_in_the_list(host: HostFolder, tmp_path
         admitted(host, tmp_path / name, name, "customer")
         row = host.store.node(name)
         assert row is not None
-        chain = parse(row.bundle, Bundle, "the bundle").device_chain
+        chain = parse(row.bundle, Admission, "the bundle").device_chain
         serials.add(x509.load_der_x509_certificate(bytes.fromhex(chain[0])).serial_number)
     start = threading.Barrier(3)
     workers = [
@@ -347,7 +347,7 @@ def test_a_folder_that_is_not_empty_is_left_alone(host: HostFolder, tmp_path: Pa
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["y"]
 
 
-@pytest.mark.parametrize("kind", [Invitation, JoinRequest, Bundle])
+@pytest.mark.parametrize("kind", [Invitation, JoinRequest, Admission])
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"{}", b"\xff", b"1" * (65 << 10), b'{"kind": "x", "surprise": 1}']
 )

@@ -18,7 +18,7 @@ from fedark.foundation.errors import FedarkError, ProtocolError
 from fedark.operate.host.admission import file_request
 from fedark.operate.host.folder import HostFolder
 from fedark.operate.host.service import PREFIX, HostService
-from fedark.operate.joining import Bundle, JoinRequest, parse, request_headers
+from fedark.operate.joining import Admission, JoinRequest, parse, request_headers
 from fedark.operate.node.folder import NodeFolder
 from fedark.operate.node.hostclient import HostClient, _refusal
 from fedark.operate.offer import Offer
@@ -69,7 +69,7 @@ def test_a_request_with_any_field_changed_files_nothing(world: Any, name: str, v
 
 
 @FUZZ
-@given(name=st.sampled_from(sorted(Bundle.model_fields)), value=JSON)
+@given(name=st.sampled_from(sorted(Admission.model_fields)), value=JSON)
 def test_a_bundle_with_any_field_changed_is_not_installed(
     world: Any, name: str, value: Any
 ) -> None:
@@ -142,7 +142,7 @@ def test_arbitrary_headers_authenticate_nobody(world: Any, headers: dict[str, st
     "read",
     [
         lambda data: Offer.verify(data, bytes(32), by="maker"),
-        lambda data: parse(data, Bundle, "it"),
+        lambda data: parse(data, Admission, "it"),
     ],
     ids=["offer", "bundle"],
 )

@@ -42,7 +42,7 @@ def test_an_empty_desk_answers(node: NodeFolder) -> None:
 
 def test_contracts_are_told_with_their_decision(node: NodeFolder) -> None:
     others = [parties.party(name) for name in ("maker", "east", "south")]
-    contract = parties.contract(parties=[*others, node.bundle.aggregator, node.request.party])
+    contract = parties.contract(parties=[*others, node.admission.aggregator, node.request.party])
     Consent(node.path).propose(contract)
     (job,) = Desk(node.path).jobs().jobs
     assert (job.name, job.contract, job.decision) == ("dispatch", contract.digest(), "waiting")
