@@ -56,16 +56,16 @@ _SHOW_EVERY = 3.0  # seconds
 _LOAD_ATTEMPTS = 5
 
 
-class CustomerNode(NodeBase):
+class CustomerNode(NodeBase[CustomerRun]):
     """See the module's docstring."""
 
     role = "customer"
+    _not_after_expiry = frozenset({"attest", "load", "round", "evaluate", "forward", "deliver"})
 
     def __init__(self, settings: NodeSettings, data: CustomerData) -> None:
         super().__init__(settings)
         self._loader = Loader(settings, data)
         self._heads = HeadMemory(settings.state / SEEN_LOGS)
-        self._runs: dict[str, CustomerRun] = {}
         self._told = 0.0
 
     def close(self) -> None:
@@ -86,17 +86,9 @@ class CustomerNode(NodeBase):
                 except FedarkError as error:
                     self.settings.on_progress(f"could not go on with a run: {error.what}")
 
-    def _run(self, run_id: str) -> CustomerRun | None:
-        """The run, as this node remembers it."""
-        if run_id not in self._runs and (state := self._memory.load(run_id)) is not None:
-            contract = Contract.decode(state["contract"])
-            run = CustomerRun(run_id, contract, self._enclave(run_id, contract), state["nonces"])
-            self._recall(run, state)
-            self._runs[run_id] = run
-        return self._runs.get(run_id)
-
-    def _recall(self, run: CustomerRun, state: dict[str, Any]) -> None:
-        contract, provider = run.contract, run.contract.provider
+    def _recall(self, run_id: str, contract: Contract, state: dict[str, Any]) -> CustomerRun:
+        provider, enclave = contract.provider, self._enclave(run_id, contract)
+        run = CustomerRun(run_id=run_id, contract=contract, enclave=enclave, nonces=state["nonces"])
         if state["signatures"] is not None:
             run.signed = SignedContract.verify(contract, state["signatures"])
         name = contract.aggregator.name
@@ -116,6 +108,7 @@ class CustomerNode(NodeBase):
             state["loaded"],
         )
         run.number, run.base, run.local = state["number"], state["base"], state["local"]
+        return run
 
     def _enclave(self, run_id: str, contract: Contract) -> DurableEnclave:
         start = self.settings.start_enclave
@@ -132,20 +125,8 @@ class CustomerNode(NodeBase):
     def _config(self, run_id: str, contract: Contract) -> RunConfig:
         return RunConfig(role="trainer", party=self.party, contract=contract, run_id=run_id)
 
-    def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
-        stage = message.WhichOneof("body")
-        if stage == "enrol":
-            return stage_pb2.StageReply(enrol=self._enrol(message.run_id, message.enrol))
-        run = self._run(message.run_id)
-        if run is None and stage == "deliver" and self._memory.delivered(message.run_id):
-            return stage_pb2.StageReply(deliver=stage_pb2.DeliverReply(stored=True))
-        if run is None or message.contract_digest != run.contract.digest():
-            raise ProtocolError(
-                f"{self.party} has not enrolled in this run.", safe="The node did nothing."
-            )
-        if stage != "abort" and run.contract.expired(now()):
-            raise ProtocolError("The contract is not valid any more.", safe="The node did nothing.")
-        answers: dict[str, Callable[[CustomerRun, Any], Any]] = {
+    def _answers(self) -> dict[str, Callable[[CustomerRun, Any], Any]]:
+        return {
             "attest": self._attest,
             "load": self._load,
             "round": self._round,
@@ -154,25 +135,11 @@ class CustomerNode(NodeBase):
             "deliver": self._deliver,
             "abort": self._abort,
         }
-        if stage not in answers:
-            raise ProtocolError(
-                f"A customer does not answer stage {stage!r}.", safe="The node did nothing."
-            )
-        reply = answers[stage](run, getattr(message, stage))
-        if run.run_id in self._runs:
-            self._memory.save(run.run_id, run.state(self._proof))
-        return stage_pb2.StageReply(**{stage: reply})
 
     # -- stages
     # -------------------------------------------------------------------------------------------------------
 
-    def _enrol(self, run_id: str, request: stage_pb2.EnrolRequest) -> stage_pb2.EnrolReply:
-        before = self._run(run_id)
-        if before is not None:
-            if before.contract.encode() != request.contract:
-                raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
-            return stage_pb2.EnrolReply(signature=self._sign(before.contract), nonces=before.nonces)
-        contract = self._agree(request.contract)
+    def _begin(self, run_id: str, contract: Contract) -> CustomerRun:
         train, test = self._loader.read(contract, self.settings.on_progress)
         if contract.models[0].labels and one_answer(train):
             self.settings.on_progress(
@@ -202,12 +169,10 @@ class CustomerNode(NodeBase):
             nonces["peers"] = enclave.call(
                 enclave_pb2.Call(peer_nonce=enclave_pb2.PeerNonce())
             ).nonce.nonce
-        run = self._runs[run_id] = CustomerRun(run_id, contract, enclave, nonces)
-        self._memory.save(run_id, run.state(self._proof))
         self.settings.on_progress(
             f"signed the contract of job {contract.job}; {len(train)} records stay here"
         )
-        return stage_pb2.EnrolReply(signature=self._sign(contract), nonces=nonces)
+        return CustomerRun(run_id=run_id, contract=contract, enclave=enclave, nonces=nonces)
 
     def _own_problems(self, contract: Contract) -> list[str]:
         return self._loader.bundle_problems(contract)
@@ -356,7 +321,7 @@ class CustomerNode(NodeBase):
                 path = self.settings.state / "runs" / run.run_id / "refused.json"
                 self._shown(run).keep_refusal(request.refused, path, self.settings.on_progress)
         finally:
-            self._end(run.run_id)
+            super()._abort(run, request)
         return stage_pb2.AbortReply()
 
     def _deliver(
@@ -414,10 +379,9 @@ class CustomerNode(NodeBase):
         self.settings.on_progress(f"{progress.stage}: {progress.done}/{progress.total}{value}")
 
     def _end(self, run_id: str) -> None:
-        run = self._runs.pop(run_id, None)
-        if run is not None:
-            run.enclave.discard()
-        self._memory.forget(run_id)
+        if run_id in self._runs:
+            self._runs[run_id].enclave.discard()
+        super()._end(run_id)
 
 
 def _base(state: bytes) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedark.attestation.gate import AttestedPeer
-from fedark.contract.contract import Contract, ModelTerms, SignedContract, now
+from fedark.contract.contract import Contract, ModelTerms, now
 from fedark.contract.job import DataSpec
 from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.host import EnclaveHandle
@@ -23,6 +23,7 @@ from fedark.records.reading import Record
 from fedark.records.splits import split_train_test
 from fedark.records.template import Template
 from fedark.stages.budget import charge
+from fedark.stages.node import NodeRun, Proof
 from fedark.stages.settings import NodeSettings
 from fedark.translog.head import TreeHead
 from fedark.v1 import enclave_pb2, stage_pb2
@@ -67,9 +68,9 @@ class CustomerData:
         return (train, test) if train else (records, [])
 
 
-@dataclass
-class CustomerRun:
-    """One run of a job at this customer. A field is set only by the stage that earns it.
+@dataclass(kw_only=True)
+class CustomerRun(NodeRun):
+    """One run of a job at this customer.
 
     Attributes:
         evidence: SHA-384 of what the trainer enclave proved to the provider.
@@ -80,12 +81,7 @@ class CustomerRun:
         local: figures for this node's own people.
     """
 
-    run_id: str
-    contract: Contract
     enclave: DurableEnclave
-    nonces: dict[str, bytes] = field(default_factory=dict)
-    signed: SignedContract | None = None
-    aggregator: AttestedPeer | None = None
     trainer: AttestedPeer | None = None
     evidence: bytes = b""
     asked: TreeHead | None = None
@@ -97,13 +93,8 @@ class CustomerRun:
     base: bytes = b""
     local: dict[str, Any] = field(default_factory=dict)
 
-    def state(self, proof: Callable[[AttestedPeer | None], list[Any] | None]) -> dict[str, Any]:
-        """What the node must not forget of it."""
-        return {
-            "contract": self.contract.encode(),
-            "nonces": self.nonces,
-            "signatures": self.signed.signatures if self.signed is not None else None,
-            "aggregator": proof(self.aggregator),
+    def state(self, proof: Proof) -> dict[str, Any]:
+        return super().state(proof) | {
             "trainer": proof(self.trainer),
             "evidence": self.evidence,
             "log_head": self.log_head.encoded if self.log_head is not None else None,

@@ -16,9 +16,11 @@ import json
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -51,7 +53,7 @@ from fedark.translog.log import TransparencyLog
 from fedark.tuning.export import export_peft
 from fedark.v1 import stage_pb2
 
-__all__ = ["LOG", "SEEN_LOGS", "Node", "NodeBase"]
+__all__ = ["LOG", "SEEN_LOGS", "Node", "NodeBase", "NodeRun", "Proof"]
 
 LOG = "log.sqlite"
 """In every node's folder: its transparency log."""
@@ -62,6 +64,11 @@ SEEN_LOGS = "seen-logs.sqlite"
 _NOT_THE_SAME_TWICE = ("attest", "release")
 """Stages that spend nonces: repeated after a crash, they may spend the same ones on the same
 evidence. Once answered, they are answered the same until the run ends."""
+
+
+RunT = TypeVar("RunT", bound="NodeRun")
+Proof = Callable[["AttestedPeer | None"], "list[Any] | None"]
+"""By what a peer was admitted, for the run's state."""
 
 
 class Node(Protocol):
@@ -87,10 +94,32 @@ class Node(Protocol):
         ...
 
 
-class NodeBase(ABC):
+@dataclass(kw_only=True)
+class NodeRun(ABC):
+    """One run of a job at a node. A field is set only by the stage that earns it."""
+
+    run_id: str
+    contract: Contract
+    nonces: dict[str, bytes]
+    signed: SignedContract | None = None
+    aggregator: AttestedPeer | None = None
+
+    def state(self, proof: Proof) -> dict[str, Any]:
+        """What the node must not forget of it."""
+        return {
+            "contract": self.contract.encode(),
+            "nonces": self.nonces,
+            "signatures": self.signed.signatures if self.signed is not None else None,
+            "aggregator": proof(self.aggregator),
+        }
+
+
+class NodeBase(ABC, Generic[RunT]):
     """Consent, dispatch and delivery; `customer` and `provider` add their stages."""
 
     role = ""
+    _not_after_expiry: frozenset[str] = frozenset()
+    """Stages that are not answered once the contract has expired."""
 
     def __init__(self, settings: NodeSettings) -> None:
         self.settings = settings
@@ -103,6 +132,7 @@ class NodeBase(ABC):
         ] = {}  # digest of evidence -> the evidence, and when it was admitted
         self._consent = Consent(settings.state)
         self._memory = RunMemory(settings.state, settings.keys.signing)
+        self._runs: dict[str, RunT] = {}
         self._repeated = False
         self._one_at_a_time = threading.Lock()
 
@@ -178,11 +208,66 @@ class NodeBase(ABC):
             self.settings.on_progress(str(error))
         return fault
 
-    @abstractmethod
     def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
         """Answer a well-formed request; a FedarkError becomes a StageFault."""
+        stage = message.WhichOneof("body")
+        if stage == "enrol":
+            return stage_pb2.StageReply(enrol=self._enrol(message.run_id, message.enrol))
+        run = self._run(message.run_id)
+        if run is None and stage == "deliver" and self._memory.delivered(message.run_id):
+            return stage_pb2.StageReply(deliver=stage_pb2.DeliverReply(stored=True))
+        if run is None or message.contract_digest != run.contract.digest():
+            raise ProtocolError(
+                f"{self.party} has not enrolled in this run.", safe="The node did nothing."
+            )
+        answer = self._answers().get(stage or "")
+        if answer is None:
+            raise ProtocolError(
+                f"A {self.role} does not answer stage {stage!r}.", safe="The node did nothing."
+            )
+        if stage in self._not_after_expiry and run.contract.expired(now()):
+            raise ProtocolError("The contract is not valid any more.", safe="The node did nothing.")
+        reply = answer(run, getattr(message, stage or ""))
+        if run.run_id in self._runs:
+            self._memory.save(run.run_id, run.state(self._proof))
+        return stage_pb2.StageReply(**{stage: reply})
 
-    def wake(self) -> None:  # noqa: B027  a provider has no enclave to wake
+    @abstractmethod
+    def _answers(self) -> dict[str, Callable[[RunT, Any], Any]]:
+        """Stage -> what answers it, but for enrol."""
+
+    def _enrol(self, run_id: str, request: stage_pb2.EnrolRequest) -> stage_pb2.EnrolReply:
+        run = self._run(run_id)
+        if run is None:
+            run = self._runs[run_id] = self._begin(run_id, self._agree(request.contract))
+            self._memory.save(run_id, run.state(self._proof))
+        elif run.contract.encode() != request.contract:
+            raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
+        return stage_pb2.EnrolReply(signature=self._sign(run.contract), nonces=run.nonces)
+
+    @abstractmethod
+    def _begin(self, run_id: str, contract: Contract) -> RunT:
+        """A new run of a contract that this node agrees to."""
+
+    def _run(self, run_id: str) -> RunT | None:
+        """The run, as this node remembers it."""
+        if run_id not in self._runs and (state := self._memory.load(run_id)) is not None:
+            self._runs[run_id] = self._recall(run_id, Contract.decode(state["contract"]), state)
+        return self._runs.get(run_id)
+
+    @abstractmethod
+    def _recall(self, run_id: str, contract: Contract, state: dict[str, Any]) -> RunT:
+        """The run that `state` was kept of."""
+
+    def _abort(self, run: RunT, request: stage_pb2.AbortRequest) -> stage_pb2.AbortReply:
+        self._end(run.run_id)
+        return stage_pb2.AbortReply()
+
+    def _end(self, run_id: str) -> None:
+        self._runs.pop(run_id, None)
+        self._memory.forget(run_id)
+
+    def wake(self) -> None:
         """See `Node.wake`."""
 
     @abstractmethod

@@ -25,7 +25,7 @@ from fedark.foundation.errors import (
 )
 from fedark.links.faults import fault_of
 from fedark.stages.budget import read_head
-from fedark.stages.node import NodeBase
+from fedark.stages.node import NodeBase, NodeRun, Proof
 from fedark.stages.settings import NodeSettings
 from fedark.translog.head import TreeHead
 from fedark.translog.log import Logged
@@ -39,28 +39,19 @@ from fedark.vault.weightkey import WeightKey
 __all__ = ["ProviderNode"]
 
 
-@dataclass
-class _Run:
-    contract: Contract
-    nonces: dict[str, bytes]
-    signed: SignedContract | None = None
-    aggregator: AttestedPeer | None = None
+@dataclass(kw_only=True)
+class _Run(NodeRun):
     trainers: dict[str, AttestedPeer] = field(default_factory=dict)
     grants: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
-    def state(self, proof: Callable[[AttestedPeer | None], list[Any] | None]) -> dict[str, Any]:
-        """What the node must not forget of it."""
-        return {
-            "contract": self.contract.encode(),
-            "nonces": self.nonces,
-            "signatures": self.signed.signatures if self.signed is not None else None,
-            "aggregator": proof(self.aggregator),
+    def state(self, proof: Proof) -> dict[str, Any]:
+        return super().state(proof) | {
             "trainers": {name: proof(peer) for name, peer in self.trainers.items()},
             "grants": [[name, model, grant] for (name, model), grant in self.grants.items()],
         }
 
 
-class ProviderNode(NodeBase):
+class ProviderNode(NodeBase[_Run]):
     """See the module's docstring.
 
     Args:
@@ -73,75 +64,34 @@ class ProviderNode(NodeBase):
     def __init__(self, settings: NodeSettings, weight_keys: Mapping[str, WeightKey]) -> None:
         super().__init__(settings)
         self._weight_keys = weight_keys
-        self._runs: dict[str, _Run] = {}
 
-    def _dispatch(self, message: stage_pb2.StageRequest) -> stage_pb2.StageReply:
-        stage = message.WhichOneof("body")
-        if stage == "enrol":
-            return stage_pb2.StageReply(enrol=self._enrol(message.run_id, message.enrol))
-        run = self._run(message.run_id)
-        if run is None and stage == "deliver" and self._memory.delivered(message.run_id):
-            return stage_pb2.StageReply(deliver=stage_pb2.DeliverReply(stored=True))
-        if run is None or message.contract_digest != run.contract.digest():
-            raise ProtocolError(
-                f"{self.party} has not enrolled in this run.", safe="No key was released."
-            )
-        match stage:
-            case "release":
-                reply = self._release(message.run_id, run, message.release)
-                self._memory.save(message.run_id, run.state(self._proof))
-                return stage_pb2.StageReply(release=reply)
-            case "deliver":
-                return stage_pb2.StageReply(
-                    deliver=self._deliver(message.run_id, run, message.deliver)
-                )
-            case "abort":
-                self._end(message.run_id)
-                return stage_pb2.StageReply(abort=stage_pb2.AbortReply())
-        raise ProtocolError(
-            f"A provider does not answer stage {stage!r}.", safe="No key was released."
-        )
+    def _answers(self) -> dict[str, Callable[[_Run, Any], Any]]:
+        return {"release": self._release, "deliver": self._deliver, "abort": self._abort}
 
-    def _enrol(self, run_id: str, request: stage_pb2.EnrolRequest) -> stage_pb2.EnrolReply:
-        before = self._run(run_id)
-        if before is not None:
-            if before.contract.encode() != request.contract:
-                raise ProtocolError("This run has enrolled already.", safe="It goes on as it is.")
-            return stage_pb2.EnrolReply(signature=self._sign(before.contract), nonces=before.nonces)
-        contract = self._agree(request.contract)
+    def _begin(self, run_id: str, contract: Contract) -> _Run:
         gate = self._gate(contract, run_id)
         nonces = {
             f"trainer:{party.name}": gate.challenge("trainer", party.name, now=now())
             for party in contract.customers
         }
         nonces["node"] = gate.challenge("aggregator", contract.aggregator.name, now=now())
-        run = self._runs[run_id] = _Run(contract, nonces)
-        self._memory.save(run_id, run.state(self._proof))
         self.settings.on_progress(f"signed the contract of job {contract.job}")
-        return stage_pb2.EnrolReply(signature=self._sign(contract), nonces=nonces)
+        return _Run(run_id=run_id, contract=contract, nonces=nonces)
 
-    def _run(self, run_id: str) -> _Run | None:
-        """The run, as this node remembers it."""
-        if run_id not in self._runs and (state := self._memory.load(run_id)) is not None:
-            contract = Contract.decode(state["contract"])
-            run = _Run(contract, state["nonces"])
-            if state["signatures"] is not None:
-                run.signed = SignedContract.verify(contract, state["signatures"])
-            name = contract.aggregator.name
-            run.aggregator = self._readmit(
-                contract, run_id, state["aggregator"], role="aggregator", party=name
-            )
-            for name, proof in state["trainers"].items():
-                peer = self._readmit(contract, run_id, proof, role="trainer", party=name)
-                if peer is not None:
-                    run.trainers[name] = peer
-            run.grants = {(name, model): grant for name, model, grant in state["grants"]}
-            self._runs[run_id] = run
-        return self._runs.get(run_id)
-
-    def _end(self, run_id: str) -> None:
-        self._runs.pop(run_id, None)
-        self._memory.forget(run_id)
+    def _recall(self, run_id: str, contract: Contract, state: dict[str, Any]) -> _Run:
+        run = _Run(run_id=run_id, contract=contract, nonces=state["nonces"])
+        if state["signatures"] is not None:
+            run.signed = SignedContract.verify(contract, state["signatures"])
+        name = contract.aggregator.name
+        run.aggregator = self._readmit(
+            contract, run_id, state["aggregator"], role="aggregator", party=name
+        )
+        for name, proof in state["trainers"].items():
+            peer = self._readmit(contract, run_id, proof, role="trainer", party=name)
+            if peer is not None:
+                run.trainers[name] = peer
+        run.grants = {(name, model): grant for name, model, grant in state["grants"]}
+        return run
 
     def close(self) -> None:
         """Forget the runs; a provider has no enclave."""
@@ -166,10 +116,8 @@ class ProviderNode(NodeBase):
         bundle = find_bundle(self.settings.catalogue, digest, self.settings.keys.signing.public)
         return bundle.manifest if bundle is not None else None
 
-    def _release(
-        self, run_id: str, run: _Run, request: stage_pb2.ReleaseRequest
-    ) -> stage_pb2.ReleaseReply:
-        contract = run.contract
+    def _release(self, run: _Run, request: stage_pb2.ReleaseRequest) -> stage_pb2.ReleaseReply:
+        contract, run_id = run.contract, run.run_id
         run.signed = SignedContract.verify(contract, dict(request.contract_signatures))
         remembered = {name: self._remembered(data) for name, data in request.log_heads.items()}
         name = contract.aggregator.name
@@ -311,14 +259,12 @@ class ProviderNode(NodeBase):
             *(logged_as(grant, public)[0] for grant in grants.by_model.values()),
         ]
 
-    def _deliver(
-        self, run_id: str, run: _Run, request: stage_pb2.DeliverRequest
-    ) -> stage_pb2.DeliverReply:
+    def _deliver(self, run: _Run, request: stage_pb2.DeliverRequest) -> stage_pb2.DeliverReply:
         if run.signed is None or run.aggregator is None:
             raise ProtocolError(
                 "The aggregator enclave is not proven yet.", safe="Nothing was stored."
             )
-        folder = self._store(run.signed, run.aggregator, request)
+        run_id, folder = run.run_id, self._store(run.signed, run.aggregator, request)
         receipts = []
         for (name, model), grant in run.grants.items():
             try:
