@@ -142,55 +142,52 @@ class NodeBase(ABC, Generic[RunT]):
     def handle(self, request: bytes) -> bytes:
         """See `Node.handle`."""
         with self._one_at_a_time:
-            return self._handle(request)
-
-    def _handle(self, request: bytes) -> bytes:
-        run_id = ""
-        try:
-            message = stage_pb2.StageRequest()
+            run_id = ""
             try:
-                message.ParseFromString(request)
-            except DecodeError:
-                raise ProtocolError(
-                    "A stage request is malformed.", safe="The node did nothing."
-                ) from None
-            if message.version != VERSION:
-                raise ProtocolError(
-                    f"The aggregator speaks version {message.version} of the stages, this node"
-                    f" version {VERSION}.",
-                    safe="The node did nothing.",
-                    fix="Bring both to the same release of fedark.",
-                )
-            if len(message.contract_digest) != hashlib.sha384().digest_size:
-                raise ProtocolError(
-                    "A stage request names no contract.", safe="The node did nothing."
-                )
-            run_id = message.run_id
-            self._require_standing(message)
-            answer = self._memory.answer(run_id, request)
-            if answer is not None:
+                message = stage_pb2.StageRequest()
+                try:
+                    message.ParseFromString(request)
+                except DecodeError:
+                    raise ProtocolError(
+                        "A stage request is malformed.", safe="The node did nothing."
+                    ) from None
+                if message.version != VERSION:
+                    raise ProtocolError(
+                        f"The aggregator speaks version {message.version} of the stages, this node"
+                        f" version {VERSION}.",
+                        safe="The node did nothing.",
+                        fix="Bring both to the same release of fedark.",
+                    )
+                if len(message.contract_digest) != hashlib.sha384().digest_size:
+                    raise ProtocolError(
+                        "A stage request names no contract.", safe="The node did nothing."
+                    )
+                run_id = message.run_id
+                self._require_standing(message)
+                answer = self._memory.answer(run_id, request)
+                if answer is not None:
+                    return answer
+                stage = message.WhichOneof("body")
+                once = stage if stage in _NOT_THE_SAME_TWICE else ""
+                self._repeated = bool(once) and self._memory.begin(run_id, request)
+                reply = self._dispatch(message)
+                reply.version, reply.run_id, reply.party = VERSION, run_id, self.party
+                answer = bytes(reply.SerializeToString())
+                self._memory.keep(run_id, request, answer, once=once)
                 return answer
-            stage = message.WhichOneof("body")
-            once = stage if stage in _NOT_THE_SAME_TWICE else ""
-            self._repeated = bool(once) and self._memory.begin(run_id, request)
-            reply = self._dispatch(message)
+            except FedarkError as error:
+                own = isinstance(error, StorageError | EnclaveFailed)  # this machine's own trouble
+                _log.log(logging.ERROR if own else logging.WARNING, "refused: %s", error.what)
+                reply = stage_pb2.StageReply(fault=self._fault(error))
+            except Exception as error:
+                _log.error("a stage failed: %s", explain(error))
+                # The text of a foreign exception may hold a record or a key: only its type goes out.
+                what = f"The node of {self.party} failed ({type(error).__name__})."
+                reply = stage_pb2.StageReply(
+                    fault=stage_pb2.StageFault(code="FederationError", what=what)
+                )
             reply.version, reply.run_id, reply.party = VERSION, run_id, self.party
-            answer = bytes(reply.SerializeToString())
-            self._memory.keep(run_id, request, answer, once=once)
-            return answer
-        except FedarkError as error:
-            own = isinstance(error, StorageError | EnclaveFailed)  # this machine's own trouble
-            _log.log(logging.ERROR if own else logging.WARNING, "refused: %s", error.what)
-            reply = stage_pb2.StageReply(fault=self._fault(error))
-        except Exception as error:
-            _log.error("a stage failed: %s", explain(error))
-            # The text of a foreign exception may hold a record or a key: only its type goes out.
-            what = f"The node of {self.party} failed ({type(error).__name__})."
-            reply = stage_pb2.StageReply(
-                fault=stage_pb2.StageFault(code="FederationError", what=what)
-            )
-        reply.version, reply.run_id, reply.party = VERSION, run_id, self.party
-        return bytes(reply.SerializeToString())
+            return bytes(reply.SerializeToString())
 
     def _fault(self, error: FedarkError) -> stage_pb2.StageFault:
         """An error for the others. Where things lie on this machine is for the node's own people."""

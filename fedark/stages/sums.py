@@ -5,6 +5,7 @@ customers sent, have the committee unmask it, close.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from fedark.foundation.errors import EnclaveFailed, FedarkError, FederationError, StorageError
 from fedark.links.hostlink import AggregatorClient
@@ -12,6 +13,13 @@ from fedark.stages.parties import Parties
 from fedark.v1 import enclave_pb2, stage_pb2
 
 __all__ = ["Sums"]
+
+
+_ANSWERS: Mapping[str, tuple[Any, enclave_pb2.Submit.Part]] = {
+    "endorse": (enclave_pb2.Endorse, enclave_pb2.Submit.ENDORSEMENT),
+    "unmask": (enclave_pb2.Unmask, enclave_pb2.Submit.SHARES),
+}
+"""What a member of the committee is asked, and what its answer is to the aggregator enclave."""
 
 
 class Sums:
@@ -54,46 +62,34 @@ class Sums:
         call = enclave_pb2.OpenRound(round=number, parties=parties)
         return self._host.call(enclave_pb2.Call(open_round=call)).opened.masked
 
-    def _unmask(self, number: int) -> None:
-        """What the aggregator enclave needs of the committee before it can close the round. Who
-        fails now still counts in it.
+    def _ask_committee(self, number: int) -> None:
+        """Bring the aggregator enclave what it needs of the committee before it can close the
+        round: signatures on the survivors where it asks for them, then shares. Who fails now still
+        counts in the sum.
         """
-        survivors = enclave_pb2.Call(survivors=enclave_pb2.Survivors(round=number))
-        asked = self._host.call(survivors).asked
-        if asked.endorse:
-            calls = {
-                name: enclave_pb2.Call(endorse=enclave_pb2.Endorse(request=request))
-                for name, request in asked.endorse.items()
+        for endorsed in (False, True):
+            survivors = enclave_pb2.Survivors(round=number, endorsed=endorsed)
+            asked = self._host.call(enclave_pb2.Call(survivors=survivors)).asked
+            stage = "endorse" if asked.endorse and not endorsed else "unmask"
+            kind, part = _ANSWERS[stage]
+            requests = {
+                name: self._parties.request(
+                    forward=stage_pb2.ForwardRequest(
+                        call=enclave_pb2.Call(**{stage: kind(request=request)})
+                    )
+                )
+                for name, request in getattr(asked, stage).items()
+                # a member that did not begin this round could only refuse
+                if name in self._parties.customers and name in self._opened_for
             }
-            self._committee(number, "endorse", enclave_pb2.Submit.ENDORSEMENT, calls)
-            survivors.survivors.endorsed = True
-            asked = self._host.call(survivors).asked
-        calls = {
-            name: enclave_pb2.Call(unmask=enclave_pb2.Unmask(request=request))
-            for name, request in asked.unmask.items()
-        }
-        self._committee(number, "unmask", enclave_pb2.Submit.SHARES, calls)
-
-    def _committee(
-        self,
-        number: int,
-        stage: str,
-        part: enclave_pb2.Submit.Part,
-        calls: Mapping[str, enclave_pb2.Call],
-    ) -> None:
-        """Have the members' trainer enclaves answer the aggregator enclave."""
-        requests = {
-            name: self._parties.request(forward=stage_pb2.ForwardRequest(call=call))
-            for name, call in calls.items()
-            # a member that did not begin this round could only refuse
-            if name in self._parties.customers and name in self._opened_for
-        }
-        replies = self._parties.exchange(stage, requests, note=str(number), minimum=0)
-        for name, reply in replies.items():
-            answer = enclave_pb2.Submit(
-                round=number, party=name, protected=reply.forward.protected, part=part
-            )
-            self.on_behalf(name, stage, enclave_pb2.Call(submit=answer))
+            replies = self._parties.exchange(stage, requests, note=str(number), minimum=0)
+            for name, reply in replies.items():
+                answer = enclave_pb2.Submit(
+                    round=number, party=name, protected=reply.forward.protected, part=part
+                )
+                self.on_behalf(name, stage, enclave_pb2.Call(submit=answer))
+            if stage == "unmask":
+                return
 
     def close(self, number: int) -> enclave_pb2.Closed:
         """End a round; under masks, unmask its sum before.
@@ -104,7 +100,7 @@ class Sums:
         close = enclave_pb2.Call(close=enclave_pb2.Close(round=number))
         try:
             if self._masked and number > 0:  # loading brings nothing of a customer
-                self._unmask(number)
+                self._ask_committee(number)
             return self._host.call(close).closed
         except FederationError as error:
             what = "\n".join([error.what, *self._parties.passed_over_lines()])
