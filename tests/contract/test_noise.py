@@ -119,7 +119,7 @@ def _terms(folder: Path, *more: str) -> tuple[Path, tuple[str, ...]]:
 def test_a_job_that_would_learn_nothing_ends_before_anything_is_sealed_or_charged(
     tmp_path: Path,
 ) -> None:
-    path, terms = _terms(tmp_path / "job", "privacy.epsilon=3.0")
+    path, terms = _terms(tmp_path / "job", "privacy.epsilon=1.0", "privacy.sampling_rate=0.1")
     with pytest.raises(ContractError, match="expect nothing to be learned"):
         prepare(Job.load(path, terms), tmp_path / "work", sandbox="none")
     assert not list((tmp_path / "work").rglob("ledger.sqlite"))
