@@ -130,7 +130,7 @@ def _start(node: NodeFolder, children: Supervisor, metrics: int, factory: str) -
         ca=str(node.ca),
         key=str(node.path / "transport.key"),
         metrics=metrics,
-        proxy=proxy_for(host_of(node.bundle.address), node.config.proxy),
+        proxy=proxy_for(host_of(node.admission.address), node.config.proxy),
     )
     file = configuration.write(node.path / "run" / "daemon.json", settings)
     command = module(daemon.__name__, str(file))
