@@ -98,11 +98,11 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
 
     def bundle(data: bytes) -> Admission:
         found = parse(data, Admission, "it")
-        found.verify(north.bundle.aggregator)
+        found.verify(north.admission.aggregator)
         return found
 
     yield _same("join request", request, (waiting.path / "request.json").read_bytes())
-    yield _same("join bundle", bundle, (north.path / "host.json").read_bytes())
+    yield _same("admission", bundle, (north.path / "host.json").read_bytes())
 
     signing = PartyKeys.load(maker.path / KEYS).signing
     offer = Offer(
