@@ -95,7 +95,7 @@ PARSERS = (
     "enclave call, trainer, masked", "enclave call, aggregator, masked", "job file",
     "checkpoint", "checkpoint, sealed", "ledger head", "ledger head, signed", "report", "report, signed", "stage reply",
     "safetensors",
-    "invitation", "join request", "join bundle", "offer", "offer, signed", "host call", "host answer", "broker reply",
+    "invitation", "join request", "admission", "offer", "offer, signed", "host call", "host answer", "broker reply",
     "tokenizer", "tokenizer settings", "weight index", "pooling settings", "model configuration", "front",
 )  # fmt: skip
 
