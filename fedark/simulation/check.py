@@ -113,7 +113,13 @@ def check(job: Job, say: Callable[[str], None] = lambda text: None) -> Outlook:
     for spec, folder in sources:
         base = base_shapes(folder, spec.task, job.labels, spec.pooling)
         terms = model_terms(
-            spec, bundle="0" * 96, labels=job.labels, base=base, layout=base.layout(spec.adapter)
+            spec,
+            bundle="0" * 96,
+            weights="0" * 96,
+            prompt=job.data.prompt,
+            labels=job.labels,
+            base=base,
+            layout=base.layout(spec.adapter),
         )
         files = {name: bytearray(path.read_bytes()) for name, path in model_files(folder).items()}
         try:
