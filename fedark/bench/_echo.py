@@ -158,7 +158,7 @@ def _run_stock(path: Path) -> None:
     environment["PATH"] = os.pathsep.join((scripts, environment.get("PATH", "")))
     supernode = console_script(
         "flower-supernode",
-        *("--superlink", node.bundle.address, "--root-certificates", str(node.ca)),
+        *("--superlink", node.admission.address, "--root-certificates", str(node.ca)),
         *("--auth-supernode-private-key", str(run / "openssh.key")),
         *("--node-config", f'{SOCKET_KEY}="{where}"'),
         *("--host", "127.0.0.1", "--port", str(free_port())),

@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from fedark.contract.protection import Counts, detail_keys
+from fedark.contract.protection import Figure, detail_keys
 from fedark.records.reading import Record
 from fedark.tuning.layout import Flat
 from fedark.tuning.task import TaskModel
@@ -28,7 +28,7 @@ _SHOWN = 300  # characters
 
 def details(
     task: TaskModel, records: Sequence[Record], said: Mapping[tuple[int, int], int]
-) -> dict[str, Counts]:
+) -> dict[str, Figure]:
     """The figures of `detail_keys` on `records`.
 
     Args:
@@ -41,7 +41,7 @@ def details(
             "token-f1": (0, len(pairs), sum(token_f1(*pair) for pair in pairs)),
             "rouge-l": (0, len(pairs), sum(rouge_l(*pair) for pair in pairs)),
         }
-    found: dict[str, Counts] = {}
+    found: dict[str, Figure] = {}
     for key in detail_keys(task.terms):
         kind, *places = key.split("/")
         if kind == "said":
