@@ -11,6 +11,12 @@ call is allowed at all, so no descriptor can be passed in either. clone3 answers
 whereupon libc starts threads through clone, whose flags a filter can see: threads yes, processes
 no. Denied calls return EPERM, which libraries survive; foreign call tables kill. Both filters are
 installed for every thread at once (TSYNC); they stack, and none can be taken off.
+
+The measured files are the installation's own, so other accounts of the host may be able to read
+them too. What one process does to such a file's pages or waiters, another can see. The final filter
+therefore leaves no call that evicts pages (fadvise64, madvise's page-out), asks which are in memory
+(mincore, preadv2, cachestat), or waits on or wakes a futex that is not private to the process. It
+also takes no umask and no advice to merge equal pages. docs/threat-model.md says what remains.
 """
 
 from __future__ import annotations
@@ -70,21 +76,27 @@ _OUTSIDE = _calls(
 
 _NEEDED = _calls(
     "read write readv writev pread64 lseek close fstat newfstatat stat lstat statx access faccessat"
-    " faccessat2 getdents64 getcwd readlink readlinkat statfs fstatfs fadvise64 dup pwrite64"
-    " ftruncate fsync fdatasync mmap munmap mremap mprotect madvise brk msync mincore mbind"
-    " get_mempolicy set_mempolicy membarrier futex sched_yield sched_getaffinity sched_getparam"
-    " sched_getscheduler sched_get_priority_max sched_get_priority_min set_robust_list"
-    " get_robust_list rseq set_tid_address getcpu restart_syscall rt_sigaction rt_sigprocmask"
-    " rt_sigreturn sigaltstack rt_sigtimedwait rt_sigsuspend rt_sigpending poll ppoll select"
-    " pselect6 nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday time times"
+    " faccessat2 getdents64 getcwd readlink readlinkat statfs fstatfs dup pwrite64 ftruncate fsync"
+    " fdatasync mmap munmap mremap mprotect brk msync mbind get_mempolicy set_mempolicy membarrier"
+    " sched_yield sched_getaffinity sched_getparam sched_getscheduler sched_get_priority_max"
+    " sched_get_priority_min rseq getcpu restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn"
+    " sigaltstack rt_sigtimedwait rt_sigsuspend rt_sigpending poll ppoll select pselect6 nanosleep"
+    " clock_nanosleep clock_gettime clock_getres gettimeofday time times"
     " getrusage sysinfo uname getrandom getpid gettid getppid getuid geteuid getgid getegid"
     " getresuid getresgid getgroups getpgrp getpgid getsid exit exit_group"
 )
 
 _SCRATCH = _calls(
     "mkdir mkdirat unlink unlinkat rmdir rename renameat renameat2 truncate fallocate chmod fchmod"
-    " fchmodat umask"
+    " fchmodat"
 )
+
+# MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE and MADV_NOHUGEPAGE: what allocators say of their own
+# memory. Any other advice is answered as by a kernel that does not know it.
+_ADVICE = (4, 8, 14, 15)
+# FUTEX_PRIVATE_FLAG. The one shared wait that libraries need is pthread_join's, for the kernel's
+# own wake when a thread has ended; told to try again (EAGAIN), it looks at the thread again.
+_FUTEX_PRIVATE = 128
 
 # TCGETS, which Python's open() asks of every file, FIONREAD, and the two ways to set close-on-exec.
 _IOCTLS = (0x5401, 0x541B, 0x5450, 0x5451)
@@ -163,6 +175,10 @@ def enclave_policy(pid: int, *, scratch: bool) -> Policy:
             *_threads_only(),
             *_own_signals(pid),
             *_limits_read_only(),
+            Rule(ALLOW, ("futex",), (Arg(1, _FUTEX_PRIVATE, _FUTEX_PRIVATE),)),
+            Rule(errno(codes.EAGAIN), ("futex",)),
+            *(Rule(ALLOW, ("madvise",), (Arg(2, advice, _LOW),)) for advice in _ADVICE),
+            Rule(errno(codes.EINVAL), ("madvise",)),
             *(Rule(ALLOW, ("ioctl",), (Arg(1, number, _LOW),)) for number in _IOCTLS),
             Rule(errno(codes.ENOTTY), ("ioctl",)),
             *(Rule(ALLOW, ("fcntl",), (Arg(1, number, _LOW),)) for number in _FCNTLS),

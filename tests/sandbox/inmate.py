@@ -224,6 +224,27 @@ def _write_argument(text: str) -> str:
     return call("prctl", 35, 8, place, 0, 0)
 
 
+def _evict(path: str) -> str:
+    """Drop a file's pages from memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return attempt(lambda: os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED))
+    finally:
+        os.close(descriptor)
+
+
+def _wake(path: str, private: bool) -> object:
+    """Wake whoever waits on the first word of a file, mapped to read: how many, or why not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    libc.mmap.restype = ctypes.c_void_p
+    place = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    os.close(descriptor)
+    woken = libc.syscall(
+        ctypes.c_long(NUMBERS["futex"]), ctypes.c_void_p(place), 129 if private else 1, 1, 0, 0, 0
+    )
+    return errno.errorcode[ctypes.get_errno()] if woken < 0 else woken
+
+
 SECRET = "inmate-secret-" + os.urandom(16).hex()
 
 
@@ -237,6 +258,9 @@ PROBES = {
     "vm": _vm,
     "threads": _threads,
     "name threads": _name_threads,
+    "evict": _evict,
+    "wake": _wake,
+    "umask": lambda: call("umask", 0o123),
     "write argument": _write_argument,
     "thread bomb": _thread_bomb,
     "memory bomb": _memory_bomb,

@@ -4,8 +4,12 @@ and as an ordinary user.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
+import re
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -383,3 +387,91 @@ def test_the_same_probes_succeed_in_a_process_that_is_not_confined(confined, out
     free.ask("write argument", "secret record")
     assert Path(f"/proc/{free.process.pid}/comm").read_text() == "secret record\n"
     assert Path(f"/proc/{free.process.pid}/cmdline").read_bytes().startswith(b"secret record")
+
+
+# Files that the enclave and other accounts of the host can both read.
+SHARED_FILE = str(Path(__file__).with_name("inmate.py"))
+
+
+def in_memory(path: str) -> bool:
+    """Whether the first page of a file is in memory, as any account that may read it can ask."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _on_disk(path: Path) -> bool:
+    """Whether the file's pages can leave memory at all: those of a tmpfs cannot."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    kinds = {place: kind for place, kind in mounts if path.is_relative_to(place)}
+    return kinds[max(kinds, key=len)] != "tmpfs"
+
+
+class Waiter:
+    """Waits, as any account that may read a file can, until somebody wakes it on its first word."""
+
+    def __init__(self, path: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        with path.open("rb") as file:
+            place = libc.mmap(
+                None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0
+            )
+        word = ctypes.c_uint32.from_address(place).value
+        call = (ctypes.c_long(202), ctypes.c_void_p(place), 0, word, None, None, 0)
+        self.thread = threading.Thread(target=lambda: libc.syscall(*call), daemon=True)
+        self.thread.start()
+
+
+def test_pages_of_a_file_that_others_can_read_cannot_be_evicted(inmate) -> None:
+    assert inmate.ask("evict", SHARED_FILE) == "EPERM"
+    assert inmate.ask("call", "mincore", 0, 0, 0) == "EPERM"
+    assert inmate.ask("call", "readahead", 0, 0, 0) == "EPERM"
+    assert inmate.ask("call", "preadv2", 0, 0, 0, 0, 0, 0x8) == "EPERM"
+    for advice in (20, 21, 22, 3, 12):
+        assert inmate.ask("call", "madvise", 0, 0, advice) == "EINVAL"
+
+
+def test_nobody_is_woken_on_a_file_that_others_can_read(inmate) -> None:
+    assert inmate.ask("wake", SHARED_FILE, False) == "EAGAIN"
+    assert inmate.ask("wake", SHARED_FILE, True) == 0
+    assert inmate.ask("threads", 20) == [i * i for i in range(20)]  # and still they are joined
+
+
+def test_the_umask_which_everybody_can_read_cannot_be_set(inmate) -> None:
+    assert inmate.ask("umask") == "EPERM"
+
+
+def test_without_the_filter_evicted_pages_a_wake_and_a_umask_tell_others(
+    confined, outside: Path
+) -> None:
+    """The control: each of the three ways out works where nothing denies it."""
+    free = confined("landlock", free=True)
+    page = outside / "page.bin"
+    with page.open("wb") as file:
+        file.write(b"x" * mmap.PAGESIZE)
+        os.fsync(file.fileno())
+    page.read_bytes()
+    assert in_memory(str(page))
+    # Asking may itself bring the page back, so not every look finds it gone.
+    gone = False
+    for _ in range(1000):
+        assert free.ask("evict", str(page)) == "ok"
+        gone = gone or not in_memory(str(page))
+    assert gone or not _on_disk(page)
+    waiter = Waiter(page)
+    woken = 0
+    for _ in range(100_000):
+        woken = free.ask("wake", str(page), False)
+        if woken:
+            break
+    assert woken == 1
+    waiter.thread.join(60)
+    assert not waiter.thread.is_alive()
+    assert free.ask("umask") == "ok"
+    status = Path(f"/proc/{free.process.pid}/status").read_text()
+    assert re.search(r"^Umask:\s0123$", status, re.MULTILINE)

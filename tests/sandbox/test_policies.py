@@ -51,6 +51,17 @@ NEVER = [
     "open_by_handle_at",
     "capset",
 ]
+# What shows other accounts, or asks of them, something about files that they can read too.
+OF_SHARED_FILES = [
+    "fadvise64",
+    "mincore",
+    "preadv2",
+    "readahead",
+    "set_robust_list",  # the kernel wakes whom it names when a thread ends
+    "set_tid_address",  # the same
+    "sync_file_range",
+    "umask",  # stands in /proc/PID/status
+]
 
 
 def verdict(policy, name: str, arguments: tuple[int, ...] = (0, 0, 0, 0, 0, 0)) -> int:
@@ -75,6 +86,31 @@ def test_call_numbers_are_the_kernels() -> None:
 def test_no_running_enclave_may_ever(name: str) -> None:
     for scratch in (True, False):
         assert verdict(enclave_policy(1, scratch=scratch), name) != ALLOW
+
+
+@pytest.mark.parametrize("name", OF_SHARED_FILES)
+def test_no_running_enclave_may_tell_others_by_files_that_they_share(name: str) -> None:
+    for scratch in (True, False):
+        assert verdict(enclave_policy(1, scratch=scratch), name) == errno(1)
+
+
+@pytest.mark.parametrize("scratch", [True, False])
+def test_a_futex_is_private_or_not_waited_on_at_all(scratch: bool) -> None:
+    policy = enclave_policy(1, scratch=scratch)
+    for operation in range(14):
+        for clock in (0, 256):
+            private, shared = ((0, operation | clock | bit, 0, 0, 0, 0) for bit in (128, 0))
+            assert verdict(policy, "futex", private) == ALLOW
+            assert verdict(policy, "futex", shared) == errno(11)
+
+
+@pytest.mark.parametrize("scratch", [True, False])
+def test_advice_is_about_memory_of_ones_own(scratch: bool) -> None:
+    policy = enclave_policy(1, scratch=scratch)
+    allowed = {a for a in range(256) if verdict(policy, "madvise", (0, 0, a, 0, 0, 0)) == ALLOW}
+    assert allowed == {4, 8, 14, 15}
+    page_out, cold, populate, mergeable = 21, 20, 22, 12
+    assert not allowed & {page_out, cold, populate, mergeable}
 
 
 @pytest.mark.parametrize("name", [name for name in NEVER if name != "seccomp"])
