@@ -20,6 +20,7 @@ import typer
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -36,7 +37,7 @@ _API = """\
       show_root_heading: false
       show_source: false
 """
-_OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)]+)\)")
+_RELATIVE = re.compile(r"\[([^\]]+)\]\((\.\./[^)]+)\)")
 
 
 def _type(kind: Any) -> str:
@@ -178,13 +179,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Show a link to a file outside `docs/` as that file's path (mkdocs hook)."""
-    return _OUTSIDE.sub(
-        lambda found: (
-            found[0]
-            if found[2].endswith(".md") and "/docs/" in found[2]
-            else f"`{found[2].lstrip('./')}`"
-        ),
+    out_of_docs = "../" * (page.file.src_uri.count("/") + 1)
+    return _RELATIVE.sub(
+        lambda link: f"`{link[2].lstrip('./')}`" if link[2].startswith(out_of_docs) else link[0],
         markdown,
     )
