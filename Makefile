@@ -65,7 +65,7 @@ lint: $(VENV)/.installed check-protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --contract rooms
+	$(BIN)/lint-imports
 	$(BIN)/bandit -q -ll -c pyproject.toml -r fedark enclaves examples
 
 protos: $(VENV)/.installed
