@@ -1,30 +1,39 @@
 """Text to token ids, from a tokenizer's bytes alone.
 
-The `tokenizers` library reads `tokenizer.json`, which is what `transformers.AutoTokenizer` uses
-too, so the ids are those that a user gets outside fedark. A BERT vocabulary (`vocab.txt`) is the
-only fallback; other formats would need code.
+The ids are those that a user gets from `transformers.AutoTokenizer` outside fedark: the same class
+builds the tokenizer from `tokenizer.json` (or a BERT vocabulary, `vocab.txt`) and the settings
+beside it. Other formats would need code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokenizers import (
-    Encoding,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
+from tokenizers import AddedToken, Encoding, Tokenizer, models
+from transformers import BertTokenizer, TokenizersBackend
+from transformers.models.auto.tokenization_auto import (
+    MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
+    TOKENIZER_MAPPING_NAMES,
+    tokenizer_class_from_name,
 )
 
-from fedark.foundation.errors import ModelError
+from fedark.foundation.errors import ModelError, printable
 from fedark.foundation.jsontext import read_json
 from fedark.tuning.weights import Files
 
 __all__ = ["TextEncoder"]
+
+_GENERIC = {"TokenizersBackend", "PythonBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer"}
+_GENERIC |= {"MistralCommonBackend"}
+# Of every class: what of its settings is taken from the file, and what never is.
+_SETTINGS = {"extra_special_tokens", "split_special_tokens", "add_prefix_space", "truncation_side"}
+_SETTINGS |= {"add_bos_token", "add_eos_token"}
+_NOT_SETTINGS = {"self", "args", "kwargs", "vocab", "merges", "vocab_file", "merges_file"}
+_NOT_SETTINGS |= {"tokenizer_file", "tokenizer_object", "post_processor", "added_tokens_decoder"}
+_TOKEN = {"content", "single_word", "lstrip", "rstrip", "normalized", "special"}
 
 
 class TextEncoder:
@@ -33,6 +42,7 @@ class TextEncoder:
     Attributes:
         pad_id: id for padding.
         eos_id: id that ends an answer, or None where the tokenizer has none.
+        vocabulary_size: one more than the largest id of its vocabulary.
     """
 
     def __init__(
@@ -44,13 +54,14 @@ class TextEncoder:
         Raises:
             ModelError: there is none, it is malformed, or no token can serve for padding.
         """
-        settings = _settings(files)
-        self._tokenizer = _tokenizer(files, settings)
+        backend, self.vocabulary_size = _backend(files)
+        self._tokenizer: Tokenizer = backend.backend_tokenizer
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._max_length = max_length
-        self.eos_id = eos_id if eos_id is not None else self._special(settings, "eos_token")
-        pads = (pad_id, self._special(settings, "pad_token"), self.eos_id)
+        self._side = "left" if backend.truncation_side == "left" else "right"
+        self.eos_id = eos_id if eos_id is not None else self._id(backend.eos_token)
+        pads = (pad_id, self._id(backend.pad_token), self.eos_id)
         pad = next((value for value in pads if value is not None), None)
         if pad is None:
             raise ModelError(
@@ -64,16 +75,11 @@ class TextEncoder:
         # stands before it.
         self._gap = "" if first and first[0].startswith("\u2581") else " "
 
-    @property
-    def vocabulary_size(self) -> int:
-        """One more than the largest id."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole texts with special tokens, at most `max_length` each; over-long ones lose
-        their end.
+        their end, or what the tokenizer's `truncation_side` names.
         """
-        self._tokenizer.enable_truncation(self._max_length)
+        self._tokenizer.enable_truncation(self._max_length, direction=self._side)
         encodings = self._encoded(texts)
         self._tokenizer.no_truncation()
         return [encoding.ids or [self.pad_id] for encoding in encodings]
@@ -124,42 +130,24 @@ class TextEncoder:
                 fix="Save the tokenizer again.",
             ) from None
 
-    def _special(self, settings: dict[str, Any], name: str) -> int | None:
-        token = settings.get(name)
-        if isinstance(token, dict):
-            token = token.get("content")
-        found: int | None = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
-        return found
+    def _id(self, token: Any) -> int | None:
+        found = None if token is None else self._tokenizer.token_to_id(str(token))
+        return found if found is not None and found < self.vocabulary_size else None
 
 
-def _settings(files: Files) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            value = read_json(files.get(name, b"{}"))
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise ModelError(
-                f"{name} is not a JSON object.",
-                safe="Nothing was loaded.",
-                fix="Save the tokenizer again.",
-            )
-        merged.update(value)
-    return merged
+def _backend(files: Files) -> tuple[Any, int]:
+    """The tokenizer that AutoTokenizer makes of these files, and one more than its largest id.
 
+    What the file tokenizer.json says is not all: most classes of transformers build the tokenizer
+    anew from its vocabulary and the settings beside it. So the same class is asked here, with the
+    settings that it knows, and with no name of a file that it could open.
 
-def _tokenizer(files: Files, settings: dict[str, Any]) -> Tokenizer:
-    if "tokenizer.json" in files:
-        try:
-            return Tokenizer.from_str(bytes(files["tokenizer.json"]).decode())
-        except Exception:  # the library raises bare Exception, with content of the file in its text
-            raise ModelError(
-                "tokenizer.json is malformed.",
-                safe="Nothing was loaded.",
-                fix="Save the tokenizer again.",
-            ) from None
-    if "vocab.txt" not in files:
+    Raises:
+        ModelError: there is none, or its files are malformed or do not fit each other.
+    """
+    settings = _object(files, "tokenizer_config.json")
+    text = _object(files, "tokenizer.json")
+    if "tokenizer.json" not in files and "vocab.txt" not in files:
         raise ModelError(
             "The base model has neither tokenizer.json nor vocab.txt.",
             safe="Nothing was loaded.",
@@ -169,33 +157,165 @@ def _tokenizer(files: Files, settings: dict[str, Any]) -> Tokenizer:
             ),
         )
     try:
-        words = bytes(files["vocab.txt"]).decode().split("\n")
-    except UnicodeDecodeError:
+        byte_level = b'"ByteLevel"' in bytes(files.get("tokenizer.json", b""))
+        made = _class(settings, _object(files, "config.json"), byte_level=byte_level)
+        if made is TokenizersBackend and not text:
+            made = BertTokenizer  # the only one that is a list of words
+        options = _options(made, settings, _object(files, "special_tokens_map.json"), text)
+        options |= _vocabulary(made, files, text)
+        backend = made(**options)
+        known = backend.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+        return backend, 1 + max(*known, *(added["id"] for added in text.get("added_tokens", ())), 0)
+    except ModelError:
+        raise
+    except BaseException as error:  # the library raises anything, with content of the files in it
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(
-            "vocab.txt is not UTF-8.", safe="Nothing was loaded.", fix="Save the tokenizer again."
-        ) from None
-    vocabulary = {word.rstrip("\r"): index for index, word in enumerate(words) if word.rstrip("\r")}
-    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if token not in vocabulary]
-    if missing:
-        raise ModelError(
-            f"vocab.txt is not a BERT vocabulary: it lacks {', '.join(missing)}.",
+            "The tokenizer's files are malformed or do not fit each other.",
             safe="Nothing was loaded.",
-            fix="Save a fast tokenizer (tokenizer.json) with the model.",
+            fix="Save it again: AutoTokenizer.from_pretrained(folder).save_pretrained(folder).",
+        ) from None
+
+
+def _class(settings: Mapping[str, Any], config: Mapping[str, Any], *, byte_level: bool) -> Any:
+    """The class that AutoTokenizer takes; see `AutoTokenizer.from_pretrained`."""
+    model_type = config.get("model_type")
+    registered = _plain(TOKENIZER_MAPPING_NAMES.get(model_type)) if model_type else ""
+    declared = settings.get("tokenizer_class") or config.get("tokenizer_class") or ""
+    own_code = "AutoTokenizer" in (settings.get("auto_map") or ())  # never run here
+    mistaken = model_type in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+    name = _plain(declared) or registered
+    if declared and not own_code:
+        if _plain(declared) == "LlamaTokenizer" and not mistaken and byte_level:
+            name = ""
+        elif registered and registered != _plain(declared):
+            name = registered if mistaken else _plain(declared)
+            name = "" if registered in _GENERIC else name
+    found = tokenizer_class_from_name(name) if name and name not in _GENERIC else None
+    if found is None or found.__name__ in _GENERIC:
+        return TokenizersBackend
+    if not (isinstance(found, type) and issubclass(found, TokenizersBackend)):
+        raise ModelError(
+            f"The base model's tokenizer, {printable(name, 60)}, is written in Python, which fedark"
+            " does not run.",
+            safe="Nothing was loaded.",
+            fix="Choose a base model with a fast tokenizer.",
         )
-    unknown = "[UNK]"
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
-    tokenizer.add_special_tokens(
-        [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocabulary]
-    )
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=bool(settings.get("do_lower_case", True)),
-        strip_accents=settings.get("strip_accents"),
-        handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
-    )
-    settings.setdefault("pad_token", "[PAD]")
-    return tokenizer
+    return found
+
+
+def _options(
+    made: type[TokenizersBackend],
+    settings: Mapping[str, Any],
+    special: Mapping[str, Any],
+    text: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the class is to be made with; see `PreTrainedTokenizerBase._from_pretrained`."""
+    tokens = set(made.SPECIAL_TOKENS_ATTRIBUTES)
+    legacy = "added_tokens_decoder" not in settings
+    merged = {**settings, **(special if legacy else {})}
+    if merged.get("additional_special_tokens") and not merged.get("extra_special_tokens"):
+        merged["extra_special_tokens"] = merged.pop("additional_special_tokens")
+    known = {*inspect.signature(made.__init__).parameters, *tokens, *_SETTINGS} - _NOT_SETTINGS
+    if text:
+        known -= {"add_bos_token", "add_eos_token"}  # its own template says
+    options = {key: _token(value) for key, value in merged.items() if key in known}
+    named = {
+        key: _token(value)
+        for key, value in settings.items()
+        if key.endswith("_token") and key not in tokens and isinstance(value, str)
+    }
+    if isinstance(extra := options.get("extra_special_tokens"), dict):
+        named |= extra
+        del options["extra_special_tokens"]
+    if named:
+        options["model_specific_special_tokens"] = named
+    if legacy:
+        listed = {token["id"]: token for token in text.get("added_tokens", ())}
+    else:
+        listed = {int(index): token for index, token in settings["added_tokens_decoder"].items()}
+    added = {
+        index: AddedToken(**{k: v for k, v in token.items() if k in _TOKEN})
+        for index, token in listed.items()
+    }
+    by_text = {str(token): token for token in added.values()}
+    for key in tokens & options.keys():
+        options[key] = by_text.get(str(options[key]), options[key])
+    return {**options, "added_tokens_decoder": added}
+
+
+def _vocabulary(
+    made: type[TokenizersBackend], files: Files, text: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The vocabulary in the form that the class takes; see
+    `TokenizersBackend.convert_to_native_format`.
+    """
+    if not text:
+        if made.model is not models.WordPiece:
+            made_name = printable(made.__name__, 60)
+            raise ModelError(
+                f"The base model has a vocab.txt alone, from which no {made_name} is made.",
+                safe="Nothing was loaded.",
+                fix="Save a fast tokenizer (tokenizer.json) with the model.",
+            )
+        words = bytes(files["vocab.txt"]).decode().split("\n")
+        rows = {word.rstrip("\r"): n for n, word in enumerate(words) if word.rstrip("\r")}
+        if missing := [one for one in ("[UNK]", "[CLS]", "[SEP]", "[PAD]") if one not in rows]:
+            raise ModelError(
+                f"vocab.txt is not a BERT vocabulary: it lacks {', '.join(missing)}.",
+                safe="Nothing was loaded.",
+                fix="Save a fast tokenizer (tokenizer.json) with the model.",
+            )
+        return {"vocab": rows}
+    whole = Tokenizer.from_str(bytes(files["tokenizer.json"]).decode())
+    if made is TokenizersBackend or "__init__" not in made.__dict__:
+        return {"tokenizer_object": whole}
+    model = text["model"]
+    vocabulary = model["vocab"]
+    form = getattr(made.model, "__name__", "")
+    if form == "Unigram" or (form == "" and isinstance(vocabulary, list)):
+        vocabulary = [tuple(row) for row in vocabulary]
+    elif isinstance(vocabulary, list):
+        vocabulary = {
+            row[0] if isinstance(row, list) else row: n for n, row in enumerate(vocabulary)
+        }
+    result = {"vocab": vocabulary, "post_processor": whole.post_processor}
+    if form == "BPE" and "merges" in model:
+        result["merges"] = [
+            tuple(row.split(" ")) if isinstance(row, str) else tuple(row) for row in model["merges"]
+        ]
+    normalizer = text.get("normalizer") or {}
+    for one in normalizer.get("normalizers", [normalizer]):
+        if one.get("type") == "Precompiled":
+            result["_spm_precompiled_charsmap"] = base64.b64decode(one["precompiled_charsmap"])
+            break
+    return result
+
+
+def _plain(name: Any) -> str:
+    return name.removesuffix("Fast") if isinstance(name, str) else ""
+
+
+def _token(value: Any) -> Any:
+    """A special token of a settings file, and what else stands there."""
+    if isinstance(value, list):
+        return [_token(one) for one in value]
+    if isinstance(value, dict) and "content" in value:
+        return AddedToken(**{key: one for key, one in value.items() if key in _TOKEN}, special=True)
+    return value
+
+
+def _object(files: Files, name: str) -> Any:
+    """The members of a JSON file; of one that is not there, none."""
+    try:
+        value = read_json(files.get(name, b"{}"))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ModelError(
+            f"{name} is not a JSON object.",
+            safe="Nothing was loaded.",
+            fix="Save the tokenizer again.",
+        )
+    return value

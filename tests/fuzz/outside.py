@@ -308,6 +308,7 @@ def _configuration(folder: Path) -> Target:
 
     One input in four names another architecture, any that the library has.
     """
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         BertConfig,
         BertModel,
@@ -345,6 +346,8 @@ def _configuration(folder: Path) -> Target:
     }
     ids = {"bos_token_id": 2, "eos_token_id": 3}
     narrow = {"intermediate_size": 8, "max_position_embeddings": 32}
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     labels, pooling = (
         ("open", "close"),
         {"1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}'},
@@ -370,7 +373,11 @@ def _configuration(folder: Path) -> Target:
             file: (folder / name / file).read_bytes()
             for file in ("config.json", "model.safetensors")
         }
-        files |= {"vocab.txt": "\n".join(words).encode(), **extra}
+        files |= {
+            "tokenizer.json": tokenizer.to_str().encode(),
+            "tokenizer_config.json": b'{"tokenizer_class": "TokenizersBackend", "pad_token": "[PAD]"}',
+            **extra,
+        }
         task: Any = "classification" if extra else "instruction"
         adapter = AdapterTerms(rank=1, targets=targets)
         layout = load_base(files, task, labels, shapes_only=True).layout(adapter)

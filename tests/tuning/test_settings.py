@@ -29,7 +29,7 @@ def bent(tiny: Any, **fields: Any) -> dict[str, bytes]:
 
 
 def load(tiny: Any, files: dict[str, bytes]) -> Any:
-    return load_base(files, tiny.task, tiny.labels)
+    return load_base(files, tiny.task, tiny.labels, pooling=tiny.pooling)
 
 
 @pytest.mark.parametrize(

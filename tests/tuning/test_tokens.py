@@ -6,7 +6,15 @@ import json
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, processors
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from fedark.foundation.errors import ModelError
@@ -83,14 +91,9 @@ def test_a_missing_or_malformed_tokenizer_is_refused(files: dict[str, bytes]) ->
 
 
 def test_a_tokenizer_without_any_token_for_padding_is_refused(zoo: Any) -> None:
+    text = {**json.loads(zoo["llama"].files()["tokenizer.json"]), "padding": None}
     with pytest.raises(ModelError, match="padding"):
-        TextEncoder(
-            {
-                "tokenizer.json": zoo["llama"].files()["tokenizer.json"],
-                "tokenizer_config.json": json.dumps({}).encode(),
-            },
-            max_length=8,
-        )
+        TextEncoder({"tokenizer.json": json.dumps(text).encode()}, max_length=8)
 
 
 @pytest.mark.parametrize("part", ["model", "post_processor"])
@@ -110,3 +113,210 @@ def test_a_tokenizer_that_fails_on_a_text_is_refused(part: str) -> None:
     encoder = TextEncoder({"tokenizer.json": json.dumps(text).encode()}, max_length=8, pad_id=0)
     with pytest.raises(ModelError, match="fails on a text"):
         encoder.texts(["shed"])
+
+
+CORPUS = ["the pump leaks water", "The Motor hums, loud and OLD", "valves \u00fcber 1234"]
+HOSTILE = [
+    *(
+        "",
+        " ",
+        "  two  blanks ",
+        "\ttab\nline\r\nend",
+        "\u00a0\u2003\u200b\u200d\ufeff",
+        "\x00\x01\x7f",
+    ),
+    *(
+        "THE PUMP",
+        "\u00dcBER stra\u00dfe \u0130\u0131",
+        "e\u0301 \u00e9 \ufb01 \u2460",
+        "\u4e2d\u6587pump\u8a9e",
+    ),
+    *(
+        "\U0001f600\U0001f468\u200d\U0001f469",
+        "\u202eabc",
+        "a<mask>b <s> </s> <pad> <unk>",
+        "[CLS] [SEP][MASK]x",
+    ),
+    *(
+        "\u2581the\u2581 pump",
+        "<new> pump<new>",
+        "<0x41>",
+        "##s ##",
+        "can't won't 3.14 a-b_c",
+        "\u0627\u0644\u0633",
+    ),
+    *(
+        "long " * 40,
+        "the " * 3 + "pump",
+        "\ud55c\uad6d\uc5b4 \u1112\u1161\u11ab",
+        "<|endoftext|>",
+        "A.B.C. http://x.y/?z=1&w",
+    ),
+]
+SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def wordpiece() -> Tokenizer:
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = list("abcdefghijklmnopqrstuvwxyzTHEPUMPO\u00fc\u4e2d\u6587")
+    made.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(special_tokens=special, initial_alphabet=letters)
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return made
+
+
+def byte_level(*, prefix: bool = False) -> Tokenizer:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=[*SPECIALS, "<|endoftext|>"], initial_alphabet=alphabet
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return made
+
+
+def metaspace() -> Tokenizer:
+    """As Llama 2 has it."""
+    made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    bytes_ = [f"<0x{n:02X}>" for n in range(256)]
+    made.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=[*SPECIALS, *bytes_])
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return made
+
+
+def unigram() -> Tokenizer:
+    made = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.train_from_iterator(
+        CORPUS, trainers.UnigramTrainer(vocab_size=90, special_tokens=SPECIALS, unk_token="<unk>")
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    return made
+
+
+def new(token: str, **how: bool) -> dict[str, Any]:
+    return {
+        "content": token,
+        **dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False),
+        **how,
+    }
+
+
+BERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
+LIKE_BART = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+ENDS = {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+ADDED = {"added_tokens_decoder": {"900": new("<new>", lstrip=True, special=False)}}
+TOKENIZERS: list[tuple[Any, str, str, list[dict[str, Any]]]] = [
+    (
+        wordpiece,
+        "bert",
+        "BertTokenizer",
+        [
+            {"do_lower_case": False},
+            {"do_lower_case": True, "strip_accents": False},
+            {"strip_accents": True, "do_lower_case": False},
+            {"tokenize_chinese_chars": False},
+            {"extra_special_tokens": ["<new>"]},
+            {"truncation_side": "left"},
+            {"model_max_length": 4, "padding_side": "left"},
+            {"split_special_tokens": True},
+            ADDED,
+        ],
+    ),
+    (wordpiece, "distilbert", "DistilBertTokenizer", [{"do_lower_case": False}]),
+    (wordpiece, "electra", "ElectraTokenizerFast", [{"strip_accents": False}]),
+    (wordpiece, "mpnet", "MPNetTokenizer", [{"do_lower_case": False}]),
+    (wordpiece, "bert", "PreTrainedTokenizerFast", [{"do_lower_case": False}]),
+    (
+        byte_level,
+        "roberta",
+        "RobertaTokenizer",
+        [{"add_prefix_space": True}, {"trim_offsets": False}, ADDED],
+    ),
+    (byte_level, "gpt2", "GPT2Tokenizer", [{"add_prefix_space": True}, {"add_bos_token": True}]),
+    (byte_level, "bart", "BartTokenizerFast", [{"add_prefix_space": True}]),
+    (byte_level, "qwen2", "Qwen2Tokenizer", [{"add_prefix_space": True}]),
+    (byte_level, "llama", "LlamaTokenizer", [{"legacy": False}, {"add_prefix_space": False}]),
+    (byte_level, "llama", "PreTrainedTokenizerFast", [{"add_bos_token": True}]),
+    (
+        byte_level,
+        "gpt_neox",
+        "GPTNeoXTokenizer",
+        [{"add_prefix_space": True}, {"add_eos_token": True}],
+    ),
+    (byte_level, "modernbert", "PreTrainedTokenizerFast", [{}]),
+    (
+        metaspace,
+        "llama",
+        "LlamaTokenizer",
+        [
+            {"legacy": True},
+            {"legacy": False},
+            {"add_prefix_space": False},
+            {"add_bos_token": False},
+            {"add_eos_token": True},
+        ],
+    ),
+    (metaspace, "mistral", "LlamaTokenizerFast", [{"add_prefix_space": False}]),
+    (metaspace, "gemma", "GemmaTokenizer", [{}]),
+    (metaspace, "phi3", "LlamaTokenizer", [{"legacy": False}]),
+    (unigram, "t5", "T5Tokenizer", [{"extra_ids": 4}, {"add_prefix_space": False}]),
+    (
+        unigram,
+        "albert",
+        "AlbertTokenizer",
+        [{"do_lower_case": False, **ENDS}, {"keep_accents": True, **ENDS}],
+    ),
+    (unigram, "xlnet", "XLNetTokenizer", [{"remove_space": False}, {"do_lower_case": True}]),
+    (unigram, "xlm-roberta", "XLMRobertaTokenizer", [{"add_prefix_space": False}]),
+    (unigram, "camembert", "CamembertTokenizer", [{}]),
+]
+
+
+@pytest.mark.parametrize(
+    ("build", "model_type", "name", "settings"),
+    [
+        pytest.param(build, model_type, name, one, id=f"{model_type}-{name}-{number}")
+        for build, model_type, name, variants in TOKENIZERS
+        for number, one in enumerate([ENDS if name == "AlbertTokenizer" else {}, *variants])
+    ],
+)
+def test_ids_of_hostile_texts_are_those_of_autotokenizer_or_refused(
+    tmp_path: Any, build: Any, model_type: str, name: str, settings: dict[str, Any]
+) -> None:
+    """Settings beside tokenizer.json that say something else than it does."""
+    build().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    own = BERT if build is wordpiece else LIKE_BART
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": name, **own, **settings})
+    )
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    expected = theirs(HOSTILE, truncation=True, max_length=16, padding=False)["input_ids"]
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    encoder = TextEncoder(files, max_length=16)
+    differ = [
+        (text, theirs.convert_ids_to_tokens(a), theirs.convert_ids_to_tokens(b))
+        for text, a, b in zip(HOSTILE, encoder.texts(HOSTILE), expected, strict=True)
+        if a != (b or [encoder.pad_id])
+    ]
+    assert not differ, differ[0]
