@@ -21,12 +21,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from fedark.enclave.host import EnclaveHandle, EnclaveProcess
 from fedark.enclave.session import RunConfig
 from fedark.foundation import logs
 from fedark.foundation.errors import FedarkError
 from fedark.foundation.files import private_directory
-from fedark.foundation.metrics import Metrics, MetricsServer
+from fedark.foundation.metrics import MetricsServer
 from fedark.foundation.proxies import through
 from fedark.links.flower import configuration
 from fedark.links.flower.service import Desk, Node, NodeServer
@@ -73,7 +75,7 @@ class Served:
 
     node: Node
     desk: Desk | None = None
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: CollectorRegistry = field(default_factory=CollectorRegistry)
 
 
 def enclaves(folder: Path) -> EnclaveFactory:

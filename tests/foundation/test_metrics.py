@@ -9,10 +9,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from fedark.foundation.errors import FederationError
-from fedark.foundation.metrics import Metrics, MetricsServer
-from fedark.operate.host.observed import StageWatch, host_metrics, observe_passed_over
+from fedark.foundation.metrics import GaugeByLabel, MetricsServer
+from fedark.operate.host.observed import StageWatch, host_metrics
 from fedark.operate.host.store import HostStore
 from fedark.operate.node.observed import ObservedNode
 from fedark.v1 import stage_pb2
@@ -23,9 +24,13 @@ LINE = re.compile(
 )
 
 
+def shown(registry: CollectorRegistry) -> str:
+    return generate_latest(registry).decode()
+
+
 def parsed(text: str) -> dict[str, float]:
     assert text.endswith("\n")
-    values = {}
+    values: dict[str, float] = {}
     for line in text.splitlines():
         if not line.startswith("#"):
             assert LINE.match(line), line
@@ -56,7 +61,7 @@ class Node:
 
 
 def test_stages_bytes_rounds_and_refusals_are_counted_and_no_label_is_another_partys_word() -> None:
-    metrics = Metrics()
+    metrics = CollectorRegistry()
     node = ObservedNode(Node(), metrics)
     sizes = []
     for number in (1, 2, 3):
@@ -65,13 +70,13 @@ def test_stages_bytes_rounds_and_refusals_are_counted_and_no_label_is_another_pa
         )
         sizes.append(len(request.SerializeToString()))
         node.handle(request.SerializeToString())
-    values = parsed(metrics.text())
+    values = parsed(shown(metrics))
     assert values['fedark_stage_seconds_count{stage="round"}'] == 3
     assert values['fedark_stage_bytes_total{direction="in",stage="round"}'] == sum(sizes)
     assert values["fedark_round"] == 3
     assert values['fedark_refusals_total{code="Refused"}'] == 1
     assert values['fedark_refusals_total{code="other"}'] == 1
-    assert "forged" not in metrics.text()
+    assert "forged" not in shown(metrics)
 
 
 def test_what_is_no_stage_is_passed_through_and_counted_as_unknown() -> None:
@@ -79,9 +84,9 @@ def test_what_is_no_stage_is_passed_through_and_counted_as_unknown() -> None:
         def handle(self, request: bytes) -> bytes:
             return request
 
-    metrics = Metrics()
+    metrics = CollectorRegistry()
     assert ObservedNode(Echo(), metrics).handle(b"\xff\xff") == b"\xff\xff"
-    assert parsed(metrics.text())['fedark_stage_seconds_count{stage="unknown"}'] == 1
+    assert parsed(shown(metrics))['fedark_stage_seconds_count{stage="unknown"}'] == 1
 
 
 def test_stages_are_counted_as_they_end_and_once_by_names_from_a_closed_list(
@@ -109,8 +114,8 @@ def test_stages_are_counted_as_they_end_and_once_by_names_from_a_closed_list(
     with noted.open("a") as file:
         file.write('{"stage": "rou{"stage": "round 2/2", "seconds": 1, "sent": 1, "received": 1}\n')
     watch.look()
-    observe_passed_over(metrics, {"passed_over": {"east": "round: dead", "south": "sum: late"}})
-    values = parsed(metrics.text())
+    watch.passed_over({"passed_over": {"east": "round: dead", "south": "sum: late"}})
+    values = parsed(shown(metrics))
     assert values['fedark_job_stage_seconds_sum{stage="round"}'] == 2.0
     assert values['fedark_job_stage_bytes_total{direction="in",stage="round"}'] == 40
     assert values["fedark_job_rounds_total"] == 2
@@ -118,15 +123,19 @@ def test_stages_are_counted_as_they_end_and_once_by_names_from_a_closed_list(
     assert values['fedark_job_passed_over_total{stage="round"}'] == 1
 
 
-def test_labels_are_escaped() -> None:
-    metrics = Metrics()
-    metrics.set("fedark_x", "X.", 1, name='a"b\\c\nd')
-    assert 'fedark_x{name="a\\"b\\\\c\\nd"} 1' in metrics.text()
+def test_a_gauge_says_what_is_and_no_more_what_was() -> None:
+    jobs = {"running": 1.0}
+    metrics = CollectorRegistry()
+    metrics.register(GaugeByLabel("fedark_jobs", "Jobs.", "status", lambda: dict(jobs)))
+    assert parsed(shown(metrics)) == {'fedark_jobs{status="running"}': 1}
+    jobs.clear()
+    jobs['a"b\\c\nd'] = 2.0
+    assert parsed(shown(metrics)) == {r'fedark_jobs{status="a\"b\\c\nd"}': 2}
 
 
 def test_only_metrics_are_served_and_only_on_loopback() -> None:
-    metrics = Metrics()
-    metrics.set("fedark_x", "X.", 1)
+    metrics = CollectorRegistry()
+    Gauge("fedark_x", "X.", registry=metrics).set(1)
     server = MetricsServer(metrics, 0)
     try:
         assert server._server.server_address[0] == "127.0.0.1"
@@ -134,9 +143,17 @@ def test_only_metrics_are_served_and_only_on_loopback() -> None:
             f"http://127.0.0.1:{server.port}/metrics", timeout=60
         ) as answer:
             assert parsed(answer.read().decode()) == {"fedark_x": 1}
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/", timeout=60)
+        with pytest.raises(urllib.error.HTTPError, match="405"):
+            urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", b"x", timeout=60)
         with pytest.raises(FederationError, match="in use"):
             MetricsServer(metrics, server.port)
     finally:
         server.close()
+
+
+def test_a_gauge_of_what_is_gone_is_gone() -> None:
+    registry, there = CollectorRegistry(), {"front": 1.0, "aggregator": 1.0}
+    registry.register(GaugeByLabel("fedark_process_up", "Alive.", "process", lambda: there))
+    assert parsed(shown(registry))['fedark_process_up{process="aggregator"}'] == 1
+    del there["aggregator"]
+    assert parsed(shown(registry)) == {'fedark_process_up{process="front"}': 1}

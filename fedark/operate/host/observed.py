@@ -7,66 +7,91 @@ fedark_job_rounds_total   fedark_job_passed_over_total{stage=}
 
 from __future__ import annotations
 
+import collections
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedark.foundation.metrics import Metrics
+from prometheus_client import CollectorRegistry, Counter, Summary
+
+from fedark.foundation.metrics import GaugeByLabel
 from fedark.operate.host.store import HostStore
 from fedark.operate.supervisor import Kept
 from fedark.stages.aggregator import STAGES
 from fedark.stages.coordinator import DEFAULT_TIMEOUTS
 
-__all__ = ["StageWatch", "host_metrics", "observe_passed_over"]
+__all__ = ["StageWatch", "host_metrics"]
 
 
-def host_metrics(store: HostStore, processes: Callable[[], Iterable[Kept]]) -> Metrics:
+def host_metrics(store: HostStore, processes: Callable[[], Iterable[Kept]]) -> CollectorRegistry:
     """Metrics that are read from the host's state whenever they are asked for."""
 
     def counted(values: Iterable[str]) -> Mapping[str, float]:
-        return {value: float(number) for value, number in Counter(values).items()}
+        return {value: float(number) for value, number in collections.Counter(values).items()}
 
-    metrics = Metrics()
-    metrics.collect(
-        "fedark_process_up",
-        "Whether a process of this host is alive.",
-        "process",
-        lambda: {kept.name: float(kept.alive) for kept in processes()},
-    )
-    metrics.collect(
-        "fedark_process_restarts",
-        "How often a process was started again.",
-        "process",
-        lambda: {kept.name: float(kept.restarts) for kept in processes()},
-    )
-    metrics.collect(
-        "fedark_nodes",
-        "Nodes by standing.",
-        "status",
-        lambda: counted(row.status for row in store.nodes()),
-    )
-    metrics.collect(
-        "fedark_jobs",
-        "Jobs by status.",
-        "status",
-        lambda: counted(job.status for job in store.jobs()),
-    )
-    return metrics
+    registry = CollectorRegistry()
+    for gauge in (
+        GaugeByLabel(
+            "fedark_process_up",
+            "Whether a process of this host is alive.",
+            "process",
+            lambda: {kept.name: float(kept.alive) for kept in processes()},
+        ),
+        GaugeByLabel(
+            "fedark_process_restarts",
+            "How often a process was started again.",
+            "process",
+            lambda: {kept.name: float(kept.restarts) for kept in processes()},
+        ),
+        GaugeByLabel(
+            "fedark_nodes",
+            "Nodes by standing.",
+            "status",
+            lambda: counted(row.status for row in store.nodes()),
+        ),
+        GaugeByLabel(
+            "fedark_jobs",
+            "Jobs by status.",
+            "status",
+            lambda: counted(job.status for job in store.jobs()),
+        ),
+    ):
+        registry.register(gauge)
+    return registry
 
 
 class StageWatch:
-    """Counts the stages that the aggregator's host notes, as they end.
+    """Counts, in `registry`, the stages that the aggregator's host notes, as they end, and the
+    parties that a job went on without.
 
     Args:
         runs: the folder of the runs; what stands in it already is of an earlier host process, and
             not counted.
     """
 
-    def __init__(self, metrics: Metrics, runs: Path) -> None:
-        self._metrics, self._runs = metrics, runs
+    def __init__(self, registry: CollectorRegistry, runs: Path) -> None:
+        self._seconds = Summary(
+            "fedark_job_stage_seconds",
+            "Seconds until a stage's last reply.",
+            ["stage"],
+            registry=registry,
+        )
+        self._bytes = Counter(
+            "fedark_job_stage_bytes_total",
+            "Bytes to and from all parties.",
+            ["stage", "direction"],
+            registry=registry,
+        )
+        self._rounds = Counter("fedark_job_rounds_total", "Rounds that ended.", registry=registry)
+        self._passed_over = Counter(
+            "fedark_job_passed_over_total",
+            "Parties that a job went on without.",
+            ["stage"],
+            registry=registry,
+        )
+        self._runs = runs
         self._read = {path: path.stat().st_size for path in runs.glob(f"*/{STAGES}")}
 
     def look(self) -> None:
@@ -83,33 +108,17 @@ class StageWatch:
                         self._count(json.loads(line))
 
     def _count(self, entry: Mapping[str, Any]) -> None:
-        stage, metrics = _known(str(entry["stage"])), self._metrics
-        metrics.observe(
-            "fedark_job_stage_seconds",
-            "Seconds until a stage's last reply.",
-            entry["seconds"],
-            stage=stage,
-        )
-        for direction, key in (("out", "sent"), ("in", "received")):
-            help_text = "Bytes to and from all parties."
-            metrics.count(
-                "fedark_job_stage_bytes_total",
-                help_text,
-                entry[key],
-                stage=stage,
-                direction=direction,
-            )
+        stage = _known(str(entry["stage"]))
+        self._seconds.labels(stage).observe(entry["seconds"])
+        self._bytes.labels(stage, "out").inc(entry["sent"])
+        self._bytes.labels(stage, "in").inc(entry["received"])
         if stage == "round":
-            metrics.count("fedark_job_rounds_total", "Rounds that ended.")
+            self._rounds.inc()
 
-
-def observe_passed_over(metrics: Metrics, report: Mapping[str, Any]) -> None:
-    """Count the parties that a job went on without."""
-    for why in report["passed_over"].values():
-        stage = _known(str(why).partition(":")[0])
-        metrics.count(
-            "fedark_job_passed_over_total", "Parties that a job went on without.", stage=stage
-        )
+    def passed_over(self, report: Mapping[str, Any]) -> None:
+        """Count the parties that a job went on without."""
+        for why in report["passed_over"].values():
+            self._passed_over.labels(_known(str(why).partition(":")[0])).inc()
 
 
 def _known(stage: str) -> str:

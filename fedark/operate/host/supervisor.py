@@ -37,7 +37,7 @@ from fedark.operate import daemon, pinned
 from fedark.operate.host import front
 from fedark.operate.host.admission import approve, ends_soon, request_of
 from fedark.operate.host.folder import HostFolder, host_of, port_of
-from fedark.operate.host.observed import StageWatch, host_metrics, observe_passed_over
+from fedark.operate.host.observed import StageWatch, host_metrics
 from fedark.operate.host.store import JobRecord
 from fedark.operate.host.work import Work
 from fedark.operate.processes import alive, bound_log, child_environment, flower_environment, module
@@ -73,10 +73,10 @@ class _Host:
         self._run_id = self._executors = 0
         self._submitted = self._renewal_due = self._admission_due = 0.0
         self._last_trouble = ""
-        self._metrics = host_metrics(self._store, lambda: self.children.all)
-        self._stages = StageWatch(self._metrics, host.party_folder / "runs")
+        metrics = host_metrics(self._store, lambda: self.children.all)
+        self._stages = StageWatch(metrics, host.party_folder / "runs")
         self._exporter = (
-            MetricsServer(self._metrics, host.config.metrics) if host.config.metrics else None
+            MetricsServer(metrics, host.config.metrics) if host.config.metrics else None
         )
         self._start_relay(keys)
 
@@ -341,10 +341,8 @@ class _Host:
     def _end(self, job: JobRecord, status: str, reason: str, run: str = "") -> None:
         self._store.set_job(job.digest, status, reason, run=run)  # type: ignore[arg-type]
         if status == "done":
-            observe_passed_over(
-                self._metrics,
-                json.loads((self._host.party_folder / "runs" / run / "report.json").read_bytes()),
-            )
+            report = self._host.party_folder / "runs" / run / "report.json"
+            self._stages.passed_over(json.loads(report.read_bytes()))
         tell = f"job {job.name} is {status}{f': {reason}' if reason else ''}"
         if status == "failed":
             tell_error(self._say, tell)

@@ -6,7 +6,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from fedark.foundation.metrics import Metrics
+from prometheus_client import CollectorRegistry
+
+from fedark.foundation.metrics import GaugeByLabel
 from fedark.operate.daemon import Served, enclaves, teller
 from fedark.operate.node.desk import Desk
 from fedark.operate.node.observed import ObservedNode
@@ -22,12 +24,10 @@ def make_node(settings: dict[str, Any]) -> Served:
     node = load_node(folder, start, teller(folder))
     # Its requests wait for it; the daemon serves meanwhile.
     threading.Thread(target=node.wake, name="wake", daemon=True).start()
-    desk, metrics = Desk(folder), Metrics()
-    metrics.collect(
-        "fedark_contracts", "Contracts by the operator's decision.", "decision", desk.decisions
-    )
+    desk, metrics = Desk(folder), CollectorRegistry()
+    what = "Contracts by the operator's decision."
+    metrics.register(GaugeByLabel("fedark_contracts", what, "decision", desk.decisions))
     if node.role == "customer":
-        metrics.collect(
-            "fedark_privacy_epsilon", "Of the privacy budget, at its delta.", "of", desk.budget
-        )
+        what = "Of the privacy budget, at its delta."
+        metrics.register(GaugeByLabel("fedark_privacy_epsilon", what, "of", desk.budget))
     return Served(ObservedNode(node, metrics), desk, metrics)

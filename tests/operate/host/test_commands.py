@@ -20,7 +20,6 @@ from typer.testing import CliRunner, Result
 from fedark.cli import app
 from fedark.contract.contract import Contract, now
 from fedark.foundation.errors import FedarkError, FederationError, InputError
-from fedark.foundation.metrics import Metrics
 from fedark.operate import state
 from fedark.operate.host.folder import HostFolder
 from fedark.operate.host.jobs import find_job
@@ -167,15 +166,6 @@ def test_looking_whether_a_folder_is_in_use_keeps_nobody_from_using_it(tmp_path:
         with locked(tmp_path):
             pass
         assert not running(tmp_path)
-
-
-def test_a_gauge_of_what_is_gone_is_gone() -> None:
-    metrics, there = Metrics(), {"front": 1.0, "aggregator": 1.0}
-    metrics.collect("fedark_process_up", "Alive.", "process", lambda: there)
-    assert 'fedark_process_up{process="aggregator"} 1' in metrics.text()
-    del there["aggregator"]
-    assert "aggregator" not in metrics.text()
-    assert 'fedark_process_up{process="front"} 1' in metrics.text()
 
 
 # -- at a node
