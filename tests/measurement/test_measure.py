@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fedark.cli.enclave import app
 from fedark.foundation.errors import ContractError, FedarkError, InputError, Refused
 from fedark.measurement import (
-    Manifest,
+    EnclaveManifest,
     Measurement,
     differences,
     enclave_dir,
@@ -318,7 +318,7 @@ def test_there_is_no_enclave_of_another_role(role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_manifests_are_valid(role: str) -> None:
-    manifest = Manifest.load(enclave_dir(role) / "enclave.toml")
+    manifest = EnclaveManifest.load(enclave_dir(role) / "enclave.toml")
     assert manifest.role == role
     assert all((package_dir() / part).exists() for part in manifest.launcher.paths)
 
@@ -342,7 +342,7 @@ def test_a_bad_manifest_is_refused_with_its_key(
     path = tmp_path / "enclave.toml"
     path.write_text(text.replace(old, new))
     with pytest.raises(ContractError) as caught:
-        Manifest.load(path)
+        EnclaveManifest.load(path)
     assert any(line.startswith(problem) for line in caught.value.problems)
 
 
@@ -351,7 +351,7 @@ def test_a_manifest_that_is_no_toml_is_refused(tmp_path: Path, content: bytes) -
     path = tmp_path / "enclave.toml"
     path.write_bytes(content)
     with pytest.raises(FedarkError):
-        Manifest.load(path)
+        EnclaveManifest.load(path)
 
 
 def test_measure_prints_registers_and_diff_names_files(
