@@ -159,8 +159,11 @@ def seal(
         bundle: the folder to make, NAME.fedark.
         key: the provider's key file; one is made where there is none. The weight key is kept beside
             it, in `weight-keys/`: without it nobody can open the bundle.
-        name, licence, task: of the model's card.
-        platforms, sandbox: the evidence that the release policy admits.
+        name: of the model, in its card.
+        licence: in its card.
+        task: in its card: "classification" or "instruction".
+        platforms: whose evidence the release policy admits.
+        sandbox: the weakest sandbox mode that it admits.
         days: until the release policy expires.
 
     Raises:

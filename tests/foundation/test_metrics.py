@@ -149,11 +149,3 @@ def test_only_metrics_are_served_and_only_on_loopback() -> None:
             MetricsServer(metrics, server.port)
     finally:
         server.close()
-
-
-def test_a_gauge_of_what_is_gone_is_gone() -> None:
-    registry, there = CollectorRegistry(), {"front": 1.0, "aggregator": 1.0}
-    registry.register(GaugeByLabel("fedark_process_up", "Alive.", "process", lambda: there))
-    assert parsed(shown(registry))['fedark_process_up{process="aggregator"}'] == 1
-    del there["aggregator"]
-    assert parsed(shown(registry)) == {'fedark_process_up{process="front"}': 1}
