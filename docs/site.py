@@ -4,8 +4,8 @@
     reference/commands.md   every command with its options, from the command line itself
     reference/api.md        the Python API, by mkdocstrings
 
-mkdocs calls the two functions at the end (`hooks:` in mkdocs.yml). Links that leave `docs/` are shown
-as paths, for the site has no copy of the repository.
+mkdocs calls the two functions at the end (`hooks:` in mkdocs.yml). Links that leave `docs/` are
+shown as paths, for the site has no copy of the repository.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the documentation says stands on something: its links lead somewhere, and its generated pages are built from today's code."""
+"""What the documentation says stands on something: its links lead somewhere, and its generated
+pages are built from today's code.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Every top folder of the package is one idea: lower never imports upper, and none of them holds a quarter."""
+"""Every top folder of the package is one idea: lower never imports upper, and none of them holds a
+quarter.
+"""
 
 from __future__ import annotations
 

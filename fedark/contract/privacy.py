@@ -1,10 +1,11 @@
 """What `privacy.mechanism` in a contract means; the mathematics is in `fedark.privacy.mechanisms`.
 
     example-distributed  Each round every record of every customer is drawn with probability q; a
-                         customer adds up the clipped gradients of its draw, rounds the sum to a grid and adds a share of integer
-                         noise; the shares of the fewest customers that a round may have, less those
-                         who may collude, make up all of it. A round below that minimum is never
-                         summed. One step of the server's optimiser a round.
+                         customer adds up the clipped gradients of its draw, rounds the sum to a
+                         grid and adds a share of integer noise; the shares of the fewest customers
+                         that a round may have, less those who may collude, make up all of it. A
+                         round below that minimum is never summed. One step of the server's
+                         optimiser a round.
     example-local        Every step of a customer's local training is such a gradient with all of
                          the noise.
     customer-level       A customer's whole update is clipped, rounded and noised by a share.

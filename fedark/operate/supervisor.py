@@ -8,8 +8,8 @@ There is no last attempt: an operator sees the state and the end of the log, and
 (systemd) sees a live parent. Whoever wants to give up looks at `failures`.
 Only a child that may end by itself (`may_end`) is done when it ends with code 0: it was asked to.
 Nothing here waits, except for the end of a child that was told to end: `look` is called in the
-owner's own loop, in the thread that shall own the children. `close` asks them to end in the reverse order
-of their starts.
+owner's own loop, in the thread that shall own the children. `close` asks them to end in the reverse
+order of their starts.
 """
 
 from __future__ import annotations

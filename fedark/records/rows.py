@@ -5,8 +5,8 @@ also with `.gz`, and `.parquet`, `.arrow` and `.feather`. Of a CSV file the deli
 semicolon, tab or bar), a `sep=` line, the line ends and a byte order mark are found out.
 
 A file may have been made to harm its reader. It is read piece by piece, and what is kept of it is
-bounded, packed or not: `MAX_BYTES` of text, `MAX_RECORDS` rows, `MAX_CHARACTERS` a line and a field.
-Errors name file, line, and columns that were asked for, and nothing else of the content.
+bounded, packed or not: `MAX_BYTES` of text, `MAX_RECORDS` rows, `MAX_CHARACTERS` a line and a
+field. Errors name file, line, and columns that were asked for, and nothing else of the content.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def read_text(path: Path) -> str:
     """The text of a small file, UTF-8.
 
     Raises:
-        DataError: it is missing, unreadable, empty, longer than 16 million characters, or not UTF-8.
+        DataError: it is missing, unreadable, empty, longer than 16 million characters, or not
+            UTF-8.
     """
     with _opened(path, packed=False) as file:
         data = _read(path, file, 1 << 24)

@@ -5,10 +5,10 @@ Committee. Every client shares its round secrets, t of c, with a committee that 
 session: everybody up to a few hundred clients, beyond that a sample whose chance to hold too many
 colluders is below 2**-STATISTICAL_BITS.
 
-Graph. A ring of nearest neighbours where colluders and admitted drops are few, which holds for every
-choice of theirs; else random edges, of which each survivor must keep a floor. `split_bound` bounds
-the chance that honest survivors fall into two parts, and `refusal_bound` how often a round is
-refused because a survivor keeps fewer.
+Graph. A ring of nearest neighbours where colluders and admitted drops are few, which holds for
+every choice of theirs; else random edges, of which each survivor must keep a floor. `split_bound`
+bounds the chance that honest survivors fall into two parts, and `refusal_bound` how often a round
+is refused because a survivor keeps fewer.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ wait for the interpreter lock. So one thread rounds and packs, and what it has p
 the others, in the end by all of them.
 
 A value is scaled, clamped to the grid, rounded at random to an integer with the same expectation,
-noised, and packed several to a 64-bit word; whole words are masked. The last words are lanes of their
+noised, and packed several to a 64-bit word; whole words are masked. The last words are lanes of
+their
 own: the weight and the figures. Precision and packing are worked out in
 docs/design/secure-aggregation.md, "From a vector to masked words".
 """

@@ -1,6 +1,6 @@
-"""A host and its nodes on this machine, made and run by what their operators use: `fedark aggregator
-up` and `fedark node up` as processes, and the functions behind `init`, `invite`, `join`, `approve`,
-`offer`, `jobs submit` and `node approve`. For `fedark demo`, benchmarks and tests.
+"""A host and its nodes on this machine, made and run by what their operators use: `fedark
+aggregator up` and `fedark node up` as processes, and the functions behind `init`, `invite`, `join`,
+`approve`, `offer`, `jobs submit` and `node approve`. For `fedark demo`, benchmarks and tests.
 
     ROOT/host/           the host's folder (`fedark.operate.host.folder`)
     ROOT/parties/NAME/   a node's folder (`fedark.operate.node.folder`)
@@ -355,8 +355,8 @@ class Machine:
 
 
 def _budget(folder: Path, job: Job) -> BudgetConfig:
-    """Whoever runs all parties on one machine has agreed to a job's own epsilon, besides what earlier
-    jobs in the folder have spent.
+    """Whoever runs all parties on one machine has agreed to a job's own epsilon, besides what
+    earlier jobs in the folder have spent.
     """
     budget = BudgetConfig(epsilon=job.privacy.epsilon, delta=job.privacy.delta)
     spent = 0.0

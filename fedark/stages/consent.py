@@ -1,5 +1,5 @@
-"""What a party's operator has agreed to: one contract, for one run, read by a person or covered by a
-standing rule.
+"""What a party's operator has agreed to: one contract, for one run, read by a person or covered by
+a standing rule.
 
 The aggregator proposes contracts and is trusted with nothing. So a node signs no contract that its
 operator has not approved by its digest: what that person read is what runs.
@@ -155,7 +155,8 @@ class Consent:
         )
 
     def before(self, contract: Contract) -> list[Contract]:
-        """Other contracts over the same weights, however they were sealed, for which a run has begun
+        """Other contracts over the same weights, however they were sealed, for which a run has
+        begun
         here: two sums over the same records can be subtracted.
         """
         weights = {terms.weights for terms in contract.models}

@@ -136,7 +136,6 @@ class Coordinator:
         return self._parties.state
 
     # -- stages
-    # -------------------------------------------------------------------------------------------------------
 
     def _enrol(self) -> None:
         everyone = [party.name for party in self._contract.customers]
@@ -402,7 +401,6 @@ class Coordinator:
         return report
 
     # -- helpers
-    # ------------------------------------------------------------------------------------------------------
 
     def _next(self, phase: str, *, number: int = 0, **inputs: Any) -> None:
         """Enter a phase, once the host has kept that."""

@@ -137,7 +137,6 @@ class CustomerNode(NodeBase[CustomerRun]):
         }
 
     # -- stages
-    # -------------------------------------------------------------------------------------------------------
 
     def _begin(self, run_id: str, contract: Contract) -> CustomerRun:
         train, test = self._loader.read(contract, self.settings.on_progress)
@@ -338,7 +337,6 @@ class CustomerNode(NodeBase[CustomerRun]):
         return stage_pb2.DeliverReply(stored=True)
 
     # -- helpers
-    # ------------------------------------------------------------------------------------------------------
 
     def _shown(self, run: CustomerRun) -> ShownLog:
         """What the provider's log shows of this run's trainer enclave."""

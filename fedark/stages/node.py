@@ -137,7 +137,6 @@ class NodeBase(ABC, Generic[RunT]):
         self._one_at_a_time = threading.Lock()
 
     # -- one request, one reply
-    # ---------------------------------------------------------------------------------------
 
     def handle(self, request: bytes) -> bytes:
         """See `Node.handle`."""
@@ -181,7 +180,8 @@ class NodeBase(ABC, Generic[RunT]):
                 reply = stage_pb2.StageReply(fault=self._fault(error))
             except Exception as error:
                 _log.error("a stage failed: %s", explain(error))
-                # The text of a foreign exception may hold a record or a key: only its type goes out.
+                # The text of a foreign exception may hold a record or a key: only its type goes
+                # out.
                 what = f"The node of {self.party} failed ({type(error).__name__})."
                 reply = stage_pb2.StageReply(
                     fault=stage_pb2.StageFault(code="FederationError", what=what)
@@ -272,7 +272,6 @@ class NodeBase(ABC, Generic[RunT]):
         """See `Node.close`."""
 
     # -- consent
-    # ------------------------------------------------------------------------------------------------------
 
     def _require_standing(self, message: stage_pb2.StageRequest) -> None:
         """Return unless the operator has taken the approval back: then this node ends the run, and
@@ -321,7 +320,6 @@ class NodeBase(ABC, Generic[RunT]):
         return self.settings.keys.signing.sign(CONTRACT_LABEL, contract.digest())
 
     # -- attestation
-    # --------------------------------------------------------------------------------------------------
 
     def _gate(self, contract: Contract, run_id: str) -> Gate:
         return Gate(
@@ -418,7 +416,6 @@ class NodeBase(ABC, Generic[RunT]):
         return done.index
 
     # -- delivery
-    # -----------------------------------------------------------------------------------------------------
 
     def _store(
         self, signed: SignedContract, aggregator: AttestedPeer, request: stage_pb2.DeliverRequest

@@ -1,5 +1,5 @@
-"""The sums of the aggregator enclave, as the coordinator has them made: open a round, bring what the
-customers sent, have the committee unmask it, close.
+"""The sums of the aggregator enclave, as the coordinator has them made: open a round, bring what
+the customers sent, have the committee unmask it, close.
 """
 
 from __future__ import annotations

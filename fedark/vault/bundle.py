@@ -5,9 +5,9 @@ A bundle is a directory NAME.fedark/ with `manifest` (see `fedark.vault.manifest
 (see `fedark.vault.opener`). It appears whole, by one rename, or not at all. Sealing draws a fresh
 weight key for every bundle, so that no key ever opens two.
 
-What is sealed: the files that make a model (`fedark.foundation.modelfolder`), and the provider's own
-data sets (replay, acceptance) under `extra/`. Everything else in the folder is left out and named;
-neither a pickle nor code is ever sealed.
+What is sealed: the files that make a model (`fedark.foundation.modelfolder`), and the provider's
+own data sets (replay, acceptance) under `extra/`. Everything else in the folder is left out and
+named; neither a pickle nor code is ever sealed.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def select(source: Path, extra: Mapping[str, Path] | None = None) -> Selection:
     `extra/NAME`.
 
     Raises:
-        ModelError: with every problem: weights that are there only as pickles, an odd name, a broken
-            safetensors file, no weights, no config.json.
+        ModelError: with every problem: weights that are there only as pickles, an odd name, a
+            broken safetensors file, no weights, no config.json.
     """
     folder = read_folder(source)
     found = dict(folder.files)

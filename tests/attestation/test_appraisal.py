@@ -84,7 +84,6 @@ def refused(lab: Any, own: AppraisalPolicy, **changes: Any) -> tuple[str, ...]:
 
 
 # -- appraisal
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_evidence_that_meets_contract_and_policy_is_admitted(lab: Any, read: Read) -> None:
@@ -188,7 +187,6 @@ def test_a_policy_without_reference_values_for_a_sandbox_mode_refuses_the_mode(
 
 
 # -- signed reference values
-# ---------------------------------------------------------------------------------------------
 
 
 def test_signed_reference_values_of_a_trusted_publisher_count(
@@ -262,7 +260,6 @@ def test_two_signed_files_of_one_release_and_role_are_refused(
 
 
 # -- the file
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_every_problem_of_a_policy_file_is_told_at_once(
@@ -326,7 +323,6 @@ def test_a_missing_oversized_or_broken_file_is_told(lab: Any, tmp_path: Path) ->
 
 
 # -- verifiers
-# -----------------------------------------------------------------------------------------------------------
 
 
 def collateral(lab: Any) -> dict[str, bytes]:

@@ -134,7 +134,6 @@ def test_a_low_rank_adapter_is_audited_on_the_same_path(noise: float) -> None:
 
 
 # -- parts
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_canaries_are_clipped_like_records_and_add_to_their_sum(task: TaskModel) -> None:
@@ -196,7 +195,6 @@ def test_nothing_to_audit_is_refused(task: TaskModel) -> None:
 
 
 # -- the command
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -212,8 +212,8 @@ NOT_KEPT = {
         *("config", "contract", "digest", "message_bytes", "_table", "_quote", "_sealer"),
         *("_steps", "_report"),
     },
-    # messages of the open round: brought again by the host; scale and shares of noise are the contract's; that it
-    # was restarted is true of every enclave that goes on from a checkpoint
+    # messages of the open round: brought again by the host; scale and shares of noise are the
+    # contract's; that it was restarted is true of every enclave that goes on from a checkpoint
     AggregatorSession: {"_received", "_scale", "_shares_noise", "_resumed"},
     # weights and records: brought again; the group key comes with the grant; the privacy mechanism
     # is the contract's, and who is told of an opened model the simulation's

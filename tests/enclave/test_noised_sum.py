@@ -1,5 +1,5 @@
-"""In mode "sealed" too, what is released of a round is a function of the integer sum alone, which is
-what the accountant knows: no order of arrival and no rounding of one customer's share is in it.
+"""In mode "sealed" too, what is released of a round is a function of the integer sum alone, which
+is what the accountant knows: no order of arrival and no rounding of one customer's share is in it.
 """
 
 from __future__ import annotations

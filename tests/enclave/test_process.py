@@ -116,7 +116,6 @@ def test_what_was_not_measured_cannot_be_imported_though_it_is_installed(do, sha
 
 
 # -- how they fail
-# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_refused_run_configuration_leaves_no_process(children, start) -> None:
@@ -270,7 +269,6 @@ def test_a_killed_host_leaves_no_enclave_behind(only, mode: str, tmp_path: Path)
 
 
 # -- other machines
-# ---------------------------------------------------------------------------------------------------
 
 ELSEWHERE = """
 import sys, pathlib, json
@@ -339,7 +337,6 @@ def test_an_ordinary_user_runs_enclaves_too(tmp_path_factory: pytest.TempPathFac
 
 
 # -- the trainer
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -106,7 +106,6 @@ def test_keys_do_not_show_their_secrets() -> None:
 
 
 # -- Ed25519
-# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vector", WYCHEPROOF, ids=lambda vector: f"{vector[0]}-{vector[1]}")
@@ -192,7 +191,6 @@ def test_of_a_signature_with_our_label_no_second_form_holds() -> None:
 
 
 # -- X25519 and ML-KEM
-# ---------------------------------------------------------------------------------------------------
 
 EIGHT = int.from_bytes(
     bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little"

@@ -78,7 +78,6 @@ def running(small_job: Path, tmp_path: Path) -> Any:
 
 
 # -- the relay
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_update_that_the_relay_alters_is_dropped(running: Simulation) -> None:
@@ -322,7 +321,6 @@ def test_stages_out_of_order_open_nothing(running: Simulation) -> None:
 
 
 # -- enclaves that are not what they should be
-# ------------------------------------------------------------------------------
 
 
 class Impostor(InProcessEnclave):

@@ -66,7 +66,6 @@ def write_rules(folder: Path, *rules: dict[str, Any], version: int = 1) -> None:
 
 
 # -- a person
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_contract_waits_until_its_operator_approves_it_and_counts_for_one_run(
@@ -366,7 +365,6 @@ def test_a_closed_contract_leaves_its_jobs_name_to_the_open_one(folder: Path) ->
 
 
 # -- standing rules
-# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_rule_that_covers_all_of_a_contract_approves_it_and_that_is_written_down(
@@ -674,7 +672,6 @@ def test_every_key_of_a_rule_is_needed(folder: Path, missing: str) -> None:
 
 
 # -- in a run
-# -----------------------------------------------------------------------------------------------------------
 
 
 def _take_back_at(

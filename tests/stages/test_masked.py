@@ -371,7 +371,6 @@ def test_an_update_beyond_the_contracts_bounds_is_clipped_and_its_owner_told(
 
 
 # -- the job file
-# ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_problem_of_masks_is_found_when_the_job_file_is_read(tmp_path: Path) -> None:

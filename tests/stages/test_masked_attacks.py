@@ -111,7 +111,6 @@ def rebuilt(kind: str, values: dict[str, Any], body: bytes = b"") -> bytes:
 
 
 # -- who the fellows are
-# --------------------------------------------------------------------------------------------------
 
 
 def test_a_session_key_that_the_relay_puts_in_is_refused_by_every_fellow(start: Any) -> None:
@@ -226,7 +225,6 @@ def test_a_job_with_too_few_fellows_is_not_joined(start: Any) -> None:
 
 
 # -- what a round is
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_a_masked_update_that_the_relay_alters_is_dropped(start: Any) -> None:
@@ -295,7 +293,6 @@ def test_a_round_that_the_relay_leaves_unopened_is_refused(start: Any) -> None:
 
 
 # -- whom the committee unmasks
-# --------------------------------------------------------------------------------------------
 
 
 def test_a_member_signs_one_survivor_set_and_unmasks_no_other(start: Any) -> None:

@@ -1,5 +1,6 @@
-"""Under a privacy mechanism faults, progress and the shape of every message are outputs too: two data
-sets that differ in one record, on which everything fails that can, give the same but for noise.
+"""Under a privacy mechanism faults, progress and the shape of every message are outputs too: two
+data sets that differ in one record, on which everything fails that can, give the same but for
+noise.
 """
 
 from __future__ import annotations

@@ -31,7 +31,6 @@ def example(kind: str) -> Entry:
 
 
 # -- entries
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,7 +114,6 @@ def test_an_entry_with_a_repeated_key_or_in_another_order_is_refused() -> None:
 
 
 # -- heads
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_head_reads_back_as_it_was_signed() -> None:
@@ -211,7 +209,6 @@ def test_a_head_in_json_reads_back_and_a_readable_field_that_lies_is_refused() -
 
 
 # -- parsers
-# ----------------------------------------------------------------------------------------------------------------
 
 PARSERS: tuple[Callable[[bytes], object], ...] = (
     Entry.decode,

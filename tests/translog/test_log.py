@@ -48,7 +48,6 @@ def refuse(log: TransparencyLog, reasons: str, party: str = "north") -> Any:
 
 
 # -- the good way
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_entries_read_back_in_order_each_under_a_head_of_its_owner(
@@ -118,7 +117,6 @@ def test_a_clock_that_was_set_back_does_not_show_in_heads(make_log: Make, make_e
 
 
 # -- others that append
-# -----------------------------------------------------------------------------------------------------
 
 
 def test_another_process_goes_on_where_this_one_stopped(make_log: Make, make_entry: Make) -> None:
@@ -192,7 +190,6 @@ def test_who_comes_the_moment_an_entry_is_in_finds_it_there(
 
 
 # -- crashes
-# ----------------------------------------------------------------------------------------------------------------
 
 _WRITER = """
 import sys
@@ -301,7 +298,6 @@ def test_a_log_without_a_folder_is_a_storage_error(tmp_path: Path, key: SigningK
 
 
 # -- what was altered
-# -------------------------------------------------------------------------------------------------------
 
 
 def both_refuse(path: Path, key: SigningKey, why: str = "altered") -> None:
@@ -451,7 +447,6 @@ def test_a_log_that_others_can_write_is_not_used(make_log: Make, key: SigningKey
 
 
 # -- what was rewound or forked
-# ---------------------------------------------------------------------------------------------
 
 
 def test_a_log_that_was_truncated_is_seen_by_the_process_that_wrote_it(

@@ -62,7 +62,6 @@ def body_of(data: bytes) -> dict[str, Any]:
 
 
 # -- the good way
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_head_is_remembered_and_later_ones_must_go_on_from_it(
@@ -124,7 +123,6 @@ def test_an_entry_that_the_log_does_not_show_is_missed(
 
 
 # -- forks and rewinds
-# ------------------------------------------------------------------------------------------------------
 
 
 def forked(
@@ -269,7 +267,6 @@ def test_an_update_that_does_not_start_from_the_remembered_head_is_refused_and_r
 
 
 # -- lies about entries
-# -----------------------------------------------------------------------------------------------------
 
 
 def test_a_proof_for_another_leaf_is_refused(
@@ -316,7 +313,6 @@ def test_reordered_entries_do_not_go_on_from_the_head_that_was_signed_before(
 
 
 # -- who said it, and to whom
-# -----------------------------------------------------------------------------------------------
 
 
 def test_the_word_of_a_log_to_another_party_or_of_another_run_is_refused(
@@ -418,7 +414,6 @@ def test_any_growth_is_followed_and_any_change_of_the_past_is_a_fork(
 
 
 # -- views
-# ------------------------------------------------------------------------------------------------------------------
 
 RUN: dict[str, Any] = {"run_id": "run-1", "contract": bytes(48)}
 

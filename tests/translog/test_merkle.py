@@ -75,7 +75,6 @@ def tree_of(entries: list[bytes]) -> Tree:
 
 
 # -- RFC 9162, 2.1.1, 2.1.3.1 and 2.1.4.1 as they are written, over slices of the entries
-# ----------------------------------
 
 
 def split(size: int) -> int:
@@ -109,7 +108,6 @@ def subproof(m: int, d: list[bytes], whole: bool) -> list[bytes]:
 
 
 # -- vectors
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", range(9))
@@ -136,7 +134,6 @@ def test_consistency_proofs_are_those_of_the_reference_tree(first: int, second: 
 
 
 # -- properties
-# -------------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60)

@@ -48,7 +48,8 @@ class Family:
         kind: "encoder", "decoder" or "both" (encoder and decoder).
         config, model: names of classes of transformers.
         targets: of the adapter.
-        options: of the configuration; `plain` leaves out the sizes that most architectures name alike.
+        options: of the configuration; `plain` leaves out the sizes that most architectures name
+            alike.
     """
 
     kind: str

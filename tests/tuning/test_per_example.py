@@ -194,7 +194,6 @@ def test_an_unknown_answer_is_refused_before_anything_is_summed(zoo: Any) -> Non
 
 
 # -- layers by themselves
-# ---------------------------------------------------------------------------------------------
 
 
 class Toy(nn.Module):
@@ -324,7 +323,6 @@ def test_what_cannot_be_exact_is_refused() -> None:
 
 
 # -- whole updates and local steps
-# ------------------------------------------------------------------------------------
 
 
 @given(

@@ -134,7 +134,6 @@ def test_data_sets_are_sealed_along_under_extra(
 
 
 # -- attacks on the bundle
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.attack("substituted weights")
@@ -217,7 +216,6 @@ def test_a_missing_or_oversized_manifest_is_an_error_that_says_so(tmp_path: Path
 
 
 # -- what may be sealed
-# --------------------------------------------------------------------------------------------------
 
 
 FOREIGN = (
@@ -373,7 +371,6 @@ def test_what_is_no_regular_file_is_refused_without_waiting_on_it(model: Path) -
 
 
 # -- the disk
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_that_exists_is_overwritten(

@@ -52,7 +52,6 @@ def load(world: Any, accepted: Accepted) -> Opened:
 
 
 # -- the good way
-# --------------------------------------------------------------------------------------------------------
 
 
 def test_an_attested_enclave_gets_the_key_opens_the_bundle_and_signs_a_receipt(world: Any) -> None:
@@ -109,7 +108,6 @@ def test_releasing_twice_to_one_enclave_is_logged_twice(world: Any) -> None:
 
 
 # -- what the provider refuses
-# -------------------------------------------------------------------------------------------
 
 
 def refused_and_logged(world: Any, why: str, trainer: Any, **changes: Any) -> None:
@@ -214,7 +212,6 @@ def test_every_reason_is_given_at_once(world: Any) -> None:
 
 
 # -- the log comes first
-# -------------------------------------------------------------------------------------------------
 
 
 def test_without_a_log_entry_on_the_disk_nothing_is_released(
@@ -310,7 +307,6 @@ def test_the_log_of_releases_and_refusals_holds_no_key_and_no_text_of_others(wor
 
 
 # -- what the enclave refuses
-# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.attack("second enclave")
@@ -500,7 +496,6 @@ def test_a_signed_but_malformed_grant_is_refused(world: Any, change: dict[str, A
 
 
 # -- receipts
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

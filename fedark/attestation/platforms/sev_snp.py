@@ -5,8 +5,8 @@ DER and in this order; those at the end may be missing where the verifier has th
 checks: the form of the report (`sev_snp_report`), the path VCEK - ASK - ARK to a pinned ARK, that
 the VCEK is of this chip and of the reported TCB ("VCEK Certificate and KDS Interface
 Specification", 57230, table 8), the signature, and then what a relying party asks for: a minimum
-TCB, a VMPL, no migration, and what the report says of the machine (`PLATFORM_FACTS`). Reports signed by a
-VLEK (a cloud's key and not a chip's) are refused.
+TCB, a VMPL, no migration, and what the report says of the machine (`PLATFORM_FACTS`). Reports
+signed by a VLEK (a cloud's key and not a chip's) are refused.
 """
 
 from __future__ import annotations

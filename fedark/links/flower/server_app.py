@@ -3,8 +3,8 @@ daemon, and nothing else.
 
 Which coordinator, which daemon and which nodes comes from a file that the host's supervisor wrote
 (its path is in the environment), never from the run. The file names the one run that counts by the
-id that the SuperLink gave to it: nothing secret is in a run's configuration, and a run that somebody
-else has submitted does nothing.
+id that the SuperLink gave to it: nothing secret is in a run's configuration, and a run that
+somebody else has submitted does nothing.
 """
 
 from __future__ import annotations

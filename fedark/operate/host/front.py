@@ -5,8 +5,8 @@ and nothing else.
 
 Flower serves all of its APIs in one place and authenticates only the node API: whoever reaches the
 rest can register nodes and submit runs. So that place is a unix socket of the host's account, and
-this front passes a closed list of routes to it, for keys of approved nodes alone; Flower then checks
-the signature under that key. The host's own routes (`service`) are answered here.
+this front passes a closed list of routes to it, for keys of approved nodes alone; Flower then
+checks the signature under that key. The host's own routes (`service`) are answered here.
 
 Rules: HTTP/1.1 (RFC 9112) parsed by h11 on both sides, and every request and response written anew
 from what was parsed, so no two parsers can disagree about where one ends; the target must equal a

@@ -177,7 +177,6 @@ class HostService:
         return _json({"filed": request.party.name}, 202)
 
     # -- jobs
-    # ---------------------------------------------------------------------------------------------------------
 
     def _put_offer(self, row: NodeRow, body: bytes) -> Answer:
         if row.role != "provider":
@@ -218,7 +217,6 @@ class HostService:
         return job
 
     # -- catalogue
-    # ----------------------------------------------------------------------------------------------------
 
     def _held(self, row: NodeRow, body: bytes, digest: str) -> Answer:
         held = self._catalogue.held(digest)

@@ -129,7 +129,6 @@ class HostStore:
             db.close()  # rolls back what was not committed
 
     # -- who may join
-    # -------------------------------------------------------------------------------------------------
 
     def invite(self, token: str, name: str, role: str, expires: str) -> None:
         """Remember an invitation."""
@@ -234,7 +233,6 @@ class HostStore:
         return row is not None
 
     # -- offers and jobs
-    # ----------------------------------------------------------------------------------------------
 
     def put_offer(self, job: str, provider: str, data: bytes) -> None:
         """Keep a provider's latest offer for a job.

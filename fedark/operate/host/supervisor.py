@@ -49,7 +49,8 @@ __all__ = ["run_host"]
 
 _ADMIT_EVERY = 1.0
 _BEGIN_SECONDS, _BEGIN_AGAIN_SECONDS = 60.0, 12.0
-"""For a submitted run to begin; and once the executor has died, with the task in its hands maybe."""
+"""For a submitted run to begin; and once the executor has died, with the task in its hands maybe.
+"""
 _ATTEMPTS = 20
 _RENEW_EVERY = 3600.0
 _AGGREGATOR, _EXECUTOR = "aggregator", "superexec"

@@ -92,7 +92,6 @@ class Liaison:
                         self._over(job["digest"], job["name"], job["status"], job["reason"])
 
     # -- jobs
-    # ---------------------------------------------------------------------------------------------------------
 
     def _over(self, digest: str, name: str, status: str, reason: str) -> None:
         """Close a contract that nobody needs to answer any more, and end a run of it here."""
@@ -180,7 +179,6 @@ class Liaison:
             self._say(f"job {name} is {status}; its run has ended here")
 
     # -- sealed bundles
-    # -----------------------------------------------------------------------------------------------
 
     def _fetch_bundles(self, host: HostClient, contract: Contract) -> None:
         """Have every bundle of a contract in the catalogue: from the operator's own sources, else

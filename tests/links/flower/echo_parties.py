@@ -1,5 +1,6 @@
-"""Parties and a coordinator for tests of the transport, behind a real host and real nodes: they echo,
-fail, sleep or die on request. Run as a host (`host SETTINGS FOLDER`) or a node (`node FOLDER`).
+"""Parties and a coordinator for tests of the transport, behind a real host and real nodes: they
+echo, fail, sleep or die on request. Run as a host (`host SETTINGS FOLDER`) or a node (`node
+FOLDER`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Real processes: a host with SuperLink, executor, ServerApp and front, and its nodes; and nothing of
-them is left.
+"""Real processes: a host with SuperLink, executor, ServerApp and front, and its nodes; and nothing
+of them is left.
 """
 
 from __future__ import annotations

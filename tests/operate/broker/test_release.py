@@ -87,7 +87,6 @@ def foreign(world: Any) -> None:
 
 
 # -- the good way
-# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("dead_proxy")
@@ -233,7 +232,6 @@ def test_a_caller_who_is_refused_gets_the_proof_that_this_is_logged(
 
 
 # -- nonces
-# --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_nonce_counts_once(world: Any) -> None:
@@ -307,7 +305,6 @@ def test_a_verifier_that_crashed_between_appraisal_and_release_does_not_take_the
 
 
 # -- who asks, and for what
-# ----------------------------------------------------------------------------------------------
 
 
 def test_a_contract_that_the_provider_has_not_signed_is_refused_unread_and_leaves_no_trace(

@@ -54,7 +54,6 @@ def status(call: Callable[[], Any]) -> grpc.StatusCode:
 
 
 # -- TLS
-# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_plaintext_client_is_refused(world: Any) -> None:
@@ -112,7 +111,6 @@ def test_an_address_in_use_is_told(world: Any) -> None:
 
 
 # -- limits
-# --------------------------------------------------------------------------------------------------------------
 
 
 def test_an_oversized_request_is_refused(world: Any) -> None:
@@ -191,7 +189,6 @@ def test_calls_beyond_the_limit_are_refused_and_not_queued(
 
 
 # -- health, reflection
-# --------------------------------------------------------------------------------------------------
 
 
 def test_health_answers(world: Any) -> None:
@@ -239,7 +236,6 @@ def test_bytes_that_are_no_request_are_refused(world: Any) -> None:
 
 
 # -- errors
-# --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_refusal_is_a_status_with_the_errors_texts(world: Any) -> None:
@@ -302,7 +298,6 @@ def test_a_fault_with_many_long_reasons_fits_into_a_trailer() -> None:
 
 
 # -- the command
-# ---------------------------------------------------------------------------------------------------------
 
 
 def run_broker(world: Any) -> tuple[subprocess.Popen[str], int]:

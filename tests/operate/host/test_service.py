@@ -339,7 +339,6 @@ def test_a_run_that_the_host_has_cut_off_is_ended_at_the_node_once_its_daemon_an
 
 
 # -- the catalogue
-# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

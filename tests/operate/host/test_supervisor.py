@@ -57,7 +57,6 @@ def test_a_host_that_runs_already_is_left_alone(tmp_path: Path) -> None:
 
 
 # -- jobs, with a SuperLink that only answers
-# ---------------------------------------------------------------------------
 
 
 class Answering:
