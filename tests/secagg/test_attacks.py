@@ -24,7 +24,6 @@ def shares_in(reply):
 
 
 # --- rounds
-# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_a_reused_round_number_is_refused(lab):
@@ -118,7 +117,6 @@ def test_uploads_for_different_models_do_not_open_each_other(lab):
 
 
 # --- a second sum
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_repeated_round_without_the_victim_is_refused_once_a_sum_was_released(lab):
@@ -202,7 +200,6 @@ def test_control_without_the_rule_of_one_release_a_model_the_difference_is_the_v
 
 
 # --- survivor sets
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_member_answers_one_survivor_set_and_repeats_the_same_bytes_for_it(lab):
@@ -487,7 +484,6 @@ def test_a_server_that_drops_messages_selectively_gets_a_sum_or_nothing(lab):
 
 
 # --- neighbours
-# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -686,7 +682,6 @@ def test_with_agreement_members_who_are_shown_apart_release_nothing(lab):
 
 
 # --- agreement
-# --------------------------------------------------------------------------------------------------------------
 
 
 def endorsed(session, current, survivors, members):

@@ -15,7 +15,6 @@ from fedark.secagg import Client, Contribution, Directory, Server, shamir, wire
 from fedark.secagg import client as client_module
 
 # --- shares
-# -----------------------------------------------------------------------------------------------------------------
 
 
 def answer_with(session, current, member, blobs):
@@ -196,7 +195,6 @@ def test_a_members_own_sealed_shares_do_not_open_when_they_are_reflected_to_it(l
 
 
 # --- secrets
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -272,7 +270,6 @@ def test_no_message_holds_a_secret_and_none_before_the_unmasking_a_share(lab, ke
 
 
 # --- uploads
-# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -361,7 +358,6 @@ def test_an_upload_of_an_earlier_round_is_refused(lab):
 
 
 # --- order
-# ------------------------------------------------------------------------------------------------------------------
 
 
 def test_messages_out_of_order_are_refused(lab):
