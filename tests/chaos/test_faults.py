@@ -174,9 +174,7 @@ def test_a_clock_beyond_the_contract_is_a_refusal_that_says_so(
         running,
         "north",
         2,
-        lambda: monkeypatch.setattr(
-            customer, "now", lambda: datetime.now(UTC) + timedelta(days=999)
-        ),
+        lambda: monkeypatch.setattr(node, "now", lambda: datetime.now(UTC) + timedelta(days=999)),
     )
     with pytest.raises(FederationError) as caught:
         running.run()
