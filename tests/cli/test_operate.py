@@ -116,7 +116,8 @@ def proposed(run: Run, world: Path) -> str:
 
 def test_the_host_lists_and_shows_its_jobs(run: Run, world: Path, proposed: str) -> None:
     assert "small" in run("aggregator", "jobs", "list", world / "host")
-    (job,) = json.loads(run("aggregator", "jobs", "list", world / "host", "--json"))
+    listed = run("aggregator", "jobs", "list", world / "host", "--json")
+    (job,) = json.loads(listed.splitlines()[-1])  # before it, on stderr: the host does not run
     assert (job["contract"], job["status"]) == (proposed, "proposed")
     shown = run("aggregator", "jobs", "show", world / "host", proposed[:12])
     assert "customers: north, east; at least 2 in a sum" in shown
@@ -135,7 +136,7 @@ def test_the_operator_reads_agrees_and_takes_it_back(run: Run, world: Path, prop
     assert told is not None
     with pytest.raises(InputError, match="no contract's digest"):
         run("node", "approve", world / "north", "small")
-    assert "Approved." in run(*told.group(1).split())
+    assert "Approved: " in run(*told.group(1).split())
     assert "(new" not in run("node", "jobs", world / "north", proposed[:10])
     run("node", "refuse", world / "north", "small", "--reason", "no budget")
     assert "refused, no budget" in run("node", "jobs", world / "north")
