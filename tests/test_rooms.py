@@ -4,7 +4,11 @@ quarter.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fedark"
 
@@ -28,3 +32,33 @@ def test_every_package_says_what_is_here() -> None:
         if path.parent.name != "v1" and not path.read_text().startswith('"""')
     ]
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cli",
+        "cli.aggregator",
+        "cli.node",
+        "links.flower.client_app",
+        "links.flower.server_app",
+        "links.flower.supernode",
+        "operate.broker.server",
+        "operate.daemon",
+        "operate.host.front",
+        "operate.host.supervisor",
+        "operate.host.work",
+        "operate.node.serve",
+        "operate.node.supervisor",
+    ],
+)
+def test_what_relays_or_supervises_loads_no_model_library(module: str) -> None:
+    """Each would take 400 MB and many seconds to start."""
+    script = (
+        f"import sys, fedark.{module};"
+        "print([name for name in ('torch', 'transformers', 'peft', 'opacus') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

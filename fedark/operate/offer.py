@@ -26,10 +26,7 @@ from fedark.foundation.terms import Name, Terms, explain, to_tuples
 from fedark.operate.party import WEIGHT_KEYS, PartyConfig
 from fedark.sandbox.confine import Mode
 from fedark.tuning.layout import base_shapes
-from fedark.tuning.separable import require_separable
 from fedark.tuning.sources import model_files, resolve
-from fedark.tuning.task import TaskModel
-from fedark.tuning.trial import unusable
 from fedark.vault.bundle import seal
 from fedark.vault.manifest import ModelCard, ReleasePolicy, VerifiedManifest
 from fedark.vault.weightkey import KeyStore
@@ -159,6 +156,8 @@ def seal_for_job(
         say(f"model {spec.name}: not part of the model, so not sealed: {shortened(left_out)}")
     base = base_shapes(source, spec.task, job.labels, spec.pooling)
     if job.privacy.mechanism in ("example-distributed", "example-local"):
+        from fedark.tuning.separable import require_separable  # torch: not for a host
+
         require_separable(base.model.config.to_dict())  # type: ignore[operator,union-attr]
     layout = base.layout(spec.adapter)
     card = {
@@ -206,6 +205,9 @@ def _try_own_records(job: Job, terms: ModelTerms, source: Path) -> None:
     own = [path for path in (job.replay, job.acceptance) if path is not None]
     if not own:
         return
+    from fedark.tuning.task import TaskModel  # torch: not for a host
+    from fedark.tuning.trial import unusable
+
     files = {name: bytearray(path.read_bytes()) for name, path in model_files(source).items()}
     task = TaskModel.load(files, terms)
     for path in own:
