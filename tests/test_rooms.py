@@ -50,6 +50,7 @@ def test_every_package_says_what_is_here() -> None:
         "operate.host.work",
         "operate.node.serve",
         "operate.node.supervisor",
+        "simulation.machine",
     ],
 )
 def test_what_relays_or_supervises_loads_no_model_library(module: str) -> None:

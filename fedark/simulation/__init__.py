@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,8 +36,10 @@ from fedark.operate.party import load_aggregator, load_machine, load_node, refer
 from fedark.simulation.local import Federation, prepare
 from fedark.stages.coordinator import coordinate
 from fedark.stages.settings import EnclaveFactory
-from fedark.tuning.task import TaskModel
 from fedark.v1 import enclave_pb2, stage_pb2
+
+if TYPE_CHECKING:
+    from fedark.tuning.task import TaskModel  # torch: not for who only starts real processes
 
 __all__ = ["InProcessEnclave", "SharedBases", "Simulation", "in_process_enclaves", "simulate"]
 
