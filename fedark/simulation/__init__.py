@@ -17,8 +17,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
 from fedark.attestation.platforms.base import Machine
 from fedark.contract.job import Job
@@ -186,6 +184,8 @@ class Simulation:
         )
         # One thread a node: small models gain little from sharing a matrix product, and the sums
         # come out the same every time. Two nodes a core, since they take turns in the interpreter.
+        import torch  # here: who only starts real processes needs none
+
         torch.set_num_threads(1)
         parallel = 2 * len(os.sched_getaffinity(0))
         handlers = {name: _until(drop.get(name), node.handle) for name, node in self.nodes.items()}
