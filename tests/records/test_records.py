@@ -275,11 +275,11 @@ WANTED = [("a, b; c", "open"), ("d\te", "close")]
         ("a.csv", b'text\tanswer\na, b; c\topen\n"d\te"\tclose\n'),
         ("a.csv", b"id|text|answer\n1|a, b; c|open\n2|d\te|close\n"),
         ("a.csv", '"text","answer"\n"a, b; c",open\nd\te,close'.encode("utf-16")),
-        ("a.Csv.GZ", gzip.compress(b'text,answer\n"a, b; c",open\nd\te,close\n')),
+        ("a.Csv.GZ", gzip.compress(b'text,answer\n"a, b; c",open\nd\te,close\n', mtime=0)),
         (
             "a.jsonl.gz",
-            gzip.compress(b'{"text": "a, b; c", "answer": "open"}\n')
-            + gzip.compress(b'{"text": "d\\te", "answer": "close"}\n'),
+            gzip.compress(b'{"text": "a, b; c", "answer": "open"}\n', mtime=0)
+            + gzip.compress(b'{"text": "d\\te", "answer": "close"}\n', mtime=0),
         ),
         (
             "a.ndjson",
@@ -314,16 +314,20 @@ def test_a_long_field_is_read_up_to_the_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a", "answer": "open"}\n')[:-9], "no whole gzip"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "a", "answer": "open"}\n', mtime=0)[:-9],
+            "no whole gzip",
+        ),
         ("a.jsonl.gz", b"\x1f\x8b" + b"x" * 50, "no whole gzip"),
         ("a.csv.gz", b"text,answer\na,open\n", "no whole gzip"),
-        ("a.csv.gz", gzip.compress(b"x" * (64 << 20)), "longer than"),
+        ("a.csv.gz", gzip.compress(b"x" * (64 << 20), mtime=0), "longer than"),
         ("a.json", b"[]", "neither"),
         ("a.zip", b"PK", "neither"),
         ("a", b"text", "neither"),
         ("a.parquet", b"PAR1" + b"x" * 50 + b"PAR1", "no whole Parquet"),
         ("a.arrow", b"ARROW1\0\0" + b"\xff" * 50, "no whole Arrow"),
-        ("a.parquet.gz", gzip.compress(b"PAR1"), "neither"),
+        ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), "neither"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_refused(
@@ -337,7 +341,7 @@ def test_a_packed_file_is_not_unpacked_beyond_the_bound(
 ) -> None:
     monkeypatch.setattr(rows, "MAX_BYTES", 1 << 20)
     content = b"text,answer\n" + b"a,open\n" * 1_000_000
-    path = write(tmp_path, "a.csv.gz", gzip.compress(content))
+    path = write(tmp_path, "a.csv.gz", gzip.compress(content, mtime=0))
     tracemalloc.start()
     assert "more than 1 MiB" in str(refusal(path))
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
