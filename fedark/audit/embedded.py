@@ -74,7 +74,9 @@ def small_task(
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106 - a token of a vocabulary
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / "tokenizer_config.json").write_text('{"pad_token": "[PAD]"}', encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(
+            '{"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "[PAD]"}', encoding="utf-8"
+        )
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling/config.json").write_text(
             '{"pooling_mode_mean_tokens": true}', encoding="utf-8"

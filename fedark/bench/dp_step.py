@@ -239,6 +239,9 @@ def _load(
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="special0"))  # noqa: S106 - a token of a vocabulary
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(
+            '{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8"
+        )
         if encoder:
             (folder / "1_Pooling").mkdir()
             (folder / "1_Pooling/config.json").write_text(

@@ -62,7 +62,11 @@ def make_report(
             "metrics": measured,
             "judged": {
                 when: judged
-                for when, entry in (("before", state.metrics[0]), ("federated", state.metrics[-1]))
+                for when, found in (
+                    ("before", state.metrics[:1]),
+                    ("federated", state.metrics[-1:]),
+                )
+                for entry in found
                 if (judged := _judged(terms, entry[terms.name], when))
             },
         }

@@ -161,5 +161,5 @@ def test_a_check_names_every_problem_at_once_with_what_to_do(small_job: Path) ->
 def test_a_check_says_that_no_noise_gives_an_epsilon(small_job: Path) -> None:
     sets = ('privacy={mechanism="example-distributed", epsilon=1e-9, records=90}',)
     sets += ("models.0.training.replay=0", "protection.minimum_cohort=3")
-    with pytest.raises(FedarkError, match=r"privacy\.epsilon: .*larger epsilon"):
+    with pytest.raises(FedarkError, match=r"privacy: no noise reaches epsilon .*larger epsilon"):
         check(Job.load(small_job, sets))
