@@ -39,7 +39,7 @@ class Dirac(Record):
 
 def dirac(coordinate: int) -> Dirac:
     """The Dirac canary of one coordinate."""
-    return Dirac(f"dirac {coordinate}", "", coordinate)
+    return Dirac(f"dirac {coordinate}", "", coordinate=coordinate)
 
 
 class AuditedTask:
