@@ -275,7 +275,7 @@ def test_a_second_node_with_the_same_key_is_refused_while_the_first_lives(tmp_pa
         contract = wired.run(job)
         north = NodeFolder(wired.machine.folder("north"))
         connection = configuration.Connection(
-            north.bundle.address,
+            north.admission.address,
             str(north.ca),
             str(north.path / "transport.key"),
             str(tmp_path / "none.sock"),
