@@ -79,13 +79,18 @@ class Held:
         self._alive: dict[int, Any] = {}  # so that no later object has the identity of one of these
         self._before = self._now(self._alive)
 
-    def require_unchanged(self) -> None:
+    def require_unchanged(self, *, classes: bool = True) -> None:
         """Return if everything is as it was.
+
+        Args:
+            classes: compare the modules' classes too; a model that was loaded beside this one
+                meanwhile may have changed them.
 
         Raises:
             ModelError: something is not.
         """
-        if self._now({}) != self._before:
+        parts = 2 if classes else 1
+        if self._now({})[:parts] != self._before[:parts]:
             raise ModelError(
                 "The model changed itself while gradients were taken: records of later batches"
                 " would depend on those of earlier ones.",
@@ -93,8 +98,10 @@ class Held:
                 fix="Choose another base model.",
             )
 
-    def _now(self, alive: dict[int, Any]) -> list[Any]:
+    def _now(self, alive: dict[int, Any]) -> tuple[list[Any], list[Any]]:
+        """What the modules hold, and what their classes do."""
         found: list[Any] = []
+        held: list[Any] = []
         classes: dict[type, None] = {}
         for module in self._model.modules():
             classes |= dict.fromkeys(type(module).__mro__)
@@ -117,8 +124,8 @@ class Held:
         for one in classes:
             if not one.__module__.startswith(("torch.", "builtins")):
                 kept = {key: item for key, item in vars(one).items() if not key.startswith("__")}
-                found.append([(key, _token(item, 1, alive)) for key, item in kept.items()])
-        return found
+                held.append([(key, _token(item, 1, alive)) for key, item in kept.items()])
+        return found, held
 
 
 def _token(value: Any, depth: int, seen: dict[int, Any]) -> Any:

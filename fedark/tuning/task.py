@@ -15,6 +15,7 @@ labels, by the one of these that is most likely a token.
 from __future__ import annotations
 
 import inspect
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,6 +52,8 @@ _POOL = 16  # batches that are sorted by length together
 # Loading patches functions of torch and transformers for its duration: one model at a time in a
 # process.
 _LOADING = threading.Lock()
+_loads = itertools.count(1)  # odd while a model is loaded, even else
+_latest = [0]  # the last that was drawn
 _KEPT_EXAMPLES = 1 << 18
 _FEATURE_BATCH = 1024
 _PADDING = 16  # tokens; what a record is padded to under a mechanism is a multiple of it
@@ -129,6 +132,7 @@ class TaskModel:
         )
         self.config: dict[str, Any] = base.model.config.to_dict()  # type: ignore[operator,union-attr]
         self._held: Held | None = None
+        self._held_since = -1
         self._known: dict[Record, _Example] = {}
         takes = inspect.signature(base.model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -149,7 +153,11 @@ class TaskModel:
                 it fails on a text.
         """
         with _LOADING:
-            return cls._load(files, terms)
+            _latest[0] = next(_loads)
+            try:
+                return cls._load(files, terms)
+            finally:
+                _latest[0] = next(_loads)
 
     @classmethod
     def _load(cls, files: Files, terms: ModelTerms) -> TaskModel:
@@ -366,14 +374,19 @@ class TaskModel:
         examples = self._examples(records)
         total = np.zeros(self.terms.travelling, np.float64)
         norms = np.zeros(len(examples), np.float32)
-        if self._held is None:
-            self._held = Held(self.scorer, self._tensors.values())
+        # In a simulation other trainers load models meanwhile, which may change classes of the
+        # library; in an enclave nothing is loaded between two sums.
+        loaded = _latest[0]
+        if self._held is None or self._held_since != loaded:
+            if self._held is not None:
+                self._held.require_unchanged(classes=False)
+            self._held, self._held_since = Held(self.scorer, self._tensors.values()), loaded
         for length, part in self._alike(examples):
             with watch.batch(len(part)) as pending:
                 pending.backward(self._score([examples[index] for index in part], length)[0])
             summed, norms[part] = pending.clipped_sum(clip_norm)
             total += summed.numpy()
-        self._held.require_unchanged()
+        self._held.require_unchanged(classes=loaded == _latest[0] and not loaded % 2)
         return total.astype(np.float32), norms
 
     def stepper(self) -> Callable[[Flat], None]:

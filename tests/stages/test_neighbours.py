@@ -59,8 +59,8 @@ def _fails(patch: pytest.MonkeyPatch, how: str) -> None:
             for record, example in zip(records, encoded(self, records), strict=True)
         ]
 
-    def scored(self: TaskModel, batch: Any) -> Any:
-        losses, right = score(self, batch)
+    def scored(self: TaskModel, batch: Any, *length: int) -> Any:
+        losses, right = score(self, batch, *length)
         bad = torch.tensor([tuple(example.ids[-4:]) == (5, 6, 5, 7) for example in batch])
         return losses * torch.where(bad, float("nan"), 1.0), right
 
@@ -116,6 +116,7 @@ def _run(
     terms = (
         f'privacy.mechanism="{mechanism}"',
         "privacy.epsilon=8.0",
+        "privacy.accept_noise=true",
         *TERMS[mechanism],
         f'protection.mode="{mode}"',
     )
@@ -169,7 +170,8 @@ TERMS["none"] = ()
 def test_records_that_no_contract_allows_are_left_out_without_a_word(tmp_path: Path) -> None:
     path = write_job(tmp_path / "job", rounds=1, minimum=3, records=RECORDS)
     path.write_text(path.read_text().replace("replay = 0.2\n", ""))
-    terms = ('privacy.mechanism="customer-level"', "privacy.epsilon=8.0")
+    mechanism = 'privacy.mechanism="customer-level"'
+    terms = (mechanism, "privacy.epsilon=8.0", "privacy.accept_noise=true")
     with simulate(Job.load(path, terms), tmp_path / "work") as running:
         contract = running.federation.contract
     session = TrainerSession(
