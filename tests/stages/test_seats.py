@@ -42,7 +42,8 @@ def steal(running: Simulation, party: str, state: Path) -> Callable[[bytes], byt
     state.mkdir()
     machine = in_process_enclaves(running.federation.folder("pool"), reference_values())
     node = Stolen(
-        replace(real.settings, keys=PartyKeys(), state=state, start_enclave=machine), real._data
+        replace(real.settings, keys=PartyKeys(), state=state, start_enclave=machine),
+        real._loader._data,
     )
 
     def handle(request: bytes) -> bytes:
