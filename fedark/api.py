@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedark.attestation.claims import Claims
-    from fedark.audit.one_run import AuditReport
+    from fedark.auditing.one_run import AuditReport
     from fedark.vault.manifest import VerifiedManifest
 
 __all__ = ["Job", "Result", "audit", "seal", "simulate", "verify_evidence"]
@@ -230,7 +230,7 @@ def audit(
         model: which of the job's models; by default the first.
         say: told of what goes on.
     """
-    from fedark.audit.claims import audit_claim
+    from fedark.auditing.claims import audit_claim
 
     read = job if job is None or isinstance(job, Job) else Job.load(Path(job))
     return audit_claim(

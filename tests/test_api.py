@@ -34,6 +34,12 @@ def test_the_public_names_are_these() -> None:
         fedark.nothing  # noqa: B018
 
 
+def test_no_public_name_is_also_a_folders() -> None:
+    """Python would put the folder in its place as soon as anything in there is imported."""
+    folders = {path.stem for path in Path(fedark.__file__).parent.iterdir()}
+    assert not folders & set(PINNED)
+
+
 def test_importing_the_package_loads_nothing_of_it_and_nothing_heavy() -> None:
     code = (
         "import sys; before = set(sys.modules); import fedark; "

@@ -29,9 +29,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedark.audit.embedded import small_task
-from fedark.audit.jobs import job_records, job_task
-from fedark.audit.rounds import audited_contract
+from fedark.auditing.embedded import small_task
+from fedark.auditing.jobs import job_records, job_task
+from fedark.auditing.rounds import audited_contract
 from fedark.contract.contract import Contract, PrivacyTerms
 from fedark.contract.job import Job
 from fedark.enclave.private import noised_updates

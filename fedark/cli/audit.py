@@ -49,7 +49,7 @@ def audit(
     """Refute a privacy claim, if one training run can: exit status 1 if it is refuted, 0 if not."""
     # Before torch is loaded: threads that wait on a busy machine sleep instead of spinning.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from fedark.audit.claims import audit_claim
+    from fedark.auditing.claims import audit_claim
     from fedark.contract.job import Job
 
     report = audit_claim(

@@ -100,7 +100,7 @@ class Contribution:
             )
         if set(self.metrics) != {m.name for m in layout.metrics}:
             raise InputError(
-                f"The metrics for {layout.name} are not the layout's.", safe="Nothing was uploaded."
+                f"The lanes for {layout.name} are not the layout's.", safe="Nothing was uploaded."
             )
         norm = l2_norm(self.vector)
         if not math.isfinite(norm):

@@ -133,6 +133,8 @@ def tuned(name: str, family: Family, root: Path, task: Any, method: str, last_on
         name="m",
         task=task,
         bundle="0" * 96,
+        weights="0" * 96,
+        prompt="{text}",
         labels=labels,
         adapter=adapter,
         training=TrainingTerms(

@@ -13,10 +13,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from fedark.audit.canaries import AuditedTask, dirac, flipped, quiet_coordinates
-from fedark.audit.embedded import LABELS, PRIVACY, ROUNDS, small_records, small_task
-from fedark.audit.one_run import AuditReport, audit
-from fedark.audit.rounds import NOISELESS, Release, audited_contract, trainer_round
+from fedark.auditing.canaries import AuditedTask, dirac, flipped, quiet_coordinates
+from fedark.auditing.embedded import LABELS, PRIVACY, ROUNDS, small_records, small_task
+from fedark.auditing.one_run import AuditReport, audit
+from fedark.auditing.rounds import NOISELESS, Release, audited_contract, trainer_round
 from fedark.cli import audit as command
 from fedark.contract.contract import AdapterTerms, Contract, ServerTerms
 from fedark.contract.privacy import claim_problems, mechanism

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedark.audit.embedded import PRIVACY, ROUNDS, small_records, small_task
-from fedark.audit.jobs import job_records, job_task
-from fedark.audit.one_run import AuditReport
-from fedark.audit.one_run import audit as one_run
-from fedark.audit.rounds import NOISELESS, audited_contract, trainer_round
+from fedark.auditing.embedded import PRIVACY, ROUNDS, small_records, small_task
+from fedark.auditing.jobs import job_records, job_task
+from fedark.auditing.one_run import AuditReport
+from fedark.auditing.one_run import audit as one_run
+from fedark.auditing.rounds import NOISELESS, audited_contract, trainer_round
 from fedark.contract.contract import ServerTerms
 from fedark.contract.job import Job
 from fedark.foundation.errors import InputError

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedark.audit.bound import epsilon_lower_bound
-from fedark.audit.canaries import AuditedTask, dirac, flipped, losses, quiet_coordinates
-from fedark.audit.rounds import Release
+from fedark.auditing.bound import epsilon_lower_bound
+from fedark.auditing.canaries import AuditedTask, dirac, flipped, losses, quiet_coordinates
+from fedark.auditing.rounds import Release
 from fedark.contract.contract import ServerTerms
 from fedark.foundation.errors import InputError
 from fedark.records.reading import Record

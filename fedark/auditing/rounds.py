@@ -15,7 +15,7 @@ from typing import cast
 
 import numpy as np
 
-from fedark.audit.canaries import AuditedTask
+from fedark.auditing.canaries import AuditedTask
 from fedark.contract.contract import Contract, ModelTerms, PrivacyTerms, ProtectionTerms, now
 from fedark.contract.privacy import solved
 from fedark.enclave.private import noised_updates, private_updates

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from fedark.audit.bound import epsilon_lower_bound, refutation
+from fedark.auditing.bound import epsilon_lower_bound, refutation
 
 
 @given(st.integers(1, 400), st.floats(0, 8), st.data())
