@@ -173,11 +173,19 @@ class TrainingTerms(Terms):
             their records are.
         learning_rate: for the LoRA matrices.
         head_learning_rate: for the head.
+        schedule: how both rates change over the whole job, from its first round to the last that it
+            may have: not at all, or down to nothing in a straight line or along half a cosine
+            (arXiv:1608.03983).
+        warmup: share of the job over which they rise from nothing before that.
+        weight_decay: decoupled, as in AdamW's paper; under "sgd" it is added to the gradient.
+        lora_dropout: share of the inputs of each A matrix that a training step leaves out.
         max_length: tokens; longer prompts are truncated.
         replay: records of the provider's replay set mixed in, as a fraction of the customer's own
             (0 to 1).
         baseline_epochs: passes of the local-only baseline that never leaves the enclave; 0 trains
             none.
+        baseline_share: share of the customers who train it, drawn by the contract's seed. Below 1
+            what is measured of it stays with these customers: a sum over few would point at someone.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -185,9 +193,21 @@ class TrainingTerms(Terms):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[Finite, Field(gt=0)] = 1e-3
     head_learning_rate: Annotated[Finite, Field(gt=0)] = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[Finite, Field(ge=0, le=1)] = 0.0
+    lora_dropout: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     max_length: Annotated[int, Field(ge=4, le=8192)] = 64
     replay: Annotated[Finite, Field(ge=0, le=1)] = 0.0
     baseline_epochs: Annotated[int, Field(ge=0, le=1000)] = 0
+    baseline_share: Annotated[Finite, Field(gt=0, le=1)] = 1.0
+
+
+def dropout_problem(adapter: AdapterTerms, training: TrainingTerms) -> str:
+    """Why the adapter cannot be trained with this dropout; "" if it can."""
+    if training.lora_dropout and adapter.method == "head":
+        return '"head" has no LoRA matrices: leave training.lora_dropout at 0'
+    return ""
 
 
 class TensorSpec(Terms):
@@ -253,6 +273,12 @@ class ModelTerms(Terms):
         except InputError as error:
             raise ValueError(error.told) from None
         return value
+
+    @model_validator(mode="after")
+    def _dropped(self) -> Self:
+        if problem := dropout_problem(self.adapter, self.training):
+            raise ValueError(problem)
+        return self
 
     @property
     def travelling(self) -> int:
@@ -457,6 +483,19 @@ class Contract(Terms):
 
     def model(self, name: str) -> ModelTerms | None:
         return next((m for m in self.models if m.name == name), None)
+
+    def alone(self, terms: ModelTerms) -> tuple[str, ...]:
+        """The customers who train the local-only baseline of a model."""
+        if not terms.training.baseline_epochs:
+            return ()
+        names = sorted(party.name for party in self.customers)
+        drawn = sorted(
+            names,
+            key=lambda name: hashlib.sha256(
+                canonical.encode([self.seed, terms.name, name])
+            ).digest(),
+        )
+        return tuple(drawn[: math.ceil(terms.training.baseline_share * len(names))])
 
     def expired(self, now: datetime) -> bool:
         """Whether `now` (aware) is outside the contract's validity."""

@@ -25,6 +25,7 @@ from fedark.contract.contract import (
     ProtectionTerms,
     ServerTerms,
     TrainingTerms,
+    dropout_problem,
 )
 from fedark.contract.privacy import privacy_problems
 from fedark.contract.protection import protection_problems
@@ -202,6 +203,12 @@ class ModelSpec(Terms):
     adapter: AdapterTerms = AdapterTerms()
     training: TrainingTerms = TrainingTerms()
     server: ServerTerms = ServerTerms()
+
+    @model_validator(mode="after")
+    def _dropped(self) -> Self:
+        if problem := dropout_problem(self.adapter, self.training):
+            raise ValueError(problem)
+        return self
 
 
 class AttestationSpec(Terms):

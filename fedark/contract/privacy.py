@@ -56,6 +56,7 @@ __all__ = [
 
 NOISE_WARNED, NOISE_REFUSED = 0.1, 0.5
 """Ratios of noise to signal above which a job is warned of, and refused (docs/privacy.md)."""
+_LOCAL_TERMS = {"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "lora_dropout": 0.0}
 _BITS = 22
 _LEAST_SUM = (
     16.0  # clip norms of one record that a customer's sum may have, however small its data are
@@ -295,7 +296,7 @@ def privacy_problems(
     """
     if privacy.mechanism == "none":
         return []
-    found = []
+    found, models = list[str](), list(models)
     rate, steps = _rate(privacy), _steps(privacy, rounds)
     if privacy.noise_multiplier == 0 and not reachable(privacy.epsilon, rate, steps, privacy.delta):
         found.append(
@@ -324,6 +325,13 @@ def privacy_problems(
             " training.replay = 0"
             for name, training in models
             if training.replay > 0
+        ]
+        found += [
+            f"model {name!r}: training.{term} is of local training, which the privacy of single"
+            f" records does not have: leave it at {default!r}"
+            for name, training in models
+            for term, default in _LOCAL_TERMS.items()
+            if getattr(training, term) != default
         ]
     return found
 

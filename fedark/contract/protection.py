@@ -265,7 +265,7 @@ def _keys(contract: Contract) -> list[list[tuple[str, str]]]:
         (terms.name, f"{when}/{what}")
         for terms in contract.models
         for when in (
-            ("before", "local") if terms.training.baseline_epochs and not private else ("before",)
+            ("before", "local") if _everybody_alone(terms) and not private else ("before",)
         )
         for what in measured + (details[terms.name] if when == "before" else [])
     ]
@@ -299,12 +299,25 @@ def may_leave(
 ) -> dict[str, dict[str, Figure]]:
     """Those of a customer's figures that the contract sums, for an update that is sealed."""
     if contract.privacy.mechanism == "none":
-        return {model: dict(items) for model, items in metrics.items()}
+        kept = {terms.name for terms in contract.models if not _everybody_alone(terms)}
+        return {
+            model: {
+                key: value
+                for key, value in items.items()
+                if model not in kept or not key.startswith("local/")
+            }
+            for model, items in metrics.items()
+        }
     wanted = {pair for stage in _keys(contract) for pair in stage}
     return {
         model: {key: value for key, value in items.items() if (model, key) in wanted}
         for model, items in metrics.items()
     }
+
+
+def _everybody_alone(terms: ModelTerms) -> bool:
+    """Whether every customer trains the local-only baseline, so that its figures are summed."""
+    return terms.training.baseline_epochs > 0 and terms.training.baseline_share == 1
 
 
 def train_key(number: int) -> str:

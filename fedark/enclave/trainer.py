@@ -442,7 +442,7 @@ class TrainerSession(SessionBase):
             if self._private is not None and self._private.unit == "record":
                 self_check(model.task, _nobodys(model.terms))
             metrics[name] = self._measure(model, "before", self._reporter(f"{name}: before"))
-            if model.terms.training.baseline_epochs:
+            if self.config.party in self.contract.alone(model.terms):
                 metrics[name] |= self._spared(partial(self._alone, name, model), _NOTHING)
                 model.task.set_flat(model.initial)
         for name, measured in metrics.items():
@@ -507,6 +507,7 @@ class TrainerSession(SessionBase):
             epochs=model.terms.training.epochs,
             seed=self._seed(name, number),
             progress=self._reporter(f"{name}: round {number}"),
+            part=((number - 1) / self.contract.rounds, number / self.contract.rounds),
         )
         delta = (model.task.get_flat() - start).astype(np.float32)
         if not np.isfinite(delta).all():
@@ -610,13 +611,13 @@ class TrainerSession(SessionBase):
         context = self._context(kind, number)
         records = len(self._train)
         if self._masks is None:
+            metrics = may_leave(self.contract, metrics)
             if self._private is None:
                 return self._protect(Payload(records, vectors, metrics), context)
             noised = b""
             if kind == UPDATE and self._private.traits.shared:
                 whole = np.concatenate([vectors[terms.name] for terms in self.contract.models])
                 vectors, noised = {}, noised_words(self.contract, whole).astype("<u8").tobytes()
-            metrics = may_leave(self.contract, metrics)
             return self._protect(Payload(1, vectors, metrics, noised=noised), context)
 
         def on_clipped() -> None:

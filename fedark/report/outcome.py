@@ -112,7 +112,9 @@ def _acceptance(
     for group in groups:
         cells = {}
         for when, total in totals.items():
-            entry = metrics.get(f"{when}/acceptance/{group}")
+            entry = metrics.get(f"{when}/acceptance/{group}") or (
+                _summed(name, group, local) if when == "local" else None
+            )
             if entry is not None:
                 cells[when] = _percent(entry["correct"], entry["total"])
                 total[0] += entry["correct"]
@@ -201,6 +203,14 @@ def _samples(name: str, local: Mapping[str, Counts]) -> list[RenderableType]:
     for row in rows:
         table.add_row(*(Text(printable(str(text), 300)) for text in row))
     return [table]
+
+
+def _summed(name: str, group: str, local: Mapping[str, Counts]) -> dict[str, float] | None:
+    """What those customers alone reach who train the baseline, where no sum of it left them."""
+    key = f"local/acceptance/{group}"
+    found = [counts[name][key] for counts in local.values() if key in counts[name]]
+    correct, total = sum(one[0] for one in found), sum(one[1] for one in found)
+    return {"correct": correct, "total": total} if total else None
 
 
 def _best(name: str, groups: list[str], local: Mapping[str, Counts]) -> str:

@@ -129,7 +129,8 @@ def check(job: Job, say: Callable[[str], None] = lambda text: None) -> Outlook:
             continue
         trained = sum(len(train) for train, _ in parts.values())
         tested = sum(len(test) for _, test in parts.values())
-        passes = job.rounds * spec.training.epochs + spec.training.baseline_epochs
+        own = spec.training
+        passes = job.rounds * own.epochs + own.baseline_share * own.baseline_epochs
         seconds += training * trained * passes + measuring * (trained + 3 * tested)
         traffic += 2 * 4 * terms.travelling * len(parts) * (job.rounds + 2)
         lines.append(_line_of(terms, spec.source))

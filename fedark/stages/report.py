@@ -57,7 +57,7 @@ def make_report(
             "method": terms.adapter.method,
             "taken": terms.taken,
             "values": terms.travelling,
-            "alone": _alone(terms, private=contract.privacy.mechanism != "none"),
+            "alone": _alone(contract, terms),
             "train_loss": losses,
             "metrics": measured,
             "judged": {
@@ -86,14 +86,19 @@ def make_report(
     }
 
 
-def _alone(terms: ModelTerms, *, private: bool) -> str:
+def _alone(contract: Contract, terms: ModelTerms) -> str:
     """How the local-only baseline was trained (`fedark.tuning.baseline`); "" where there is none."""
     epochs = terms.training.baseline_epochs
     if not epochs:
         return ""
     passes = "one pass" if epochs == 1 else f"{epochs} passes"
     said = f"{passes} over each customer's own training records, without privacy"
-    return f"{said}, at the learning rates that did best on a fifth of them" if private else said
+    if contract.privacy.mechanism != "none":
+        said += ", at the learning rates that did best on a fifth of them"
+    drawn, everybody = len(contract.alone(terms)), len(contract.customers)
+    return said + (
+        f"; by {drawn} of {everybody} customers, drawn by the job's seed" * (drawn < everybody)
+    )
 
 
 def _judged(terms: ModelTerms, entry: Mapping[str, Sequence[float]], when: str) -> dict[str, Any]:

@@ -10,10 +10,12 @@ so that its dropout is off.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional
 
@@ -21,7 +23,7 @@ from fedark.contract.contract import ModelTerms, TensorSpec
 from fedark.foundation.errors import ModelError
 from fedark.tuning.base import PREFIX, Base
 
-__all__ = ["Scorer", "by_layout", "with_adapter"]
+__all__ = ["Scorer", "SeededDropout", "by_layout", "dropping", "with_adapter"]
 
 _TASK_TYPES = {"pooled": "FEATURE_EXTRACTION", "sequence": "SEQ_CLS", "causal": "CAUSAL_LM"}
 
@@ -66,7 +68,7 @@ def with_adapter(base: Base, terms: ModelTerms) -> nn.Module:
         task_type=_TASK_TYPES[base.kind],
         r=terms.adapter.rank,
         lora_alpha=terms.adapter.alpha,
-        lora_dropout=0.0,
+        lora_dropout=0.0,  # `SeededDropout` stands where PEFT's would: that one has no seed
         bias="none",
         target_modules=[name for name, _ in base.adapted(terms.adapter)],
         modules_to_save=base.head_modules() or None,
@@ -76,7 +78,41 @@ def with_adapter(base: Base, terms: ModelTerms) -> nn.Module:
             "ignore"
         )  # PEFT mentions that it sets fan_in_fan_out for GPT-2's transposed layers
         model: nn.Module = get_peft_model(base.model, config)
+    if terms.training.lora_dropout:
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.lora_dropout["default"] = SeededDropout(terms.training.lora_dropout)
     return model
+
+
+class SeededDropout(nn.Module):
+    """Dropout (JMLR 15:1929) that draws from a generator of the training's own, so that the same
+    seed trains the same adapter however many threads draw beside it. Without one it does nothing.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self._share = share
+        self.generator: torch.Generator | None = None
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if self.generator is None:
+            return values
+        kept = torch.rand(values.shape, generator=self.generator) >= self._share
+        return values * kept / (1 - self._share)
+
+
+@contextmanager
+def dropping(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """While open, the dropout of the LoRA matrices in `model` is on, and draws from `generator`."""
+    found = [module for module in model.modules() if isinstance(module, SeededDropout)]
+    for module in found:
+        module.generator = generator
+    try:
+        yield
+    finally:
+        for module in found:
+            module.generator = None
 
 
 def by_layout(scorer: Scorer, layout: Sequence[TensorSpec]) -> dict[str, nn.Parameter]:

@@ -2,7 +2,8 @@
 enclave.
 
 Everything comes from memory and everything is a function of (files, terms, vector, records, seed):
-dropout is off, shuffling has its own generator, A matrices and fresh heads come from the contract's
+the base's dropout is off, shuffling and the LoRA matrices' dropout have a generator of their own, A
+matrices and fresh heads come from the contract's
 seed. The base stays frozen. All trainable tensors are those of `nn.Linear` layers (LoRA's A and B,
 heads), one loss per record is formed before the mean, and a record is one row of a batch, so
 per-example gradients by hooks apply unchanged.
@@ -35,7 +36,8 @@ from fedark.tuning.base import PREFIX, Base, load_base
 from fedark.tuning.features import Features
 from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
 from fedark.tuning.per_example import Norms, PerExample
-from fedark.tuning.scorer import Scorer, by_layout, with_adapter
+from fedark.tuning.schedule import rate_factor
+from fedark.tuning.scorer import Scorer, by_layout, dropping, with_adapter
 from fedark.tuning.separable import Held
 from fedark.tuning.tokens import TextEncoder
 from fedark.tuning.trunk import Ids, Trunk
@@ -252,9 +254,9 @@ class TaskModel:
         seed: int,
         progress: Progress | None = None,
         settings: TrainingTerms | None = None,
+        part: tuple[float, float] = (0.0, 1.0),
     ) -> TrainStats:
-        """Train the adapter, from where it is, with a fresh optimiser (`TrainingTerms.optimizer`;
-        no weight decay).
+        """Train the adapter, from where it is, with a fresh optimiser.
 
         Args:
             records: the customer's own, at least one.
@@ -264,6 +266,8 @@ class TaskModel:
             seed: of the order of records and the choice of replay.
             progress: called after every step with steps done, steps in all, and the step's loss.
             settings: optimiser, rates and batch size, if not the contract's.
+            part: where in the whole job this training begins and ends, from 0 to 1: the schedule of
+                the rates goes by it.
 
         Raises:
             DataError: no records, or an answer that is not among the labels.
@@ -282,12 +286,17 @@ class TaskModel:
         steps = epochs * -(-(len(own) + extra_count) // terms.batch_size)
         generator = torch.Generator().manual_seed(seed)
         optimizer = self._optimizer(terms)
+        rates = [group["lr"] for group in optimizer.param_groups]
         done, loss_sum, seen = 0, 0.0, 0
         for _ in range(epochs):
             loss_sum, seen = 0.0, 0
             chosen = own + [extra[index] for index in _sample(len(extra), extra_count, generator)]
             for batch in _batches(chosen, terms.batch_size, generator):
-                losses, _ = self._score(batch)
+                at = part[0] + (part[1] - part[0]) * (done + 0.5) / steps
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * rate_factor(terms, at)
+                with dropping(self.scorer, generator):
+                    losses, _ = self._score(batch)
                 loss = losses.mean()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -669,9 +678,9 @@ class TaskModel:
         ]
         used = [group for group in groups if group["params"]]
         return (
-            torch.optim.SGD(used)
+            torch.optim.SGD(used, weight_decay=terms.weight_decay)
             if terms.optimizer == "sgd"
-            else torch.optim.AdamW(used, weight_decay=0.0)
+            else torch.optim.AdamW(used, weight_decay=terms.weight_decay)
         )
 
     @torch.no_grad()

@@ -137,3 +137,26 @@ def test_a_contract_lists_every_problem_of_its_parts() -> None:
         Contract.build({"job": "X Y", "rounds": 0, "zap": 1})
     assert len(caught.value.problems) >= 10
     assert "zap: unknown key" in caught.value.problems
+
+
+@pytest.mark.parametrize(
+    "term", ['schedule="cosine"', "warmup=0.1", "weight_decay=0.01", "lora_dropout=0.1"]
+)
+@pytest.mark.parametrize("mechanism", ["example-distributed", "example-local", "customer-level"])
+def test_terms_of_local_training_are_refused_where_single_records_are_private(
+    small_job: Path, term: str, mechanism: str
+) -> None:
+    overrides = (
+        f'privacy.mechanism="{mechanism}"',
+        "privacy.records=90",
+        "models.0.training.replay=0",
+        f"models.0.training.{term}",
+    )
+    name = term.partition("=")[0]
+    if mechanism == "customer-level":  # its whole update is clipped, however it was made
+        Job.load(small_job, overrides)
+        return
+    with pytest.raises(ContractError) as refused:
+        Job.load(small_job, overrides)
+    assert len(refused.value.problems) == 1
+    assert f"training.{name} is of local training" in refused.value.problems[0]
