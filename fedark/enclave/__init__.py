@@ -3,6 +3,7 @@
     order                  the legal order of calls, as a table (docs/enclave-states.md)
     session                what trainer and aggregator have in common: keys, evidence, checkpoints
     trainer, aggregator    the two sessions; roles makes the one that is asked for
+    intake                 what a trainer takes in: records, and opened models
     masking, private       masked rounds and private rounds inside a session
     protection             what leaves an enclave: encrypted, signed and bound
     main, channel          the life of the process, and the frames that it exchanges with its host

@@ -251,9 +251,9 @@ _TRAINER_MEMORY = Region(
         | {"sealed": Step("_sealed", If("weights_open", State.WEIGHTS, State.EMPTY))},
         State.WEIGHTS: _REFILL
         | {
-            "records": Step("_records"),
+            "records": Step("_take"),
             "records, last": Step(
-                "_records", If("records_kept", State.FILLED, State.WEIGHTS), seals=True
+                "_take", If("records_kept", State.FILLED, State.WEIGHTS), seals=True
             ),
         },
         State.FILLED: _REFILL | dict.fromkeys(("begin", "round", "evaluate"), Step()),

@@ -32,6 +32,7 @@ from fedark.contract.contract import ModelTerms, now
 from fedark.contract.privacy import mechanism, noised_words
 from fedark.contract.protection import EVALUATED, UPDATE, may_leave, train_key
 from fedark.enclave.checkpoint import SealingKey
+from fedark.enclave.intake import OpenModel, RecordIntake
 from fedark.enclave.masking import TrainerMasks, TrainerMasksState
 from fedark.enclave.private import private_updates
 from fedark.enclave.protection import (
@@ -45,10 +46,8 @@ from fedark.enclave.protection import (
 )
 from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done, seed_of
 from fedark.foundation import canonical
-from fedark.foundation.errors import DataError, InputError, ModelError, ProtocolError, Refused
-from fedark.foundation.jsontext import read_json
+from fedark.foundation.errors import InputError, ModelError, ProtocolError
 from fedark.foundation.snapshot import Bytes48, Real, Row, Snapshot
-from fedark.privacy.ledger import record_bytes
 from fedark.records.reading import Record
 from fedark.tuning.baseline import train_alone
 from fedark.tuning.judged import details, samples
@@ -62,8 +61,6 @@ from fedark.vault.release import Accepted, Receipt, accept
 
 __all__ = ["TrainerSession"]
 
-_MAX_RECORDS = 5_000_000
-_MAX_RECORD_CHARS = 1 << 20
 _REPORTS = 20
 _LOSS_STEP = 2.0**-10
 _NOTHING: dict[str, Metric] = {}
@@ -108,17 +105,6 @@ class TrainerState(SessionState):
 
 
 @dataclass(frozen=True)
-class _Model:
-    """One base model of the job inside the enclave."""
-
-    terms: ModelTerms
-    task: TaskModel
-    initial: Vector
-    replay: list[Record]
-    acceptance: list[tuple[str, Record]]
-
-
-@dataclass(frozen=True)
 class _Opening:
     """A bundle that is being opened."""
 
@@ -144,17 +130,19 @@ class TrainerSession(SessionBase):
         self._aggregator: AttestedPeer | None = None
         self._group: GroupKey | None = None
         self._openings: dict[str, _Opening] = {}
-        self._models: dict[str, _Model] = {}
-        self._train: list[Record] = []
-        self._test: list[Record] = []
-        self._hashed = hashlib.sha384()
+        self._models: dict[str, OpenModel] = {}
         self._grants: dict[str, KeptGrant] = {}
-        self._data: bytes | None = None
         self._figures = {
             terms.name: ModelFigures(local={}, losses={}) for terms in self.contract.models
         }
         self._base = b""
         self._private = mechanism(self.contract)
+        self._records = RecordIntake(
+            self.contract,
+            config.party,
+            private=self._private is not None,
+            by_record=self._private is not None and self._private.unit == "record",
+        )
         self._masks = self._new_masks()
 
     def _new_masks(self) -> TrainerMasks | None:
@@ -250,7 +238,7 @@ class TrainerSession(SessionBase):
         if kept is None:
             raise ProtocolError("A model without a grant cannot be opened again.")
         self._models.pop(call.model, None)
-        self._drop_records()
+        self._records.drop()
         self._open(pb.Grant.FromString(kept.grant), datetime.fromtimestamp(kept.at, UTC))
         return reply_done()
 
@@ -307,22 +295,9 @@ class TrainerSession(SessionBase):
             return reply_done()
         del self._openings[sealed.model]
         opened, files = opening.opener.finish(), opening.collector.files
-        acceptance = _extra(files, "extra/acceptance.jsonl")
-        if not {group for group, _ in acceptance} <= set(self.contract.evaluation.groups):
-            raise ModelError(
-                f"The acceptance set of model {terms.name} has a group that the contract does not"
-                " name.",
-                safe="Nothing was measured.",
-            )
-        task = TaskModel.load(files, terms)
-        self._on_model(task)
-        self._models[terms.name] = _Model(
-            terms=terms,
-            task=task,
-            initial=task.initial(),
-            replay=[record for _, record in _extra(files, "extra/replay.jsonl")],
-            acceptance=acceptance,
-        )
+        model = OpenModel.load(files, terms, self.contract.evaluation.groups)
+        self._on_model(model.task)
+        self._models[terms.name] = model
         receipt = Receipt.make(opening.accepted, opened, self._signing, now=now())
         return pb.Reply(receipt=pb.Receipt(receipt=receipt))
 
@@ -331,56 +306,9 @@ class TrainerSession(SessionBase):
 
     # -- records
 
-    def _drop_records(self) -> None:
-        self._train, self._test, self._hashed = [], [], hashlib.sha384()
-
-    def _records(self, records: pb.Records) -> pb.Reply:
-        split = self._train if records.split == pb.Records.TRAIN else self._test
-        batch = [Record(record.prompt, record.answer) for record in records.records]
-        answers = set().union(*(terms.labels for terms in self.contract.models))
-        room = _MAX_RECORDS - len(split)
-        problems = [
-            f"more than {_MAX_RECORDS} records"
-            if at >= room
-            else f"a record has more than {_MAX_RECORD_CHARS} characters"
-            if max(len(record.prompt), len(record.answer)) > _MAX_RECORD_CHARS
-            else "a record's answer is none of the contract's labels"
-            if answers and record.answer not in answers
-            else ""
-            for at, record in enumerate(batch)
-        ]
-        empty = records.last and not self._train and not (split is self._train and batch)
-        found = next(filter(None, [*problems, "no training record" if empty else ""]), "")
-        # Under a mechanism such a record is one without a gradient, and nobody is told.
-        if found and self._private is None:
-            raise DataError(self.config.party, None, found)
-        for record in batch:
-            self._hashed.update(canonical.encode([records.split, record.prompt, record.answer]))
-        split += [record for record, bad in zip(batch, problems, strict=True) if not bad]
-        if not records.last:
-            return reply_done()
-        failing = self._failing(self._train), self._failing(self._test)
-        if any(failing):
-            self._drop_records()
-            return pb.Reply(unusable=pb.Unusable(train=failing[0], test=failing[1]))
-        digest = self._hashed.digest()
-        if self._data not in (None, digest):
-            self._drop_records()
-            raise Refused(
-                f"The records that {self.config.party} brought again are not those that this run"
-                " began with.",
-                safe="They were dropped, and nothing was trained on them.",
-                fix="Put the data file back as it was, or begin a new run.",
-            )
-        self._data = digest
-        if self._private is not None and self._private.unit == "record":
-            # A record that is in the file twice is one to the ledger: it must not move a sum twice.
-            self._train = list(
-                {
-                    record_bytes(record.prompt, record.answer): record for record in self._train
-                }.values()
-            )
-        return reply_done()
+    def _take(self, records: pb.Records) -> pb.Reply:
+        bad = self._records.take(records, self._failing)
+        return reply_done() if bad is None else pb.Reply(unusable=bad)
 
     def _failing(self, records: list[Record]) -> list[int]:
         """Indices of the records that one of the models fails on. Under a privacy mechanism nobody
@@ -395,7 +323,7 @@ class TrainerSession(SessionBase):
         return sorted(set().union(*found))
 
     def _records_kept(self) -> bool:
-        return bool(self._train)
+        return bool(self._records.train)
 
     # -- state
 
@@ -404,7 +332,7 @@ class TrainerSession(SessionBase):
             **self._common(),
             aggregator=self._aggregator.party if self._aggregator is not None else None,
             grants=self._grants,
-            data=self._data,
+            data=self._records.digest,
             round=self._number,
             base=self._base,
             figures=self._figures,
@@ -414,7 +342,8 @@ class TrainerSession(SessionBase):
     def _restore(self, state: TrainerState) -> None:
         if state.aggregator is not None:
             self._aggregator = self._readmitted("aggregator", state.aggregator)
-        self._grants, self._data, self._figures = state.grants, state.data, state.figures
+        self._grants, self._figures = state.grants, state.figures
+        self._records.digest = state.data
         self._number, self._base = state.round, state.base
         self._masks = self._new_masks()  # with the key that is restored
         if self._masks is not None and state.masks is not None:
@@ -449,13 +378,13 @@ class TrainerSession(SessionBase):
             self._figures[name].local = dict(measured)
         return self._begin_again(call)
 
-    def _alone(self, name: str, model: _Model) -> dict[str, Metric]:
+    def _alone(self, name: str, model: OpenModel) -> dict[str, Metric]:
         """Train the local-only baseline and measure it."""
         training = self._reporter(f"{name}: local-only")
         measuring = self._reporter(f"{name}: local-only, measuring")
         train_alone(
             model.task,
-            self._train,
+            self._records.train,
             private=self._private is not None,
             seed=self._seed(name, "baseline"),
             progress=training,
@@ -485,7 +414,7 @@ class TrainerSession(SessionBase):
             model.task.set_flat(vectors[name])
         if self._private is not None and self._private.unit == "record":
             tasks = {terms.name: self._models[terms.name].task for terms in self.contract.models}
-            deltas = private_updates(self.contract, tasks, self._train)
+            deltas = private_updates(self.contract, tasks, self._records.train)
         else:
             for name, model in self._models.items():
                 still: tuple[Vector, Metric | None] = np.zeros_like(vectors[name]), None
@@ -498,11 +427,11 @@ class TrainerSession(SessionBase):
         return pb.Reply(update=pb.Update(protected=protected.wire))
 
     def _trained(
-        self, name: str, model: _Model, start: Vector, number: int
+        self, name: str, model: OpenModel, start: Vector, number: int
     ) -> tuple[Vector, Metric | None]:
         """The change of one model that a round's local training makes, and the training losses."""
         stats = model.task.train(
-            self._train,
+            self._records.train,
             model.replay,
             epochs=model.terms.training.epochs,
             seed=self._seed(name, number),
@@ -551,7 +480,7 @@ class TrainerSession(SessionBase):
 
     def _measure(
         self,
-        model: _Model,
+        model: OpenModel,
         when: str,
         report: Callable[[int, int, float], None],
         *,
@@ -564,8 +493,8 @@ class TrainerSession(SessionBase):
         ones (before, federated) on a K-th of it: the cohort's sum then counts each record once.
         """
         measured: dict[str, Metric] = {}
-        if self._test:
-            own = partial(model.task.evaluate, self._test)
+        if self._records.test:
+            own = partial(model.task.evaluate, self._records.test)
             measured |= self._spared(lambda: {f"{when}/own": _figure(own())}, _NOTHING)
         rows = model.acceptance
         if not full:
@@ -609,7 +538,7 @@ class TrainerSession(SessionBase):
         contract says so.
         """
         context = self._context(kind, number)
-        records = len(self._train)
+        records = len(self._records.train)
         if self._masks is None:
             metrics = may_leave(self.contract, metrics)
             if self._private is None:
@@ -679,18 +608,3 @@ def _nobodys(terms: ModelTerms) -> list[Record]:
     answers = terms.labels or ("yes", "no, it is not", "later", "a b c")
     prompts = ("the first text", "another one, which is longer than the first", "a", "b c d e f")
     return [Record(prompt, answers[at % len(answers)]) for at, prompt in enumerate(prompts)]
-
-
-def _extra(files: Any, name: str) -> list[tuple[str, Record]]:
-    """The provider's own records in a bundle: JSON lines of prompt, answer and group."""
-    rows: list[tuple[str, Record]] = []
-    for number, line in enumerate(bytes(files.get(name, b"")).splitlines(), start=1):
-        try:
-            row = read_json(line)
-            rows.append((str(row["group"]), Record(str(row["prompt"]), str(row["answer"]))))
-        except (ValueError, KeyError, TypeError):
-            raise ModelError(
-                f"{name} of the sealed bundle, line {number}: not a record.",
-                safe="Nothing was trained.",
-            ) from None
-    return rows

@@ -15,9 +15,6 @@ labels, by the one of these that is most likely a token.
 
 from __future__ import annotations
 
-import inspect
-import itertools
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -32,7 +29,10 @@ from torch.nn import functional
 from fedark.contract.contract import ModelTerms, TrainingTerms
 from fedark.foundation.errors import DataError, FedarkError, InputError, ModelError
 from fedark.records.reading import Record
+from fedark.tuning import loads
 from fedark.tuning.base import PREFIX, Base, load_base
+from fedark.tuning.batches import Example, by_length, drawn, padded, shuffled
+from fedark.tuning.decoding import Decoder
 from fedark.tuning.features import Features
 from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
 from fedark.tuning.per_example import Norms, PerExample
@@ -40,7 +40,7 @@ from fedark.tuning.schedule import rate_factor
 from fedark.tuning.scorer import Scorer, by_layout, dropping, with_adapter
 from fedark.tuning.separable import Held
 from fedark.tuning.tokens import TextEncoder
-from fedark.tuning.trunk import Ids, Trunk
+from fedark.tuning.trunk import Trunk
 from fedark.tuning.weights import Files
 
 __all__ = ["Metrics", "Progress", "TaskModel", "TrainStats"]
@@ -48,14 +48,7 @@ __all__ = ["Metrics", "Progress", "TaskModel", "TrainStats"]
 Progress = Callable[[int, int, float], None]
 
 _EVALUATION_BATCH = 64
-_RANKED_ROWS = 256
 _WRITTEN = 64
-_POOL = 16  # batches that are sorted by length together
-# Loading patches functions of torch and transformers for its duration: one model at a time in a
-# process.
-_LOADING = threading.Lock()
-_loads = itertools.count(1)  # odd while a model is loaded, even else
-_latest = [0]  # the last that was drawn
 _KEPT_EXAMPLES = 1 << 18
 _FEATURE_BATCH = 1024
 _PADDING = 16  # tokens; what a record is padded to under a mechanism is a multiple of it
@@ -95,12 +88,6 @@ class Metrics:
     said: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Example:
-    ids: Ids
-    target: int  # classification: the label's index; instruction: the number of prompt tokens
-
-
 class TaskModel:
     """A base model with an adapter. `load` makes one.
 
@@ -134,10 +121,9 @@ class TaskModel:
         )
         self.config: dict[str, Any] = base.model.config.to_dict()  # type: ignore[operator,union-attr]
         self._held: Held | None = None
-        self._held_since = -1
-        self._known: dict[Record, _Example] = {}
-        takes = inspect.signature(base.model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self._held_since: int | None = None
+        self._known: dict[Record, Example] = {}
+        self._decoder = Decoder(self.scorer.body, base.model, encoder)
         self._initial = self._initialise(base)
 
     @classmethod
@@ -154,12 +140,8 @@ class TaskModel:
             ModelError: the files are not a usable model, or not the one that `terms` describe, or
                 it fails on a text.
         """
-        with _LOADING:
-            _latest[0] = next(_loads)
-            try:
-                return cls._load(files, terms)
-            finally:
-                _latest[0] = next(_loads)
+        with loads.loading():
+            return cls._load(files, terms)
 
     @classmethod
     def _load(cls, files: Files, terms: ModelTerms) -> TaskModel:
@@ -290,8 +272,8 @@ class TaskModel:
         done, loss_sum, seen = 0, 0.0, 0
         for _ in range(epochs):
             loss_sum, seen = 0.0, 0
-            chosen = own + [extra[index] for index in _sample(len(extra), extra_count, generator)]
-            for batch in _batches(chosen, terms.batch_size, generator):
+            chosen = own + [extra[index] for index in drawn(len(extra), extra_count, generator)]
+            for batch in shuffled(chosen, terms.batch_size, generator):
                 at = part[0] + (part[1] - part[0]) * (done + 0.5) / steps
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * rate_factor(terms, at)
@@ -385,17 +367,17 @@ class TaskModel:
         norms = np.zeros(len(examples), np.float32)
         # In a simulation other trainers load models meanwhile, which may change classes of the
         # library; in an enclave nothing is loaded between two sums.
-        loaded = _latest[0]
-        if self._held is None or self._held_since != loaded:
+        before = loads.mark()
+        if self._held is None or before is None or self._held_since != before:
             if self._held is not None:
                 self._held.require_unchanged(classes=False)
-            self._held, self._held_since = Held(self.scorer, self._tensors.values()), loaded
+            self._held, self._held_since = Held(self.scorer, self._tensors.values()), before
         for length, part in self._alike(examples):
             with watch.batch(len(part)) as pending:
                 pending.backward(self._score([examples[index] for index in part], length)[0])
             summed, norms[part] = pending.clipped_sum(clip_norm)
             total += summed.numpy()
-        self._held.require_unchanged(classes=loaded == _latest[0] and not loaded % 2)
+        self._held.require_unchanged(classes=before is not None and loads.mark() == before)
         return total.astype(np.float32), norms
 
     def stepper(self) -> Callable[[Flat], None]:
@@ -455,44 +437,9 @@ class TaskModel:
         """What a language model writes after each prompt by greedy decoding, up to its end token or
         half of `max_length`, at most 64 tokens.
         """
-        limit = min(_WRITTEN, self.terms.training.max_length // 2)
-        ids = self._encoder.prompts(prompts, [limit] * len(prompts))
-        # Prompts of one length need no padding on the left, which not every architecture can be
-        # told about.
-        by_length: dict[int, list[int]] = {}
-        for index, prompt in enumerate(ids):
-            by_length.setdefault(len(prompt), []).append(index)
-        found = [""] * len(prompts)
-        for indices in by_length.values():
-            for start in range(0, len(indices), _EVALUATION_BATCH):
-                part = indices[start : start + _EVALUATION_BATCH]
-                written = self._written(torch.tensor([ids[index] for index in part]), limit)
-                for index, row in zip(part, written, strict=True):
-                    found[index] = self._encoder.text(row)
-        return found
+        return self._decoder.write(prompts, min(_WRITTEN, self.terms.training.max_length // 2))
 
-    def _written(self, prompts: torch.Tensor, limit: int) -> list[list[int]]:
-        following, cache = prompts, None
-        mask = torch.ones_like(prompts)
-        end = self._encoder.eos_id
-        rows: list[list[int]] = [[] for _ in prompts]
-        ended = [False] * len(prompts)
-        for _ in range(limit):
-            read = self.scorer.body(
-                input_ids=following, attention_mask=mask, past_key_values=cache, use_cache=True
-            )
-            cache, chosen = read.past_key_values, read.logits[:, -1].argmax(-1)
-            for place, token in enumerate(chosen.tolist()):
-                ended[place] = ended[place] or token == end
-                if not ended[place]:
-                    rows[place].append(token)
-            if all(ended):
-                break
-            following = chosen.unsqueeze(1)
-            mask = torch.cat([mask, torch.ones_like(following)], dim=1)
-        return rows
-
-    def _examples(self, records: Sequence[Record]) -> list[_Example]:
+    def _examples(self, records: Sequence[Record]) -> list[Example]:
         self._check(records)
         if len(self._known) > _KEPT_EXAMPLES:
             self._known.clear()
@@ -504,7 +451,7 @@ class TaskModel:
             cache.fill([example.ids for example in examples])
         return examples
 
-    def _alike(self, examples: Sequence[_Example]) -> Iterator[tuple[int, list[int]]]:
+    def _alike(self, examples: Sequence[Example]) -> Iterator[tuple[int, list[int]]]:
         """Batches of examples that are padded to the same length, each with that length: the next
         multiple of `_PADDING`, which no other record has a part in.
         """
@@ -512,16 +459,12 @@ class TaskModel:
             for start in range(0, len(examples), _FEATURE_BATCH):
                 yield 0, list(range(start, min(start + _FEATURE_BATCH, len(examples))))
             return
-        size, groups = self.terms.training.batch_size, dict[int, list[int]]()
-        for index, example in enumerate(examples):
-            tokens = len(example.ids)
-            rounded = min(-(-tokens // _PADDING) * _PADDING, self.terms.training.max_length)
-            groups.setdefault(max(rounded, tokens), []).append(index)
-        for length, group in sorted(groups.items()):
-            for start in range(0, len(group), size):
-                yield length, group[start : start + size]
+        most = self.terms.training.max_length
+        lengths = [len(example.ids) for example in examples]
+        rounded = [max(n, min(-(-n // _PADDING) * _PADDING, most)) for n in lengths]
+        yield from by_length(rounded, self.terms.training.batch_size)
 
-    def _encoded(self, records: Sequence[Record]) -> list[_Example]:
+    def _encoded(self, records: Sequence[Record]) -> list[Example]:
         prompts, answers = (
             [record.prompt for record in records],
             [record.answer for record in records],
@@ -530,16 +473,15 @@ class TaskModel:
             tails = self._encoder.answers(answers)
             heads = self._encoder.prompts(prompts, [len(tail) for tail in tails])
             return [
-                _Example((*head, *tail), len(head)) for head, tail in zip(heads, tails, strict=True)
+                Example((*head, *tail), len(head)) for head, tail in zip(heads, tails, strict=True)
             ]
         texts = self._encoder.texts(prompts)
         return [
-            _Example(tuple(ids), self._label_index[a])
-            for ids, a in zip(texts, answers, strict=True)
+            Example(tuple(ids), self._label_index[a]) for ids, a in zip(texts, answers, strict=True)
         ]
 
     def _score(
-        self, batch: Sequence[_Example], length: int = 0
+        self, batch: Sequence[Example], length: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss, and the label that was given or whether greedy decoding gives the answer, each
         [batch]; padded to `length` at least.
@@ -567,74 +509,16 @@ class TaskModel:
         return losses, right.all(1)
 
     def _rank(self, records: Sequence[Record]) -> Metrics:
-        """Compare the likelihoods of all labels after each prompt; a prompt is read once for all of
-        them.
-
-        A label's score is its mean log-likelihood a token (Brown et al., arXiv:2005.14165, section
-        2.4): a sum would prefer the shortest label whatever the prompt says.
-        """
+        """Compare the likelihoods of all labels after each prompt."""
         self._check(records)
-        labels = self._encoder.answers(self.terms.labels)
-        longest = max(len(ids) for ids in labels)
-        prompts = self._encoder.prompts(
-            [record.prompt for record in records], [longest] * len(records)
+        wanted = torch.tensor(
+            [self._label_index[record.answer] for record in records], dtype=torch.long
         )
-        gold = [self._label_index[record.answer] for record in records]
-        tokens, mask = self._padded(labels)
-        # Prompts of one length need no padding on the left, which not every architecture can be
-        # told about.
-        by_length: dict[int, list[int]] = {}
-        for index, ids in enumerate(prompts):
-            by_length.setdefault(len(ids), []).append(index)
-        rows = max(1, _RANKED_ROWS // len(labels))
-        loss_sum, said = 0.0, Counter[tuple[int, int]]()
-        for indices in by_length.values():
-            for start in range(0, len(indices), rows):
-                part = indices[start : start + rows]
-                scores = self._likelihoods(
-                    torch.tensor([prompts[index] for index in part]), tokens, mask
-                )
-                scores = scores / mask.sum(1)
-                wanted = torch.tensor([gold[index] for index in part])
-                said.update(zip(wanted.tolist(), scores.argmax(1).tolist(), strict=True))
-                loss_sum -= float(scores.gather(1, wanted.unsqueeze(1)).sum(dtype=torch.float64))
-        correct = sum(count for (right, given), count in said.items() if right == given)
-        return Metrics(correct, len(records), loss_sum, said)
-
-    def _likelihoods(
-        self, prompts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Log-likelihood [prompts, labels] of every label with its end token after every prompt,
-        all of one length.
-        """
-        body = self.scorer.body
-        count, labels = len(prompts), len(tokens)
-        read = body(
-            input_ids=prompts,
-            attention_mask=torch.ones_like(prompts),
-            use_cache=True,
-            **self._last_only,
-        )
-        first = functional.log_softmax(read.logits[:, -1], dim=-1)[:, tokens[:, 0]]
-        if tokens.shape[1] == 1:
-            return first
-        cache = read.past_key_values
-        cache.batch_repeat_interleave(labels)
-        following = tokens[:, :-1].repeat(count, 1)
-        seen = torch.cat(
-            [
-                torch.ones(count * labels, prompts.shape[1], dtype=torch.long),
-                mask[:, :-1].repeat(count, 1),
-            ],
-            dim=1,
-        )
-        logits = body(
-            input_ids=following, attention_mask=seen, past_key_values=cache, use_cache=True
-        ).logits
-        targets = tokens[:, 1:].repeat(count, 1)
-        losses = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-        rest = (losses * mask[:, 1:].repeat(count, 1)).sum(1).reshape(count, labels)
-        return first - rest
+        scores = self._decoder.rank([record.prompt for record in records], self.terms.labels)
+        given = scores.argmax(1)
+        said = Counter(zip(wanted.tolist(), given.tolist(), strict=True))
+        loss_sum = -float(scores.gather(1, wanted.unsqueeze(1)).sum(dtype=torch.float64))
+        return Metrics(int((wanted == given).sum()), len(records), loss_sum, said)
 
     def _check(self, records: Sequence[Record]) -> None:
         for number, record in enumerate(records, 1):
@@ -653,14 +537,7 @@ class TaskModel:
     def _padded(
         self, texts: Sequence[Sequence[int]], length: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask [texts, the longest's tokens or `length`], padded on the right."""
-        longest = max(length, *(len(ids) for ids in texts))
-        rows = [[*ids, *[self._encoder.pad_id] * (longest - len(ids))] for ids in texts]
-        lengths = torch.tensor([len(ids) for ids in texts])
-        return (
-            torch.tensor(rows),
-            (torch.arange(longest).unsqueeze(0) < lengths.unsqueeze(1)).long(),
-        )
+        return padded(texts, self._encoder.pad_id, length)
 
     def _trained_names(self) -> list[str]:
         """Names, inside the body, of everything that differs or may differ from the base."""
@@ -729,28 +606,3 @@ def _whole(config: Any, name: str) -> int | None:
     """A number in a configuration that says how many there are of something, or None."""
     value = getattr(config, name, None)
     return value if type(value) is int else None
-
-
-def _sample(population: int, count: int, generator: torch.Generator) -> list[int]:
-    """`count` of range(population), each as often as any other, give or take one."""
-    chosen: list[int] = []
-    while len(chosen) < count:
-        chosen += torch.randperm(population, generator=generator).tolist()
-    return chosen[:count]
-
-
-def _batches(
-    examples: Sequence[_Example], size: int, generator: torch.Generator
-) -> Iterator[list[_Example]]:
-    """A fresh random order, in batches of similar length: sorted within pools of some batches,
-    batches shuffled.
-    """
-    order = torch.randperm(len(examples), generator=generator).tolist()
-    batches: list[list[int]] = []
-    for start in range(0, len(order), size * _POOL):
-        pool = sorted(
-            order[start : start + size * _POOL], key=lambda index: len(examples[index].ids)
-        )
-        batches += [pool[at : at + size] for at in range(0, len(pool), size)]
-    for position in torch.randperm(len(batches), generator=generator).tolist():
-        yield [examples[index] for index in batches[position]]

@@ -182,8 +182,8 @@ def test_records_that_no_contract_allows_are_left_out_without_a_word(tmp_path: P
     )
     rows = [("a", "open"), ("a" * (2 << 20), "open"), ("a", "no label of the contract")]
     records = pb.Records(records=[pb.Record(prompt=p, answer=a) for p, a in rows], last=True)
-    session._records(records)
-    assert [record.prompt for record in session._train] == ["a"]
-    session._drop_records()
-    session._data = None
-    session._records(pb.Records(last=True))
+    session._take(records)
+    assert [record.prompt for record in session._records.train] == ["a"]
+    session._records.drop()
+    session._records.digest = None
+    session._take(pb.Records(last=True))
