@@ -47,6 +47,7 @@ def _register() -> None:
         model,
         node,
         simulate,
+        use,
     )
 
     app.add_typer(aggregator.app, name="aggregator")
@@ -57,6 +58,9 @@ def _register() -> None:
     app.add_typer(contract.app, name="contract")
     app.add_typer(log.app, name="log")
     app.add_typer(ledger.app, name="ledger")
+    app.command("predict")(use.predict)
+    app.command("eval")(use.evaluate)
+    app.command("merge")(use.merge)
     app.command("audit")(audit.audit)
     app.command("bench")(bench.bench)
     app.command("example")(example.example)

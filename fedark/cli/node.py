@@ -200,11 +200,16 @@ def jobs(
 
 
 def _show_outcome(node: NodeFolder, reason: str) -> None:
-    """Where the run has left its report and adapters, if it has."""
+    """Where the run has left its report and adapters, if it has, and how one is used."""
+    from fedark.cli.show import how_to_use
+
     folder = node.path / "runs" / reason.removeprefix("run ")
-    for path in (*sorted(folder.glob("adapter-*")), folder / "report.json"):
+    adapters = sorted(folder.glob("adapter-*"))
+    for path in (*adapters, folder / "report.json"):
         if path.exists():
             typer.echo(f"  {path}")
+    if adapters:
+        typer.echo(f"  to use it: {how_to_use(adapters[-1])}")
 
 
 @app.command("ledger")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from rich.text import Text
 from fedark.contract.contract import Contract
 from fedark.report.outcome import local_reports, render
 
-__all__ = ["console", "show_outcome", "teller"]
+__all__ = ["console", "how_to_use", "show_outcome", "teller"]
 
 console = Console(highlight=False)
 
@@ -43,8 +46,22 @@ def show_outcome(report: Mapping[str, Any], contract: Contract, work: Path) -> N
     for party in contract.parties:
         for folder in sorted((work / "parties" / party.name / "runs" / run_id).glob("adapter-*")):
             console.print(f"  {folder}", soft_wrap=True)
+    last = max((work / "parties").glob(f"*/runs/{run_id}/adapter-*"), default=None)
+    if last is not None:
+        console.print(f"To use one: {how_to_use(last)}", soft_wrap=True, markup=False)
     console.print(
         "The report:"
         f" {work / 'parties' / contract.provider.name / 'runs' / run_id / 'report.json'}",
         soft_wrap=True,
     )
+
+
+def how_to_use(folder: Path) -> str:
+    """The command that answers prompts with the adapter in `folder`, which a run of this party
+    left.
+    """
+    base = "FOLDER_OF_THE_BASE"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        public = json.loads((folder / "fedark.json").read_text("utf-8"))["terms"]["base"]
+        base = f"hub:{public}" if public else base
+    return f"fedark predict {shlex.quote(str(folder))} --base {shlex.quote(base)} IN.csv OUT.csv"

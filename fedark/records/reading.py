@@ -54,13 +54,14 @@ def read_records(
     group: str = "",
     encoding: str = "",
     leave_out: Callable[[str], None] | None = None,
+    setting: str = 'data.unusable = "leave-out"',
 ) -> list[Record]:
     """Read a file that `fedark.records.rows` can read.
 
     Args:
         path: the file.
         prompt: a template, such as "{text}" (`fedark.records.template`).
-        answer: the column that holds the answer.
+        answer: the column that holds the answer, or "" for records whose answer is asked for.
         labels: the admissible answers; empty for free text.
         group: the column of `Record.group`, or "".
         encoding: of a file that is not UTF-8.
@@ -72,7 +73,7 @@ def read_records(
         InputError: the template itself is wrong.
     """
     template = Template.parse(prompt)
-    names = list(dict.fromkeys((*template.columns, answer, *([group] if group else []))))
+    names = list(dict.fromkeys((*template.columns, *filter(None, (answer, group)))))
     place = {name: index for index, name in enumerate(names)}
     known = {normal(label): label for label in labels}
     faults: dict[str, list[int]] = {}
@@ -84,10 +85,10 @@ def read_records(
             what = f"it holds more than {MAX_RECORDS:,} records."
             raise DataError(str(path), None, what, fix="Split it into several files.")
         asked = [values[place[name]] for name in template.columns]
-        wanted = values[place[answer]]
+        wanted = values[place[answer]] if answer else ""
         fault = _fault(template, asked, answer, wanted)
         given = wanted or ""
-        if not fault and known:
+        if not fault and known and answer:
             given = known.get(normal(given), "")
             fault = "" if given else f"the answer is none of the model's {len(known)} labels"
         if fault:
@@ -103,7 +104,7 @@ def read_records(
     if not rows:
         raise _no_records(path)
     if faults:
-        _tell(path, faults, leave_out)
+        _tell(path, faults, leave_out, setting)
     if not records:
         raise _no_records(path)
     return records
@@ -157,7 +158,7 @@ def _fault(template: Template, asked: Sequence[str | None], answer: str, given: 
     for value in (*asked, given):
         if isinstance(value, Unusable):
             return value
-    if given is None or not given.strip():
+    if answer and (given is None or not given.strip()):
         return f"column {answer!r} is empty"
     if not any(value and value.strip() for value in asked):
         one = len(set(template.columns)) == 1
@@ -166,7 +167,7 @@ def _fault(template: Template, asked: Sequence[str | None], answer: str, given: 
 
 
 def _tell(
-    path: Path, faults: dict[str, list[int]], leave_out: Callable[[str], None] | None
+    path: Path, faults: dict[str, list[int]], leave_out: Callable[[str], None] | None, setting: str
 ) -> None:
     """Refuse the file for the first of its faults, or tell of all of them."""
     if leave_out is None:
@@ -176,10 +177,7 @@ def _tell(
             str(path),
             lines[0],
             f"{fault.rstrip('.')}{many}.",
-            fix=(
-                "Correct or remove such records, or have them left out: data.unusable ="
-                ' "leave-out".'
-            ),
+            fix=f"Correct or remove such records, or have them left out: {setting}.",
         )
     for fault, lines in faults.items():
         leave_out(

@@ -35,16 +35,16 @@ class Decoder:
         takes = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
-    def write(self, prompts: Sequence[str], limit: int) -> list[str]:
-        """What the model writes after each prompt by greedy decoding, up to its end token or
-        `limit` tokens.
+    def write(self, prompts: Sequence[str], limit: int, stop: Sequence[str] = ()) -> list[str]:
+        """What the model writes after each prompt by greedy decoding, up to its end token, the
+        first of the texts `stop`, or `limit` tokens.
         """
         ids = self._encoder.prompts(prompts, [limit] * len(prompts))
         found = [""] * len(prompts)
         for _, part in by_length([len(prompt) for prompt in ids], _TOGETHER):
-            rows = self._written(torch.tensor([ids[index] for index in part]), limit)
+            rows = self._written(torch.tensor([ids[index] for index in part]), limit, stop)
             for index, row in zip(part, rows, strict=True):
-                found[index] = self._encoder.text(row)
+                found[index] = _before(self._encoder.text(row), stop)
         return found
 
     def rank(self, prompts: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
@@ -65,7 +65,7 @@ class Decoder:
             scores[part] = self._likelihoods(read, tokens, mask) / mask.sum(1)
         return scores
 
-    def _written(self, prompts: torch.Tensor, limit: int) -> list[list[int]]:
+    def _written(self, prompts: torch.Tensor, limit: int, stop: Sequence[str]) -> list[list[int]]:
         following, cache = prompts, None
         mask = torch.ones_like(prompts)
         end = self._encoder.eos_id
@@ -80,6 +80,9 @@ class Decoder:
                 ended[place] = ended[place] or token == end
                 if not ended[place]:
                     rows[place].append(token)
+                    if stop:
+                        text = self._encoder.text(rows[place])
+                        ended[place] = any(one in text for one in stop)
             if all(ended):
                 break
             following = chosen.unsqueeze(1)
@@ -119,3 +122,9 @@ class Decoder:
         losses = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
         rest = (losses * mask[:, 1:].repeat(count, 1)).sum(1).reshape(count, answers)
         return first - rest
+
+
+def _before(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first of the texts `stop` in it."""
+    ends = [at for one in stop if (at := text.find(one)) >= 0]
+    return text[: min(ends, default=len(text))].strip()

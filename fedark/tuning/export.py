@@ -3,7 +3,9 @@
 adapter_config.json, adapter_model.safetensors   what `peft.PeftModel.from_pretrained(base, folder)` reads
 labels.json                                      the labels in the order of the head's rows, for classification
 head.safetensors                                 the head over a pooled encoder, which PEFT has no place for
-README.md                                        the few lines of code that use it outside fedark
+fedark.json                                      what it is: the contract's terms of this model, the digest of
+                                                 the base's weights among them; `fedark predict` reads it
+README.md                                        how it is used, with fedark and outside of it
 
 Where the head is all that was trained (method "head") there is nothing for PEFT: head.safetensors
 alone holds it, for a sequence classifier under the names of `transformers`' own state dict.
@@ -23,8 +25,12 @@ from fedark.contract.contract import ModelTerms
 from fedark.foundation.errors import StorageError
 from fedark.tuning.layout import Flat, unflatten
 
-__all__ = ["export_peft"]
+__all__ = ["ADAPTER", "CONFIG", "FORM", "HEAD", "LABELS", "TERMS", "export_peft", "parts"]
 
+ADAPTER, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+HEAD, LABELS, TERMS = "head.safetensors", "labels.json", "fedark.json"
+FORM = "fedark/adapter/1"
+"""Of `fedark.json`."""
 _PREFIX = "base_model.model."
 
 
@@ -48,12 +54,11 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path) -> list[Path]:
     named = unflatten(terms.layout, flat, terms.adapter.seed)
     pooled = terms.task == "classification" and "head.weight" in named
     alone = terms.adapter.method == "head"
-    head = {
-        name.removeprefix("head.").removeprefix(_PREFIX): value
-        for name, value in named.items()
-        if _in_head(name, alone)
-    }
-    adapter = {name: value for name, value in named.items() if not _in_head(name, alone)}
+    files: dict[str, dict[str, npt.NDArray[np.float32]]] = {ADAPTER: {}, HEAD: {}}
+    for name, value in named.items():
+        file, key = parts(terms, name)
+        files[file][key] = value
+    adapter, head = files[ADAPTER], files[HEAD]
     lora = [
         name.removeprefix(_PREFIX).removesuffix(".lora_B.weight")
         for name in adapter
@@ -86,14 +91,12 @@ def export_peft(terms: ModelTerms, flat: Flat, out: Path) -> list[Path]:
     }
     contents: dict[str, bytes] = {}
     if not alone:
-        contents |= {
-            "adapter_model.safetensors": _tensors(adapter),
-            "adapter_config.json": _json(config),
-        }
+        contents |= {ADAPTER: _tensors(adapter), CONFIG: _json(config)}
     if terms.task == "classification":
-        contents["labels.json"] = _json(list(terms.labels))
+        contents[LABELS] = _json(list(terms.labels))
     if head:
-        contents["head.safetensors"] = _tensors(head)
+        contents[HEAD] = _tensors(head)
+    contents[TERMS] = _json({"form": FORM, "terms": terms.model_dump(mode="json")})
     contents["README.md"] = _readme(terms, kind).encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -115,11 +118,13 @@ def _module(tensor: str) -> str:
     return tensor.rpartition(".")[0] if ".pooler." in tensor else tensor.partition(".")[0]
 
 
-def _in_head(name: str, alone: bool) -> bool:
-    """Whether a tensor goes to head.safetensors: fedark's own head, and everything where nothing
-    but a head was trained.
+def parts(terms: ModelTerms, name: str) -> tuple[str, str]:
+    """The file that holds a tensor of the layout, and its name there: fedark's own head, and
+    everything where nothing but a head was trained, lies in `HEAD`.
     """
-    return alone or name.startswith("head.")
+    if terms.adapter.method == "head" or name.startswith("head."):
+        return HEAD, name.removeprefix("head.").removeprefix(_PREFIX)
+    return ADAPTER, name
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -247,6 +252,8 @@ def _readme(terms: ModelTerms, kind: str) -> str:
         )
     return (
         f"# Adapter for {terms.name}\n\n"
-        f"Trained with fedark ({how}, {terms.task}). Needs transformers and peft. With {where};"
+        f"Trained with fedark ({how}, {terms.task}). Where fedark is installed:"
+        f"\n\n```console\n$ fedark predict FOLDER --base BASE IN.csv OUT.csv\n```\n\n"
+        f"Without it, transformers and peft are needed. With {where};"
         f" `folder` this folder; and {given}:\n\n```python\n{code}```\n"
     )

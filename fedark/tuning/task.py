@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -433,11 +434,57 @@ class TaskModel:
         return Metrics(correct, len(examples), loss_sum, said)
 
     @torch.no_grad()
-    def answers(self, prompts: Sequence[str]) -> list[str]:
-        """What a language model writes after each prompt by greedy decoding, up to its end token or
-        half of `max_length`, at most 64 tokens.
+    def probabilities(self, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """How likely every label is after each prompt, float32 [prompts, labels]; nothing of the
+        prompts is kept.
+
+        Of a classifier its softmax. Of a language model, whose admissible answers are ranked by
+        their mean log-likelihood a token as in `evaluate`, the softmax of these: it orders answers,
+        and is no calibrated probability.
+
+        Raises:
+            ModelError: the model has no labels, or its tokenizer fails on a prompt.
         """
-        return self._decoder.write(prompts, min(_WRITTEN, self.terms.training.max_length // 2))
+        if not self.terms.labels:
+            raise ModelError(
+                "This model writes free text: it has no labels.", fix="Ask it for answers."
+            )
+        if self._causal:
+            scores = self._decoder.rank(prompts, self.terms.labels)
+        else:
+            scores = torch.zeros(len(prompts), len(self.terms.labels))
+            ids = [tuple(one) for one in self._encoder.texts(prompts)]
+            order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+            with self.uncached():
+                for start in range(0, len(order), _EVALUATION_BATCH):
+                    part = order[start : start + _EVALUATION_BATCH]
+                    scores[part] = self._run([ids[index] for index in part])
+        likely: npt.NDArray[np.float32] = scores.softmax(1).numpy()
+        return likely
+
+    @torch.no_grad()
+    def answers(
+        self, prompts: Sequence[str], *, longest: int | None = None, stop: Sequence[str] = ()
+    ) -> list[str]:
+        """What a language model writes after each prompt by greedy decoding, up to its end token,
+        the first of the texts `stop`, or `longest` tokens.
+
+        Args:
+            longest: half of `max_length`, at most 64, if it is not given; a prompt that leaves less
+                than that of `max_length` loses its start.
+
+        Raises:
+            InputError: `longest` leaves no room for a prompt.
+        """
+        limit = longest or min(_WRITTEN, self.terms.training.max_length // 2)
+        if not 0 < limit < self.terms.training.max_length:
+            raise InputError(
+                f"An answer may have 1 to {self.terms.training.max_length - 1} tokens here:"
+                f" prompt and answer share the {self.terms.training.max_length} tokens that the"
+                " adapter was trained on.",
+                safe="Nothing was written.",
+            )
+        return self._decoder.write(prompts, limit, stop)
 
     def _examples(self, records: Sequence[Record]) -> list[Example]:
         self._check(records)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import PurePosixPath
@@ -45,6 +45,7 @@ __all__ = [
     "VerifiedManifest",
     "inadmissible",
     "name_problems",
+    "weights_digest",
 ]
 
 BUNDLE_LABEL = "fedark/bundle/1"
@@ -172,6 +173,16 @@ class ReleasePolicy(Terms):
         return problems
 
 
+def weights_digest(files: Mapping[str, bytes]) -> bytes:
+    """What names a base's weights: SHA-384 over those of its weight files, whatever these are called.
+
+    Args:
+        files: name -> SHA-384 of the content; files of other kinds have no part in it.
+    """
+    found = sorted(digest for name, digest in files.items() if name.endswith(".safetensors"))
+    return canonical.digest(["fedark/weights/1", found])
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """A sealed file: its name, its length in bytes, and SHA-384 of its plaintext."""
@@ -210,8 +221,7 @@ class Manifest:
 
     def weights(self) -> bytes:
         """SHA-384 over the weight files' digests: the same however often they are sealed."""
-        found = sorted(one.sha384 for one in self.files if one.name.endswith(".safetensors"))
-        return canonical.digest(["fedark/weights/1", found])
+        return weights_digest({one.name: one.sha384 for one in self.files})
 
     @property
     def chunks(self) -> int:

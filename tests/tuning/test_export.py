@@ -103,7 +103,12 @@ def test_a_head_alone_works_outside_as_its_readme_says(
     )
     vector = some_vector(terms.travelling)
     files = export_peft(terms, vector, tmp_path / "out")
-    assert {path.name for path in files} == {"head.safetensors", "labels.json", "README.md"}
+    assert {path.name for path in files} == {
+        "fedark.json",
+        "head.safetensors",
+        "labels.json",
+        "README.md",
+    }
     task = tiny.load(terms)
     task.set_flat(vector)
     with torch.no_grad():
