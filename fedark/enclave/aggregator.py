@@ -42,6 +42,7 @@ from fedark.enclave.protection import (
     unpack_vector,
 )
 from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done
+from fedark.enclave.statements import Delivered, Summed
 from fedark.foundation import canonical
 from fedark.foundation.errors import FederationError, ProtocolError, Refused
 from fedark.foundation.snapshot import Bytes32, Row, Snapshot
@@ -307,7 +308,9 @@ class AggregatorSession(SessionBase):
             )
         means: dict[str, np.ndarray[Any, Any]] = {}
         sums: list[dict[str, dict[str, list[int | float]]]] = []
+        customers = set(self._received)
         if self._masks is not None:
+            customers = self._masks.survivors if self._kind != LOADED else customers
             total = self._masks.finish() if self._kind != LOADED else None
             if total is not None and self._kind == UPDATE:
                 means = dict(self._masks.split(total))
@@ -315,7 +318,10 @@ class AggregatorSession(SessionBase):
                 sums = self._masks.figures(total)
         else:
             means = self._means() if self._kind == UPDATE else {}
-            sums = self._figures({name: payload for name, (_, payload) in self._received.items()})
+            stayed, sums = self._figures(
+                {name: payload for name, (_, payload) in self._received.items()}
+            )
+            customers = stayed if self._kind == EVALUATED else customers
         vectors = dict(self._vectors)
         for terms in self.contract.models:
             if self._kind == LOADED:
@@ -339,7 +345,16 @@ class AggregatorSession(SessionBase):
             )
             state = self._group.seal_global(self._vectors, context, self._signing)
             self._base = hashlib.sha384(state).digest()
-        return pb.Reply(closed=pb.Closed(state=state, metrics=metrics))
+        said = Summed(
+            contract=self.digest,
+            run_id=self.config.run_id,
+            round=number,
+            customers=sorted(customers),
+            figures=metrics,
+        )
+        return pb.Reply(
+            closed=pb.Closed(state=state, metrics=metrics, statement=said.sign(self._signing))
+        )
 
     def _means(self) -> dict[str, np.ndarray[Any, Any]]:
         """Means of the open round's updates, 1-D, by model: of noised integers exactly, else
@@ -372,8 +387,8 @@ class AggregatorSession(SessionBase):
 
     def _figures(
         self, received: dict[str, Payload]
-    ) -> list[dict[str, dict[str, list[int | float]]]]:
-        """Sums of all rounds, at the end and over those who were there to the end.
+    ) -> tuple[set[str], list[dict[str, dict[str, list[int | float]]]]]:
+        """Sums of all rounds, at the end and over those who were there to the end; who they are.
 
         Given out round by round, the sums of two cohorts would differ by the figures of whoever
         dropped out between them. None after a restart in the midst of the last measurements
@@ -389,11 +404,11 @@ class AggregatorSession(SessionBase):
             }
         )
         if self._kind != EVALUATED or not self._figures_open:
-            return []
+            return set(), []
         stayed = set.intersection(*(set(entry) for entry in self._history))
         if len(stayed) < self.contract.protection.minimum_cohort:
-            return []
-        return [_sums([entry[name] for name in sorted(stayed)]) for entry in self._history]
+            return set(), []
+        return stayed, [_sums([entry[name] for name in sorted(stayed)]) for entry in self._history]
 
     def _rounds_over(self) -> bool:
         return self._number > self.contract.rounds
@@ -415,7 +430,15 @@ class AggregatorSession(SessionBase):
             kem=self.contract.attestation.kem,
             signer=self._signing,
         )
-        return pb.Reply(delivery=pb.Delivery(sealed=sealed))
+        said = Delivered(
+            contract=self.digest,
+            run_id=self.config.run_id,
+            adapters={
+                name: hashlib.sha384(pack_vector(vector)).digest()
+                for name, vector in self._vectors.items()
+            },
+        )
+        return pb.Reply(delivery=pb.Delivery(sealed=sealed, statement=said.sign(self._signing)))
 
 
 def _words(payload: Payload) -> np.ndarray[Any, np.dtype[np.uint64]]:

@@ -386,6 +386,11 @@ class AggregatorMasks:
         self._answers[party] = digest
         self._waiting.discard(party)
 
+    @property
+    def survivors(self) -> set[str]:
+        """Whose uploads are in the sum of the open round."""
+        return set(self._survivors or ())
+
     def finish(self) -> RoundSum:
         """The unmasked sum of the round; see `fedark.secagg.Round.finish`.
 

@@ -14,7 +14,7 @@ wrong length, a number that is not finite. The bytes are canonical CBOR.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
@@ -41,7 +41,13 @@ Row = Strict(False)
 
 
 class Snapshot(BaseModel):
-    """One record of a checkpoint. Its text shows no field: most are secrets."""
+    """One record of a checkpoint. Its text shows no field: most are secrets.
+
+    Attributes:
+        called: what errors call it.
+    """
+
+    called: ClassVar[str] = "A checkpoint"
 
     model_config = ConfigDict(
         strict=True,
@@ -66,7 +72,7 @@ class Snapshot(BaseModel):
         except ValidationError as error:
             fields = {".".join(map(str, problem["loc"][:1])) for problem in error.errors()}
             raise ProtocolError(
-                f"A checkpoint does not hold what it must: {', '.join(sorted(fields))}.",
+                f"{cls.called} does not hold what it must: {', '.join(sorted(fields))}.",
                 safe="Nothing of it was used.",
             ) from None
 

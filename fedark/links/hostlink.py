@@ -62,6 +62,11 @@ class AggregatorClient:
         signed = self._send(node_pb2.AggregatorRequest(run_id=self._run_id, sign=sign)).signed
         return {"report": report, "report_signature": signed.signature}
 
+    def sign_dossier(self, dossier: bytes) -> bytes:
+        """The dossier, signed by the aggregator (`fedark.stages.dossier`)."""
+        sign = node_pb2.SignReport(dossier=dossier)
+        return self._send(node_pb2.AggregatorRequest(run_id=self._run_id, sign=sign)).signed.dossier
+
     def told(self, text: str) -> None:
         """A line for people."""
         self._send(
@@ -73,9 +78,13 @@ class AggregatorClient:
         told = node_pb2.Told(ended=node_pb2.StageEnd(**stage))
         self._send(node_pb2.AggregatorRequest(run_id=self._run_id, progress=told))
 
-    def outcome(self, *, report: bytes = b"", failed: FedarkError | None = None) -> None:
+    def outcome(
+        self, *, report: bytes = b"", dossier: bytes = b"", failed: FedarkError | None = None
+    ) -> None:
         """How the job ended."""
-        outcome = node_pb2.Outcome(report=report, failed=fault_of(failed) if failed else None)
+        outcome = node_pb2.Outcome(
+            report=report, dossier=dossier, failed=fault_of(failed) if failed else None
+        )
         self._send(node_pb2.AggregatorRequest(run_id=self._run_id, outcome=outcome))
 
     def _send(self, request: node_pb2.AggregatorRequest) -> node_pb2.AggregatorReply:

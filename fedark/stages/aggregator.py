@@ -10,6 +10,7 @@ on from there:
     runs/ID/coordinator     where the coordinator is (`fedark.stages.parties`)
     runs/ID/stages.jsonl    the stages that ended: for the host's metrics, which may lose one
     runs/ID/evidence        digests of all evidence that the enclave gave
+    runs/ID/dossier.fedark  what proves the run to anybody (`fedark.stages.dossier`)
     runs/ID/report.json or failed.json    the outcome: the run is over
 """
 
@@ -36,6 +37,7 @@ from fedark.foundation.files import disk_errors, write_atomic
 from fedark.foundation.keys import SigningKey
 from fedark.foundation.logs import explain, of_run, working_on
 from fedark.links.faults import fault_of
+from fedark.stages.dossier import DOSSIER, sign_dossier
 from fedark.stages.node import SEEN_LOGS
 from fedark.stages.report import sign_report
 from fedark.stages.runs import MEMORY
@@ -195,8 +197,7 @@ class AggregatorHost:
                 )
                 return node_pb2.AggregatorReply(stored=node_pb2.OutcomeStored())
             case "sign":
-                signature = self._sign_report(message)
-                return node_pb2.AggregatorReply(signed=node_pb2.SignedReport(signature=signature))
+                return node_pb2.AggregatorReply(signed=self._sign(message))
             case "outcome":
                 self._outcome(message.outcome)
                 return node_pb2.AggregatorReply(stored=node_pb2.OutcomeStored())
@@ -230,9 +231,14 @@ class AggregatorHost:
             finished=finished,
         )
 
-    def _sign_report(self, message: node_pb2.AggregatorRequest) -> bytes:
+    def _sign(self, message: node_pb2.AggregatorRequest) -> node_pb2.SignedReport:
         self._started(message.run_id)
-        return sign_report(self._signing, message.sign.report, self.contract.digest(), self.run_id)
+        key, asked, contract = self._signing, message.sign, self.contract
+        if asked.dossier:
+            dossier = sign_dossier(key, asked.dossier, contract.encode(), self.run_id)
+            return node_pb2.SignedReport(dossier=dossier)
+        signature = sign_report(key, asked.report, contract.digest(), self.run_id)
+        return node_pb2.SignedReport(signature=signature)
 
     def _note_stage(self, ended: node_pb2.StageEnd) -> None:
         entry = {
@@ -313,6 +319,7 @@ class AggregatorHost:
             write_atomic(folder / _FAILED, json.dumps(text, indent=2).encode())
         else:
             self.report = outcome.report
+            write_atomic(folder / DOSSIER, outcome.dossier)
             write_atomic(folder / _REPORT, outcome.report)
         if self._enclave is not None:
             memory = {"host": round(peak_mib(), 1), "enclave": round(self._enclave.peak_mib(), 1)}

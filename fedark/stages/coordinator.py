@@ -39,6 +39,7 @@ from fedark.foundation.logs import of_run, working_on
 from fedark.links.faults import error_of
 from fedark.links.hostlink import AggregatorClient
 from fedark.links.link import Link, Superseded
+from fedark.stages.dossier import Dossier, Proofs
 from fedark.stages.parties import CoordinatorState, Parties
 from fedark.stages.report import make_report
 from fedark.stages.sums import Sums
@@ -168,6 +169,7 @@ class Coordinator:
                 fix="Mend what the parties name, then submit the job again.",
             )
         signatures = {name: replies[name].enrol.signature for name in names}
+        self._at.proofs["signatures"] = signatures
         self._next(
             "attest",
             signatures=signatures,
@@ -243,7 +245,8 @@ class Coordinator:
             )
             return {self._provider: self._parties.request(release=release)}
 
-        replies = self._parties.exchange("release", self._once(request))
+        requests = self._once(request)
+        replies = self._parties.exchange("release", requests)
         if self._provider not in replies:
             if self._parties.refusal:
                 self._host.check_log(self._parties.refusal, refused=True)
@@ -261,6 +264,7 @@ class Coordinator:
                     stage="abort",
                     timeout=self._timeouts["abort"],
                 )
+        self._keep_release(release, requests[self._provider])
         self._parties.enough()
         grants = {
             name: release.grants[name] for name in self._parties.customers if name in release.grants
@@ -309,6 +313,15 @@ class Coordinator:
                 ).SerializeToString(deterministic=True)
             )
             for name, reply in replies.items()
+        }
+        self._at.proofs |= {
+            "views": self._at.log_views,
+            "receipts": {name: dict(reply.load.receipts) for name, reply in replies.items()},
+            "ledger_heads": {
+                name: reply.load.ledger_head
+                for name, reply in replies.items()
+                if reply.load.ledger_head
+            },
         }
         if closed is None:
             self._sums.submit(
@@ -380,24 +393,40 @@ class Coordinator:
         self._next("deliver")
 
     def _deliver(self) -> dict[str, Any]:
-        signed = self._host.sign(json.dumps(self._report()).encode())
+        report = self._report()
+        signed = self._host.sign(json.dumps(report).encode())
         receipts = {
             name: stage_pb2.Receipts.FromString(data) for name, data in self._at.receipts.items()
         }
+        deliveries = {
+            name: self._host.call(
+                enclave_pb2.Call(deliver=enclave_pb2.Deliver(party=name))
+            ).delivery
+            for name in self._contract.deliver_to
+        }
+        said = deliveries[self._contract.deliver_to[0]].statement
+        dossier = self._host.sign_dossier(
+            Dossier(
+                proofs=Proofs.model_validate(self._at.proofs),
+                contract=self._contract.encode(),
+                run_id=self._run_id,
+                collateral=self._collateral,
+                delivered=said,
+                **signed,
+            ).encode()
+        )
         requests = {}
         for name in (self._provider, *self._parties.customers, *self._at.absent):
-            delivery = b""
-            if name in self._contract.deliver_to:
-                delivery = self._host.call(
-                    enclave_pb2.Call(deliver=enclave_pb2.Deliver(party=name))
-                ).delivery.sealed
+            delivery = deliveries[name].sealed if name in deliveries else b""
             given = receipts if name == self._provider else {}
             requests[name] = self._parties.request(
-                deliver=stage_pb2.DeliverRequest(delivery=delivery, receipts=given, **signed)
+                deliver=stage_pb2.DeliverRequest(
+                    delivery=delivery, receipts=given, dossier=dossier, **signed
+                )
             )
         self._parties.exchange("deliver", requests, minimum=0)
         report = self._report()
-        self._host.outcome(report=json.dumps(report, indent=2).encode())
+        self._host.outcome(report=json.dumps(report, indent=2).encode(), dossier=dossier)
         return report
 
     # -- helpers
@@ -448,7 +477,24 @@ class Coordinator:
             enclave_pb2.Call(attest=enclave_pb2.Attest(nonce=nonce))
         ).evidence.evidence
 
+    def _keep_release(self, release: stage_pb2.ReleaseReply, request: bytes) -> None:
+        """What proves to others whom the provider released keys to, and whom not."""
+        asked = stage_pb2.StageRequest.FromString(request).release
+        aggregator = self._contract.aggregator.name
+        manifests: dict[str, bytes] = {}
+        for grants in release.grants.values():
+            manifests |= grants.manifests
+        self._at.proofs |= {
+            "evidence": {name: asked.trainer_evidence[name] for name in release.grants}
+            | {aggregator: asked.aggregator_evidence},
+            "log": {name: grants.log for name, grants in release.grants.items()}
+            | {aggregator: release.log},
+            "manifests": manifests,
+            "refused": {name: fault.log for name, fault in release.refused.items()},
+        }
+
     def _measured(self, closed: enclave_pb2.Closed) -> None:
+        self._at.proofs["sums"].append(closed.statement)
         self._at.metrics += canonical.decode(closed.metrics, max_bytes=_MAX_METRICS)
 
     def _report(self) -> dict[str, Any]:

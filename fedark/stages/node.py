@@ -45,6 +45,7 @@ from fedark.foundation.logs import explain
 from fedark.links.faults import fault_of
 from fedark.links.link import VERSION
 from fedark.stages.consent import Consent
+from fedark.stages.dossier import DOSSIER
 from fedark.stages.report import read_report
 from fedark.stages.runs import REPORT, RunMemory
 from fedark.stages.settings import NodeSettings, node_problems
@@ -441,5 +442,6 @@ class NodeBase(ABC, Generic[RunT]):
                         f"The delivered adapter for {terms.name} has not the shape of the contract."
                     )
                 export_peft(terms, vector, folder / f"adapter-{terms.name}")
+        write_atomic(folder / DOSSIER, request.dossier)
         write_atomic(folder / REPORT, json.dumps(report, indent=2).encode())
         return folder

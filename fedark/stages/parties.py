@@ -24,6 +24,7 @@ from fedark.foundation.errors import (
 from fedark.links.faults import error_of
 from fedark.links.hostlink import AggregatorClient
 from fedark.links.link import VERSION, Link, Unavailable
+from fedark.stages.dossier import Proofs
 from fedark.v1 import stage_pb2
 
 __all__ = ["Parties", "CoordinatorState"]
@@ -56,6 +57,7 @@ class CoordinatorState:
         passed_over: party -> stage and reason.
         stages, metrics: for the report.
         seconds: spent by earlier coordinators.
+        proofs: for the dossier (`fedark.stages.dossier.Proofs`).
     """
 
     phase: str = "enrol"
@@ -71,6 +73,7 @@ class CoordinatorState:
     stages: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, dict[str, list[float]]]] = field(default_factory=list)
     seconds: float = 0.0
+    proofs: dict[str, Any] = field(default_factory=lambda: Proofs().model_dump())
 
     def encode(self) -> bytes:
         return canonical.encode({"version": _FORMAT, "progress": vars(self)})

@@ -27,7 +27,9 @@ from fedark.foundation.jsontext import read_json
 from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.stages.parties import CoordinatorState
 
-__all__ = ["make_report", "read_report", "sign_report"]
+__all__ = ["make_report", "models_of", "privacy_of", "protection_of", "read_report", "sign_report"]
+
+Metrics = Sequence[Mapping[str, Mapping[str, Sequence[float]]]]
 
 _LABEL = "fedark/report/1"
 _MAX_REPORT = 16 << 20
@@ -37,11 +39,34 @@ def make_report(
     contract: Contract, run_id: str, state: CoordinatorState, seconds: float
 ) -> dict[str, Any]:
     """The report: sums over the cohort only; a customer's own figures stay at its node."""
+    return {
+        "job": contract.job,
+        "run_id": run_id,
+        "contract": contract.digest().hex(),
+        "rounds": contract.rounds,
+        "protection": protection_of(contract, run_id),
+        "privacy": privacy_of(contract),
+        "customers": list(state.customers),
+        "passed_over": state.passed_over,
+        "seconds": round(state.seconds + seconds, 2),
+        "stages": state.stages,
+        "peak_mib": {"coordinator": round(peak_mib(), 1)},
+        "models": models_of(contract, state.metrics),
+    }
+
+
+def models_of(contract: Contract, metrics: Metrics) -> dict[str, Any]:
+    """What the report says of each model: nothing but the contract and the aggregator enclave's
+    figures is in it.
+
+    Args:
+        metrics: of each closed round that gave figures: model -> key -> (correct, total, loss sum).
+    """
     models: dict[str, Any] = {}
     for terms in contract.models:
         measured: dict[str, Any] = {}
         losses: list[float] = []
-        for entry in state.metrics:
+        for entry in metrics:
             for key, (correct, total, loss) in entry[terms.name].items():
                 if key == "train":
                     losses.append(loss / total if total else 0.0)
@@ -62,28 +87,12 @@ def make_report(
             "metrics": measured,
             "judged": {
                 when: judged
-                for when, found in (
-                    ("before", state.metrics[:1]),
-                    ("federated", state.metrics[-1:]),
-                )
+                for when, found in (("before", metrics[:1]), ("federated", metrics[-1:]))
                 for entry in found
                 if (judged := _judged(terms, entry[terms.name], when))
             },
         }
-    return {
-        "job": contract.job,
-        "run_id": run_id,
-        "contract": contract.digest().hex(),
-        "rounds": contract.rounds,
-        "protection": _protection(contract, run_id),
-        "privacy": _privacy(contract),
-        "customers": list(state.customers),
-        "passed_over": state.passed_over,
-        "seconds": round(state.seconds + seconds, 2),
-        "stages": state.stages,
-        "peak_mib": {"coordinator": round(peak_mib(), 1)},
-        "models": models,
-    }
+    return models
 
 
 def _alone(contract: Contract, terms: ModelTerms) -> str:
@@ -136,7 +145,8 @@ def _judged(terms: ModelTerms, entry: Mapping[str, Sequence[float]], when: str) 
     return judged
 
 
-def _protection(contract: Contract, run_id: str) -> dict[str, Any]:
+def protection_of(contract: Contract, run_id: str) -> dict[str, Any]:
+    """What the report says of how updates were protected."""
     protection = contract.protection
     said: dict[str, Any] = {"mode": protection.mode, "minimum_cohort": protection.minimum_cohort}
     if protection.mode == "masked":
@@ -146,7 +156,8 @@ def _protection(contract: Contract, run_id: str) -> dict[str, Any]:
     return said
 
 
-def _privacy(contract: Contract) -> dict[str, Any]:
+def privacy_of(contract: Contract) -> dict[str, Any]:
+    """What the report says of differential privacy, with the guarantees of its terms."""
     terms = contract.privacy
     if terms.mechanism == "none":
         return {"mechanism": "none"}

@@ -21,7 +21,7 @@ from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.translog.head import TreeHead
 from fedark.translog.memory import HeadMemory
 
-__all__ = ["check_views", "sign_view"]
+__all__ = ["check_views", "head_in_view", "sign_view"]
 
 _LABEL = "fedark/log-view/1"
 _MAX_BYTES = 2048
@@ -66,13 +66,14 @@ def check_views(
     """
     agreeing = {party}
     for name in sorted(customers.keys() & views.keys() - {party}):
-        head = _head_in(
+        head = head_in_view(
             views[name],
             customers[name],
-            name,
-            {"party": name, "run_id": run_id, "contract": contract},
-            owner,
-            by,
+            party=name,
+            run_id=run_id,
+            contract=contract,
+            owner=owner,
+            by=by,
         )
         if head is None or head.size != own.size:
             continue
@@ -97,10 +98,11 @@ def check_views(
         )
 
 
-def _head_in(
-    data: bytes, key: bytes, name: str, expected: dict[str, Any], owner: bytes, by: str
+def head_in_view(
+    data: bytes, key: bytes, *, party: str, run_id: str, contract: bytes, owner: bytes, by: str
 ) -> TreeHead | None:
-    """The head in a view, if the view is `name`'s and of this run."""
+    """The head in a view, if `party`, whose key is `key`, signed it for this run and contract."""
+    expected = {"party": party, "run_id": run_id, "contract": contract}
     try:
         outer: Any = canonical.decode(data, max_bytes=_MAX_BYTES, max_depth=1)
         if type(outer) is not dict or {n: type(v) for n, v in outer.items()} != {
@@ -108,7 +110,7 @@ def _head_in(
             "signature": bytes,
         }:
             return None
-        verify_signature(key, _LABEL, outer["body"], outer["signature"], by=name)
+        verify_signature(key, _LABEL, outer["body"], outer["signature"], by=party)
         body: Any = canonical.decode(outer["body"], max_bytes=_MAX_BYTES, max_depth=1)
         if (
             type(body) is not dict

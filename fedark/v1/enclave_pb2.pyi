@@ -328,12 +328,14 @@ class Close(_message.Message):
     def __init__(self, round: _Optional[int] = ...) -> None: ...
 
 class Closed(_message.Message):
-    __slots__ = ("state", "metrics")
+    __slots__ = ("state", "metrics", "statement")
     STATE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
     state: bytes
     metrics: bytes
-    def __init__(self, state: _Optional[bytes] = ..., metrics: _Optional[bytes] = ...) -> None: ...
+    statement: bytes
+    def __init__(self, state: _Optional[bytes] = ..., metrics: _Optional[bytes] = ..., statement: _Optional[bytes] = ...) -> None: ...
 
 class Deliver(_message.Message):
     __slots__ = ("party",)
@@ -342,10 +344,12 @@ class Deliver(_message.Message):
     def __init__(self, party: _Optional[str] = ...) -> None: ...
 
 class Delivery(_message.Message):
-    __slots__ = ("sealed",)
+    __slots__ = ("sealed", "statement")
     SEALED_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
     sealed: bytes
-    def __init__(self, sealed: _Optional[bytes] = ...) -> None: ...
+    statement: bytes
+    def __init__(self, sealed: _Optional[bytes] = ..., statement: _Optional[bytes] = ...) -> None: ...
 
 class PeerNonce(_message.Message):
     __slots__ = ()

@@ -193,12 +193,14 @@ class Kept(_message.Message):
     def __init__(self, state: _Optional[bytes] = ...) -> None: ...
 
 class Outcome(_message.Message):
-    __slots__ = ("report", "failed")
+    __slots__ = ("report", "failed", "dossier")
     REPORT_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    DOSSIER_FIELD_NUMBER: _ClassVar[int]
     report: bytes
     failed: _stage_pb2.StageFault
-    def __init__(self, report: _Optional[bytes] = ..., failed: _Optional[_Union[_stage_pb2.StageFault, _Mapping]] = ...) -> None: ...
+    dossier: bytes
+    def __init__(self, report: _Optional[bytes] = ..., failed: _Optional[_Union[_stage_pb2.StageFault, _Mapping]] = ..., dossier: _Optional[bytes] = ...) -> None: ...
 
 class OutcomeStored(_message.Message):
     __slots__ = ()
@@ -213,16 +215,20 @@ class ShownLog(_message.Message):
     def __init__(self, update: _Optional[bytes] = ..., refused: _Optional[bool] = ...) -> None: ...
 
 class SignReport(_message.Message):
-    __slots__ = ("report",)
+    __slots__ = ("report", "dossier")
     REPORT_FIELD_NUMBER: _ClassVar[int]
+    DOSSIER_FIELD_NUMBER: _ClassVar[int]
     report: bytes
-    def __init__(self, report: _Optional[bytes] = ...) -> None: ...
+    dossier: bytes
+    def __init__(self, report: _Optional[bytes] = ..., dossier: _Optional[bytes] = ...) -> None: ...
 
 class SignedReport(_message.Message):
-    __slots__ = ("signature",)
+    __slots__ = ("signature", "dossier")
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    DOSSIER_FIELD_NUMBER: _ClassVar[int]
     signature: bytes
-    def __init__(self, signature: _Optional[bytes] = ...) -> None: ...
+    dossier: bytes
+    def __init__(self, signature: _Optional[bytes] = ..., dossier: _Optional[bytes] = ...) -> None: ...
 
 class Told(_message.Message):
     __slots__ = ("text", "ended")

@@ -326,7 +326,7 @@ class ForwardReply(_message.Message):
     def __init__(self, protected: _Optional[bytes] = ...) -> None: ...
 
 class DeliverRequest(_message.Message):
-    __slots__ = ("delivery", "report", "receipts", "report_signature")
+    __slots__ = ("delivery", "report", "receipts", "report_signature", "dossier")
     class ReceiptsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -338,11 +338,13 @@ class DeliverRequest(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     REPORT_SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    DOSSIER_FIELD_NUMBER: _ClassVar[int]
     delivery: bytes
     report: bytes
     receipts: _containers.MessageMap[str, Receipts]
     report_signature: bytes
-    def __init__(self, delivery: _Optional[bytes] = ..., report: _Optional[bytes] = ..., receipts: _Optional[_Mapping[str, Receipts]] = ..., report_signature: _Optional[bytes] = ...) -> None: ...
+    dossier: bytes
+    def __init__(self, delivery: _Optional[bytes] = ..., report: _Optional[bytes] = ..., receipts: _Optional[_Mapping[str, Receipts]] = ..., report_signature: _Optional[bytes] = ..., dossier: _Optional[bytes] = ...) -> None: ...
 
 class Receipts(_message.Message):
     __slots__ = ("by_model", "ledger_head")

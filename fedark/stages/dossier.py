@@ -1,0 +1,121 @@
+"""The dossier of a run: everything that proves it, in one file that a stranger can check offline.
+
+It holds what crossed the coordinator anyway, and nothing that is private to one customer: the
+contract and its signatures, the evidence of every enclave with the collateral for it, what the
+provider's log says of each of them, receipts, the heads of privacy ledgers, the aggregator
+enclave's own statements of sums and figures, and the report. The aggregator collects and signs it,
+so nobody can take a part away later; what is in it speaks for itself (`fedark.report.verify`).
+
+Form: canonical CBOR of {"body", "signature"}; the body is a `Dossier`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from fedark.contract.contract import Contract
+from fedark.foundation import canonical
+from fedark.foundation.errors import ProtocolError
+from fedark.foundation.keys import SigningKey, verify_signature
+from fedark.foundation.snapshot import Snapshot
+
+__all__ = ["DOSSIER", "MAX_DOSSIER", "Dossier", "Proofs", "sign_dossier"]
+
+DOSSIER = "dossier.fedark"
+"""Its name in a run's folder."""
+MAX_DOSSIER = 256 << 20
+
+_LABEL = "fedark/dossier/1"
+
+
+class Proofs(Snapshot):
+    """What a coordinator collects while the run goes on. By party, where it is a map of bytes.
+
+    Attributes:
+        signatures: on the contract.
+        evidence: of the trainers and of the aggregator enclave, for the provider's challenges.
+        log: what the provider's log says of each of those enclaves.
+        manifests: by model: the sealed bundles' signed manifests.
+        refused: what that log says of the trainers that got no key.
+        receipts: customer -> model -> the trainer enclave's receipt.
+        views: the customers' signed word which head of the provider's log they were shown.
+        ledger_heads: the signed heads of the customers' privacy ledgers, after the charge.
+        sums: the aggregator enclave's statement of each round that was closed, in order.
+    """
+
+    signatures: dict[str, bytes] = Field(default_factory=dict)
+    evidence: dict[str, bytes] = Field(default_factory=dict)
+    log: dict[str, bytes] = Field(default_factory=dict)
+    manifests: dict[str, bytes] = Field(default_factory=dict)
+    refused: dict[str, bytes] = Field(default_factory=dict)
+    receipts: dict[str, dict[str, bytes]] = Field(default_factory=dict)
+    views: dict[str, bytes] = Field(default_factory=dict)
+    ledger_heads: dict[str, bytes] = Field(default_factory=dict)
+    sums: list[bytes] = Field(default_factory=list)
+
+
+class Dossier(Snapshot):
+    """Everything of a run that ended with an adapter.
+
+    Attributes:
+        contract: its canonical form.
+        run_id: of the run.
+        collateral: by which the evidence was appraised (`fedark.attestation.trust`).
+        proofs: what was collected while it went on.
+        delivered: the aggregator enclave's statement of the adapters.
+        report, report_signature: as every party gets them.
+    """
+
+    called = "A dossier"
+
+    contract: bytes
+    run_id: str
+    collateral: dict[str, bytes]
+    proofs: Proofs
+    delivered: bytes
+    report: bytes
+    report_signature: bytes
+
+    @classmethod
+    def read(cls, data: bytes) -> Dossier:
+        """The dossier in a file that the aggregator named in its contract signed.
+
+        Raises:
+            ProtocolError: it is malformed, or too large.
+            ContractError: the contract in it is not valid.
+            Refused: it was altered, or that aggregator did not sign it.
+        """
+        outer: Any = canonical.decode(data, max_bytes=MAX_DOSSIER, max_depth=1)
+        if type(outer) is not dict or {name: type(value) for name, value in outer.items()} != {
+            "body": bytes,
+            "signature": bytes,
+        }:
+            raise ProtocolError("This is no dossier.", safe="Nothing was concluded from it.")
+        dossier = cls.decode(outer["body"])
+        aggregator = Contract.decode(dossier.contract, "the dossier's contract").aggregator
+        verify_signature(
+            bytes.fromhex(aggregator.signing_key),
+            _LABEL,
+            outer["body"],
+            outer["signature"],
+            by=aggregator.name,
+        )
+        return dossier
+
+
+def sign_dossier(key: SigningKey, body: bytes, contract: bytes, run_id: str) -> bytes:
+    """The file, signed by the aggregator whose key it is.
+
+    Args:
+        body: `Dossier.encode()`.
+        contract: the canonical form of the run's contract.
+
+    Raises:
+        ProtocolError: it is malformed, or of another contract or run.
+    """
+    dossier = Dossier.decode(body)
+    if (dossier.contract, dossier.run_id) != (contract, run_id):
+        raise ProtocolError("The dossier is of another contract or run.", safe="It was not signed.")
+    return canonical.encode({"body": body, "signature": key.sign(_LABEL, body)})
