@@ -4,6 +4,7 @@
     simulate          run a job in this process; gives a Result
     seal              encrypt a base model for attested enclaves
     audit             attack a privacy claim
+    verify_dossier    what a run's dossier proves
     verify_evidence   what an enclave's evidence proves
 
 Everything is in `fedark.api` and imported when it is first used: an enclave imports this package
@@ -14,9 +15,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedark.api import Job, Result, audit, seal, simulate, verify_evidence
+    from fedark.api import Job, Result, audit, seal, simulate, verify_dossier, verify_evidence
 
-__all__ = ["Job", "Result", "__version__", "audit", "seal", "simulate", "verify_evidence"]
+__all__ = [
+    "Job",
+    "Result",
+    "__version__",
+    "audit",
+    "seal",
+    "simulate",
+    "verify_dossier",
+    "verify_evidence",
+]
 
 __version__ = "0.1.0"
 

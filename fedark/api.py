@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     from fedark.attestation.claims import Claims
     from fedark.auditing.one_run import AuditReport
+    from fedark.report.verify import Verified
     from fedark.vault.manifest import VerifiedManifest
 
-__all__ = ["Job", "Result", "audit", "seal", "simulate", "verify_evidence"]
+__all__ = ["Job", "Result", "audit", "seal", "simulate", "verify_dossier", "verify_evidence"]
 
 Say = Callable[[str], None]
 
@@ -39,11 +40,13 @@ class Result:
         report: the aggregator's own, of sums over the customers.
         local: each customer's figures: customer -> model -> measurement -> [right, records, loss].
         adapters: model -> folder of its adapter, in the form that `peft` loads.
+        dossier: the file that proves the run (`verify_dossier`).
     """
 
     report: Mapping[str, Any]
     local: Mapping[str, Mapping[str, Mapping[str, list[float]]]]
     adapters: Mapping[str, Path]
+    dossier: Path
 
     @cached_property
     def figures(self) -> dict[str, dict[str, float]]:
@@ -121,6 +124,7 @@ def simulate(
     """
     from fedark.report.outcome import local_reports
     from fedark.simulation import simulate as simulation
+    from fedark.stages.dossier import DOSSIER
 
     job = job if isinstance(job, Job) else Job.load(Path(job))
     with simulation(job, Path(work), say=say, drop=drop or {}) as running:
@@ -132,7 +136,8 @@ def simulate(
             for model in report["models"]
             if (own / f"adapter-{model}").is_dir()
         }
-        return Result(report, local_reports(contract, Path(work), report["run_id"]), adapters)
+        local = local_reports(contract, Path(work), report["run_id"])
+        return Result(report, local, adapters, own / DOSSIER)
 
 
 def seal(
@@ -242,6 +247,33 @@ def audit(
         records=records,
         say=say,
     )
+
+
+def verify_dossier(
+    dossier: Path | str, *, root: str = "", adapters: Iterable[Path | str] = ()
+) -> Verified:
+    """What a run's dossier proves: contract, enclaves, releases, sums, figures, epsilon, adapters.
+
+    >>> import fedark
+    >>> result = fedark.simulate("job.toml")
+    >>> verified = fedark.verify_dossier(result.dossier, adapters=result.adapters.values())
+    >>> verified.proven[0].by
+    'the provider and 3 customers'
+
+    Args:
+        dossier: the file.
+        root: SHA-256 (hex) of the simulated platform's root, as you know it.
+        adapters: folders that shall be this job's.
+
+    Raises:
+        DossierRefused: with every reason why it does not hold.
+        InputError, ModelError: a file cannot be read, or a folder holds no adapter.
+    """
+    from fedark.report.verify import read_dossier, verify_dossier
+    from fedark.serving.adapter import adapter_digest
+
+    digests = dict(adapter_digest(Path(folder)) for folder in adapters)
+    return verify_dossier(read_dossier(Path(dossier)), root=root, adapters=digests)
 
 
 def verify_evidence(

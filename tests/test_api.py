@@ -23,7 +23,16 @@ from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
 from fedark.foundation.errors import ContractError, EvidenceRefused, InputError
 from fedark.foundation.keys import HpkeKey, SigningKey
 
-PINNED = ["Job", "Result", "__version__", "audit", "seal", "simulate", "verify_evidence"]
+PINNED = [
+    "Job",
+    "Result",
+    "__version__",
+    "audit",
+    "seal",
+    "simulate",
+    "verify_dossier",
+    "verify_evidence",
+]
 
 
 def test_the_public_names_are_these() -> None:
@@ -91,7 +100,8 @@ def _example(name: str) -> str:
 @pytest.mark.slow
 @pytest.mark.usefixtures("measured_once")
 @pytest.mark.parametrize(
-    "name", ["Job.load", "Job.from_dict", "simulate", "seal", "audit", "verify_evidence"]
+    "name",
+    ["Job.load", "Job.from_dict", "simulate", "seal", "audit", "verify_dossier", "verify_evidence"],
 )
 def test_an_example_does_what_it_shows(
     name: str, small_job: Path, monkeypatch: pytest.MonkeyPatch

@@ -48,6 +48,7 @@ def _register() -> None:
         node,
         simulate,
         use,
+        verify,
     )
 
     app.add_typer(aggregator.app, name="aggregator")
@@ -62,6 +63,7 @@ def _register() -> None:
     app.command("eval")(use.evaluate)
     app.command("merge")(use.merge)
     app.command("audit")(audit.audit)
+    app.command("verify")(verify.verify)
     app.command("bench")(bench.bench)
     app.command("example")(example.example)
     app.command("init")(init.init)

@@ -44,7 +44,7 @@ from fedark.translog.view import head_in_view
 from fedark.vault.manifest import Manifest, VerifiedManifest
 from fedark.vault.release import Receipt
 
-__all__ = ["DossierRefused", "Proven", "Verified", "verify_dossier"]
+__all__ = ["DossierRefused", "Proven", "Verified", "read_dossier", "verify_dossier"]
 
 _MAX_METRICS = 8 << 20
 
@@ -91,6 +91,19 @@ class Verified:
     proven: tuple[Proven, ...]
     trusted: tuple[str, ...]
     adapters: Mapping[str, bytes]
+
+
+def read_dossier(path: Path) -> bytes:
+    """The file at `path`, or as much of it as shows that it is too large.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_DOSSIER + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def verify_dossier(

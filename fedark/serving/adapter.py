@@ -8,6 +8,7 @@ the adapter that a job made, and not another one of the same shape, nothing in t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from fedark.tuning.export import ADAPTER, FORM, HEAD, LABELS, TERMS, parts
 from fedark.tuning.layout import Flat, flatten, seeded_tensor
 from fedark.tuning.weights import read_header
 
-__all__ = ["Adapter", "read_adapter"]
+__all__ = ["Adapter", "adapter_digest", "read_adapter"]
 
 _MAX_TERMS = 4 << 20
 _MAX_VALUES = 1 << 28  # a gigabyte of float32
@@ -73,6 +74,17 @@ def read_adapter(folder: Path) -> Adapter:
         ):
             raise _refused(folder, f"its {spec.name} is not the one that the contract's seed gives")
     return Adapter(terms, flatten(terms.layout, named))
+
+
+def adapter_digest(folder: Path) -> tuple[str, bytes]:
+    """The model's name, and the digest by which the aggregator enclave names the adapter
+    (`fedark.enclave.statements.Delivered`).
+
+    Raises:
+        ModelError: as `read_adapter`.
+    """
+    read = read_adapter(folder)
+    return read.terms.name, hashlib.sha384(read.flat.astype("<f4").tobytes()).digest()
 
 
 def _terms(folder: Path) -> ModelTerms:

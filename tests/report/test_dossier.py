@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 from small import CUSTOMERS, write_job
+from typer.testing import CliRunner
 
+from fedark.cli import app
 from fedark.contract.contract import Contract
 from fedark.contract.job import Job
 from fedark.foundation import canonical
+from fedark.foundation.errors import InputError
 from fedark.foundation.keys import PartyKeys, SigningKey
 from fedark.report.verify import DossierRefused, verify_dossier
 from fedark.simulation import simulate
@@ -66,6 +69,42 @@ def test_a_dossier_of_a_run_holds(run: tuple[bytes, SigningKey]) -> None:
     assert private == any(line.startswith("epsilon") for line in said)
     assert private == any("charged their privacy ledgers" in line for line in said)
     assert verified.report["models"]["tiny"]["metrics"]
+
+
+def test_the_command_says_what_is_proven_and_what_is_not(
+    run: tuple[bytes, SigningKey], tmp_path: Path
+) -> None:
+    path, lie = tmp_path / "a dossier.fedark", tmp_path / "lie.fedark"
+    path.write_bytes(run[0])
+    lie.write_bytes(run[0][:-9] + b"\0" + run[0][-8:])
+    runner = CliRunner()
+    told = runner.invoke(app, ["verify", str(path)])
+    assert told.exit_code == 0
+    assert "every figure of the report" in " ".join(told.output.split())
+    assert "What rests on trust" in told.output
+    facts = json.loads(runner.invoke(app, ["verify", str(path), "--json"]).output)
+    assert facts["report"]["job"] == facts["job"] == "small"
+    refused = runner.invoke(app, ["verify", str(lie)])
+    assert isinstance(refused.exception, DossierRefused)
+    missing = runner.invoke(app, ["verify", str(tmp_path / "none")])
+    assert isinstance(missing.exception, InputError)
+
+
+def test_a_folder_is_tied_to_its_job(tmp_path: Path, measured_once: None) -> None:
+    job = Job.load(write_job(tmp_path / "job", minimum=3))
+    with simulate(job, tmp_path / "work") as running:
+        running.run()
+        folder = running.federation.folder("north") / "runs" / running.run_id
+    adapter, runner = folder / "adapter-tiny", CliRunner()
+    arguments = ["verify", str(folder / DOSSIER), "--adapter", str(adapter), "--json"]
+    told = runner.invoke(app, arguments)
+    assert "the adapter for tiny is this job's" in told.output
+    head = adapter / "head.safetensors"
+    data = bytearray(head.read_bytes())
+    data[-1] ^= 1
+    head.write_bytes(data)
+    refused = runner.invoke(app, arguments)
+    assert "not the one that was delivered" in str(refused.exception)
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
