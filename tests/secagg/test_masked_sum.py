@@ -201,5 +201,5 @@ def test_a_weight_out_of_range_is_refused(lab, weight):
 def test_metrics_that_are_not_finite_not_in_range_or_not_expected_are_refused(lab, metrics):
     session = lab(size=3, metrics=(Lane("loss", 10.0, 0.5),))
     session.open()
-    with pytest.raises(InputError, match="[Ll]ane"):
+    with pytest.raises(InputError, match=r"[Ll]ane"):
         session.clients["c0000"].upload(Contribution(session.vector(1), metrics=metrics))
