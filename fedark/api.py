@@ -50,10 +50,15 @@ class Result:
 
     @cached_property
     def figures(self) -> dict[str, dict[str, float]]:
-        """Model -> percent right on the acceptance set: "before" and "together", and "alone" (mean
-        over the customers) where the job trained that baseline.
+        """Model -> percent right on the acceptance set: "before" and "together", and "alone" and
+        "personal" (means over the customers) where the job trained these.
         """
-        names = {"before": "before", "local": "alone", "federated": "together"}
+        names = {
+            "before": "before",
+            "local": "alone",
+            "federated": "together",
+            "personal": "personal",
+        }
         found: dict[str, dict[str, float]] = {}
         for model, value in self.report["models"].items():
             found[model] = {}
@@ -109,7 +114,7 @@ def simulate(
     >>> import fedark
     >>> result = fedark.simulate("job.toml")
     >>> sorted(result.figures["tiny"])
-    ['alone', 'before', 'together']
+    ['alone', 'before', 'personal', 'together']
     >>> len(result.curves["tiny"])
     2
 

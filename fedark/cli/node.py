@@ -200,16 +200,24 @@ def jobs(
 
 
 def _show_outcome(node: NodeFolder, reason: str) -> None:
-    """Where the run has left its report and adapters, if it has, and how one is used."""
+    """Where the run has left its report and adapters, how one is used, and what the personal one
+    gains.
+    """
     from fedark.cli.show import how_to_use
+    from fedark.stages.gain import gain_lines
 
     folder = node.path / "runs" / reason.removeprefix("run ")
-    adapters = sorted(folder.glob("adapter-*"))
+    adapters = [
+        path for kind in ("adapter", "personal") for path in sorted(folder.glob(f"{kind}-*"))
+    ]
     for path in (*adapters, folder / "report.json"):
         if path.exists():
             typer.echo(f"  {path}")
     if adapters:
         typer.echo(f"  to use it: {how_to_use(adapters[-1])}")
+    figures = folder / "local.json"
+    for line in gain_lines(json.loads(figures.read_bytes())) if figures.is_file() else ():
+        typer.echo(f"  {line}")
 
 
 @app.command("ledger")

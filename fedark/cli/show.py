@@ -44,7 +44,8 @@ def show_outcome(report: Mapping[str, Any], contract: Contract, work: Path) -> N
     console.print(render(report, local_reports(contract, work, run_id)))
     console.print("\nThe adapters, in the form that peft loads:")
     for party in contract.parties:
-        for folder in sorted((work / "parties" / party.name / "runs" / run_id).glob("adapter-*")):
+        run = work / "parties" / party.name / "runs" / run_id
+        for folder in (*sorted(run.glob("adapter-*")), *sorted(run.glob("personal-*"))):
             console.print(f"  {folder}", soft_wrap=True)
     last = max((work / "parties").glob(f"*/runs/{run_id}/adapter-*"), default=None)
     if last is not None:

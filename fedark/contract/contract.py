@@ -40,6 +40,7 @@ __all__ = [
     "EvaluationTerms",
     "ModelTerms",
     "Party",
+    "PersonalTerms",
     "Pooling",
     "PrivacyTerms",
     "ProtectionTerms",
@@ -210,6 +211,27 @@ def dropout_problem(adapter: AdapterTerms, training: TrainingTerms) -> str:
     return ""
 
 
+class PersonalTerms(Terms):
+    """The personal adapter: each trainer enclave goes on from the last shared adapter with its own
+    customer's records (FedDPA-F, arXiv:2403.19211), and chooses between what that gives, the other
+    adapters that it has, and mixtures of them (`fedark.tuning.personal`). Only its customer gets
+    it.
+
+    Attributes:
+        epochs: passes over the customer's own records; 0 makes no personal adapter. All of them are
+            made, and the best is kept: where one stopped early, the time would tell of records.
+        learning_rate: for the LoRA matrices, by AdamW.
+        head_learning_rate: for the head.
+        validation: fraction of the customer's training records that the choice is made on. They are
+            not trained on here. Held-out records have no part in it.
+    """
+
+    epochs: Annotated[int, Field(ge=0, le=1000)] = 2
+    learning_rate: Annotated[Finite, Field(gt=0)] = 3e-3
+    head_learning_rate: Annotated[Finite, Field(gt=0)] = 1e-2
+    validation: Annotated[Finite, Field(ge=0.05, le=0.5)] = 0.2
+
+
 class TensorSpec(Terms):
     """One tensor of the adapter, in PEFT's own name.
 
@@ -260,6 +282,7 @@ class ModelTerms(Terms):
     adapter: AdapterTerms
     training: TrainingTerms
     server: ServerTerms
+    personal: PersonalTerms = PersonalTerms()
     pooling: Pooling = "auto"
     pooling_why: Annotated[str, Field(max_length=300)] = ""
     base: Annotated[str, Field(max_length=300)] = ""

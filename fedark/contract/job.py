@@ -20,6 +20,7 @@ from fedark.attestation.terms import HardwareTerms, Registers
 from fedark.contract.contract import (
     AdapterTerms,
     ModelTerms,
+    PersonalTerms,
     Pooling,
     PrivacyTerms,
     ProtectionTerms,
@@ -203,6 +204,7 @@ class ModelSpec(Terms):
     adapter: AdapterTerms = AdapterTerms()
     training: TrainingTerms = TrainingTerms()
     server: ServerTerms = ServerTerms()
+    personal: PersonalTerms = PersonalTerms()
 
     @model_validator(mode="after")
     def _dropped(self) -> Self:
@@ -461,6 +463,7 @@ def model_terms(
             "adapter": spec.adapter,
             "training": spec.training,
             "server": spec.server,
+            "personal": spec.personal,
             "pooling": base.pooling,
             "pooling_why": base.why,
             "base": public,

@@ -43,7 +43,9 @@ __all__ = [
     "detail_keys",
     "fewest_in_a_sum",
     "figures",
+    "gain_keys",
     "lanes",
+    "makes_personal",
     "masked_policy",
     "may_leave",
     "protection_problems",
@@ -137,6 +139,14 @@ def fewest_in_a_sum(contract: Contract) -> int:
     if terms.minimum_cohort - terms.colluders < 2:
         return 0
     return smallest_sum(len(contract.customers), terms.colluders, terms.minimum_cohort, False)
+
+
+def makes_personal(contract: Contract, terms: ModelTerms) -> bool:
+    """Whether trainer enclaves make personal adapters for a model: where the contract says so, and
+    gives every customer the shared adapter, on which a personal one is built.
+    """
+    customers = {party.name for party in contract.customers}
+    return terms.personal.epochs > 0 and customers <= set(contract.deliver_to)
 
 
 def bytes_per_value(policy: Policy) -> float:
@@ -274,7 +284,19 @@ def _keys(contract: Contract) -> list[list[tuple[str, str]]]:
         for number in range(1, contract.rounds + 1)
     ]
     final = [(name, f"federated/{what}") for name in names for what in measured + details[name]]
+    for terms in contract.models if not private else ():
+        if makes_personal(contract, terms):
+            final += [(terms.name, f"personal/{what}") for what in measured]
+            final += [(terms.name, key) for key in (gain_keys(terms) if own else ())]
     return [loading, *rounds, final]
+
+
+def gain_keys(terms: ModelTerms) -> list[str]:
+    """Keys that count customers: whose personal adapter is better on their held-out records than
+    the other adapter by more than noise (in place of right answers), of how many, and whose is
+    worse (in place of a loss).
+    """
+    return ["gain/together", *(["gain/alone"] if _everybody_alone(terms) else [])]
 
 
 def detail_keys(terms: ModelTerms) -> list[str]:

@@ -429,6 +429,7 @@ class AggregatorSession(SessionBase):
             hpke_public=bytes.fromhex(party.hpke_key),
             kem=self.contract.attestation.kem,
             signer=self._signing,
+            base=self._base,
         )
         said = Delivered(
             contract=self.digest,

@@ -171,6 +171,7 @@ _NO_KEYS = ("No keys were agreed with the fellow trainers yet.", "No record was 
 _LATE = ("A message for round {number} came in round {round}.", "It was dropped.")
 _WRONG_CLOSE = ("Round {number} cannot be closed in round {round}.", "Nothing was summed.")
 _UNFINISHED = ("The adapter is not finished yet.", "Nothing was delivered.")
+_UNMEASURED = ("The final adapter was not measured here.", "No personal adapter left.")
 _LOADED = ("Loading is not masked: it brings nothing of a customer.", "Nothing was opened.")
 _NO_ROUND = ("No masked round is open.", "Nothing was summed.")
 _NO_MASKS_YET = ("No round was begun.", "Nothing was revealed.")
@@ -227,7 +228,7 @@ _TRAINER_RUN = Region(
             "round": Step("_round", State.TRAINING, seals=True),
         },
         State.TRAINING: _ADMITTED | _EVALUATE | _MEMBER | {"round": Step("_round", seals=True)},
-        State.MEASURED: _ADMITTED | _EVALUATE | _MEMBER,
+        State.MEASURED: _ADMITTED | _EVALUATE | _MEMBER | {"personal": Step("_personal_adapters")},
     },
     {
         State.NEW: _WAITS,
@@ -240,6 +241,7 @@ _TRAINER_RUN = Region(
             "Round {number} was asked for after round {round}: no round is trained twice.",
             "Nothing was trained.",
         ),
+        "personal": _UNMEASURED,
         "resume": _RESUMED,
     },
 )

@@ -19,7 +19,9 @@ Encoding: canonical CBOR; vectors are float32, little-endian.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,7 @@ __all__ = [
     "GroupKey",
     "Payload",
     "ProtectedUpdate",
+    "delivered_base",
     "open_delivery",
     "protect",
     "seal_delivery",
@@ -54,6 +57,9 @@ MAX_MESSAGE_BYTES = 1 << 30
 _UPDATE, _GLOBAL, _GROUP, _DELIVERY = (
     f"fedark/{name}/1" for name in ("update", "global", "group-key", "delivery")
 )
+
+_DIGEST = 48
+_COUNTS = struct.Struct("<QQd")
 
 Metric = tuple[int, int, float]
 """Correct answers, answers, and the sum of their losses (nats)."""
@@ -112,7 +118,7 @@ class Payload:
                 "weight": self.weight,
                 "vectors": {name: pack_vector(vector) for name, vector in self.vectors.items()},
                 "metrics": {
-                    model: {key: list(value) for key, value in items.items()}
+                    model: {key: _COUNTS.pack(*value) for key, value in items.items()}
                     for model, items in self.metrics.items()
                 },
                 "masked": bytes(self.masked),
@@ -156,15 +162,11 @@ def _text(name: Any) -> str:
 
 
 def _metric(item: Any) -> Metric:
-    if type(item) is not list:
+    """Of 24 bytes whatever the counts are, so that the length of a message tells nothing of them."""
+    if type(item) is not bytes or len(item) != _COUNTS.size:
         raise ValueError
-    correct, total, loss = item
-    if (
-        type(correct) is not int
-        or type(total) is not int
-        or not 0 <= correct <= total
-        or not isinstance(loss, float)
-    ):
+    correct, total, loss = _COUNTS.unpack(item)
+    if not correct <= total or not math.isfinite(loss):
         raise ValueError
     return correct, total, loss
 
@@ -374,20 +376,23 @@ def seal_delivery(
     hpke_public: bytes,
     kem: Kem,
     signer: SigningKey,
+    base: bytes,
 ) -> bytes:
     """The final adapters, encrypted to one recipient of the contract and signed by the aggregator
     enclave.
 
     Args:
         kem: that the contract names.
+        base: SHA-384 of the global message that brought the same adapters to the trainers, 48
+            bytes. It stands in the open, under the signature: see `delivered_base`.
 
     Raises:
         ProtocolError: `hpke_public` is not a key of it.
     """
-    context = _delivery_context(contract, run_id, party)
+    context = _delivery_context(contract, run_id, party, base)
     plaintext = canonical.encode({name: pack_vector(vector) for name, vector in vectors.items()})
     ciphertext = hpke_seal(plaintext, hpke_public, context, kem=kem)
-    return _join(ciphertext, signer.sign(_DELIVERY, _covered(context, ciphertext)))
+    return base + _join(ciphertext, signer.sign(_DELIVERY, _covered(context, ciphertext)))
 
 
 def open_delivery(
@@ -399,8 +404,28 @@ def open_delivery(
         Refused: altered, for another party or run, or not from the attested aggregator.
         ProtocolError: malformed.
     """
-    ciphertext, signature = _split(wire)
-    context = _delivery_context(aggregator.contract_digest, aggregator.run_id, party)
+    context, ciphertext = _delivered(wire, party, aggregator)
+    return _vectors(canonical.decode(hpke.open(ciphertext, context), max_bytes=MAX_MESSAGE_BYTES))
+
+
+def delivered_base(wire: bytes, *, party: str, aggregator: AttestedPeer) -> bytes:
+    """SHA-384 of the global message whose adapters the attested aggregator enclave has delivered to
+    `party`, which proves that it has closed the job with them. Whoever cannot open the delivery can
+    check this too.
+
+    Raises:
+        Refused: altered, for another party or run, or not from the attested aggregator.
+        ProtocolError: malformed.
+    """
+    context, _ = _delivered(wire, party, aggregator)
+    return bytes(context["base"])
+
+
+def _delivered(wire: bytes, party: str, aggregator: AttestedPeer) -> tuple[dict[str, Any], bytes]:
+    """The context and the ciphertext of a delivery, whose signature is verified."""
+    base = wire[:_DIGEST]
+    ciphertext, signature = _split(wire[_DIGEST:])
+    context = _delivery_context(aggregator.contract_digest, aggregator.run_id, party, base)
     verify_signature(
         aggregator.signing_public,
         _DELIVERY,
@@ -408,7 +433,7 @@ def open_delivery(
         signature,
         by="the aggregator enclave",
     )
-    return _vectors(canonical.decode(hpke.open(ciphertext, context), max_bytes=MAX_MESSAGE_BYTES))
+    return context, ciphertext
 
 
 def _vectors(value: Any) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
@@ -430,8 +455,14 @@ def _group_context(
     }
 
 
-def _delivery_context(contract: bytes, run_id: str, party: str) -> dict[str, Any]:
-    return {"label": _DELIVERY, "contract": contract, "run_id": run_id, "party": party}
+def _delivery_context(contract: bytes, run_id: str, party: str, base: bytes) -> dict[str, Any]:
+    return {
+        "label": _DELIVERY,
+        "contract": contract,
+        "run_id": run_id,
+        "party": party,
+        "base": base,
+    }
 
 
 def _covered(context: Mapping[str, Any], ciphertext: bytes) -> bytes:

@@ -7,7 +7,9 @@ Nothing but the following leaves:
 - under masks, evidence and a session key for the fellow trainers;
 - receipts for the provider;
 - counts of correct answers and losses, and the loss of each training step, to the customer's own
-  node.
+  node;
+- the customer's personal adapter, to its own node, once the aggregator enclave has delivered the
+  shared one that it was made from (`fedark.tuning.personal`).
 
 Weights and records are in this process's memory only and are never written. An enclave that goes on
 from a checkpoint has neither: `Reopen` and the bundle's bytes, then the records, bring them again,
@@ -30,7 +32,14 @@ import numpy as np
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import ModelTerms, now
 from fedark.contract.privacy import mechanism, noised_words
-from fedark.contract.protection import EVALUATED, UPDATE, may_leave, train_key
+from fedark.contract.protection import (
+    EVALUATED,
+    UPDATE,
+    gain_keys,
+    makes_personal,
+    may_leave,
+    train_key,
+)
 from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.intake import OpenModel, RecordIntake
 from fedark.enclave.masking import TrainerMasks, TrainerMasksState
@@ -42,15 +51,20 @@ from fedark.enclave.protection import (
     Metric,
     Payload,
     ProtectedUpdate,
+    delivered_base,
+    pack_vector,
     protect,
 )
 from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done, seed_of
 from fedark.foundation import canonical
-from fedark.foundation.errors import InputError, ModelError, ProtocolError
+from fedark.foundation.errors import InputError, ModelError, ProtocolError, Refused
+from fedark.foundation.keys import hpke_seal
 from fedark.foundation.snapshot import Bytes48, Real, Row, Snapshot
 from fedark.records.reading import Record
 from fedark.tuning.baseline import train_alone
+from fedark.tuning.gain import compared, in_words, measure_all
 from fedark.tuning.judged import details, samples
+from fedark.tuning.personal import Personal, make_personal, validation_split
 from fedark.tuning.self_check import self_check
 from fedark.tuning.task import Metrics, TaskModel
 from fedark.tuning.trial import unusable
@@ -93,6 +107,7 @@ class TrainerState(SessionState):
         aggregator: the party whose enclave was admitted.
         data: digest of the records that this run began with.
         round, base: the last round that was begun, and the digest of its global adapter.
+        personal: model -> the personal adapter that was made, float32.
     """
 
     aggregator: str | None
@@ -101,6 +116,7 @@ class TrainerState(SessionState):
     round: int
     base: bytes
     figures: dict[str, ModelFigures]
+    personal: dict[str, bytes]
     masks: TrainerMasksState | None
 
 
@@ -136,6 +152,8 @@ class TrainerSession(SessionBase):
             terms.name: ModelFigures(local={}, losses={}) for terms in self.contract.models
         }
         self._base = b""
+        self._alone: dict[str, tuple[Vector | None, Vector]] = {}
+        self._personal: dict[str, bytes] = {}
         self._private = mechanism(self.contract)
         self._records = RecordIntake(
             self.contract,
@@ -336,6 +354,7 @@ class TrainerSession(SessionBase):
             round=self._number,
             base=self._base,
             figures=self._figures,
+            personal=self._personal,
             masks=self._masks.state() if self._masks is not None else None,
         )
 
@@ -344,7 +363,7 @@ class TrainerSession(SessionBase):
             self._aggregator = self._readmitted("aggregator", state.aggregator)
         self._grants, self._figures = state.grants, state.figures
         self._records.digest = state.data
-        self._number, self._base = state.round, state.base
+        self._number, self._base, self._personal = state.round, state.base, state.personal
         self._masks = self._new_masks()  # with the key that is restored
         if self._masks is not None and state.masks is not None:
             fellows = [name for name in self._masks.fellows if name in self._proofs]
@@ -372,24 +391,31 @@ class TrainerSession(SessionBase):
                 self_check(model.task, _nobodys(model.terms))
             metrics[name] = self._measure(model, "before", self._reporter(f"{name}: before"))
             if self.config.party in self.contract.alone(model.terms):
-                metrics[name] |= self._spared(partial(self._alone, name, model), _NOTHING)
+                metrics[name] |= self._spared(partial(self._baseline, name, model), _NOTHING)
                 model.task.set_flat(model.initial)
         for name, measured in metrics.items():
             self._figures[name].local = dict(measured)
         return self._begin_again(call)
 
-    def _alone(self, name: str, model: OpenModel) -> dict[str, Metric]:
+    def _baseline(self, name: str, model: OpenModel) -> dict[str, Metric]:
         """Train the local-only baseline and measure it."""
         training = self._reporter(f"{name}: local-only")
         measuring = self._reporter(f"{name}: local-only, measuring")
-        train_alone(
+        part = self._split(model)[0] if makes_personal(self.contract, model.terms) else []
+        judged = train_alone(
             model.task,
             self._records.train,
             private=self._private is not None,
             seed=self._seed(name, "baseline"),
             progress=training,
+            part=part,
         )
+        self._alone[name] = judged, model.task.get_flat()
         return self._measure(model, "local", measuring, full=True)
+
+    def _split(self, model: OpenModel) -> tuple[list[Record], list[Record]]:
+        assert self._records.digest is not None  # records are here, and so is their digest
+        return validation_split(model.terms, self._records.train, self._records.digest)
 
     def _begin_again(self, call: pb.Begin) -> pb.Reply:
         """The answer to `Begin`, to a node that was interrupted too."""
@@ -460,11 +486,93 @@ class TrainerSession(SessionBase):
             model.task.set_flat(vectors[name])
             metrics[name] = self._measure(model, "federated", self._reporter(f"{name}: federated"))
             self._figures[name].local |= metrics[name]
-        shown = {
-            name: samples(model.task, model.acceptance, model.initial, vectors[name])
+        shown: dict[str, dict[str, Any]] = {
+            name: {"samples": samples(model.task, model.acceptance, model.initial, vectors[name])}
             for name, model in self._models.items()
         }
+        for name, model in self._models.items():
+            if makes_personal(self.contract, model.terms):
+                found, shown[name]["personal"] = self._personalised(name, model, vectors[name])
+                metrics[name] |= found
+                self._figures[name].local |= found
         return self._measured(self._leave(EVALUATED, final, {}, metrics), shown)
+
+    def _personalised(
+        self, name: str, model: OpenModel, together: Vector
+    ) -> tuple[dict[str, Metric], dict[str, Any]]:
+        """Make the personal adapter of a model and keep it; figures of it, and all that its own
+        customer is told. Whatever fails of it, the shared adapter is the personal one: nothing here
+        may end or mark the job, in any mode.
+        """
+        self._report(pb.Progress(stage=f"{name}: personal"))
+        vectors = {"before": model.initial, "together": together}
+        judged: dict[str, Vector] = {}
+        try:
+            if self.config.party in self.contract.alone(model.terms) and name not in self._alone:
+                self._baseline(name, model)  # it was lost with a former process
+            if name in self._alone:
+                seen, vectors["alone"] = self._alone[name]
+                judged = {"alone": seen} if seen is not None else {}
+            made = make_personal(
+                model.task,
+                self._split(model),
+                model.replay,
+                vectors,
+                judged,
+                seed=self._seed(name, "personal"),
+            )
+            found = self._gained(model, vectors, made)
+        except Exception:
+            made = Personal(together, "together")
+            nothing: tuple[dict[str, Metric], dict[str, Any]] = {}, {}
+            found = self._spared(partial(self._gained, model, vectors, made), nothing)
+        self._personal[name] = pack_vector(made.vector)
+        return found
+
+    def _gained(
+        self, model: OpenModel, vectors: dict[str, Vector], made: Personal
+    ) -> tuple[dict[str, Metric], dict[str, Any]]:
+        sets = {"own": self._records.test} | {
+            f"acceptance/{group}": [record for one, record in model.acceptance if one == group]
+            for group in self.contract.evaluation.groups
+        }
+        found = measure_all(model.task, sets, vectors | {"personal": made.vector})
+        figures = {
+            f"personal/{name}": _figure(adapters["personal"])
+            for name, adapters in found.items()
+            if name != "own" or self._records.test
+        }
+        if self._records.test:
+            pairs = compared(found["own"])
+            for key in gain_keys(model.terms):
+                pair = pairs.get(key.removeprefix("gain/"))
+                if pair is not None:
+                    figures[key] = int(pair.verdict == "gained"), 1, float(pair.verdict == "lost")
+        return figures, in_words(found, made.chosen)
+
+    def _personal_adapters(self, call: pb.Personal) -> pb.Reply:
+        """The personal adapters, to the customer's own node.
+
+        They are made from the shared adapter, so they wait for the aggregator enclave's word that
+        it has closed the job with just that one: else a host that takes the aggregator back to an
+        earlier state would see two sums of one round.
+        """
+        aggregator = self._admitted()
+        base = delivered_base(call.delivery, party=self.config.party, aggregator=aggregator)
+        if base != self._base:
+            raise Refused(
+                "Another shared adapter was delivered than the one that was measured here.",
+                safe="No personal adapter left.",
+            )
+        adapters = canonical.encode(self._personal)
+        if call.seal_to:
+            adapters = hpke_seal(
+                adapters,
+                call.seal_to,
+                {"label": "fedark/personal/1", "contract": self.digest, "run": self.config.run_id},
+                kem=self.contract.attestation.kem,
+            )
+        return pb.Reply(personal=pb.PersonalAdapters(adapters=adapters))
 
     def _open_global(self, number: int, wire: bytes) -> tuple[dict[str, Vector], bytes]:
         aggregator = self._admitted()
@@ -513,17 +621,17 @@ class TrainerSession(SessionBase):
         return measured
 
     def _measured(
-        self, protected: ProtectedUpdate, shown: dict[str, list[list[str]]] | None = None
+        self, protected: ProtectedUpdate, shown: dict[str, dict[str, Any]] | None = None
     ) -> pb.Reply:
-        """The reply to a measurement: figures for this customer's own node, with sample answers to
-        the provider's acceptance set if they are `shown`, and what leaves for the aggregator.
+        """The reply to a measurement: figures for this customer's own node, with what else it is
+        `shown` of a model, and what leaves for the aggregator.
         """
         found: dict[str, dict[str, Any]] = {
             name: {key: list(value) for key, value in figures.local.items()}
             for name, figures in self._figures.items()
         }
-        for name, rows in (shown or {}).items():
-            found[name]["samples"] = rows
+        for name, more in (shown or {}).items():
+            found[name] |= more
         local = canonical.encode(found)
         return pb.Reply(measured=pb.Measured(local=local, protected=protected.wire))
 

@@ -98,7 +98,7 @@ def terms_problems(offer: Offer, job: Job) -> list[str]:
         if spec is None:
             problems.append(f"model {name}: offered, but not in the job file")
             continue
-        for key in ("task", "adapter", "training", "server"):
+        for key in ("task", "adapter", "training", "server", "personal"):
             if getattr(spec, key) != getattr(terms, key):
                 problems.append(f"model {name}: the offer and the job file differ in {key}")
         if spec.pooling not in ("auto", terms.pooling):

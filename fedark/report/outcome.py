@@ -52,7 +52,8 @@ def render(report: Mapping[str, Any], local: Mapping[str, Counts]) -> Renderable
             parts.append(Text(printable(model["taken"], 500)))
         acceptance = _acceptance(name, model["metrics"], local)
         own = _own(name, local)
-        parts += [table for table in (acceptance, own) if table is not None]
+        parts += [table for table in (own, acceptance) if table is not None]
+        parts += [Text(line) for line in _gained(model.get("gain", {}))]
         parts += _judged(model, model["metrics"])
         parts += _samples(name, local)
         if model.get("alone"):  # not in reports of earlier releases
@@ -105,9 +106,9 @@ def _acceptance(
         return None
     table = Table(title="acceptance set, % right", title_justify="left")
     table.add_column("of" if len(groups) > 1 else "")
-    for column in ("records", "before", "alone, mean", "alone, best", "together"):
+    for column in ("records", "before", "alone, mean", "alone, best", "together", "personal, mean"):
         table.add_column(column, justify="right")
-    totals = {when: [0.0, 0.0] for when in ("before", "local", "federated")}
+    totals = {when: [0.0, 0.0] for when in ("before", "local", "federated", "personal")}
     rows = []
     for group in groups:
         cells = {}
@@ -129,6 +130,7 @@ def _acceptance(
                 cells.get("local", ""),
                 best,
                 cells.get("federated", ""),
+                cells.get("personal", ""),
             )
         )
     for row in rows:
@@ -142,6 +144,7 @@ def _acceptance(
             _percent(*totals["local"]),
             _best(name, groups, local),
             _percent(*totals["federated"]),
+            _percent(*totals["personal"]),
             style="bold",
         )
     return table
@@ -233,15 +236,27 @@ def _own(name: str, local: Mapping[str, Counts]) -> Table | None:
         return None
     table = Table(title="each customer's own held-out records, % right", title_justify="left")
     table.add_column("customer")
-    for column in ("records", "before", "alone", "together"):
+    for column in ("records", "before", "alone", "together", "personal"):
         table.add_column(column, justify="right")
+    whens = ("before", "local", "federated", "personal")
     for customer, counts in local.items():
-        entries = [counts[name].get(f"{when}/own") for when in ("before", "local", "federated")]
+        entries = [counts[name].get(f"{when}/own") for when in whens]
         records = next((f"{int(entry[1]):,}" for entry in entries if entry), "")
         table.add_row(
             customer, records, *(_percent(entry[0], entry[1]) if entry else "" for entry in entries)
         )
     return table
+
+
+def _gained(gain: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Sentences that count customers."""
+    return [
+        f"With its personal adapter {counts['gained']} of {sum(counts.values())} customers are"
+        f" better off than {'alone' if other == 'alone' else 'with the shared one'} on their own"
+        f" held-out records, {counts['lost']} worse off, {counts['even']} without a difference"
+        " beyond noise (95 %)."
+        for other, counts in gain.items()
+    ]
 
 
 def _percent(correct: float, total: float) -> str:

@@ -397,7 +397,7 @@ def summary(
         lines.append(f"  {_line(terms.taken)}")
         lines += [
             f"  {part}: {_listed(getattr(terms, part))}"
-            for part in ("adapter", "training", "server")
+            for part in ("adapter", "training", "server", "personal")
         ]
         lines.append(f"  prompt: {_line(terms.prompt)}")
         lines.append(

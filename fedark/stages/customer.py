@@ -17,13 +17,15 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import Contract, SignedContract, now
+from fedark.contract.protection import makes_personal
 from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.host import EnclaveHandle
-from fedark.enclave.protection import Context, ProtectedUpdate
+from fedark.enclave.protection import MAX_MESSAGE_BYTES, Context, ProtectedUpdate, unpack_vector
 from fedark.enclave.session import RunConfig
 from fedark.enclave.usage import peak_mib
 from fedark.enclave.vouching import vouch
@@ -38,6 +40,7 @@ from fedark.foundation.errors import (
 from fedark.foundation.files import write_atomic
 from fedark.records.reading import one_answer
 from fedark.stages.budget import release, show_head
+from fedark.stages.gain import gain_lines
 from fedark.stages.loading import CustomerData, CustomerRun, Loader
 from fedark.stages.node import SEEN_LOGS, NodeBase
 from fedark.stages.runs import MEMORY
@@ -46,6 +49,7 @@ from fedark.stages.shown_log import ShownLog, provider_key
 from fedark.translog.head import TreeHead
 from fedark.translog.memory import HeadMemory
 from fedark.translog.view import sign_view
+from fedark.tuning.export import export_peft
 from fedark.v1 import enclave_pb2, stage_pb2
 
 __all__ = ["CustomerNode"]
@@ -330,11 +334,37 @@ class CustomerNode(NodeBase[CustomerRun]):
             raise ProtocolError("The enclaves are not proven yet.", safe="Nothing was stored.")
         folder = self._store(run.signed, run.aggregator, request)
         write_atomic(folder / "local.json", json.dumps(run.local, indent=2).encode())
+        self._take_personal(run, request.delivery, folder)
         memory = {"node": round(peak_mib(), 1), "enclave": round(run.enclave.peak_mib(), 1)}
         write_atomic(folder / MEMORY, json.dumps({"peak_mib": memory}).encode())
         self.settings.on_progress(f"adapter and report are in {folder}")
         self._end(run.run_id)
         return stage_pb2.DeliverReply(stored=True)
+
+    def _take_personal(self, run: CustomerRun, delivery: bytes, folder: Path) -> None:
+        """Fetch the personal adapters from this node's own enclave, and write them beside the
+        shared ones. Whatever becomes of it stays here: the answer to the aggregator is the same.
+        """
+        contract = run.contract
+        wanted = [terms for terms in contract.models if makes_personal(contract, terms)]
+        if not (delivery and wanted and run.number > contract.rounds):
+            return
+        call = enclave_pb2.Personal(delivery=delivery)
+        try:
+            reply = run.enclave.call(enclave_pb2.Call(personal=call)).personal.adapters
+            adapters = canonical.decode(reply, max_bytes=MAX_MESSAGE_BYTES)
+            for terms in wanted:
+                vector = unpack_vector(adapters[terms.name])
+                export_peft(terms, vector, folder / f"personal-{terms.name}")
+            for line in gain_lines(run.local):
+                self.settings.on_progress(line)
+        except (FedarkError, KeyError, ValueError, TypeError) as error:
+            why = (
+                error.told
+                if isinstance(error, FedarkError)
+                else "the enclave's answer is malformed"
+            )
+            self.settings.on_progress(f"no personal adapter was stored: {why}")
 
     # -- helpers
 

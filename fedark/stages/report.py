@@ -84,6 +84,7 @@ def models_of(contract: Contract, metrics: Metrics) -> dict[str, Any]:
             "values": terms.travelling,
             "alone": _alone(contract, terms),
             "train_loss": losses,
+            "gain": _gain(terms, metrics[-1:]),
             "metrics": measured,
             "judged": {
                 when: judged
@@ -108,6 +109,22 @@ def _alone(contract: Contract, terms: ModelTerms) -> str:
     return said + (
         f"; by {drawn} of {everybody} customers, drawn by the job's seed" * (drawn < everybody)
     )
+
+
+def _gain(terms: ModelTerms, final: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """Adapter -> for how many customers the personal one is better or worse beside it on their own
+    held-out records, by more than noise; {} where nobody counts it.
+    """
+    found = {}
+    for key, count in (item for entry in final for item in entry[terms.name].items()):
+        if key.startswith("gain/"):
+            gained, customers, lost = map(int, count)
+            found[key.removeprefix("gain/")] = {
+                "gained": gained,
+                "lost": lost,
+                "even": customers - gained - lost,
+            }
+    return found
 
 
 def _judged(terms: ModelTerms, entry: Mapping[str, Sequence[float]], when: str) -> dict[str, Any]:

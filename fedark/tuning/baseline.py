@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedark.contract.contract import TrainingTerms
 from fedark.foundation.errors import InputError
 from fedark.records.reading import Record
@@ -36,24 +38,49 @@ def train_alone(
     private: bool,
     seed: int,
     progress: Progress | None = None,
-) -> None:
+    part: Sequence[Record] = (),
+) -> Flat | None:
     """Train the adapter from where it is for `terms.training.baseline_epochs` passes.
 
     Args:
         private: the job has a privacy mechanism: settings are chosen, and training that diverges
             leaves the adapter as it was instead of ending the job.
+        part: some of `records`. If they are given, all passes but the last are over these, so that
+            there is an adapter which has not seen the others.
+
+    Returns:
+        That adapter, if there is one.
 
     Raises:
         InputError: the loss left the finite numbers, without a mechanism.
     """
     own = task.terms.training
     epochs, start = own.baseline_epochs, task.get_flat()
-    if not private:
-        task.train(records, epochs=epochs, seed=seed, progress=progress)
-        return
-    best = _chosen(task, records, start, seed) or own
-    if not _trained(task, records, start, best, epochs, seed, progress):
-        task.set_flat(start)
+    best = (private and _chosen(task, records, start, seed)) or own
+    last = 1 - 1 / epochs
+    passes = [(records, epochs, (0.0, 1.0))]
+    if part and epochs > 1:
+        passes = [(part, epochs - 1, (0.0, last)), (records, 1, (last, 1.0))]
+    seen = []
+    for number, (chosen, count, place) in enumerate(passes):
+        try:
+            task.train(
+                chosen,
+                epochs=count,
+                seed=seed + number,
+                progress=progress,
+                settings=best,
+                part=place,
+            )
+            if not np.isfinite(task.get_flat()).all():
+                raise InputError("Training diverged.", safe="No update was made from it.")
+        except InputError:
+            if not private:
+                raise
+            task.set_flat(start)
+            return None
+        seen.append(task.get_flat())
+    return seen[0] if len(seen) > 1 else None
 
 
 def _chosen(

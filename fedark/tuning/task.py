@@ -81,12 +81,14 @@ class Metrics:
     Attributes:
         said: (index of the right label, index of the label that was given) -> records; empty for
             free text.
+        right: whether each record was answered right, in their order.
     """
 
     correct: int
     total: int
     loss_sum: float
     said: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    right: tuple[bool, ...] = ()
 
 
 class TaskModel:
@@ -418,20 +420,23 @@ class TaskModel:
         """
         if self._causal and self.terms.labels:
             return self._rank(records)
-        examples = sorted(self._examples(records), key=lambda example: len(example.ids))
-        correct, loss_sum, said = 0, 0.0, Counter[tuple[int, int]]()
-        for start in range(0, len(examples), _EVALUATION_BATCH):
-            batch = examples[start : start + _EVALUATION_BATCH]
-            losses, given = self._score(batch)
+        examples = self._examples(records)
+        order = sorted(range(len(examples)), key=lambda index: len(examples[index].ids))
+        right = [False] * len(examples)
+        loss_sum, said = 0.0, Counter[tuple[int, int]]()
+        for start in range(0, len(order), _EVALUATION_BATCH):
+            places = order[start : start + _EVALUATION_BATCH]
+            batch = [examples[index] for index in places]
+            losses, answered = self._score(batch)
             loss_sum += float(losses.sum(dtype=torch.float64))
-            if self._causal:
-                correct += int(given.sum())
-            else:
+            given = answered.tolist()
+            if not self._causal:
                 gold = [example.target for example in batch]
-                said.update(zip(gold, given.tolist(), strict=True))
-        if not self._causal:
-            correct = sum(count for (gold, given), count in said.items() if gold == given)
-        return Metrics(correct, len(examples), loss_sum, said)
+                said.update(zip(gold, given, strict=True))
+                given = [one == other for one, other in zip(gold, given, strict=True)]
+            for index, hit in zip(places, given, strict=True):
+                right[index] = hit
+        return Metrics(sum(right), len(examples), loss_sum, said, tuple(right))
 
     @torch.no_grad()
     def probabilities(self, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -565,7 +570,8 @@ class TaskModel:
         given = scores.argmax(1)
         said = Counter(zip(wanted.tolist(), given.tolist(), strict=True))
         loss_sum = -float(scores.gather(1, wanted.unsqueeze(1)).sum(dtype=torch.float64))
-        return Metrics(int((wanted == given).sum()), len(records), loss_sum, said)
+        right = tuple((wanted == given).tolist())
+        return Metrics(sum(right), len(records), loss_sum, said, right)
 
     def _check(self, records: Sequence[Record]) -> None:
         for number, record in enumerate(records, 1):

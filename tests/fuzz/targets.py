@@ -517,6 +517,7 @@ def _protection() -> Made:
         hpke_public=hpke.public,
         kem=HYBRID,
         signer=aggregator,
+        base=bytes(48),
     )
     yield Target(
         "delivery",

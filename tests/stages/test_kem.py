@@ -143,6 +143,7 @@ def test_no_delivery_is_sealed_to_a_key_of_another_kem() -> None:
             hpke_public=HpkeKey(kem="x25519").public,
             kem=HYBRID,
             signer=SigningKey(),
+            base=bytes(48),
         )
 
 

@@ -1,0 +1,163 @@
+"""A personal adapter: one for a single customer, made from the shared adapter and its own records.
+
+Local fine-tuning of the shared adapter (FedDPA-F, arXiv:2403.19211), then a choice. The candidates:
+
+    before      the base with its fresh adapter
+    alone       the local-only baseline, where the job trains one
+    together    the last shared adapter
+    personal    the shared adapter after 1, 2, ... passes over the customer's own records
+    mixtures    (1 - a) of the best personal one and a of "alone" or "together"
+
+What travels of FFA-LoRA (one A for everybody) and of a head enters the model linearly, so a mixture
+is again one adapter of the same rank. Plain LoRA has an A in each, which cannot be mixed so: there
+are no mixtures.
+
+The choice is made on a validation part of the customer's own training records, which neither the
+personal passes nor the judged form of "alone" have seen (the shared adapter has: every customer's
+training records are in it). The part is drawn by a hash under the digest of all of the customer's
+records, which nobody else knows: a base model cannot be made to behave well on just this part.
+A candidate that forgets the provider's own records (its replay set) by more than `_FORGOTTEN`
+loses as much in the choice.
+
+All candidates are always made and measured, whichever is chosen: how long it takes tells nothing of
+the choice. Deterministic: a function of the model, records, salt and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedark.contract.contract import ModelTerms
+from fedark.records.reading import Record
+from fedark.records.splits import split_train_test
+from fedark.tuning.layout import Flat
+from fedark.tuning.task import Progress, TaskModel
+
+__all__ = ["Personal", "make_personal", "validation_split"]
+
+_MIXED = (1 / 3, 2 / 3)
+_FORGOTTEN = 0.02
+"""How much of the provider's own records a candidate may answer wrong that the base answers right."""
+_MOST_REPLAY = 200
+
+
+@dataclass(frozen=True)
+class Personal:
+    """The adapter that was chosen.
+
+    Attributes:
+        vector: float32 [travelling].
+        chosen: which candidate it is, in words.
+    """
+
+    vector: Flat
+    chosen: str
+
+
+def validation_split(
+    terms: ModelTerms, records: Sequence[Record], salt: bytes
+) -> tuple[list[Record], list[Record]]:
+    """The customer's training records, as (to train on, to choose by).
+
+    Args:
+        salt: what nobody but the customer knows.
+    """
+    return split_train_test(records, terms.personal.validation, salt="personal/" + salt.hex())
+
+
+def make_personal(
+    task: TaskModel,
+    split: tuple[Sequence[Record], Sequence[Record]],
+    replay: Sequence[Record],
+    others: Mapping[str, Flat],
+    judged: Mapping[str, Flat],
+    *,
+    seed: int,
+    progress: Progress | None = None,
+) -> Personal:
+    """Train personal adapters and choose; the model is left with any of them.
+
+    Args:
+        split: of `validation_split`. Where either part is empty, "together" is chosen.
+        replay: the provider's own records, mixed in as the contract says.
+        others: "before", "together" and, where there is one, "alone".
+        judged: by which of them are judged those that have been trained on the validation part: the
+            same without it. "alone" is a candidate where it is in here.
+        seed: of the order of records.
+
+    Raises:
+        FedarkError: training diverged, or the model fails on a record.
+    """
+    train, held = split
+    together = others["together"]
+    if not train or not held:
+        return Personal(together, "together")
+    judge = _Judge(task, held, replay, others["before"])
+    shown = {"before": others["before"], "together": together, **judged}
+    scores = {name: judge(vector) for name, vector in shown.items()}
+    vectors = {name: others[name] for name in shown}
+    terms = task.terms.personal
+    settings = task.terms.training.model_copy(
+        update={
+            "optimizer": "adamw",
+            "learning_rate": terms.learning_rate,
+            "head_learning_rate": terms.head_learning_rate,
+        }
+    )
+    own = {}
+    start = together
+    for number in range(1, terms.epochs + 1):
+        task.set_flat(start)
+        task.train(
+            train,
+            replay,
+            epochs=1,
+            seed=seed + number,
+            progress=progress,
+            settings=settings,
+            part=((number - 1) / terms.epochs, number / terms.epochs),
+        )
+        start = own[f"personal, pass {number}"] = task.get_flat()
+    scores |= {name: judge(vector) for name, vector in own.items()}
+    best = max(own, key=lambda name: scores[name])
+    vectors |= own
+    if task.terms.adapter.method != "lora":
+        for name in shown:
+            for part in _MIXED if name != "before" else ():
+                mixed = f"{part:.0%} {name}, {1 - part:.0%} {best}"
+                scores[mixed] = judge(_mixture(shown[name], own[best], part))
+                vectors[mixed] = _mixture(others[name], own[best], part)
+    chosen = max(scores, key=lambda name: scores[name])
+    return Personal(vectors[chosen], chosen)
+
+
+class _Judge:
+    """Scores candidates: larger is better, first by what is right, then by loss."""
+
+    def __init__(
+        self, task: TaskModel, held: Sequence[Record], replay: Sequence[Record], before: Flat
+    ) -> None:
+        self._task, self._held = task, held
+        self._replay = replay[:: max(1, -(-len(replay) // _MOST_REPLAY))]
+        self._known = self._share(before, self._replay)[0] if self._replay else 0.0
+
+    def __call__(self, vector: Flat) -> tuple[float, float]:
+        right, loss = self._share(vector, self._held)
+        if not np.isfinite(loss):
+            return -1.0, 0.0
+        forgotten = 0.0
+        if self._replay:
+            forgotten = self._known - self._share(vector, self._replay)[0] - _FORGOTTEN
+        return right - max(0.0, forgotten), -loss
+
+    def _share(self, vector: Flat, records: Sequence[Record]) -> tuple[float, float]:
+        self._task.set_flat(vector)
+        measured = self._task.evaluate(records)
+        return measured.correct / measured.total, measured.loss_sum / measured.total
+
+
+def _mixture(one: Flat, other: Flat, part: float) -> Flat:
+    return (part * one + (1 - part) * other).astype(np.float32)
