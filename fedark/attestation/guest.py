@@ -213,11 +213,11 @@ class Guest:
     secret: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
 
     def attester(self, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> Attester:
-        """See `fedark.attestation.platforms.base.Machine`."""
+        """See `fedark.attestation.platforms.base.EnclavePlatform`."""
         return GuestAttester(self.hardware, measurements=measurements, sandbox=sandbox)
 
     def sealing_key(self, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> bytes:
-        """See `fedark.attestation.platforms.base.Machine`; HKDF-SHA384 (RFC 5869)."""
+        """See `fedark.attestation.platforms.base.EnclavePlatform`; HKDF-SHA384 (RFC 5869)."""
         facts = [sandbox.mode, sandbox.seccomp_digest, sandbox.landlock_digest]
         info = canonical.encode(["fedark/guest-sealing/1", dict(measurements), facts])
         return HKDF(hashes.SHA384(), 32, None, info).derive(self.secret)

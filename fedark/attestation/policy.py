@@ -42,7 +42,7 @@ __all__ = [
     "ClockWithin",
     "IMAGE_REGISTERS",
     "ImageMeasured",
-    "Measured",
+    "Registers",
     "MinimumSvn",
     "NotDebug",
     "PlatformIn",
@@ -115,7 +115,7 @@ class PlatformIn:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Registers:
     """fedark's own registers are exactly the reference values: none differs, is missing, or is left
     without a reference.
     """
@@ -291,7 +291,7 @@ def measured_as(values: Mapping[str, str], platform: str) -> Check:
     """The check that what `platform` measured is `values` (register -> hex); an empty reference is
     met by nothing.
     """
-    own = Measured(
+    own = Registers(
         {name: bytes.fromhex(value) for name, value in values.items() if "." not in name}
     )
     if platform not in IMAGE_REGISTERS:

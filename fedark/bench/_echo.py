@@ -32,7 +32,7 @@ from fedark.operate.daemon import Served
 from fedark.operate.host.supervisor import run_host
 from fedark.operate.host.work import Work
 from fedark.operate.node.folder import NodeFolder
-from fedark.operate.node.liaison import Liaison
+from fedark.operate.node.hostsync import HostSync
 from fedark.operate.node.supervisor import await_approval, run_node
 from fedark.operate.party import PartyConfig
 from fedark.operate.processes import child_environment, console_script, flower_environment, module
@@ -145,7 +145,7 @@ def _run_stock(path: Path) -> None:
     run = private_directory(node.path / "run")
     where = socket_of(node.path)
     private_directory(where.parent)
-    settings = daemon.Settings(
+    settings = daemon.DaemonSettings(
         str(where), "fedark.bench._echo:make_node", {"folder": str(node.path)}
     )
     file = configuration.write(run / "daemon.json", settings)
@@ -166,11 +166,11 @@ def _run_stock(path: Path) -> None:
     with Supervisor(private_directory(node.path / "logs"), say) as children:
         children.keep("daemon", module(daemon.__name__, str(file)), child_environment({}))
         children.keep("supernode", supernode, environment)
-        liaison = Liaison(node, where, say)
+        sync = HostSync(node, where, say)
         while not stop.wait(LOOK):
             children.look()
             with suppress(FedarkError):
-                liaison.step()
+                sync.step()
 
 
 def _main(role: str, *arguments: str) -> None:

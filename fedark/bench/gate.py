@@ -224,7 +224,7 @@ class _World:
 
     def start(self) -> dict[str, float]:
         """Seconds of each step of one start."""
-        watch = _Watch()
+        watch = _Stopwatch()
         config = self._config("trainer", "north")
         with ExitStack() as stack:
             with watch("measure"):
@@ -368,7 +368,7 @@ class _World:
         return ask(admission("north", evidence)).admitted.group_grant
 
 
-class _Watch:
+class _Stopwatch:
     """Seconds by name: `with watch("name"): ...`."""
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from fedark.bench import Row, machine
 from fedark.bench.secagg_flower import FlowerSession, Timed, available
 from fedark.foundation.keys import SigningKey
-from fedark.secagg import Client, Contribution, Directory, Layout, Policy, Server
+from fedark.secagg import Client, Contribution, Directory, Layout, Server, SessionTerms
 from fedark.secagg.cost import Cost
 from fedark.secagg.stream import BLOCK, aligned
 from fedark.secagg.vector import apply_masks
@@ -62,7 +62,7 @@ class _Identity:
     run_id: str = "bench"
 
 
-class Session:
+class MaskedSession:
     """A session of `size` fedark clients and a server in this process."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Session:
         self.parties = [f"c{i:04d}" for i in range(size)]
         self.layout = Layout("bench", length, BITS, 64.0, 0.25)
         terms = bytes(48)
-        self.policy = Policy(
+        self.terms = SessionTerms(
             terms,
             "bench",
             tuple(self.parties),
@@ -82,15 +82,15 @@ class Session:
             rounds=1 << 20,
         )
         keys = {party: SigningKey() for party in self.parties}
-        self.clients = {party: Client(self.policy, party, keys[party]) for party in self.parties}
+        self.clients = {party: Client(self.terms, party, keys[party]) for party in self.parties}
         self.identities = [_Identity(party, keys[party].public, terms) for party in self.parties]
         self.hellos = [client.hello() for client in self.clients.values()]
         start = time.perf_counter()
-        probe = Client(self.policy, self.parties[0], keys[self.parties[0]])
+        probe = Client(self.terms, self.parties[0], keys[self.parties[0]])
         mine = probe.hello()
-        probe.join(Directory.verify(self.policy, self.identities, [mine, *self.hellos[1:]]))
+        probe.join(Directory.verify(self.terms, self.identities, [mine, *self.hellos[1:]]))
         self.setup = time.perf_counter() - start
-        self.directory = Directory.verify(self.policy, self.identities, self.hellos)
+        self.directory = Directory.verify(self.terms, self.identities, self.hellos)
         for client in self.clients.values():
             client.join(self.directory)
         self.server = Server(self.directory)
@@ -178,7 +178,7 @@ def _against_flower(
     size: int, length: int, rounds: int, client: float, server: float, gone: float, wire: float
 ) -> Iterator[Row]:
     vector, dropped = _vector(length), size // 10
-    ours = Session(size, length)
+    ours = MaskedSession(size, length)
     peer = FlowerSession(size, vector) if available() else None
     ours.round(vector, 0)
     runs: dict[tuple[str, int], list[Timed]] = {}
@@ -290,7 +290,7 @@ def _memory(size: int, length: int) -> Row:
     """Peak of a client's allocations during `upload`, the message itself included, over the packed
     vector.
     """
-    session, vector = Session(size, length), _vector(length)
+    session, vector = MaskedSession(size, length), _vector(length)
     current = session.server.open(1, "bench", session.parties, bytes(48))
     client = session.clients[session.parties[0]]
     client.begin(current.request, bytes(48))
@@ -314,7 +314,7 @@ def _memory(size: int, length: int) -> Row:
 def _cohort(size: int) -> Iterator[Row]:
     """A cohort with a tenth of colluders and a tenth of drops: bytes against the formula, and time."""
     colluders, minimum, dropped = size // 10, -(-7 * size // 10), size // 10
-    session = Session(size, _COST_VALUES, colluders=colluders, minimum=minimum)
+    session = MaskedSession(size, _COST_VALUES, colluders=colluders, minimum=minimum)
     timed = session.round(_vector(_COST_VALUES), dropped)
     cost = Cost.of(session.layout, size, minimum, colluders, dropped)
     case = f"n={size}, degree {cost.degree}, committee {cost.committee}, {dropped} dropped"

@@ -148,7 +148,7 @@ def offer(
     from fedark.contract.job import Job
     from fedark.foundation.files import private_directory, write_atomic
     from fedark.operate.node.folder import NodeFolder
-    from fedark.operate.node.liaison import OFFERS
+    from fedark.operate.node.hostsync import OFFERS
     from fedark.operate.offer import make_offer
 
     require_own(folder)
@@ -404,7 +404,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
 def _desk(node: NodeFolder, what: Literal["jobs", "ledger"]) -> Any:
     """The running node's answer; where it does not run, the same read from its folder."""
     from fedark.links.flower.service import NodeClient
-    from fedark.operate.node.desk import Desk
+    from fedark.operate.node.queries import NodeQueries
     from fedark.operate.state import socket_of
 
     try:
@@ -412,4 +412,4 @@ def _desk(node: NodeFolder, what: Literal["jobs", "ledger"]) -> Any:
             return getattr(client, what)()
     except FederationError:
         typer.echo("(the node does not run)", err=True)
-        return getattr(Desk(node.path), what)()
+        return getattr(NodeQueries(node.path), what)()

@@ -12,7 +12,7 @@ from fedark.attestation.terms import SandboxMode
 from fedark.contract.contract import Contract, EvaluationTerms, ModelTerms, Party
 from fedark.contract.job import Job
 from fedark.contract.privacy import claim_problems, noise_problems, solved
-from fedark.contract.protection import masked_policy
+from fedark.contract.protection import masked_terms
 from fedark.foundation.errors import ContractError
 from fedark.measurement import reference_policies
 
@@ -78,7 +78,7 @@ def draft(
         str(job.path),
     )
     if contract.protection.mode == "masked":
-        masked_policy(contract, "")  # the layouts are known only now
+        masked_terms(contract, "")  # the layouts are known only now
     if problems := claim_problems(contract) or noise_problems(contract):
         raise ContractError(str(job.path), problems)
     return contract

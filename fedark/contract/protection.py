@@ -1,7 +1,7 @@
 """What `protection.mode = "masked"` in a contract means: which problems it can have, and the
-`fedark.secagg.Policy` that it fixes.
+`fedark.secagg.SessionTerms` that it fixes.
 
-Trainer and aggregator enclaves derive the same policy from the contract, and nothing of it comes
+Trainer and aggregator enclaves derive the same terms from the contract, and nothing of it comes
 from a server. Two layouts:
 
     update      one vector: the travelling values of all models, in the contract's order
@@ -32,7 +32,7 @@ from fedark.contract.contract import (
 from fedark.contract.privacy import noised_layout
 from fedark.foundation.errors import ContractError
 from fedark.privacy.kinds import TRAITS
-from fedark.secagg import Lane, Layout, Policy, RoundSum, check_method
+from fedark.secagg import Lane, Layout, RoundSum, SessionTerms, check_method
 from fedark.secagg.topology import smallest_sum
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
     "gain_keys",
     "lanes",
     "makes_personal",
-    "masked_policy",
+    "masked_terms",
     "may_leave",
     "protection_problems",
     "protection_warnings",
@@ -83,7 +83,7 @@ def protection_problems(
             found += [f"model {name!r}: {problem}" for problem in error.problems]
     if protection.mode == "masked":
         try:
-            _policy(
+            _session(
                 protection, customers, [_update(protection, PrivacyTerms(), 1)], bytes(48), "", 1
             )
         except ContractError as error:
@@ -103,7 +103,7 @@ def protection_warnings(
     return [f"model {name!r}: {warning}" for name, warning in said if warning]
 
 
-def masked_policy(contract: Contract, run_id: str) -> Policy:
+def masked_terms(contract: Contract, run_id: str) -> SessionTerms:
     """The terms of the contract's masked session.
 
     Raises:
@@ -124,7 +124,7 @@ def masked_policy(contract: Contract, run_id: str) -> Policy:
     # A sum of fewer than the minimum would have fewer shares of noise than are counted on.
     if private:
         protection = protection.model_copy(update={"agreement": True})
-    return _policy(protection, customers, layouts, contract.digest(), run_id, contract.rounds + 1)
+    return _session(protection, customers, layouts, contract.digest(), run_id, contract.rounds + 1)
 
 
 def fewest_in_a_sum(contract: Contract) -> int:
@@ -149,10 +149,10 @@ def makes_personal(contract: Contract, terms: ModelTerms) -> bool:
     return terms.personal.epochs > 0 and customers <= set(contract.deliver_to)
 
 
-def bytes_per_value(policy: Policy) -> float:
+def bytes_per_value(terms: SessionTerms) -> float:
     """Of an update's masked vector, while the whole cohort takes part."""
-    layout = policy.by_name[UPDATE]
-    return 8 * layout.vector_words(len(policy.roster)) / layout.length
+    layout = terms.by_name[UPDATE]
+    return 8 * layout.vector_words(len(terms.roster)) / layout.length
 
 
 def lanes(contract: Contract, metrics: Mapping[str, Mapping[str, Figure]]) -> dict[str, float]:
@@ -202,16 +202,16 @@ def figures(contract: Contract, total: RoundSum) -> list[dict[str, dict[str, lis
     return history
 
 
-def _policy(
+def _session(
     protection: ProtectionTerms,
     customers: Iterable[str],
     layouts: Sequence[Layout],
     digest: bytes,
     run_id: str,
     rounds: int,
-) -> Policy:
+) -> SessionTerms:
     roster = tuple(sorted(customers))
-    return Policy(
+    return SessionTerms(
         contract_digest=digest,
         run_id=run_id,
         roster=roster,

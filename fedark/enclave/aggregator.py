@@ -27,14 +27,13 @@ import numpy as np
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import ModelTerms
 from fedark.contract.privacy import noised_sum, server_scale
-from fedark.contract.protection import EVALUATED, UPDATE, shares_noise
+from fedark.contract.protection import EVALUATED, UPDATE, Figure, shares_noise
 from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.masking import AggregatorMasks, AggregatorMasksState
 from fedark.enclave.protection import (
     LOADED,
     Context,
     GroupKey,
-    Metric,
     Payload,
     ProtectedUpdate,
     pack_vector,
@@ -54,7 +53,7 @@ __all__ = ["AggregatorSession"]
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 
-Counted = dict[str, Annotated[Metric, Row]]
+Counted = dict[str, Annotated[Figure, Row]]
 
 
 class CountedPayload(Snapshot):
@@ -453,7 +452,7 @@ def _sums(payloads: list[CountedPayload]) -> dict[str, dict[str, list[int | floa
     sums: dict[str, dict[str, list[int | float]]] = {}
     for model in payloads[0].metrics:
         keys = set.intersection(*(set(payload.metrics[model]) for payload in payloads))
-        rows: dict[str, list[Metric]] = {
+        rows: dict[str, list[Figure]] = {
             key: [payload.metrics[model][key] for payload in payloads] for key in sorted(keys)
         }
         sums[model] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from fedark.attestation.platforms.base import Machine
+from fedark.attestation.platforms.base import EnclavePlatform
 from fedark.enclave.channel import MAX_FRAME, Channel, ChannelTimeout, Disconnected, Torn
 from fedark.enclave.launcher import Launch, launch
 from fedark.enclave.main import LOCKED
@@ -87,7 +87,7 @@ class EnclaveProcess:
         role: str,
         run_config: bytes,
         *,
-        device: Machine,
+        device: EnclavePlatform,
         log: Path,
         minimum_sandbox: str = "landlock",
         memory_bytes: int | None = None,

@@ -38,13 +38,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedark.attestation.claims import SandboxFacts
-from fedark.attestation.platforms.base import Attester, Machine
+from fedark.attestation.platforms.base import Attester, EnclavePlatform
 from fedark.enclave import bytecode
 from fedark.enclave.main import COMPILE
 from fedark.foundation.errors import EnclaveFailed, Refused, StorageError
 from fedark.measurement import Measurement, loader, run_config_register
 from fedark.measurement.manifest import package_dir
-from fedark.sandbox import Root, Setup, missing, policy_digests, survey
+from fedark.sandbox import Mount, Setup, missing, policy_digests, survey
 
 __all__ = ["Launch", "launch"]
 
@@ -152,7 +152,7 @@ def launch(
     measurement: Measurement,
     run_config: bytes,
     *,
-    device: Machine,
+    device: EnclavePlatform,
     log: Path,
     minimum_sandbox: str,
     memory_bytes: int,
@@ -293,10 +293,10 @@ def _cache_key(measurement: Measurement) -> str:
     )
 
 
-def _roots(measurement: Measurement, prefix: Path) -> tuple[Root, ...]:
-    visible = [Root.of(str(path)) for path in (*measurement.visible, prefix)]
+def _roots(measurement: Measurement, prefix: Path) -> tuple[Mount, ...]:
+    visible = [Mount.of(str(path)) for path in (*measurement.visible, prefix)]
     seen = {root.target for root in visible}
-    named = [Root.of(str(path), str(path)) for path in measurement.libraries]
+    named = [Mount.of(str(path), str(path)) for path in measurement.libraries]
     return (*visible, *(root for root in named if root.target not in seen))
 
 

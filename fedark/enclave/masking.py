@@ -21,13 +21,12 @@ from fedark.attestation.gate import AttestedPeer
 from fedark.attestation.nonces import NonceBook
 from fedark.contract.contract import Contract
 from fedark.contract.privacy import mechanism
-from fedark.contract.protection import EVALUATED, figures, lanes, masked_policy
-from fedark.enclave.protection import Metric
+from fedark.contract.protection import EVALUATED, Figure, figures, lanes, masked_terms
 from fedark.foundation import canonical
 from fedark.foundation.errors import FederationError, ProtocolError, Refused
 from fedark.foundation.keys import SigningKey
 from fedark.foundation.snapshot import Row, Snapshot
-from fedark.secagg import Client, Contribution, Directory, Round, RoundSum, Server
+from fedark.secagg import Client, Contribution, Directory, RoundSum, Server, ServerRound
 from fedark.secagg.client import ClientState
 from fedark.secagg.vector import l2_norm
 
@@ -78,10 +77,10 @@ class TrainerMasks:
         self, contract: Contract, run_id: str, party: str, signing: SigningKey, nonces: NonceBook
     ) -> None:
         self._contract, self._nonces = contract, nonces
-        self._policy = masked_policy(contract, run_id)
+        self._terms = masked_terms(contract, run_id)
         self._private = mechanism(contract)
-        self._client = Client(self._policy, party, signing)
-        self._me = _Self(party, signing.public, self._policy.contract_digest, run_id)
+        self._client = Client(self._terms, party, signing)
+        self._me = _Self(party, signing.public, self._terms.contract_digest, run_id)
         self._nonce = b""
         self._combined = b""
         self._session = b""
@@ -90,7 +89,7 @@ class TrainerMasks:
     @property
     def fellows(self) -> tuple[str, ...]:
         """The other customers of the contract."""
-        return tuple(name for name in self._policy.roster if name != self._me.party)
+        return tuple(name for name in self._terms.roster if name != self._me.party)
 
     @property
     def combined(self) -> bytes:
@@ -127,7 +126,7 @@ class TrainerMasks:
                     "This enclave has answered its fellows already.", safe="No key was agreed."
                 )
             return self._combined
-        if set(nonces) != set(self._policy.roster) or any(
+        if set(nonces) != set(self._terms.roster) or any(
             len(nonce) != NONCE_BYTES for nonce in nonces.values()
         ):
             raise ProtocolError(
@@ -159,7 +158,7 @@ class TrainerMasks:
             ProtocolError: malformed, or joined already.
         """
         hellos = [*hellos, self.hello()]
-        self._client.join(Directory.verify(self._policy, [*peers, self._me], hellos))
+        self._client.join(Directory.verify(self._terms, [*peers, self._me], hellos))
         self._hellos = hellos
 
     def state(self) -> TrainerMasksState:
@@ -177,7 +176,7 @@ class TrainerMasks:
         self._nonce, self._combined, self._session = state.nonce, state.combined, state.session
         self._hellos = state.hellos
         joined = (
-            Directory.verify(self._policy, [*peers, self._me], self._hellos)
+            Directory.verify(self._terms, [*peers, self._me], self._hellos)
             if self._hellos
             else None
         )
@@ -202,7 +201,7 @@ class TrainerMasks:
         layout: str,
         vectors: Mapping[str, Vector],
         records: int,
-        metrics: Mapping[str, Mapping[str, Metric]],
+        metrics: Mapping[str, Mapping[str, Figure]],
         on_clipped: Callable[[], None],
     ) -> memoryview:
         """The masked message of the round that was begun. Beside it little memory is taken where
@@ -218,8 +217,8 @@ class TrainerMasks:
             InputError: a figure is missing, or a number is not finite.
             ProtocolError: no round was begun, or this enclave uploaded to it.
         """
-        terms = self._policy.by_name[layout]
-        weight = min(records, terms.max_weight)
+        shape = self._terms.by_name[layout]
+        weight = min(records, shape.max_weight)
         vector, values = np.zeros(0, np.float32), {}
         if layout == EVALUATED:
             values = lanes(self._contract, metrics)
@@ -229,9 +228,9 @@ class TrainerMasks:
                 l2_norm(vector),
                 float(max(vector.max(initial=0.0), -vector.min(initial=0.0))),
             )
-            if norm > terms.clip_norm or top * weight / terms.max_weight > terms.value_range:
+            if norm > shape.clip_norm or top * weight / shape.max_weight > shape.value_range:
                 on_clipped()
-        noise = self._private.noise() if self._private is not None and terms.noise_bound else None
+        noise = self._private.noise() if self._private is not None and shape.noise_bound else None
         return self._client.upload(Contribution(vector, weight, values), noise)
 
     def endorse(self, request: bytes) -> bytes:
@@ -254,11 +253,11 @@ class AggregatorMasks:
 
     def __init__(self, contract: Contract, run_id: str) -> None:
         self._contract = contract
-        self._policy = masked_policy(contract, run_id)
+        self._terms = masked_terms(contract, run_id)
         self._directory: Directory | None = None
         self._server: Server | None = None
         self._mean: Vector | None = None
-        self._round: Round | None = None
+        self._round: ServerRound | None = None
         self._closed = False
         self._waiting: set[str] = set()
         self._hellos: list[bytes] = []
@@ -304,7 +303,7 @@ class AggregatorMasks:
                 "The masked session was joined already.", safe="It goes on as it is."
             )
         self._hellos = list(hellos)
-        self._directory = Directory.verify(self._policy, trainers, self._hellos)
+        self._directory = Directory.verify(self._terms, trainers, self._hellos)
         self._server = Server(self._directory)
 
     def open(self, number: int, layout: str, parties: Iterable[str], model: bytes) -> bytes:
@@ -323,7 +322,7 @@ class AggregatorMasks:
         return self._round.request
 
     def receive(self, message: bytes | memoryview, party: str) -> None:
-        """Take one masked upload; see `fedark.secagg.Round.receive`."""
+        """Take one masked upload; see `fedark.secagg.ServerRound.receive`."""
         if self._survivors is not None and party not in self._survivors:
             raise ProtocolError(
                 f"The upload of {party} came after the survivors were declared.",
@@ -371,12 +370,12 @@ class AggregatorMasks:
         return {}, current.unmask_requests()
 
     def endorse(self, message: bytes | memoryview, party: str) -> None:
-        """Take one member's signature; see `fedark.secagg.Round.endorse`."""
+        """Take one member's signature; see `fedark.secagg.ServerRound.endorse`."""
         self._declared().endorse(message, party)
         self._waiting.discard(party)
 
     def accept(self, message: bytes | memoryview, party: str) -> None:
-        """Take one member's shares; see `fedark.secagg.Round.accept`. The same bytes once more
+        """Take one member's shares; see `fedark.secagg.ServerRound.accept`. The same bytes once more
         change nothing.
         """
         digest = hashlib.sha256(message).digest()
@@ -392,7 +391,7 @@ class AggregatorMasks:
         return set(self._survivors or ())
 
     def finish(self) -> RoundSum:
-        """The unmasked sum of the round; see `fedark.secagg.Round.finish`.
+        """The unmasked sum of the round; see `fedark.secagg.ServerRound.finish`.
 
         Raises:
             FederationError: too few members have answered.
@@ -426,14 +425,14 @@ class AggregatorMasks:
             fix="Bring the missing customers back, then submit the job again.",
         )
 
-    def _declared(self) -> Round:
+    def _declared(self) -> ServerRound:
         if not self._closed:
             raise ProtocolError(
                 "The survivors of this round are not declared.", safe="Nothing was unmasked."
             )
         return self._opened()
 
-    def _opened(self) -> Round:
+    def _opened(self) -> ServerRound:
         if self._round is None:
             raise ProtocolError("No masked round is open.", safe="Nothing was summed.")
         return self._round

@@ -30,6 +30,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from fedark.contract.protection import Figure
 from fedark.foundation import canonical
 from fedark.foundation.errors import ProtocolError, Refused
 from fedark.foundation.keys import HpkeKey, Kem, SigningKey, hpke_seal, verify_signature
@@ -60,9 +61,6 @@ _UPDATE, _GLOBAL, _GROUP, _DELIVERY = (
 
 _DIGEST = 48
 _COUNTS = struct.Struct("<QQd")
-
-Metric = tuple[int, int, float]
-"""Correct answers, answers, and the sum of their losses (nats)."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Payload:
 
     weight: int
     vectors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
-    metrics: Mapping[str, Mapping[str, Metric]]
+    metrics: Mapping[str, Mapping[str, Figure]]
     masked: bytes | memoryview = b""
     noised: bytes = b""
 
@@ -161,7 +159,7 @@ def _text(name: Any) -> str:
     return name
 
 
-def _metric(item: Any) -> Metric:
+def _metric(item: Any) -> Figure:
     """Of 24 bytes whatever the counts are, so that the length of a message tells nothing of them."""
     if type(item) is not bytes or len(item) != _COUNTS.size:
         raise ValueError

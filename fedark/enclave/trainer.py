@@ -35,6 +35,7 @@ from fedark.contract.privacy import mechanism, noised_words
 from fedark.contract.protection import (
     EVALUATED,
     UPDATE,
+    Figure,
     gain_keys,
     makes_personal,
     may_leave,
@@ -48,7 +49,6 @@ from fedark.enclave.protection import (
     LOADED,
     Context,
     GroupKey,
-    Metric,
     Payload,
     ProtectedUpdate,
     delivered_base,
@@ -66,7 +66,7 @@ from fedark.tuning.gain import compared, in_words, measure_all
 from fedark.tuning.judged import details, samples
 from fedark.tuning.personal import Personal, make_personal, validation_split
 from fedark.tuning.self_check import self_check
-from fedark.tuning.task import Metrics, TaskModel
+from fedark.tuning.task import Evaluation, TaskModel
 from fedark.tuning.trial import unusable
 from fedark.v1 import enclave_pb2 as pb
 from fedark.vault.manifest import Manifest
@@ -77,13 +77,13 @@ __all__ = ["TrainerSession"]
 
 _REPORTS = 20
 _LOSS_STEP = 2.0**-10
-_NOTHING: dict[str, Metric] = {}
+_NOTHING: dict[str, Figure] = {}
 T = TypeVar("T")
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 
 
-Figures = dict[str, Annotated[Metric, Row]]
+Figures = dict[str, Annotated[Figure, Row]]
 
 
 class ModelFigures(Snapshot):
@@ -385,7 +385,7 @@ class TrainerSession(SessionBase):
             return otherwise
 
     def _begin(self, call: pb.Begin) -> pb.Reply:
-        metrics: dict[str, dict[str, Metric]] = {}
+        metrics: dict[str, dict[str, Figure]] = {}
         for name, model in self._models.items():
             if self._private is not None and self._private.unit == "record":
                 self_check(model.task, _nobodys(model.terms))
@@ -397,7 +397,7 @@ class TrainerSession(SessionBase):
             self._figures[name].local = dict(measured)
         return self._begin_again(call)
 
-    def _baseline(self, name: str, model: OpenModel) -> dict[str, Metric]:
+    def _baseline(self, name: str, model: OpenModel) -> dict[str, Figure]:
         """Train the local-only baseline and measure it."""
         training = self._reporter(f"{name}: local-only")
         measuring = self._reporter(f"{name}: local-only, measuring")
@@ -435,7 +435,7 @@ class TrainerSession(SessionBase):
         self._number, self._base = call.round, base
         self._enter()  # whatever becomes of it, this round is not trained again
         deltas: dict[str, Vector] = {}
-        metrics: dict[str, dict[str, Metric]] = {name: {} for name in self._models}
+        metrics: dict[str, dict[str, Figure]] = {name: {} for name in self._models}
         for name, model in self._models.items():
             model.task.set_flat(vectors[name])
         if self._private is not None and self._private.unit == "record":
@@ -443,7 +443,7 @@ class TrainerSession(SessionBase):
             deltas = private_updates(self.contract, tasks, self._records.train)
         else:
             for name, model in self._models.items():
-                still: tuple[Vector, Metric | None] = np.zeros_like(vectors[name]), None
+                still: tuple[Vector, Figure | None] = np.zeros_like(vectors[name]), None
                 train = partial(self._trained, name, model, vectors[name], call.round)
                 deltas[name], loss = self._spared(train, still)
                 if loss is not None and self._private is None:
@@ -454,7 +454,7 @@ class TrainerSession(SessionBase):
 
     def _trained(
         self, name: str, model: OpenModel, start: Vector, number: int
-    ) -> tuple[Vector, Metric | None]:
+    ) -> tuple[Vector, Figure | None]:
         """The change of one model that a round's local training makes, and the training losses."""
         stats = model.task.train(
             self._records.train,
@@ -481,7 +481,7 @@ class TrainerSession(SessionBase):
             self._masks.begin(EVALUATED, call.masked, base)
         self._number, self._base = final, base
         self._enter()  # whatever becomes of it, no other final adapter is measured
-        metrics: dict[str, dict[str, Metric]] = {}
+        metrics: dict[str, dict[str, Figure]] = {}
         for name, model in self._models.items():
             model.task.set_flat(vectors[name])
             metrics[name] = self._measure(model, "federated", self._reporter(f"{name}: federated"))
@@ -499,7 +499,7 @@ class TrainerSession(SessionBase):
 
     def _personalised(
         self, name: str, model: OpenModel, together: Vector
-    ) -> tuple[dict[str, Metric], dict[str, Any]]:
+    ) -> tuple[dict[str, Figure], dict[str, Any]]:
         """Make the personal adapter of a model and keep it; figures of it, and all that its own
         customer is told. Whatever fails of it, the shared adapter is the personal one: nothing here
         may end or mark the job, in any mode.
@@ -524,14 +524,14 @@ class TrainerSession(SessionBase):
             found = self._gained(model, vectors, made)
         except Exception:
             made = Personal(together, "together")
-            nothing: tuple[dict[str, Metric], dict[str, Any]] = {}, {}
+            nothing: tuple[dict[str, Figure], dict[str, Any]] = {}, {}
             found = self._spared(partial(self._gained, model, vectors, made), nothing)
         self._personal[name] = pack_vector(made.vector)
         return found
 
     def _gained(
         self, model: OpenModel, vectors: dict[str, Vector], made: Personal
-    ) -> tuple[dict[str, Metric], dict[str, Any]]:
+    ) -> tuple[dict[str, Figure], dict[str, Any]]:
         sets = {"own": self._records.test} | {
             f"acceptance/{group}": [record for one, record in model.acceptance if one == group]
             for group in self.contract.evaluation.groups
@@ -593,14 +593,14 @@ class TrainerSession(SessionBase):
         report: Callable[[int, int, float], None],
         *,
         full: bool = False,
-    ) -> dict[str, Metric]:
+    ) -> dict[str, Figure]:
         """Correct, total and loss on the customer's held-out records and, by group, on the
         acceptance set.
 
         Every customer measures the local-only adapter on the whole acceptance set, but the common
         ones (before, federated) on a K-th of it: the cohort's sum then counts each record once.
         """
-        measured: dict[str, Metric] = {}
+        measured: dict[str, Figure] = {}
         if self._records.test:
             own = partial(model.task.evaluate, self._records.test)
             measured |= self._spared(lambda: {f"{when}/own": _figure(own())}, _NOTHING)
@@ -640,7 +640,7 @@ class TrainerSession(SessionBase):
         kind: str,
         number: int,
         vectors: dict[str, Vector],
-        metrics: dict[str, dict[str, Metric]],
+        metrics: dict[str, dict[str, Figure]],
     ) -> ProtectedUpdate:
         """What leaves for the aggregator enclave: encrypted to it, and masked too where the
         contract says so.
@@ -698,7 +698,7 @@ class TrainerSession(SessionBase):
         return seed_of(self.contract.seed, self.config.party, *parts)
 
 
-def _figure(measured: Metrics) -> Metric:
+def _figure(measured: Evaluation) -> Figure:
     """Counts of right answers, and the sum of losses to `_LOSS_STEP`: a finer one would be a
     precise oracle of the secret base.
     """

@@ -23,7 +23,7 @@ from fedark.measurement.cache import DigestCache, default_cache
 from fedark.measurement.detours import detours, refuse_detours
 from fedark.measurement.manifest import EnclaveManifest, enclave_dir, package_dir
 from fedark.measurement.policies import reference_policies
-from fedark.measurement.tree import Entry, Root, entries_of, register
+from fedark.measurement.tree import MeasuredPath, TreeEntry, entries_of, register
 
 __all__ = ["Measurement", "differences", "measure_enclave", "run_config_register"]
 
@@ -53,7 +53,7 @@ class Measurement:
 
     role: str
     registers: Mapping[str, bytes]
-    entries: Mapping[str, tuple[Entry, ...]] = field(repr=False)
+    entries: Mapping[str, tuple[TreeEntry, ...]] = field(repr=False)
     entry_point: Path
     python: Path
     search_path: tuple[Path, ...] = field(repr=False)
@@ -125,20 +125,22 @@ def measure_enclave(role: str, *, cached: bool = True) -> Measurement:
 
     application = [
         *(
-            Root(str(path), f"fedark/{path.name}")
+            MeasuredPath(str(path), f"fedark/{path.name}")
             for path in sorted(package.iterdir())
             if path.name not in ("__pycache__", *manifest.application.exclude)
         ),
-        Root(str(folder.resolve()), "enclave"),
+        MeasuredPath(str(folder.resolve()), "enclave"),
     ]
-    launcher = [Root(str(package / part), f"fedark/{part}") for part in manifest.launcher.paths]
+    launcher = [
+        MeasuredPath(str(package / part), f"fedark/{part}") for part in manifest.launcher.paths
+    ]
     needed, others = runtime.distributions(manifest.runtime.distributions)
     library, paths = runtime.stdlib_roots(manifest.runtime.stdlib_exclude)
     python = runtime.python_binary()
     elsewhere = detours(python, paths[0])
     refuse_detours(elsewhere)
     ground = [
-        Root(str(python), "python"),
+        MeasuredPath(str(python), "python"),
         *library,
         *runtime.distribution_roots(needed, others, manifest.runtime.exclude),
     ]

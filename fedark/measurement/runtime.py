@@ -32,7 +32,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from fedark.foundation.errors import InputError, Refused
 from fedark.measurement.cache import DigestCache, FileFacts
 from fedark.measurement.loader import cached_libraries, variants
-from fedark.measurement.tree import Entry, Root, facts_of
+from fedark.measurement.tree import MeasuredPath, TreeEntry, facts_of
 
 __all__ = [
     "Distribution",
@@ -64,7 +64,7 @@ def python_binary() -> Path:
     return Path(os.path.realpath(getattr(sys, "_base_executable", sys.executable)))
 
 
-def stdlib_roots(exclude: Sequence[str]) -> tuple[list[Root], list[Path]]:
+def stdlib_roots(exclude: Sequence[str]) -> tuple[list[MeasuredPath], list[Path]]:
     """The parts of the standard library, and the folders that must be on `sys.path` for it."""
     base = {"installed_platbase": sys.base_exec_prefix, "platbase": sys.base_exec_prefix}
     library = os.path.realpath(sysconfig.get_path("stdlib"))
@@ -72,13 +72,13 @@ def stdlib_roots(exclude: Sequence[str]) -> tuple[list[Root], list[Path]]:
         os.path.join(sysconfig.get_path("platstdlib", vars=base), "lib-dynload")
     )
     roots = [
-        Root(os.path.join(library, name), f"stdlib/{name}")
+        MeasuredPath(os.path.join(library, name), f"stdlib/{name}")
         for name in sorted(os.listdir(library))
         if name != "__pycache__"
         and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
     ]
     if os.path.dirname(dynload) != library and os.path.isdir(dynload):
-        roots.append(Root(dynload, "stdlib/lib-dynload"))
+        roots.append(MeasuredPath(dynload, "stdlib/lib-dynload"))
     return roots, [Path(library), Path(dynload)]
 
 
@@ -114,7 +114,7 @@ def distributions(names: Iterable[str]) -> tuple[list[Distribution], list[Distri
 
 def distribution_roots(
     needed: Sequence[Distribution], others: Sequence[Distribution], exclude: Sequence[str] = ()
-) -> list[Root]:
+) -> list[MeasuredPath]:
     """What `needed` own, as whole folders where nothing in them belongs to `others` or is excluded.
 
     Args:
@@ -123,14 +123,14 @@ def distribution_roots(
     Raises:
         InputError: one was installed in editable form, or has no RECORD.
     """
-    roots: list[Root] = []
+    roots: list[MeasuredPath] = []
     by_site: dict[str, list[Distribution]] = defaultdict(list)
     for item in needed:
         by_site[item.site].append(item)
         for name in _INFO_FILES:
             path = os.path.join(item.info, name)
             if os.path.isfile(path):
-                roots.append(Root(path, f"site/{os.path.basename(item.info)}/{name}"))
+                roots.append(MeasuredPath(path, f"site/{os.path.basename(item.info)}/{name}"))
     for site, items in by_site.items():
         left_out = tuple(f"{folder}/" for folder in exclude)
         owned = {path for item in items for path in _record(item, must=True, left_out=left_out)}
@@ -148,13 +148,13 @@ def distribution_roots(
         ):
             full = os.path.join(site, path)
             if os.path.lexists(full):
-                roots.append(Root(full, f"site/{path}"))
+                roots.append(MeasuredPath(full, f"site/{path}"))
     return roots
 
 
 def library_entries(
-    entries: Sequence[Entry], extra: Sequence[str], cache: DigestCache
-) -> list[Entry]:
+    entries: Sequence[TreeEntry], extra: Sequence[str], cache: DigestCache
+) -> list[TreeEntry]:
     """The system libraries that measured ELF files load, directly or through one another, and the
     loader itself.
 
@@ -171,7 +171,7 @@ def library_entries(
     provided = {os.path.basename(entry.path) for entry in linked}
     folders = _loader_folders()
     cached = cached_libraries()
-    found: dict[str, Entry] = {}
+    found: dict[str, TreeEntry] = {}
     queue = [(name, list[str]()) for name in extra]
     for entry in linked:
         queue += _asks(entry)
@@ -193,7 +193,7 @@ def library_entries(
         if os.path.dirname(path) not in own:
             rivals += cached.get(name, ())
         _check_alone(path, facts, rivals, cache)
-        found[label] = Entry(
+        found[label] = TreeEntry(
             label, "f", bool(status.st_mode & 0o100), facts.digest, path, facts=facts
         )
         queue += _asks(found[label])
@@ -213,7 +213,7 @@ def _check_alone(path: str, facts: FileFacts, rivals: Iterable[str], cache: Dige
             )
 
 
-def _asks(entry: Entry) -> list[tuple[str, list[str]]]:
+def _asks(entry: TreeEntry) -> list[tuple[str, list[str]]]:
     """What it needs, and the folders that it names itself."""
     linked = entry.facts.linkage if entry.facts is not None else None
     if linked is None:

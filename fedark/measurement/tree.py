@@ -32,7 +32,7 @@ from fedark.foundation.errors import InputError, Refused
 from fedark.measurement.cache import DigestCache, FileFacts, identity, wall_clock_ns
 from fedark.measurement.elf import linkage
 
-__all__ = ["Entry", "Root", "entries_of", "facts_of", "register"]
+__all__ = ["TreeEntry", "MeasuredPath", "entries_of", "facts_of", "register"]
 
 _LABEL = b"fedark/measurement/1"
 _BYTECODE = "__pycache__"
@@ -44,7 +44,7 @@ _HEADS = {
 
 
 @dataclass(frozen=True)
-class Root:
+class MeasuredPath:
     """A file, or a folder with everything in it, and the label under which it is measured. `path`
     has no symlink in it.
     """
@@ -53,7 +53,7 @@ class Root:
     label: str
 
 
-class Entry(NamedTuple):
+class TreeEntry(NamedTuple):
     """One measured path.
 
     Attributes:
@@ -75,7 +75,7 @@ class Entry(NamedTuple):
     facts: FileFacts | None = None
 
 
-def entries_of(roots: Sequence[Root], cache: DigestCache) -> list[Entry]:
+def entries_of(roots: Sequence[MeasuredPath], cache: DigestCache) -> list[TreeEntry]:
     """Every file and link under `roots`, sorted by label.
 
     Raises:
@@ -84,7 +84,7 @@ def entries_of(roots: Sequence[Root], cache: DigestCache) -> list[Entry]:
         Refused: a file changed while it was read.
     """
     inside = tuple(root.path for root in roots)
-    entries: list[Entry] = []
+    entries: list[TreeEntry] = []
     unknown: list[tuple[str, str, os.stat_result]] = []
     try:
         for root in roots:
@@ -93,7 +93,7 @@ def entries_of(roots: Sequence[Root], cache: DigestCache) -> list[Entry]:
                     entries.append(_other(label, path, status, inside, cache))
                 elif (facts := cache.get(identity(status))) is not None:
                     entries.append(
-                        Entry(
+                        TreeEntry(
                             label,
                             "f",
                             bool(status.st_mode & stat.S_IXUSR),
@@ -107,7 +107,9 @@ def entries_of(roots: Sequence[Root], cache: DigestCache) -> list[Entry]:
                     unknown.append((label, path, status))
         hashed = facts_of([(path, status) for _, path, status in unknown], cache)
         entries += [
-            Entry(label, "f", bool(status.st_mode & stat.S_IXUSR), facts.digest, path, "", facts)
+            TreeEntry(
+                label, "f", bool(status.st_mode & stat.S_IXUSR), facts.digest, path, "", facts
+            )
             for (label, path, status), facts in zip(unknown, hashed, strict=True)
         ]
     except OSError as error:
@@ -119,7 +121,7 @@ def entries_of(roots: Sequence[Root], cache: DigestCache) -> list[Entry]:
     return entries
 
 
-def register(name: str, entries: Iterable[Entry]) -> bytes:
+def register(name: str, entries: Iterable[TreeEntry]) -> bytes:
     """The register `name` over `entries`, which are sorted: SHA-384, 48 bytes."""
     parts = [_LABEL, b"\0", name.encode("ascii"), b"\0"]
     for entry in entries:
@@ -172,14 +174,14 @@ def _walk(path: str, label: str) -> Iterator[tuple[str, str, os.stat_result]]:
 
 def _other(
     label: str, path: str, status: os.stat_result, inside: tuple[str, ...], cache: DigestCache
-) -> Entry:
+) -> TreeEntry:
     """The entry of what is no regular file."""
     if not stat.S_ISLNK(status.st_mode):
         raise InputError(f"{path} is neither a file nor a link, and cannot be part of an enclave.")
     text = os.fsencode(os.readlink(path))
     target = os.path.realpath(path)
     if not os.path.lexists(target) or _measured(target, inside):
-        return Entry(label, "l", False, hashlib.sha384(text).digest(), path)
+        return TreeEntry(label, "l", False, hashlib.sha384(text).digest(), path)
     outside = os.stat(target)
     if not stat.S_ISREG(outside.st_mode):
         raise InputError(
@@ -187,7 +189,7 @@ def _other(
             fix="Replace the link by what it leads to.",
         )
     (content,) = facts_of([(target, outside)], cache)
-    return Entry(
+    return TreeEntry(
         label,
         "o",
         bool(outside.st_mode & stat.S_IXUSR),

@@ -31,13 +31,13 @@ from fedark.foundation.files import private_directory
 from fedark.foundation.metrics import MetricsServer
 from fedark.foundation.proxies import through
 from fedark.links.flower import configuration
-from fedark.links.flower.service import Desk, Node, NodeServer
+from fedark.links.flower.service import NodeServer, OperatorQueries, StageHandler
 from fedark.operate.party import PartyConfig, load_machine
 from fedark.operate.processes import flower_environment, module
 from fedark.operate.supervisor import LOOK, Supervisor, told_to_stop
 from fedark.stages.settings import EnclaveFactory
 
-__all__ = ["PROGRESS", "Served", "Settings", "enclaves", "main", "teller"]
+__all__ = ["PROGRESS", "Served", "DaemonSettings", "enclaves", "main", "teller"]
 
 PROGRESS = "progress.log"
 """In every party's folder: one line for people for whatever happens there; holds no secret."""
@@ -46,7 +46,7 @@ _log = logging.getLogger("fedark.operate.daemon")  # also where it runs as __mai
 
 
 @dataclass(frozen=True)
-class Settings:
+class DaemonSettings:
     """A daemon's configuration.
 
     Attributes:
@@ -71,10 +71,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Served:
-    """What a daemon serves: a party's node; with an operator's desk, its commands too."""
+    """What a daemon serves: a party's node; and of an operator's node what answers its commands."""
 
-    node: Node
-    desk: Desk | None = None
+    node: StageHandler
+    queries: OperatorQueries | None = None
     metrics: CollectorRegistry = field(default_factory=CollectorRegistry)
 
 
@@ -111,16 +111,16 @@ def teller(folder: Path) -> Callable[[str], None]:
 def main(path: Path) -> None:
     """Serve until SIGTERM or SIGINT."""
     logs.setup("node daemon")
-    settings = configuration.read(path, Settings)
+    settings = configuration.read(path, DaemonSettings)
     asked = told_to_stop()
     served: Served = configuration.resolve(settings.factory)(settings.settings)
-    node, desk = served.node, served.desk
+    node, queries = served.node, served.queries
     logs.setup("node daemon", party=node.party)
     exporter = None
     try:
         with Supervisor(path.parent, _log.warning, longest=_LONGEST_PAUSE) as children:
             server = NodeServer(
-                node, Path(settings.socket), desk=desk, on_stop=asked.set if desk else None
+                node, Path(settings.socket), queries=queries, on_stop=asked.set if queries else None
             )
             try:
                 if settings.metrics:
@@ -138,7 +138,7 @@ def main(path: Path) -> None:
         node.close()
 
 
-def _connect(children: Supervisor, settings: Settings, directory: Path) -> None:
+def _connect(children: Supervisor, settings: DaemonSettings, directory: Path) -> None:
     connection = configuration.Connection(
         settings.superlink, settings.ca, settings.key, settings.socket
     )

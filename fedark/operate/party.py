@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 
 from fedark.attestation.appraisal import AppraisalPolicy
 from fedark.attestation.guest import Guest
-from fedark.attestation.platforms.base import Machine
+from fedark.attestation.platforms.base import EnclavePlatform
 from fedark.attestation.platforms.nitro import NitroAttester
 from fedark.attestation.platforms.sev_snp import SevSnpAttester
 from fedark.attestation.platforms.simulated import SimulatedDevice
@@ -194,7 +194,7 @@ def reference_values() -> dict[str, Mapping[str, bytes]]:
     return {role: measure_enclave(role).registers for role in ("trainer", "aggregator")}
 
 
-def load_machine(folder: Path) -> Machine:
+def load_machine(folder: Path) -> EnclavePlatform:
     """What the enclaves of the party run on whose folder this is.
 
     Raises:

@@ -25,7 +25,7 @@ from fedark.foundation.errors import FederationError
 from fedark.foundation.logs import tell_error
 from fedark.operate.processes import Child, bound_log, stop
 
-__all__ = ["Kept", "Supervisor", "told_to_stop"]
+__all__ = ["Supervised", "Supervisor", "told_to_stop"]
 
 LOOK = 0.5
 """Seconds between two looks of a host or node."""
@@ -46,7 +46,7 @@ def told_to_stop(*more: signal.Signals) -> threading.Event:
     return stop_asked
 
 
-class Kept:
+class Supervised:
     """One child.
 
     Args:
@@ -128,12 +128,12 @@ class Supervisor:
 
     Args:
         logs: folder for NAME.log of each.
-        say, longest: see `Kept`.
+        say, longest: see `Supervised`.
     """
 
     def __init__(self, logs: Path, say: Say, *, longest: float = _LONGEST) -> None:
         self._logs, self._say, self._longest = logs, say, longest
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, Supervised] = {}
 
     def keep(
         self,
@@ -142,25 +142,25 @@ class Supervisor:
         environment: Mapping[str, str],
         *,
         may_end: bool = False,
-    ) -> Kept:
+    ) -> Supervised:
         """Start a child, and have it run from now on."""
 
         def start() -> Child:
             return Child(name, command, environment=environment, log=self._logs / f"{name}.log")
 
-        kept = Kept(name, start, say=self._say, may_end=may_end, longest=self._longest)
+        kept = Supervised(name, start, say=self._say, may_end=may_end, longest=self._longest)
         self._kept[name] = kept
         kept.look()
         return kept
 
-    def __getitem__(self, name: str) -> Kept:
+    def __getitem__(self, name: str) -> Supervised:
         return self._kept[name]
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
 
     @property
-    def all(self) -> tuple[Kept, ...]:
+    def all(self) -> tuple[Supervised, ...]:
         """In the order of their starts."""
         return tuple(self._kept.values())
 

@@ -26,7 +26,7 @@ from fedark.foundation.errors import InputError
 from fedark.privacy.accounting import Event, Guarantee, Spend, View, cost, noise_multiplier, upward
 from fedark.privacy.kinds import TRAITS, Kind, Traits, Unit
 from fedark.privacy.noise import GridNoise, Shape, smoothing_error
-from fedark.secagg.policy import Layout
+from fedark.secagg.terms import Layout
 
 __all__ = ["Mechanism", "calibrated"]
 

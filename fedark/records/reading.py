@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fedark.foundation.errors import DataError
 from fedark.foundation.jsontext import read_json
-from fedark.records.rows import MAX_CHARACTERS, MAX_RECORDS, Unusable, normal, read_rows, read_text
+from fedark.records.rows import MAX_CHARACTERS, MAX_RECORDS, NotText, normal, read_rows, read_text
 from fedark.records.template import Template
 
 __all__ = ["Record", "alike_labels", "one_answer", "read_labels", "read_records"]
@@ -156,7 +156,7 @@ def alike_labels(labels: Sequence[str]) -> bool:
 def _fault(template: Template, asked: Sequence[str | None], answer: str, given: str | None) -> str:
     """Why a row is no record, or ""."""
     for value in (*asked, given):
-        if isinstance(value, Unusable):
+        if isinstance(value, NotText):
             return value
     if answer and (given is None or not given.strip()):
         return f"column {answer!r} is empty"

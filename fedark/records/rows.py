@@ -36,7 +36,7 @@ __all__ = [
     "MAX_CHARACTERS",
     "MAX_RECORDS",
     "Row",
-    "Unusable",
+    "NotText",
     "columns_of",
     "is_utf8",
     "normal",
@@ -56,7 +56,7 @@ _LOOKED_AT = 200  # lines of JSON, for their columns
 _UNPACK = {".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz"}
 
 
-class Unusable(str):
+class NotText(str):
     """Stands for a value that is no text, and says what is wrong with it."""
 
     __slots__ = ()
@@ -429,11 +429,11 @@ def _json_rows(
         try:
             row = read_json(line, _members, as_written=True)
         except NotFinite:
-            what = Unusable("it holds NaN or Infinity, which JSON does not know.")
+            what = NotText("it holds NaN or Infinity, which JSON does not know.")
             yield number, (what,) * len(columns)
             continue
         except UnicodeEncodeError:
-            what = Unusable("a text in it holds half of a character, an unpaired surrogate.")
+            what = NotText("a text in it holds half of a character, an unpaired surrogate.")
             raise DataError(str(path), number, what, fix="Cut texts between characters.") from None
         except ValueError:
             raise DataError(
@@ -479,8 +479,8 @@ def _json_text(name: str, value: Any) -> str | None:
     if type(value) is bool:
         return "true" if value else "false"
     if value is _TWICE:
-        return Unusable(f"column {name!r} stands in it twice.")
-    return Unusable(f"column {name!r} holds a list or an object, not a text.")
+        return NotText(f"column {name!r} stands in it twice.")
+    return NotText(f"column {name!r} holds a list or an object, not a text.")
 
 
 # -- tables
@@ -608,7 +608,7 @@ def _cell(name: str, value: Any, single: bool) -> str | None:
     if type(value) is bool:
         return "true" if value else "false"
     if type(value) is float and not math.isfinite(value):
-        return Unusable(f"column {name!r} holds NaN or Infinity.")
+        return NotText(f"column {name!r} holds NaN or Infinity.")
     if isinstance(value, date | datetime):
         return value.isoformat()
     if single:

@@ -17,11 +17,11 @@ from fedark.foundation.errors import printable
 
 __all__ = ["local_reports", "render"]
 
-Counts = Mapping[str, Mapping[str, list[float]]]
+LocalFigures = Mapping[str, Mapping[str, list[float]]]
 """Model -> metric -> (correct, total, loss sum)."""
 
 
-def local_reports(contract: Contract, work: Path, run_id: str) -> dict[str, Counts]:
+def local_reports(contract: Contract, work: Path, run_id: str) -> dict[str, LocalFigures]:
     """Each customer's own figures, which on one machine one person may read: customer -> model ->
     metric -> counts.
     """
@@ -33,7 +33,7 @@ def local_reports(contract: Contract, work: Path, run_id: str) -> dict[str, Coun
     return found
 
 
-def render(report: Mapping[str, Any], local: Mapping[str, Counts]) -> RenderableType:
+def render(report: Mapping[str, Any], local: Mapping[str, LocalFigures]) -> RenderableType:
     """Tables of a report: for each model the acceptance set by group, then each customer's own
     held-out records.
 
@@ -99,7 +99,7 @@ def _privacy(terms: Mapping[str, Any]) -> str:
 
 
 def _acceptance(
-    name: str, metrics: Mapping[str, Mapping[str, float]], local: Mapping[str, Counts]
+    name: str, metrics: Mapping[str, Mapping[str, float]], local: Mapping[str, LocalFigures]
 ) -> Table | None:
     groups = sorted({key.split("/", 2)[2] for key in metrics if "/acceptance/" in key})
     if not groups:
@@ -193,7 +193,7 @@ def _judged(
     return parts
 
 
-def _samples(name: str, local: Mapping[str, Counts]) -> list[RenderableType]:
+def _samples(name: str, local: Mapping[str, LocalFigures]) -> list[RenderableType]:
     """Answers to a few records of the acceptance set, as one of the customers' nodes has them."""
     rows: Any = next(
         (counts[name]["samples"] for counts in local.values() if counts[name].get("samples")), None
@@ -208,7 +208,7 @@ def _samples(name: str, local: Mapping[str, Counts]) -> list[RenderableType]:
     return [table]
 
 
-def _summed(name: str, group: str, local: Mapping[str, Counts]) -> dict[str, float] | None:
+def _summed(name: str, group: str, local: Mapping[str, LocalFigures]) -> dict[str, float] | None:
     """What those customers alone reach who train the baseline, where no sum of it left them."""
     key = f"local/acceptance/{group}"
     found = [counts[name][key] for counts in local.values() if key in counts[name]]
@@ -216,7 +216,7 @@ def _summed(name: str, group: str, local: Mapping[str, Counts]) -> dict[str, flo
     return {"correct": correct, "total": total} if total else None
 
 
-def _best(name: str, groups: list[str], local: Mapping[str, Counts]) -> str:
+def _best(name: str, groups: list[str], local: Mapping[str, LocalFigures]) -> str:
     """The best that one customer alone reached on these groups."""
     shares = []
     for counts in local.values():
@@ -231,7 +231,7 @@ def _best(name: str, groups: list[str], local: Mapping[str, Counts]) -> str:
     return _percent(*max((share * total, total) for share, total in shares)) if shares else ""
 
 
-def _own(name: str, local: Mapping[str, Counts]) -> Table | None:
+def _own(name: str, local: Mapping[str, LocalFigures]) -> Table | None:
     if not any("federated/own" in counts[name] for counts in local.values()):
         return None
     table = Table(title="each customer's own held-out records, % right", title_justify="left")

@@ -40,7 +40,7 @@ from fedark.stages.dossier import MAX_DOSSIER, Dossier
 from fedark.stages.report import models_of, privacy_of, protection_of, read_report
 from fedark.translog.entry import Entry
 from fedark.translog.merkle import verify_inclusion
-from fedark.translog.update import Shown, Update
+from fedark.translog.update import LogUpdate, Shown
 from fedark.translog.view import head_in_view
 from fedark.vault.manifest import Manifest, VerifiedManifest
 from fedark.vault.release import Receipt
@@ -190,13 +190,13 @@ class _Check:
         if self.root and self.root != self.contract.attestation.simulated_root:
             self.reasons.append("the contract pins another simulated root than the one you name")
 
-    def _shown(self) -> dict[str, Update]:
+    def _shown(self) -> dict[str, LogUpdate]:
         """What the provider's log says of each enclave, its proofs verified."""
         proofs = self.dossier.proofs
         self._exactly("words of the provider's log", proofs.log, proofs.evidence)
         found = {}
         for party, data in (proofs.log | proofs.refused).items():
-            update = Update.verify(data, self.owner, by=self.provider.name)
+            update = LogUpdate.verify(data, self.owner, by=self.provider.name)
             if (update.party, update.run_id) != (party, self.dossier.run_id):
                 self._no(party, "the provider's log's word is for another party or run")
             for shown in update.entries:
@@ -216,7 +216,7 @@ class _Check:
         )
         return found
 
-    def _refused(self, party: str, update: Update) -> None:
+    def _refused(self, party: str, update: LogUpdate) -> None:
         facts = {"party": party, "run_id": self.dossier.run_id, "contract": self.signed.digest}
         kinds = [
             shown.entry.kind
@@ -228,7 +228,7 @@ class _Check:
         else:
             self._holds(f"the enclave of {party} was refused", self.provider.name)
 
-    def _peers(self, shown: Mapping[str, Update]) -> dict[str, AttestedPeer]:
+    def _peers(self, shown: Mapping[str, LogUpdate]) -> dict[str, AttestedPeer]:
         """Every enclave, appraised as the provider appraised it, at the time that it logged."""
         contract, dossier = self.contract, self.dossier
         gate = Gate(
@@ -289,7 +289,7 @@ class _Check:
 
     def _releases(
         self,
-        shown: Mapping[str, Update],
+        shown: Mapping[str, LogUpdate],
         peers: Mapping[str, AttestedPeer],
         manifests: Mapping[str, VerifiedManifest],
     ) -> None:
@@ -311,7 +311,7 @@ class _Check:
             self.provider.name,
         )
 
-    def _receipts(self, shown: Mapping[str, Update], peers: Mapping[str, AttestedPeer]) -> None:
+    def _receipts(self, shown: Mapping[str, LogUpdate], peers: Mapping[str, AttestedPeer]) -> None:
         names = {terms.name for terms in self.contract.models}
         for party, by_model in self.dossier.proofs.receipts.items():
             if party not in peers or peers[party].role != "trainer":
@@ -336,7 +336,7 @@ class _Check:
             "the trainer enclaves",
         )
 
-    def _views(self, shown: Mapping[str, Update]) -> None:
+    def _views(self, shown: Mapping[str, LogUpdate]) -> None:
         views, receipts = self.dossier.proofs.views, self.dossier.proofs.receipts
         self._exactly("views of the provider's log", views, receipts)
         for party, data in views.items():
@@ -526,7 +526,7 @@ def _released(peer: AttestedPeer, model: str, manifest: VerifiedManifest) -> dic
     }
 
 
-def _releases_in(update: Update) -> dict[str, Shown]:
+def _releases_in(update: LogUpdate) -> dict[str, Shown]:
     return {
         str(shown.entry.facts["model"]): shown
         for shown in update.entries

@@ -12,14 +12,14 @@ memory, and timing and shared caches are not hidden. Only hardware that encrypts
 from __future__ import annotations
 
 from fedark.sandbox.confine import Mode, Setup, enter, known_policies, lock, policy_digests
-from fedark.sandbox.namespaces import SCRATCH, Root
+from fedark.sandbox.namespaces import SCRATCH, Mount
 from fedark.sandbox.survey import Support, survey
 from fedark.sandbox.witness import missing
 
 __all__ = [
     "SCRATCH",
     "Mode",
-    "Root",
+    "Mount",
     "Setup",
     "Support",
     "enter",

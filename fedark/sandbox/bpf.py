@@ -21,7 +21,7 @@ from typing import Any
 
 from fedark.sandbox.syscalls import AUDIT_ARCH, NUMBERS
 
-__all__ = ["ALLOW", "KILL", "Arg", "Policy", "Rule", "compile_policy", "errno"]
+__all__ = ["ALLOW", "KILL", "Arg", "SyscallPolicy", "SyscallRule", "compile_policy", "errno"]
 
 KILL = 0x8000_0000
 ALLOW = 0x7FFF_0000
@@ -71,7 +71,7 @@ class Arg:
 
 
 @dataclass(frozen=True)
-class Rule:
+class SyscallRule:
     """Any of `calls`, with all of `when`, gets `verdict`."""
 
     verdict: int
@@ -80,12 +80,12 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Policy:
+class SyscallPolicy:
     """Ordered rules and what happens to a call that none of them names."""
 
     name: str
     default: int
-    rules: tuple[Rule, ...]
+    rules: tuple[SyscallRule, ...]
 
     def digest(self) -> bytes:
         """SHA-384 of the policy as data (rules, numbers, conditions), 48 bytes: the same on every
@@ -110,7 +110,7 @@ class Policy:
         return hashlib.sha384(text.encode("ascii")).digest()
 
 
-def compile_policy(policy: Policy) -> bytes:
+def compile_policy(policy: SyscallPolicy) -> bytes:
     """The program as an array of struct sock_filter, 8 bytes an instruction.
 
     Raises:
@@ -137,7 +137,7 @@ def compile_policy(policy: Policy) -> bytes:
     return b"".join(program)
 
 
-def _rule(number: int, rule: Rule) -> list[bytes]:
+def _rule(number: int, rule: SyscallRule) -> list[bytes]:
     """Instructions for one call of one rule; entered, and left, with the call number in the
     register.
     """

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from fedark.foundation.errors import SandboxUnavailable
 from fedark.sandbox import landlock, monitor, seccomp
-from fedark.sandbox.namespaces import SCRATCH, Root, build_root, open_root, separate
+from fedark.sandbox.namespaces import SCRATCH, Mount, build_root, open_root, separate
 from fedark.sandbox.syscalls import (
     PR_SET_DUMPABLE,
     PR_SET_PDEATHSIG,
@@ -87,7 +87,7 @@ class Setup:
     landlock: int
     host: int
     channel: int
-    roots: tuple[Root, ...]
+    roots: tuple[Mount, ...]
     listed: tuple[str, ...]
     memory_bytes: int
     scratch_bytes: int
@@ -100,7 +100,7 @@ class Setup:
         return cls(
             **{
                 **value,
-                "roots": tuple(Root(**root) for root in value["roots"]),
+                "roots": tuple(Mount(**root) for root in value["roots"]),
                 "listed": tuple(value["listed"]),
             }
         )
@@ -190,7 +190,7 @@ def _enter(setup: Setup) -> None:
     if setup.mode == "namespaces":
         separate(own_user=user is None)
     prctl(PR_SET_DUMPABLE, 0)
-    kernel = (Root.of(path) for path in _KERNEL_FILES if os.path.exists(path))
+    kernel = (Mount.of(path) for path in _KERNEL_FILES if os.path.exists(path))
     roots = [(root, open_root(root)) for root in (*setup.roots, *kernel)]
     if setup.mode == "namespaces":
         owner = (user, user) if user is not None else (os.geteuid(), os.getegid())
@@ -311,7 +311,7 @@ def _become(user: int | None, setup: Setup) -> None:
     set_capabilities()
 
 
-def _reachable(user: int, roots: tuple[Root, ...]) -> bool:
+def _reachable(user: int, roots: tuple[Mount, ...]) -> bool:
     os.seteuid(user)
     try:
         return all(os.access(root.source, os.R_OK, effective_ids=True) for root in roots)

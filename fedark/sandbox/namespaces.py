@@ -20,7 +20,7 @@ from typing import Final
 
 from fedark.sandbox.syscalls import mount, syscall
 
-__all__ = ["SCRATCH", "Root", "build_root", "open_root", "separate"]
+__all__ = ["SCRATCH", "Mount", "build_root", "open_root", "separate"]
 
 SCRATCH: Final = "/scratch"
 """Where the scratch folder is inside the new root."""
@@ -40,7 +40,7 @@ _HOST_NAME = b"enclave"
 
 
 @dataclass(frozen=True)
-class Root:
+class Mount:
     """A measured file or folder: where it is, where it shall be seen, and which one it is.
 
     Attributes:
@@ -56,7 +56,7 @@ class Root:
     inode: int
 
     @classmethod
-    def of(cls, source: str, target: str | None = None) -> Root:
+    def of(cls, source: str, target: str | None = None) -> Mount:
         """The root at `source`, links resolved, as it is now; `target` is a name for it that may be
         a link.
 
@@ -84,7 +84,7 @@ class _MountAttributes(ctypes.Structure):
     )
 
 
-def open_root(root: Root) -> int:
+def open_root(root: Mount) -> int:
     """A descriptor (O_PATH) of exactly the file or folder that was measured.
 
     Raises:
@@ -126,7 +126,7 @@ def separate(*, own_user: bool) -> None:
 
 
 def build_root(
-    roots: Sequence[tuple[Root, int]], *, scratch_bytes: int, owner: tuple[int, int]
+    roots: Sequence[tuple[Mount, int]], *, scratch_bytes: int, owner: tuple[int, int]
 ) -> None:
     """Make the new root, move into it, and let go of the old one.
 

@@ -25,7 +25,7 @@ import ctypes
 import errno as codes
 
 from fedark.foundation.errors import SandboxUnavailable
-from fedark.sandbox.bpf import ALLOW, Arg, Policy, Rule, compile_policy, errno
+from fedark.sandbox.bpf import ALLOW, Arg, SyscallPolicy, SyscallRule, compile_policy, errno
 from fedark.sandbox.syscalls import NUMBERS, PR_SET_MM, libc, no_new_privileges, syscall
 
 __all__ = ["available", "enclave_policy", "install", "loading_policy"]
@@ -112,44 +112,47 @@ _ARCH_PRCTLS = (0x1021, 0x1022, 0x1023)
 _LOW = 0xFFFF_FFFF
 
 
-def _threads_only() -> tuple[Rule, ...]:
+def _threads_only() -> tuple[SyscallRule, ...]:
     return (
-        Rule(errno(codes.ENOSYS), ("clone3",)),
-        Rule(ALLOW, ("clone",), (Arg(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NAMESPACES),)),
-        Rule(_EPERM, ("clone",)),
+        SyscallRule(errno(codes.ENOSYS), ("clone3",)),
+        SyscallRule(ALLOW, ("clone",), (Arg(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NAMESPACES),)),
+        SyscallRule(_EPERM, ("clone",)),
     )
 
 
-def _own_signals(pid: int) -> tuple[Rule, ...]:
-    return (Rule(ALLOW, ("tgkill",), (Arg(0, pid, _LOW, symbol=_SELF),)), Rule(_EPERM, ("tgkill",)))
+def _own_signals(pid: int) -> tuple[SyscallRule, ...]:
+    return (
+        SyscallRule(ALLOW, ("tgkill",), (Arg(0, pid, _LOW, symbol=_SELF),)),
+        SyscallRule(_EPERM, ("tgkill",)),
+    )
 
 
-def _limits_read_only() -> tuple[Rule, ...]:
-    return (Rule(ALLOW, ("prlimit64",), (Arg(2, 0),)), Rule(_EPERM, ("prlimit64",)))
+def _limits_read_only() -> tuple[SyscallRule, ...]:
+    return (SyscallRule(ALLOW, ("prlimit64",), (Arg(2, 0),)), SyscallRule(_EPERM, ("prlimit64",)))
 
 
-def loading_policy(pid: int) -> Policy:
+def loading_policy(pid: int) -> SyscallPolicy:
     """The filter while libraries load, for the process `pid` (as it sees itself): a list of what is
     denied.
 
     openat2 takes its flags through memory, which no filter sees, so it is absent from here on. What
     `hide_arguments` hid stays so.
     """
-    return Policy(
+    return SyscallPolicy(
         "loading",
         ALLOW,
         (
             *_threads_only(),
             *_own_signals(pid),
             *_limits_read_only(),
-            Rule(_EPERM, ("prctl",), (Arg(0, PR_SET_MM, _LOW),)),
-            Rule(errno(codes.ENOSYS), ("openat2",)),
-            Rule(_EPERM, _OUTSIDE),
+            SyscallRule(_EPERM, ("prctl",), (Arg(0, PR_SET_MM, _LOW),)),
+            SyscallRule(errno(codes.ENOSYS), ("openat2",)),
+            SyscallRule(_EPERM, _OUTSIDE),
         ),
     )
 
 
-def enclave_policy(pid: int, *, scratch: bool) -> Policy:
+def enclave_policy(pid: int, *, scratch: bool) -> SyscallPolicy:
     """The filter of a running enclave, for the process `pid` (as it sees itself): a list of what is
     allowed.
 
@@ -157,34 +160,37 @@ def enclave_policy(pid: int, *, scratch: bool) -> Policy:
         scratch: whether files may be made at all. Without, even opening one to write is refused,
             whatever its path.
     """
-    opens: tuple[Rule, ...] = (Rule(ALLOW, ("open", "openat")),)
+    opens: tuple[SyscallRule, ...] = (SyscallRule(ALLOW, ("open", "openat")),)
     if not scratch:
         opens = (
-            Rule(ALLOW, ("open",), (Arg(1, 0, _OPEN_WRITES),)),
-            Rule(ALLOW, ("openat",), (Arg(2, 0, _OPEN_WRITES),)),
-            Rule(errno(codes.EROFS), ("open", "openat", "creat")),
+            SyscallRule(ALLOW, ("open",), (Arg(1, 0, _OPEN_WRITES),)),
+            SyscallRule(ALLOW, ("openat",), (Arg(2, 0, _OPEN_WRITES),)),
+            SyscallRule(errno(codes.EROFS), ("open", "openat", "creat")),
         )
-    return Policy(
+    return SyscallPolicy(
         "enclave with scratch" if scratch else "enclave",
         _EPERM,
         (
-            *(Rule(_EPERM, ("mmap",), (Arg(3, flags, flags),)) for flags in _UNCOUNTED),
-            Rule(ALLOW, _NEEDED),
+            *(SyscallRule(_EPERM, ("mmap",), (Arg(3, flags, flags),)) for flags in _UNCOUNTED),
+            SyscallRule(ALLOW, _NEEDED),
             *opens,
-            *((Rule(ALLOW, _SCRATCH),) if scratch else ()),
+            *((SyscallRule(ALLOW, _SCRATCH),) if scratch else ()),
             *_threads_only(),
             *_own_signals(pid),
             *_limits_read_only(),
-            Rule(ALLOW, ("futex",), (Arg(1, _FUTEX_PRIVATE, _FUTEX_PRIVATE),)),
-            Rule(errno(codes.EAGAIN), ("futex",)),
-            *(Rule(ALLOW, ("madvise",), (Arg(2, advice, _LOW),)) for advice in _ADVICE),
-            Rule(errno(codes.EINVAL), ("madvise",)),
-            *(Rule(ALLOW, ("ioctl",), (Arg(1, number, _LOW),)) for number in _IOCTLS),
-            Rule(errno(codes.ENOTTY), ("ioctl",)),
-            *(Rule(ALLOW, ("fcntl",), (Arg(1, number, _LOW),)) for number in _FCNTLS),
-            *(Rule(ALLOW, ("prctl",), (Arg(0, number, _LOW),)) for number in _PRCTLS),
-            *(Rule(ALLOW, ("arch_prctl",), (Arg(0, number, _LOW),)) for number in _ARCH_PRCTLS),
-            Rule(errno(codes.ENOSYS), ("openat2",)),
+            SyscallRule(ALLOW, ("futex",), (Arg(1, _FUTEX_PRIVATE, _FUTEX_PRIVATE),)),
+            SyscallRule(errno(codes.EAGAIN), ("futex",)),
+            *(SyscallRule(ALLOW, ("madvise",), (Arg(2, advice, _LOW),)) for advice in _ADVICE),
+            SyscallRule(errno(codes.EINVAL), ("madvise",)),
+            *(SyscallRule(ALLOW, ("ioctl",), (Arg(1, number, _LOW),)) for number in _IOCTLS),
+            SyscallRule(errno(codes.ENOTTY), ("ioctl",)),
+            *(SyscallRule(ALLOW, ("fcntl",), (Arg(1, number, _LOW),)) for number in _FCNTLS),
+            *(SyscallRule(ALLOW, ("prctl",), (Arg(0, number, _LOW),)) for number in _PRCTLS),
+            *(
+                SyscallRule(ALLOW, ("arch_prctl",), (Arg(0, number, _LOW),))
+                for number in _ARCH_PRCTLS
+            ),
+            SyscallRule(errno(codes.ENOSYS), ("openat2",)),
         ),
     )
 
@@ -199,7 +205,7 @@ def available() -> bool:
     return bool(libc.syscall(NUMBERS["seccomp"], _GET_ACTION_AVAIL, 0, ctypes.byref(verdict)) == 0)
 
 
-def install(policy: Policy) -> None:
+def install(policy: SyscallPolicy) -> None:
     """Install `policy` for all threads of this process, irrevocably.
 
     Raises:

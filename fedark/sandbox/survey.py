@@ -128,7 +128,7 @@ def probe() -> None:
     way.
     """
     from fedark.sandbox import confine
-    from fedark.sandbox.namespaces import Root
+    from fedark.sandbox.namespaces import Mount
 
     try:
         confine.enter(
@@ -137,7 +137,7 @@ def probe() -> None:
                 landlock=0,
                 host=os.getppid(),
                 channel=os.dup(0),
-                roots=(Root.of(__file__),),
+                roots=(Mount.of(__file__),),
                 listed=(),
                 memory_bytes=1 << 30,
                 scratch_bytes=1 << 16,

@@ -1,7 +1,7 @@
 """Secure aggregation: the server learns the sum over the surviving cohort and nothing else, even if
 it lies.
 
-    policy      what a session is bound to; proves that nothing overflows      directory   whose keys count: attestation, roster
+    terms       what a session is bound to; proves that nothing overflows      directory   whose keys count: attestation, roster
     topology    graph, committee, thresholds, from the session id              schedule    every key and what it is bound to
     client      the enclave's state machine                                    server      the untrusted server's
     vector      clip, round, noise, pack, mask; decode                         stream      AES-256 masks
@@ -9,7 +9,7 @@ it lies.
     cohort      orders and lengths that both sides derive                      exactness   which methods may be averaged
     cost        bytes and operations by formula
 
-The server is malicious, and works with up to `Policy.colluders` clients. What the protocol keeps
+The server is malicious, and works with up to `SessionTerms.colluders` clients. What the protocol keeps
 against it, and why, is argued in docs/design/secure-aggregation.md: the steps (a) to (e) and the
 client's rules 1 to 8 that comments name. Protocol: Bonawitz et al., CCS 2017; Bell et al., CCS
 2020; Ma et al. (Flamingo), S&P 2023.
@@ -20,8 +20,8 @@ from __future__ import annotations
 from fedark.secagg.client import Client, Releases
 from fedark.secagg.directory import AttestedIdentity, Directory
 from fedark.secagg.exactness import check_method
-from fedark.secagg.policy import Lane, Layout, Policy
-from fedark.secagg.server import Round, Server
+from fedark.secagg.server import Server, ServerRound
+from fedark.secagg.terms import Lane, Layout, SessionTerms
 from fedark.secagg.vector import Contribution, Noise, RoundSum
 
 __all__ = [
@@ -32,9 +32,9 @@ __all__ = [
     "Layout",
     "Lane",
     "Noise",
-    "Policy",
+    "SessionTerms",
     "Releases",
-    "Round",
+    "ServerRound",
     "RoundSum",
     "Server",
     "check_method",

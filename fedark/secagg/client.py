@@ -27,7 +27,7 @@ from fedark.foundation.snapshot import Bytes32, Row, Snapshot
 from fedark.secagg import schedule, shamir, wire
 from fedark.secagg.cohort import SALT_BYTES, Cohort, request_limit
 from fedark.secagg.directory import Directory, announce, check_cohort, check_round
-from fedark.secagg.policy import Layout, Policy
+from fedark.secagg.terms import Layout, SessionTerms
 from fedark.secagg.vector import Contribution, Noise, mask
 
 __all__ = ["Client", "ClientState", "Releases"]
@@ -149,7 +149,7 @@ class Client:
 
     def __init__(
         self,
-        policy: Policy,
+        terms: SessionTerms,
         party: str,
         signing: SigningKey,
         releases: Releases | None = None,
@@ -158,13 +158,13 @@ class Client:
         """`signing`: the enclave's key that attestation binds. `threads`: for the masks; None: one
         for each core.
         """
-        if party not in policy.roster:
+        if party not in terms.roster:
             raise Refused(f"{party} is not on the roster.", safe="No key was made.")
-        self._policy, self._party, self._signing, self._threads = policy, party, signing, threads
+        self._terms, self._party, self._signing, self._threads = terms, party, signing, threads
         self._releases = releases if releases is not None else Releases()
         self._secret: X25519PrivateKey | None = X25519PrivateKey.generate()
         self._public = self._secret.public_key().public_bytes_raw()
-        self._hello = announce(policy, party, self._public, os.urandom(32), signing)
+        self._hello = announce(terms, party, self._public, os.urandom(32), signing)
         self._directory: Directory | None = None
         self._chains: dict[int, schedule.Chain] = {}
         self._me = -1
@@ -185,7 +185,7 @@ class Client:
         if self._secret is None:
             raise ProtocolError("This session was joined already.", safe=_KEPT)
         own = directory.index.get(self._party, -1)
-        if directory.policy != self._policy or own < 0 or directory.keys[own] != self._public:
+        if directory.terms != self._terms or own < 0 or directory.keys[own] != self._public:
             raise Refused(
                 "The directory does not hold this client's own key and terms.",
                 safe="No key was agreed.",
@@ -234,7 +234,7 @@ class Client:
             )
         # Rule 6: enough participants. Rule 8: no model twice.
         check_round(directory, number, values["layout"], participants)
-        layout = self._policy.by_name[values["layout"]]
+        layout = self._terms.by_name[values["layout"]]
         self._releases.check(layout.name, model_digest, directory.sid)
         self._last = number
         self._round = None
@@ -470,7 +470,7 @@ class Client:
         )
 
     def restore(self, state: ClientState, directory: Directory | None) -> None:
-        """Go on from `state`, of a client of the same policy, party and signing key.
+        """Go on from `state`, of a client of the same terms, party and signing key.
 
         Args:
             directory: the one that was joined, verified again; None before joining.
@@ -490,7 +490,7 @@ class Client:
             shares = kept.shares
             self._round = _Round(
                 number=kept.number,
-                layout=self._policy.by_name[kept.layout],
+                layout=self._terms.by_name[kept.layout],
                 ctx=kept.ctx,
                 model_digest=kept.model,
                 participants=Cohort(directory, kept.participants),

@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedark.secagg.directory import Directory
-from fedark.secagg.policy import Layout
 from fedark.secagg.shamir import SHARE_BYTES
+from fedark.secagg.terms import Layout
 
 __all__ = ["BLOB_OVERHEAD", "SALT_BYTES", "Cohort", "reply_limit", "request_limit", "upload_limit"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedark.secagg.cohort import BLOB_OVERHEAD
-from fedark.secagg.policy import Layout
 from fedark.secagg.shamir import SHARE_BYTES
+from fedark.secagg.terms import Layout
 from fedark.secagg.topology import committee_size, graph_degree, threshold
 
 __all__ = ["Cost"]
@@ -56,7 +56,7 @@ class Cost:
         agreement: bool = False,
     ) -> Cost:
         """The cost for `cohort` participants of which `dropped` do not upload; `agreement` as in
-        the policy.
+        the session terms.
         """
         degree = graph_degree(cohort, colluders, minimum, agreement).mean
         members = committee_size(cohort, colluders)

@@ -8,7 +8,7 @@ client runs it for itself:
    on the roster: an enclave that was not attested, or a party that the customers did not sign for,
    is nobody (no Sybils);
 2. each announcement is signed by the attested key of the party that it names, under this very
-   policy;
+   session terms;
 3. no party and no key stands twice, in whatever form, so a key can be neither reflected nor claimed
    by another party;
 4. at least the minimum cohort is there.
@@ -28,13 +28,13 @@ import numpy as np
 from fedark.foundation.errors import ProtocolError, Refused, printable
 from fedark.foundation.keys import SigningKey
 from fedark.secagg import schedule, wire
-from fedark.secagg.policy import Policy
+from fedark.secagg.terms import SessionTerms
 from fedark.secagg.topology import Topology
 
 __all__ = ["AttestedIdentity", "Directory", "announce", "check_cohort", "check_round"]
 
 _KIND = "hello"
-_SHAPE = {"policy": 32, "key": 32, "nonce": 32}
+_SHAPE = {"terms": 32, "key": 32, "nonce": 32}
 _LIMIT = 1024
 ROLE = "trainer"
 
@@ -56,11 +56,13 @@ class AttestedIdentity(Protocol):
     def run_id(self) -> str: ...
 
 
-def announce(policy: Policy, party: str, key: bytes, nonce: bytes, signing: SigningKey) -> bytes:
+def announce(
+    terms: SessionTerms, party: str, key: bytes, nonce: bytes, signing: SigningKey
+) -> bytes:
     """The signed announcement of a session key."""
     return wire.message(
         wire.signed(
-            _KIND, {"party": party, "policy": policy.digest, "key": key, "nonce": nonce}, signing
+            _KIND, {"party": party, "terms": terms.digest, "key": key, "nonce": nonce}, signing
         )
     )
 
@@ -69,7 +71,7 @@ class Directory:
     """The verified members of a session. Only `verify` makes one.
 
     Attributes:
-        policy: the terms.
+        terms: of the session.
         sid: session identifier, 32 bytes.
         parties: names, sorted; a client's index is its position.
         keys: X25519 public keys, in that order.
@@ -77,9 +79,9 @@ class Directory:
         topology: graph, committee and thresholds.
     """
 
-    __slots__ = ("index", "keys", "parties", "policy", "sid", "signers", "topology")
+    __slots__ = ("index", "keys", "parties", "sid", "signers", "terms", "topology")
 
-    policy: Policy
+    terms: SessionTerms
     sid: bytes
     parties: tuple[str, ...]
     keys: tuple[bytes, ...]
@@ -92,7 +94,7 @@ class Directory:
 
     @classmethod
     def verify(
-        cls, policy: Policy, attested: Iterable[AttestedIdentity], hellos: Iterable[bytes]
+        cls, terms: SessionTerms, attested: Iterable[AttestedIdentity], hellos: Iterable[bytes]
     ) -> Directory:
         """Check announcements against attestation and roster.
 
@@ -104,14 +106,14 @@ class Directory:
         for peer in attested:
             if (
                 peer.role != ROLE
-                or peer.contract_digest != policy.contract_digest
-                or peer.run_id != policy.run_id
+                or peer.contract_digest != terms.contract_digest
+                or peer.run_id != terms.run_id
             ):
                 raise _refused(
                     f"The attested enclave of {printable(peer.party)} is not a trainer of this"
                     " contract and run."
                 )
-            if peer.party not in policy.roster:
+            if peer.party not in terms.roster:
                 raise _refused(
                     f"{printable(peer.party)} is not on the roster that the customers signed."
                 )
@@ -125,26 +127,26 @@ class Directory:
             frame.split(0)
             values = wire.verified(frame.header, _KIND, _SHAPE, signers)
             party = values["party"]
-            if values["policy"] != policy.digest:
+            if values["terms"] != terms.digest:
                 raise _refused(f"{party} announced a key for other terms.")
             found = schedule.key_class(values["key"], party)
             if party in entries or found in classes:
                 raise _refused(f"The key announcement of {party} repeats a party or a key.")
             classes.add(found)
             entries[party] = (party, values["key"], values["nonce"], signers[party])
-        if len(entries) < policy.minimum:
+        if len(entries) < terms.minimum:
             raise _refused(
-                f"{len(entries)} clients are fewer than the minimum cohort of {policy.minimum}."
+                f"{len(entries)} clients are fewer than the minimum cohort of {terms.minimum}."
             )
         self = object.__new__(cls)
-        self.policy = policy
+        self.terms = terms
         self.parties = tuple(sorted(entries))
         ordered = [entries[party] for party in self.parties]
         self.keys = tuple(entry[1] for entry in ordered)
         self.signers = {entry[0]: entry[3] for entry in ordered}
         self.index = {party: i for i, party in enumerate(self.parties)}
-        self.sid = schedule.session_id(policy.digest, ordered)
-        self.topology = Topology(policy, len(ordered), schedule.topology_seed(self.sid))
+        self.sid = schedule.session_id(terms.digest, ordered)
+        self.topology = Topology(terms, len(ordered), schedule.topology_seed(self.sid))
         return self
 
     def names(self, indices: Iterable[int]) -> tuple[str, ...]:
@@ -167,14 +169,14 @@ def check_round(directory: Directory, number: int, layout: str, participants: li
         ProtocolError: an unknown layout or a round number out of range.
         Refused: a cohort that is too small or too thinly connected.
     """
-    policy = directory.policy
-    if layout not in policy.by_name:
+    terms = directory.terms
+    if layout not in terms.by_name:
         raise ProtocolError(
             "A round names a vector that the contract does not know.", safe="Nothing was uploaded."
         )
-    if not 1 <= number <= policy.rounds:
+    if not 1 <= number <= terms.rounds:
         raise ProtocolError(
-            f"Round {number} is not in 1..{policy.rounds}.", safe="Nothing was uploaded."
+            f"Round {number} is not in 1..{terms.rounds}.", safe="Nothing was uploaded."
         )
     check_cohort(directory, participants)
 
@@ -185,10 +187,10 @@ def check_cohort(directory: Directory, members: list[int]) -> None:
     Raises:
         Refused: fewer than the minimum, or a client with too few neighbours among them.
     """
-    if len(members) < directory.policy.minimum:
+    if len(members) < directory.terms.minimum:
         raise Refused(
             f"{len(members)} clients are fewer than the minimum cohort of"
-            f" {directory.policy.minimum}.",
+            f" {directory.terms.minimum}.",
             safe="Nothing was revealed.",
             fix="Run another round with more clients.",
         )

@@ -1,6 +1,6 @@
 """Keys of a masked session: what every secret is derived from, and to what it is bound.
 
-    sid        = SHA-256 [label, policy digest, directory]             every announcement's key and nonce is in the directory
+    sid        = SHA-256 [label, terms digest, directory]             every announcement's key and nonce is in the directory
     chain_0    = HKDF-SHA256(X25519(u, v), salt = sid, info = [label, lower name, higher name])          once a session
     chain_r+1  = HKDF-Expand(chain_r, "step")                          the old value is dropped: a round cannot be re-derived
     ctx        = SHA-256 [label, sid, round, layout, model digest, participants]

@@ -44,7 +44,7 @@ from fedark.secagg.vector import (
     apply_masks,
 )
 
-__all__ = ["Round", "Server"]
+__all__ = ["ServerRound", "Server"]
 
 _DROPPED = "The message was dropped; the round goes on without it."
 _SUBSETS = 200
@@ -59,7 +59,9 @@ class Server:
         self._directory, self._threads = directory, threads
         self._last = 0
 
-    def open(self, number: int, layout: str, participants: list[str], model_digest: bytes) -> Round:
+    def open(
+        self, number: int, layout: str, participants: list[str], model_digest: bytes
+    ) -> ServerRound:
         """Begin a round.
 
         Args:
@@ -82,7 +84,7 @@ class Server:
         members = sorted(self._directory.index[party] for party in set(participants))
         check_round(self._directory, number, layout, members)
         self._last = number
-        return Round(self._directory, number, layout, members, model_digest, self._threads)
+        return ServerRound(self._directory, number, layout, members, model_digest, self._threads)
 
 
 @dataclass
@@ -91,7 +93,7 @@ class _Upload:
     sealed: bytes
 
 
-class Round:
+class ServerRound:
     """One round at the server.
 
     Attributes:
@@ -111,7 +113,7 @@ class Round:
     ) -> None:
         self._directory, self._layout, self._threads = (
             directory,
-            directory.policy.by_name[layout],
+            directory.terms.by_name[layout],
             threads,
         )
         self._cohort = Cohort(directory, members)
@@ -379,7 +381,7 @@ class Round:
         # Among so many are as many honest members as make a polynomial, whoever lies: theirs is the
         # one that the owner dealt.
         most = min(
-            self._directory.policy.colluders, 2 * topology.threshold - len(topology.committee) - 1
+            self._directory.terms.colluders, 2 * topology.threshold - len(topology.committee) - 1
         )
         proof = topology.threshold + max(1, most)
         guilty = False

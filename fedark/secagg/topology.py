@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedark.secagg.policy import Policy
 from fedark.secagg.stream import Keystream
+from fedark.secagg.terms import SessionTerms
 
 __all__ = [
     "REFUSAL_BITS",
@@ -63,9 +63,9 @@ def _log2_choose(n: int, k: int) -> float:
     return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) * _LOG2E
 
 
-def _log2_sum(terms: list[float]) -> float:
-    top = max(terms, default=-math.inf)
-    return top if math.isinf(top) else top + math.log2(sum(2.0 ** (term - top) for term in terms))
+def _log2_sum(logs: list[float]) -> float:
+    top = max(logs, default=-math.inf)
+    return top if math.isinf(top) else top + math.log2(sum(2.0 ** (term - top) for term in logs))
 
 
 def _log2_tail(trials: int, chance: float, bound: float) -> float:
@@ -131,14 +131,14 @@ def _cuts(cohort: int, colluders: int, minimum: int, degree: int) -> list[float]
 
 
 def _split(cuts: list[float], colluders: int, edge: float, floor: int) -> float:
-    terms = []
+    logs = []
     for size, cut in enumerate(cuts, 1):
         crowded = floor - size + 1
-        terms.append(
+        logs.append(
             cut
             + (size * _log2_tail(colluders, edge, crowded) if crowded > colluders * edge else 0.0)
         )
-    return _log2_sum(terms)
+    return _log2_sum(logs)
 
 
 def split_bound(cohort: int, colluders: int, minimum: int, degree: int, floor: int) -> float:
@@ -157,11 +157,11 @@ def refusal_bound(cohort: int, minimum: int, degree: int, floor: int) -> float:
     fewer than `floor` neighbours.
     """
     edge, others = _edge(cohort, degree) / (1 << 16), minimum - 1
-    terms = [
+    logs = [
         _log2_choose(others, kept) + kept * math.log2(edge) + (others - kept) * math.log2(1 - edge)
         for kept in range(min(floor, minimum))
     ]
-    return math.log2(minimum) + _log2_sum(terms)
+    return math.log2(minimum) + _log2_sum(logs)
 
 
 def most_dropped(cohort: int, colluders: int, minimum: int, agreement: bool) -> int:
@@ -254,17 +254,17 @@ class Topology:
         agreement: members release nothing before t of them have signed one survivor set.
     """
 
-    def __init__(self, policy: Policy, cohort: int, seed: bytes) -> None:
-        """`seed`: 32 bytes, from the session identifier. `cohort`: at least the policy's minimum,
+    def __init__(self, terms: SessionTerms, cohort: int, seed: bytes) -> None:
+        """`seed`: 32 bytes, from the session identifier. `cohort`: at least the terms' minimum,
         so colluders <= cohort - 2 and the threshold exists.
         """
-        colluders, minimum = policy.colluders, policy.minimum
+        colluders, minimum = terms.colluders, terms.minimum
         size = committee_size(cohort, colluders)
         self.threshold = threshold(size, colluders if size == cohort else 0)
         draws = Keystream(seed).words(cohort, first=_COMMITTEE)
         self.committee = tuple(int(i) for i in np.sort(np.argsort(draws, kind="stable")[:size]))
         self._cohort = cohort
-        self.agreement = policy.agreement or must_agree(cohort, colluders, minimum)
+        self.agreement = terms.agreement or must_agree(cohort, colluders, minimum)
         degree = graph_degree(cohort, colluders, minimum, self.agreement)
         self.complete = degree.mean == cohort - 1
         self.degree_floor = degree.floor

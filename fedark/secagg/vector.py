@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedark.foundation.errors import InputError, Refused
-from fedark.secagg.policy import Layout
 from fedark.secagg.stream import BLOCK, SPARE, Keystream, Masks, aligned, block_of
+from fedark.secagg.terms import Layout
 
 __all__ = [
     "AGAIN",

@@ -4,7 +4,7 @@ Parsed strictly.
     message   = "FSA1" | u32 header length | header | body | zeros to a multiple of 8 | words
     header    = canonical CBOR map with "kind"; or, signed, canonical [header bytes, signature]
 
-Every length is known to the receiver before it parses (from the policy, the directory and the
+Every length is known to the receiver before it parses (from the terms, the directory and the
 round), and anything else is
 refused: no length field of a message decides how much is read or allocated. A signature covers the
 kind, so a message of one kind never passes for another. Field names and types are checked before a
@@ -26,7 +26,7 @@ from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.secagg.stream import aligned
 
 __all__ = [
-    "Frame",
+    "Split",
     "build",
     "fields",
     "indices",
@@ -44,7 +44,7 @@ _MAX_HEADER = 1 << 20
 _DROPPED = "The message was dropped."
 
 
-class Frame:
+class Split:
     """A message taken apart.
 
     Attributes:
@@ -92,7 +92,7 @@ def build(header: bytes, body: bytes, words: int) -> tuple[memoryview, NDArray[n
     return whole.data, whole[start:].view(np.uint64)
 
 
-def parse(data: bytes | bytearray | memoryview, limit: int) -> Frame:
+def parse(data: bytes | bytearray | memoryview, limit: int) -> Split:
     """Take a message of at most `limit` bytes apart.
 
     Raises:
@@ -106,7 +106,7 @@ def parse(data: bytes | bytearray | memoryview, limit: int) -> Frame:
     size = int.from_bytes(view[4:8], "big")
     if view[:4] != _MAGIC or size > min(_MAX_HEADER, len(view) - 8):
         raise ProtocolError("A message is not one of secure aggregation.", safe=_DROPPED)
-    return Frame(bytes(view[8 : 8 + size]), view[8 + size :])
+    return Split(bytes(view[8 : 8 + size]), view[8 + size :])
 
 
 def label(kind: str) -> str:

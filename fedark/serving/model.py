@@ -21,7 +21,7 @@ from fedark.records.reading import Record
 from fedark.serving.adapter import Adapter
 from fedark.tuning.judged import details
 from fedark.tuning.sources import model_files, resolve
-from fedark.tuning.task import Metrics, TaskModel
+from fedark.tuning.task import Evaluation, TaskModel
 from fedark.vault.manifest import weights_digest
 
 __all__ = ["Answering", "ClearModel", "load"]
@@ -46,7 +46,7 @@ class Answering(Protocol):
         """As `TaskModel.answers`."""
         ...
 
-    def evaluate(self, records: Sequence[Record]) -> tuple[Metrics, Mapping[str, Figure]]:
+    def evaluate(self, records: Sequence[Record]) -> tuple[Evaluation, Mapping[str, Figure]]:
         """What a job measures of these records: the metrics, and the figures of
         `fedark.tuning.judged.details`.
         """
@@ -60,7 +60,7 @@ class ClearModel:
         self.task, self.terms = task, task.terms
         self.probabilities, self.answers = task.probabilities, task.answers
 
-    def evaluate(self, records: Sequence[Record]) -> tuple[Metrics, Mapping[str, Figure]]:
+    def evaluate(self, records: Sequence[Record]) -> tuple[Evaluation, Mapping[str, Figure]]:
         """See `Answering.evaluate`."""
         measured = self.task.evaluate(records)
         return measured, details(self.task, records, measured.said)

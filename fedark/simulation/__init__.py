@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fedark.attestation.claims import RUN_CONFIG, SandboxFacts
-from fedark.attestation.platforms.base import Machine
+from fedark.attestation.platforms.base import EnclavePlatform
 from fedark.contract.job import Job
 from fedark.enclave.roles import create
 from fedark.foundation.errors import (
@@ -61,7 +61,7 @@ class InProcessEnclave:
         self,
         role: str,
         run_config: bytes,
-        device: Machine,
+        device: EnclavePlatform,
         measured: Mapping[str, bytes],
         checkpoint: bytes = b"",
         bases: SharedBases | None = None,

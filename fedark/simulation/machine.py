@@ -39,14 +39,14 @@ from fedark.operate.host.admission import approve, invite
 from fedark.operate.host.folder import HostFolder, init_host
 from fedark.operate.host.jobs import propose
 from fedark.operate.host.store import JOB_ENDS, JobRecord
-from fedark.operate.node.desk import Desk
 from fedark.operate.node.folder import NodeFolder, begin_join
-from fedark.operate.node.liaison import OFFERS
+from fedark.operate.node.hostsync import OFFERS
+from fedark.operate.node.queries import NodeQueries
 from fedark.operate.offer import make_offer
 from fedark.operate.party import POLICY, BudgetConfig, DataConfig, PartyConfig
 from fedark.operate.processes import child_environment, console_script
 from fedark.operate.state import STATE
-from fedark.operate.supervisor import Kept, Supervisor
+from fedark.operate.supervisor import Supervised, Supervisor
 from fedark.sandbox.confine import Mode
 from fedark.simulation.local import checked_records, customer_data, policy_of
 from fedark.stages.consent import Consent
@@ -103,11 +103,11 @@ class Machine:
             return self.host.party_folder
         return self.root / "parties" / party
 
-    def process(self, party: str) -> Kept:
+    def process(self, party: str) -> Supervised:
         """The process that runs a party: the host's for the aggregator."""
         return self._children[party]
 
-    def processes(self) -> tuple[Kept, ...]:
+    def processes(self) -> tuple[Supervised, ...]:
         """All of them, in the order of their starts."""
         return self._children.all
 
@@ -362,7 +362,7 @@ def _budget(folder: Path, job: Job) -> BudgetConfig:
     spent = 0.0
     if (folder / STATE).exists():
         PartyConfig.read(folder).model_copy(update={"budget": budget}).write(folder)
-        spent = max(value for of, value in Desk(folder).budget().items() if of != "limit")
+        spent = max(value for of, value in NodeQueries(folder).budget().items() if of != "limit")
     return budget.model_copy(update={"epsilon": (spent + job.privacy.epsilon) * (1 + 1e-6)})
 
 

@@ -18,7 +18,7 @@ from fedark.contract.protection import (
     bytes_per_value,
     detail_keys,
     fewest_in_a_sum,
-    masked_policy,
+    masked_terms,
 )
 from fedark.enclave.usage import peak_mib
 from fedark.foundation import canonical
@@ -29,7 +29,7 @@ from fedark.stages.parties import CoordinatorState
 
 __all__ = ["make_report", "models_of", "privacy_of", "protection_of", "read_report", "sign_report"]
 
-Metrics = Sequence[Mapping[str, Mapping[str, Sequence[float]]]]
+FigureHistory = Sequence[Mapping[str, Mapping[str, Sequence[float]]]]
 
 _LABEL = "fedark/report/1"
 _MAX_REPORT = 16 << 20
@@ -55,7 +55,7 @@ def make_report(
     }
 
 
-def models_of(contract: Contract, metrics: Metrics) -> dict[str, Any]:
+def models_of(contract: Contract, metrics: FigureHistory) -> dict[str, Any]:
     """What the report says of each model: nothing but the contract and the aggregator enclave's
     figures is in it.
 
@@ -167,9 +167,9 @@ def protection_of(contract: Contract, run_id: str) -> dict[str, Any]:
     protection = contract.protection
     said: dict[str, Any] = {"mode": protection.mode, "minimum_cohort": protection.minimum_cohort}
     if protection.mode == "masked":
-        policy = masked_policy(contract, run_id)
-        said |= {"fewest_in_a_sum": fewest_in_a_sum(contract), "bits": policy.by_name[UPDATE].bits}
-        said |= {"bytes_per_value": round(bytes_per_value(policy), 2)}
+        terms = masked_terms(contract, run_id)
+        said |= {"fewest_in_a_sum": fewest_in_a_sum(contract), "bits": terms.by_name[UPDATE].bits}
+        said |= {"bytes_per_value": round(bytes_per_value(terms), 2)}
     return said
 
 

@@ -22,7 +22,7 @@ from fedark.translog._database import database_errors, open_database
 from fedark.translog.entry import Entry, Fact
 from fedark.translog.head import TreeHead, log_id
 from fedark.translog.merkle import EMPTY_ROOT, verify_consistency, verify_inclusion
-from fedark.translog.update import Update
+from fedark.translog.update import LogUpdate
 
 __all__ = ["HeadMemory", "Witnessed"]
 
@@ -113,7 +113,7 @@ class HeadMemory:
                 less than it says.
             StorageError: the head cannot be remembered.
         """
-        update = Update.verify(data, public, by=by)
+        update = LogUpdate.verify(data, public, by=by)
         if (update.party, update.run_id) != (party, run_id):
             raise LogRefused(
                 f"The word of {by}'s log is for another party or run.",
@@ -161,7 +161,7 @@ class HeadMemory:
         return TreeHead.verify(row[0], public, by=by) if row is not None else None
 
     def _goes_on(
-        self, update: Update, known: TreeHead | None, data: bytes, by: str, asked: int
+        self, update: LogUpdate, known: TreeHead | None, data: bytes, by: str, asked: int
     ) -> None:
         head, seen = update.head, known.size if known is not None else 0
         if known is not None and head.encoded == known.encoded:

@@ -22,7 +22,7 @@ from fedark.translog.head import TreeHead
 from fedark.translog.log import TransparencyLog
 from fedark.translog.merkle import MAX_PATH
 
-__all__ = ["MAX_UPDATE_BYTES", "Shown", "Update", "make_update"]
+__all__ = ["MAX_UPDATE_BYTES", "Shown", "LogUpdate", "make_update"]
 
 MAX_UPDATE_BYTES = 1 << 20
 _LABEL = "fedark/log-update/1"
@@ -39,7 +39,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Update:
+class LogUpdate:
     """A log's word to one party, its signature verified, its proofs not yet
     (`fedark.translog.memory` does that).
 
@@ -59,7 +59,7 @@ class Update:
     entries: tuple[Shown, ...]
 
     @classmethod
-    def verify(cls, data: bytes, public: bytes, *, by: str) -> Update:
+    def verify(cls, data: bytes, public: bytes, *, by: str) -> LogUpdate:
         """Read an update of the log whose owner `by` has the signing key `public`.
 
         Raises:

@@ -19,7 +19,7 @@ from fedark.foundation.errors import InputError
 from fedark.records.reading import Record
 from fedark.records.splits import split_train_test
 from fedark.tuning.layout import Flat
-from fedark.tuning.task import Progress, TaskModel
+from fedark.tuning.task import OnStep, TaskModel
 
 __all__ = ["train_alone"]
 
@@ -37,7 +37,7 @@ def train_alone(
     *,
     private: bool,
     seed: int,
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
     part: Sequence[Record] = (),
 ) -> Flat | None:
     """Train the adapter from where it is for `terms.training.baseline_epochs` passes.
@@ -115,7 +115,7 @@ def _trained(
     settings: TrainingTerms,
     epochs: int,
     seed: int,
-    progress: Progress | None,
+    progress: OnStep | None,
 ) -> bool:
     """Train from `start`; False where the loss or the adapter left the finite numbers."""
     task.set_flat(start)

@@ -11,18 +11,18 @@ from typing import Any
 from fedark.records.reading import Record
 from fedark.tuning.layout import Flat
 from fedark.tuning.paired import Paired, compare
-from fedark.tuning.task import Metrics, TaskModel
+from fedark.tuning.task import Evaluation, TaskModel
 
 __all__ = ["compared", "in_words", "measure_all"]
 
 
 def measure_all(
     task: TaskModel, sets: Mapping[str, Sequence[Record]], vectors: Mapping[str, Flat]
-) -> dict[str, dict[str, Metrics]]:
+) -> dict[str, dict[str, Evaluation]]:
     """Every adapter on every set of records: set -> adapter -> what was measured. The model is left
     with the last one.
     """
-    found: dict[str, dict[str, Metrics]] = {name: {} for name in sets}
+    found: dict[str, dict[str, Evaluation]] = {name: {} for name in sets}
     for adapter, vector in vectors.items():
         task.set_flat(vector)
         for name, records in sets.items():
@@ -30,13 +30,13 @@ def measure_all(
     return found
 
 
-def compared(figures: Mapping[str, Metrics]) -> dict[str, Paired]:
+def compared(figures: Mapping[str, Evaluation]) -> dict[str, Paired]:
     """Adapter -> "personal" beside it, on one set of records."""
     mine = figures["personal"].right
     return {name: compare(mine, one.right) for name, one in figures.items() if name != "personal"}
 
 
-def in_words(sets: Mapping[str, Mapping[str, Metrics]], chosen: str) -> dict[str, Any]:
+def in_words(sets: Mapping[str, Mapping[str, Evaluation]], chosen: str) -> dict[str, Any]:
     """All of it, for the customer's own people, of types that JSON and canonical CBOR take."""
     return {
         "chosen": chosen,

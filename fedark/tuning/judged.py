@@ -32,7 +32,7 @@ def details(
     """The figures of `detail_keys` on `records`.
 
     Args:
-        said: of `Metrics`, over all of `records`.
+        said: of `Evaluation`, over all of `records`.
     """
     if not task.terms.labels:
         given = task.answers([record.prompt for record in records]) if records else []

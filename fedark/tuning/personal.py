@@ -34,7 +34,7 @@ from fedark.contract.contract import ModelTerms
 from fedark.records.reading import Record
 from fedark.records.splits import split_train_test
 from fedark.tuning.layout import Flat
-from fedark.tuning.task import Progress, TaskModel
+from fedark.tuning.task import OnStep, TaskModel
 
 __all__ = ["Personal", "make_personal", "validation_split"]
 
@@ -76,7 +76,7 @@ def make_personal(
     judged: Mapping[str, Flat],
     *,
     seed: int,
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
 ) -> Personal:
     """Train personal adapters and choose; the model is left with any of them.
 

@@ -8,7 +8,7 @@ good after an unusual input. So under such a mechanism:
 
 1. only architectures of `ADMITTED` are trained; docs/privacy.md has the argument for each;
 2. settings that make an admitted one depend on the batch are refused (`require_separable`);
-3. nothing that the model holds may change while gradients are taken (`Held`);
+3. nothing that the model holds may change while gradients are taken (`ModelState`);
 4. the job's own model is tried on random and hostile batches (`fedark.tuning.self_check`).
 """
 
@@ -22,7 +22,7 @@ from torch import nn
 
 from fedark.foundation.errors import ModelError
 
-__all__ = ["ADMITTED", "Held", "require_separable"]
+__all__ = ["ADMITTED", "ModelState", "require_separable"]
 
 ADMITTED = frozenset(
     {
@@ -68,7 +68,7 @@ def require_separable(config: Mapping[str, Any]) -> None:
         raise _refused("its convolution reads across the end of a text")
 
 
-class Held:
+class ModelState:
     """Everything that a model holds besides the tensors that are trained: attributes of its modules
     and their classes, configurations, buffers, frozen weights.
     """

@@ -39,14 +39,14 @@ from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
 from fedark.tuning.per_example import Norms, PerExample
 from fedark.tuning.schedule import rate_factor
 from fedark.tuning.scorer import Scorer, by_layout, dropping, with_adapter
-from fedark.tuning.separable import Held
+from fedark.tuning.separable import ModelState
 from fedark.tuning.tokens import TextEncoder
 from fedark.tuning.trunk import Trunk
 from fedark.tuning.weights import Files
 
-__all__ = ["Metrics", "Progress", "TaskModel", "TrainStats"]
+__all__ = ["Evaluation", "OnStep", "TaskModel", "TrainStats"]
 
-Progress = Callable[[int, int, float], None]
+OnStep = Callable[[int, int, float], None]
 
 _EVALUATION_BATCH = 64
 _WRITTEN = 64
@@ -72,7 +72,7 @@ class TrainStats:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class Evaluation:
     """A measurement on `total` records: how many were answered right, and the sum of their
     cross-entropies in nats.
 
@@ -123,7 +123,7 @@ class TaskModel:
             else None
         )
         self.config: dict[str, Any] = base.model.config.to_dict()  # type: ignore[operator,union-attr]
-        self._held: Held | None = None
+        self._held: ModelState | None = None
         self._held_since: int | None = None
         self._known: dict[Record, Example] = {}
         self._decoder = Decoder(self.scorer.body, base.model, encoder)
@@ -237,7 +237,7 @@ class TaskModel:
         *,
         epochs: int,
         seed: int,
-        progress: Progress | None = None,
+        progress: OnStep | None = None,
         settings: TrainingTerms | None = None,
         part: tuple[float, float] = (0.0, 1.0),
     ) -> TrainStats:
@@ -374,7 +374,7 @@ class TaskModel:
         if self._held is None or before is None or self._held_since != before:
             if self._held is not None:
                 self._held.require_unchanged(classes=False)
-            self._held, self._held_since = Held(self.scorer, self._tensors.values()), before
+            self._held, self._held_since = ModelState(self.scorer, self._tensors.values()), before
         for length, part in self._alike(examples):
             with watch.batch(len(part)) as pending:
                 pending.backward(self._score([examples[index] for index in part], length)[0])
@@ -412,7 +412,7 @@ class TaskModel:
         return step
 
     @torch.no_grad()
-    def evaluate(self, records: Sequence[Record]) -> Metrics:
+    def evaluate(self, records: Sequence[Record]) -> Evaluation:
         """Measure the present adapter; no records give zeros.
 
         Raises:
@@ -436,7 +436,7 @@ class TaskModel:
                 given = [one == other for one, other in zip(gold, given, strict=True)]
             for index, hit in zip(places, given, strict=True):
                 right[index] = hit
-        return Metrics(sum(right), len(examples), loss_sum, said, tuple(right))
+        return Evaluation(sum(right), len(examples), loss_sum, said, tuple(right))
 
     @torch.no_grad()
     def probabilities(self, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -560,7 +560,7 @@ class TaskModel:
         right = (logits[:, :-1].argmax(-1) == ids[:, 1:]) | ~answer
         return losses, right.all(1)
 
-    def _rank(self, records: Sequence[Record]) -> Metrics:
+    def _rank(self, records: Sequence[Record]) -> Evaluation:
         """Compare the likelihoods of all labels after each prompt."""
         self._check(records)
         wanted = torch.tensor(
@@ -571,7 +571,7 @@ class TaskModel:
         said = Counter(zip(wanted.tolist(), given.tolist(), strict=True))
         loss_sum = -float(scores.gather(1, wanted.unsqueeze(1)).sum(dtype=torch.float64))
         right = tuple((wanted == given).tolist())
-        return Metrics(sum(right), len(records), loss_sum, said, right)
+        return Evaluation(sum(right), len(records), loss_sum, said, right)
 
     def _check(self, records: Sequence[Record]) -> None:
         for number, record in enumerate(records, 1):

@@ -27,7 +27,7 @@ from fedark.foundation.errors import ModelError, SealBroken
 from fedark.vault.manifest import TAG_BYTES, VerifiedManifest
 from fedark.vault.weightkey import WeightKey
 
-__all__ = ["Collector", "Opened", "Opener", "associated_data", "nonce", "open_to_memory"]
+__all__ = ["Collector", "OpenedBundle", "Opener", "associated_data", "nonce", "open_to_memory"]
 
 Sink = Callable[[str, memoryview], None]
 
@@ -44,7 +44,7 @@ def associated_data(bundle_id: bytes, index: int, final: bool) -> bytes:
     return bundle_id + index.to_bytes(8, "big") + bytes([final])
 
 
-class Opened:
+class OpenedBundle:
     """Proof that a bundle was opened to its end. Only `Opener.finish` makes one; a receipt cannot
     be made without it.
     """
@@ -57,7 +57,7 @@ class Opened:
         raise TypeError("an Opened is made by Opener.finish alone")
 
     @classmethod
-    def _of(cls, bundle: bytes) -> Opened:
+    def _of(cls, bundle: bytes) -> OpenedBundle:
         opened = object.__new__(cls)
         opened.bundle = bundle
         return opened
@@ -119,7 +119,7 @@ class Opener:
             self._end(broken=True)
             raise
 
-    def finish(self) -> Opened:
+    def finish(self) -> OpenedBundle:
         """Say that no bytes follow.
 
         Raises:
@@ -138,7 +138,7 @@ class Opener:
                 fix="Fetch the bundle anew, and run: fedark model verify",
             )
         self._end(broken=False)
-        return Opened._of(self._manifest.digest())
+        return OpenedBundle._of(self._manifest.digest())
 
     def _chunk(self) -> int:
         """Plaintext bytes of the next chunk."""
@@ -208,7 +208,7 @@ class Collector:
 
 def open_to_memory(
     manifest: VerifiedManifest, key: WeightKey, payload: Iterable[bytes | bytearray | memoryview]
-) -> tuple[dict[str, bytearray], Opened]:
+) -> tuple[dict[str, bytearray], OpenedBundle]:
     """Open a whole payload: file name -> plaintext, and the proof that it was complete.
 
     Raises:

@@ -49,7 +49,7 @@ from fedark.translog.head import TreeHead
 from fedark.translog.log import TransparencyLog
 from fedark.translog.merkle import verify_inclusion
 from fedark.vault.manifest import VerifiedManifest
-from fedark.vault.opener import Opened
+from fedark.vault.opener import OpenedBundle
 from fedark.vault.weightkey import WeightKey
 
 __all__ = ["Accepted", "Receipt", "ReleaseTerms", "accept", "logged_as", "release"]
@@ -309,7 +309,9 @@ class Receipt:
     loaded: int
 
     @staticmethod
-    def make(accepted: Accepted, opened: Opened, signing: SigningKey, *, now: datetime) -> bytes:
+    def make(
+        accepted: Accepted, opened: OpenedBundle, signing: SigningKey, *, now: datetime
+    ) -> bytes:
         """The receipt, signed by the enclave's key.
 
         Raises:

@@ -93,7 +93,7 @@ def world(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def proposed(run: Run, world: Path) -> str:
-    """The job is submitted; its contract was carried to the nodes by hand, as their liaison would."""
+    """The job is submitted; its contract was carried to the nodes by hand, as their sync would."""
     from fedark.operate.host.folder import HostFolder
     from fedark.stages.consent import Consent
 

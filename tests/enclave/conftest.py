@@ -18,7 +18,7 @@ from fedark.attestation.platforms.simulated import SimulatedDevice, SimulatedRoo
 from fedark.enclave import launcher
 from fedark.enclave.host import EnclaveProcess
 from fedark.measurement import Measurement, measure_enclave
-from fedark.measurement.tree import Entry
+from fedark.measurement.tree import TreeEntry
 from fedark.sandbox import Support, survey
 from fedark.v1 import enclave_pb2 as pb
 
@@ -31,7 +31,7 @@ def measure_probe(role: str, folder: Path = PROBE) -> Measurement:
     """The measurement of a real enclave, with the test's own entry point in place of its own."""
     real = measure_enclave(role)
     script = folder / "main.py"
-    entry = Entry(
+    entry = TreeEntry(
         "probe/main.py", "f", False, hashlib.sha384(script.read_bytes()).digest(), str(script)
     )
     return dataclasses.replace(

@@ -15,7 +15,7 @@ import pytest
 from fedark.enclave import launcher
 from fedark.foundation.errors import EnclaveFailed, Refused
 from fedark.measurement import Measurement
-from fedark.measurement.tree import Entry
+from fedark.measurement.tree import TreeEntry
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def sabotaged(probing, tmp_path: Path):
         assert marker in text
         script.write_text(text.replace(marker, marker + lines))
         measurement = probing("aggregator")
-        entry = Entry(
+        entry = TreeEntry(
             "main.py", "f", False, hashlib.sha384(script.read_bytes()).digest(), str(script)
         )
         entries = {

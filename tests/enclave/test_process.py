@@ -274,9 +274,9 @@ ELSEWHERE = """
 import sys, pathlib, json
 sys.path[:0] = json.loads(sys.argv[1])
 if sys.argv[2] == "container":
-    from fedark.sandbox.bpf import ALLOW, Policy, Rule, errno
+    from fedark.sandbox.bpf import ALLOW, SyscallPolicy, SyscallRule, errno
     from fedark.sandbox.seccomp import install
-    install(Policy("container", ALLOW, (Rule(errno(1), ("unshare", "setns", "mount", "pivot_root", "open_tree", "move_mount")),)))
+    install(SyscallPolicy("container", ALLOW, (SyscallRule(errno(1), ("unshare", "setns", "mount", "pivot_root", "open_tree", "move_mount")),)))
 import conftest as t
 from datetime import UTC, datetime
 device = t.SimulatedRoot(now=datetime.now(UTC)).issue(now=datetime.now(UTC))

@@ -19,7 +19,7 @@ import pytest
 from fedark.enclave import launcher
 from fedark.foundation.errors import EnclaveFailed, Refused
 from fedark.measurement import Measurement
-from fedark.measurement.tree import Entry
+from fedark.measurement.tree import TreeEntry
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def own(probing, tmp_path: Path) -> tuple[Path, Measurement]:
     module = folder / "measured_helper.py"
     module.write_text("VALUE = 1\n")
     probe = probing("aggregator")
-    entry = Entry(
+    entry = TreeEntry(
         "helper.py", "f", False, hashlib.sha384(module.read_bytes()).digest(), str(module)
     )
     measurement = dataclasses.replace(
@@ -193,7 +193,9 @@ def test_a_module_that_came_from_elsewhere_before_the_lock_stops_the_enclave(
         probe.replace('SPECIFICATION["path"]\n', 'SPECIFICATION["path"]\nimport stray\n', 1)
     )
     (module.parent / "stray.py").write_text("")
-    entry = Entry("main.py", "f", False, hashlib.sha384(script.read_bytes()).digest(), str(script))
+    entry = TreeEntry(
+        "main.py", "f", False, hashlib.sha384(script.read_bytes()).digest(), str(script)
+    )
     entries = {**measurement.entries, "application": (*measurement.entries["application"], entry)}
     with pytest.raises(
         Refused, match=r"module stray was imported from .*stray\.py, which is not measured"

@@ -16,7 +16,7 @@ from unittest.mock import patch
 from engine import Target
 
 from fedark.operate.host.front import FLEET_ROUTES, Front
-from fedark.operate.host.service import MAX_BODY, PREFIX, Answer, Call
+from fedark.operate.host.service import MAX_BODY, PREFIX, HostAnswer, HostRequest
 
 _KEY = "a public key"
 _FLEET = sorted(FLEET_ROUTES)
@@ -58,19 +58,21 @@ def strangers() -> Iterator[Target]:
     runner, onward = asyncio.Runner(), _Writer()
 
     class Own:
-        def begin(self, method: str, target: str, headers: dict[str, str]) -> Call | Answer:
+        def begin(
+            self, method: str, target: str, headers: dict[str, str]
+        ) -> HostRequest | HostAnswer:
             if not target.startswith(PREFIX):
                 raise AssertionError("the host was shown another request than came")
             length = int(headers.get("content-length", 0))
 
-            def act(body: bytes) -> Answer:
+            def act(body: bytes) -> HostAnswer:
                 if length != len(body) or len(body) > MAX_BODY:
                     raise AssertionError("the host was shown another body than came")
-                return Answer(200, "text/plain", b"ok")
+                return HostAnswer(200, "text/plain", b"ok")
 
-            return Call("", MAX_BODY, act)
+            return HostRequest("", MAX_BODY, act)
 
-        def finish(self, call: Call, body: bytes) -> Answer:
+        def finish(self, call: HostRequest, body: bytes) -> HostAnswer:
             return call.act(body)
 
     async def connected(*_: Any, **__: Any) -> tuple[asyncio.StreamReader, _Writer]:

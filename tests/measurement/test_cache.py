@@ -22,11 +22,13 @@ from fedark.measurement.cache import (
     identity,
 )
 from fedark.measurement.elf import Linkage
-from fedark.measurement.tree import Root, entries_of
+from fedark.measurement.tree import MeasuredPath, entries_of
 
 
 def digests(folder: Path, cache: DigestCache) -> dict[str, bytes]:
-    return {entry.label: entry.digest for entry in entries_of([Root(str(folder), "t")], cache)}
+    return {
+        entry.label: entry.digest for entry in entries_of([MeasuredPath(str(folder), "t")], cache)
+    }
 
 
 @pytest.fixture

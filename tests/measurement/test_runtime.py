@@ -19,7 +19,7 @@ import pytest
 from fedark.foundation.errors import InputError, Refused
 from fedark.measurement import loader, runtime
 from fedark.measurement.cache import DigestCache
-from fedark.measurement.tree import Root, entries_of, register
+from fedark.measurement.tree import MeasuredPath, entries_of, register
 
 
 def wheel(
@@ -60,7 +60,7 @@ def unpack(path: Path, site: Path) -> None:
         archive.extractall(site)
 
 
-def roots_of(*names: str) -> list[Root]:
+def roots_of(*names: str) -> list[MeasuredPath]:
     return runtime.distribution_roots(*runtime.distributions(names))
 
 
@@ -181,7 +181,7 @@ def test_an_excluded_folder_neither_counts_nor_is_visible_and_nothing_beside_it_
         site,
     )
 
-    def roots() -> list[Root]:
+    def roots() -> list[MeasuredPath]:
         return runtime.distribution_roots(*runtime.distributions(["alpha"]), ["alpha/include"])
 
     def labels() -> set[str]:
@@ -269,7 +269,7 @@ def test_libc_and_the_loader_are_found_for_the_interpreter_and_a_changed_library
     tmp_path: Path,
 ) -> None:
     cache = DigestCache(None)
-    binary = entries_of([Root(str(runtime.python_binary()), "python")], cache)
+    binary = entries_of([MeasuredPath(str(runtime.python_binary()), "python")], cache)
     found = {
         entry.label: entry
         for entry in runtime.library_entries(binary, ["libgcc_s.so.1", "not-there.so"], cache)
@@ -315,7 +315,7 @@ def loader_cache(
 
 def python_libraries() -> dict[str, Path]:
     cache = DigestCache(None)
-    binary = entries_of([Root(str(runtime.python_binary()), "python")], cache)
+    binary = entries_of([MeasuredPath(str(runtime.python_binary()), "python")], cache)
     return {
         entry.label.removeprefix("lib/"): Path(entry.path)
         for entry in runtime.library_entries(binary, [], cache)

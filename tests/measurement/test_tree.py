@@ -13,7 +13,7 @@ import pytest
 from fedark.foundation.errors import InputError, Refused
 from fedark.measurement import tree
 from fedark.measurement.cache import DigestCache
-from fedark.measurement.tree import Root, entries_of, register
+from fedark.measurement.tree import MeasuredPath, entries_of, register
 
 
 def build(folder: Path) -> Path:
@@ -28,7 +28,8 @@ def build(folder: Path) -> Path:
 
 def value(folder: Path, cache: DigestCache | None = None) -> bytes:
     return register(
-        "application", entries_of([Root(str(folder / "pkg"), "pkg")], cache or DigestCache(None))
+        "application",
+        entries_of([MeasuredPath(str(folder / "pkg"), "pkg")], cache or DigestCache(None)),
     )
 
 
@@ -149,7 +150,7 @@ def test_a_link_to_a_file_outside_counts_with_the_content_of_that_file(tmp_path:
     (folder / "pkg" / "out.py").symlink_to("../outside.py")
     (entry,) = (
         e
-        for e in entries_of([Root(str(folder / "pkg"), "pkg")], DigestCache(None))
+        for e in entries_of([MeasuredPath(str(folder / "pkg"), "pkg")], DigestCache(None))
         if e.label == "pkg/out.py"
     )
     assert (entry.kind, entry.outside) == ("o", str(outside))
@@ -196,8 +197,8 @@ def test_names_that_are_not_utf8_are_measured(tmp_path: Path) -> None:
 
 
 def test_entries_cannot_be_shifted_from_one_path_to_another() -> None:
-    def entry(label: str, digest: bytes) -> tree.Entry:
-        return tree.Entry(label, "f", False, digest, label)
+    def entry(label: str, digest: bytes) -> tree.TreeEntry:
+        return tree.TreeEntry(label, "f", False, digest, label)
 
     one = [entry("a", b"1" * 48), entry("b", b"2" * 48)]
     two = [entry("a", b"2" * 48), entry("b", b"1" * 48)]
@@ -213,7 +214,10 @@ def test_entries_cannot_be_shifted_from_one_path_to_another() -> None:
 
 def test_two_paths_under_one_label_are_refused(tmp_path: Path) -> None:
     folder = build(tmp_path)
-    roots = [Root(str(folder / "pkg" / "a.py"), "x"), Root(str(folder / "pkg" / "tool"), "x")]
+    roots = [
+        MeasuredPath(str(folder / "pkg" / "a.py"), "x"),
+        MeasuredPath(str(folder / "pkg" / "tool"), "x"),
+    ]
     with pytest.raises(InputError, match="under one name"):
         entries_of(roots, DigestCache(None))
 
@@ -237,4 +241,4 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
 def test_a_missing_root_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be measured"):
-        entries_of([Root(str(tmp_path / "nothing"), "x")], DigestCache(None))
+        entries_of([MeasuredPath(str(tmp_path / "nothing"), "x")], DigestCache(None))

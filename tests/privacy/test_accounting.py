@@ -254,7 +254,7 @@ import numpy as np
 import fedark.privacy.ledger
 from fedark.privacy.mechanisms import Mechanism
 from fedark.privacy.sampling import poisson_sample
-from fedark.secagg.policy import Layout
+from fedark.secagg.terms import Layout
 made = Mechanism.example_local(
     Layout("x", 9, 16, 8.0, 8.0), record_norm=1.0, noise_multiplier=1.0, rate=Fraction(1, 10), steps=3, delta=1e-5
 )

@@ -15,7 +15,7 @@ from fedark.foundation.errors import InputError
 from fedark.privacy.accounting import Event, Spend, cost, epsilon
 from fedark.privacy.mechanisms import Mechanism, _rounded_norm, calibrated
 from fedark.privacy.noise import GridNoise, check_variance, smoothing_error
-from fedark.secagg.policy import Layout
+from fedark.secagg.terms import Layout
 from fedark.secagg.vector import Contribution, RoundSum, mask
 
 DELTA, RATE = 1e-5, Fraction("0.1")

@@ -18,7 +18,7 @@ import attacks
 import pytest
 
 import fedark
-from fedark.sandbox import Root, Setup, survey
+from fedark.sandbox import Mount, Setup, survey
 from fedark.sandbox.syscalls import NUMBERS
 
 PACKAGE = Path(fedark.__file__).resolve().parent
@@ -83,7 +83,7 @@ class Inmate:
             landlock=survey().landlock if landlock is None else landlock,
             host=os.getpid(),
             channel=theirs.fileno(),
-            roots=tuple(dict.fromkeys(Root.of(path) for path in roots)),
+            roots=tuple(dict.fromkeys(Mount.of(path) for path in roots)),
             listed=(),
             memory_bytes=changes.get("memory_bytes", MEMORY),
             scratch_bytes=SCRATCH_BYTES,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fedark.sandbox.bpf import ALLOW, KILL, Arg, Policy, Rule, compile_policy, errno
+from fedark.sandbox.bpf import ALLOW, KILL, Arg, SyscallPolicy, SyscallRule, compile_policy, errno
 from fedark.sandbox.syscalls import AUDIT_ARCH, NUMBERS
 
 ALL = (1 << 64) - 1
@@ -44,7 +44,7 @@ def run(
                 raise AssertionError(f"instruction {code:#x}")
 
 
-def meaning(policy: Policy, number: int, arguments: tuple[int, ...]) -> int:
+def meaning(policy: SyscallPolicy, number: int, arguments: tuple[int, ...]) -> int:
     """What the policy says, without any compiling."""
     for rule in policy.rules:
         if number in {NUMBERS[name] for name in rule.calls} and all(
@@ -68,12 +68,14 @@ def conditions(draw: st.DrawFn) -> Arg:
 
 
 rules = st.builds(
-    Rule,
+    SyscallRule,
     verdicts,
     st.lists(names, min_size=1, max_size=4).map(tuple),
     st.lists(conditions(), max_size=6).map(tuple),
 )
-policies = st.builds(Policy, st.just("any"), verdicts, st.lists(rules, max_size=12).map(tuple))
+policies = st.builds(
+    SyscallPolicy, st.just("any"), verdicts, st.lists(rules, max_size=12).map(tuple)
+)
 
 
 @given(
@@ -82,19 +84,19 @@ policies = st.builds(Policy, st.just("any"), verdicts, st.lists(rules, max_size=
     st.tuples(*[values] * 6),
 )
 @example(
-    Policy("any", ALLOW, (Rule(errno(1), ("read",), (Arg(0, 1 << 32, ALL),)),)),
+    SyscallPolicy("any", ALLOW, (SyscallRule(errno(1), ("read",), (Arg(0, 1 << 32, ALL),)),)),
     0,
     (0, 0, 0, 0, 0, 0),
 )
 def test_a_compiled_policy_decides_as_it_says(
-    policy: Policy, number: int, arguments: tuple[int, ...]
+    policy: SyscallPolicy, number: int, arguments: tuple[int, ...]
 ) -> None:
     assert run(compile_policy(policy), number, arguments) == meaning(policy, number, arguments)
 
 
 @given(policies, st.integers(0, ALL >> 32), st.tuples(*[values] * 6))
 def test_another_architectures_call_is_killed_whatever_its_number(
-    policy: Policy, number: int, arguments: tuple[int, ...]
+    policy: SyscallPolicy, number: int, arguments: tuple[int, ...]
 ) -> None:
     for foreign in (0x4000_0003, 0xC000_00B7, AUDIT_ARCH ^ 1):
         assert run(compile_policy(policy), number, arguments, foreign) == KILL
@@ -102,13 +104,15 @@ def test_another_architectures_call_is_killed_whatever_its_number(
 
 @given(policies, st.integers(0x4000_0000, 0xFFFF_FFFF), st.tuples(*[values] * 6))
 def test_an_x32_call_is_killed_even_where_its_twin_is_allowed(
-    policy: Policy, number: int, arguments: tuple[int, ...]
+    policy: SyscallPolicy, number: int, arguments: tuple[int, ...]
 ) -> None:
     assert run(compile_policy(policy), number, arguments) == KILL
 
 
 def test_both_halves_of_an_argument_are_compared() -> None:
-    program = compile_policy(Policy("halves", errno(1), (Rule(ALLOW, ("read",), (Arg(1, 7),)),)))
+    program = compile_policy(
+        SyscallPolicy("halves", errno(1), (SyscallRule(ALLOW, ("read",), (Arg(1, 7),)),))
+    )
     assert run(program, 0, (0, 7, 0, 0, 0, 0)) == ALLOW
     assert run(program, 0, (0, 7 | 1 << 32, 0, 0, 0, 0)) == errno(1)
     assert run(program, 0, (7, 0, 0, 0, 0, 0)) == errno(1)
@@ -116,7 +120,11 @@ def test_both_halves_of_an_argument_are_compared() -> None:
 
 def test_the_first_rule_that_matches_decides() -> None:
     program = compile_policy(
-        Policy("order", KILL, (Rule(errno(2), ("read",), (Arg(0, 1),)), Rule(ALLOW, ("read",))))
+        SyscallPolicy(
+            "order",
+            KILL,
+            (SyscallRule(errno(2), ("read",), (Arg(0, 1),)), SyscallRule(ALLOW, ("read",))),
+        )
     )
     assert run(program, 0, (1, 0, 0, 0, 0, 0)) == errno(2)
     assert run(program, 0, (2, 0, 0, 0, 0, 0)) == ALLOW
@@ -129,25 +137,31 @@ def test_a_condition_that_can_never_hold_and_an_unknown_call_are_refused() -> No
     with pytest.raises(ValueError, match="out of range"):
         Arg(6, 0)
     with pytest.raises(KeyError):
-        compile_policy(Policy("typo", ALLOW, (Rule(KILL, ("exceve",)),)))
+        compile_policy(SyscallPolicy("typo", ALLOW, (SyscallRule(KILL, ("exceve",)),)))
 
 
 def test_a_policy_over_the_kernels_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="limit"):
-        compile_policy(Policy("long", ALLOW, (Rule(ALLOW, tuple(NUMBERS) * 20),)))
+        compile_policy(SyscallPolicy("long", ALLOW, (SyscallRule(ALLOW, tuple(NUMBERS) * 20),)))
 
 
 @given(policies, policies)
-def test_two_policies_have_one_digest_only_if_they_are_equal(one: Policy, other: Policy) -> None:
+def test_two_policies_have_one_digest_only_if_they_are_equal(
+    one: SyscallPolicy, other: SyscallPolicy
+) -> None:
     assert (one.digest() == other.digest()) == (one == other)
 
 
 def test_what_differs_between_processes_is_not_in_the_digest() -> None:
-    def policy(pid: int) -> Policy:
-        return Policy(
+    def policy(pid: int) -> SyscallPolicy:
+        return SyscallPolicy(
             "own",
             KILL,
-            (Rule(ALLOW, ("tgkill",), (Arg(0, pid, 0xFFFF_FFFF, symbol="own process id"),)),),
+            (
+                SyscallRule(
+                    ALLOW, ("tgkill",), (Arg(0, pid, 0xFFFF_FFFF, symbol="own process id"),)
+                ),
+            ),
         )
 
     assert policy(1).digest() == policy(77).digest()

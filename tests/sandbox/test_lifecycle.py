@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedark.sandbox import Root
+from fedark.sandbox import Mount
 from fedark.sandbox.monitor import MONITOR, traced
 from fedark.sandbox.namespaces import open_root
 
@@ -168,7 +168,7 @@ def test_a_folder_exchanged_for_a_link_or_another_one_is_not_opened(tmp_path: Pa
     folder, other = tmp_path / "measured", tmp_path / "other"
     folder.mkdir()
     other.mkdir()
-    root = Root.of(str(folder))
+    root = Mount.of(str(folder))
     os.close(open_root(root))
     folder.rename(tmp_path / "away")
     folder.symlink_to(other)
@@ -183,7 +183,7 @@ def test_a_folder_exchanged_for_a_link_or_another_one_is_not_opened(tmp_path: Pa
 def test_a_link_anywhere_on_the_way_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "real" / "measured").mkdir(parents=True)
     (tmp_path / "link").symlink_to("real")
-    real = Root.of(str(tmp_path / "link" / "measured"))
+    real = Mount.of(str(tmp_path / "link" / "measured"))
     assert real.source == str(tmp_path / "real" / "measured")
     with pytest.raises(OSError, match=r"symbolic links|Too many levels"):
         open_root(dataclasses.replace(real, source=str(tmp_path / "link" / "measured")))

@@ -17,11 +17,11 @@ from fedark.sandbox import Support, survey
 CONTAINER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from fedark.sandbox.bpf import ALLOW, Arg, Policy, Rule, errno
+from fedark.sandbox.bpf import ALLOW, Arg, SyscallPolicy, SyscallRule, errno
 from fedark.sandbox.seccomp import install
 denied = ("unshare", "setns", "mount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr", "fsopen")
 more = ("landlock_create_ruleset",) if sys.argv[2] == "bare" else ()
-install(Policy("container", ALLOW, (Rule(errno(1), denied), Rule(errno(38), more))))
+install(SyscallPolicy("container", ALLOW, (SyscallRule(errno(1), denied), Rule(errno(38), more))))
 from fedark.sandbox import survey
 from fedark.foundation.errors import SandboxUnavailable
 import json

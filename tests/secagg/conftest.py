@@ -17,11 +17,11 @@ from fedark.secagg import (
     Directory,
     Lane,
     Layout,
-    Policy,
     Releases,
-    Round,
     RoundSum,
     Server,
+    ServerRound,
+    SessionTerms,
     wire,
 )
 
@@ -73,7 +73,7 @@ class Lab:
             ),
             Layout("m/evaluate", 0, metrics=(Lane("correct", 1000), Lane("loss", 1e6, 2.0**-16))),
         )
-        self.policy = Policy(
+        self.terms = SessionTerms(
             CONTRACT,
             RUN,
             tuple(self.parties),
@@ -92,7 +92,7 @@ class Lab:
         """A new session: new keys, new directory."""
         self.clients = {
             p: Client(
-                self.policy,
+                self.terms,
                 p,
                 self.signing[p],
                 self.releases.setdefault(p, Releases()),
@@ -101,7 +101,7 @@ class Lab:
             for p in self.parties
         }
         self.hellos = {p: client.hello() for p, client in self.clients.items()}
-        self.directory = Directory.verify(self.policy, self.identities, self.hellos.values())
+        self.directory = Directory.verify(self.terms, self.identities, self.hellos.values())
         for client in self.clients.values():
             client.join(self.directory)
         self.server = Server(self.directory, self.threads)
@@ -112,7 +112,7 @@ class Lab:
         participants: Iterable[str] | None = None,
         model: bytes = b"",
         layout: str = "m/update",
-    ) -> Round:
+    ) -> ServerRound:
         """A round that every participant and committee member has begun; for a model of its own if
         none is given.
         """
@@ -127,7 +127,7 @@ class Lab:
         return np.random.default_rng(seed).uniform(-1, 1, self.length).astype(np.float32)
 
     def upload(
-        self, current: Round, inputs: dict[str, Contribution], lost: Iterable[str] = ()
+        self, current: ServerRound, inputs: dict[str, Contribution], lost: Iterable[str] = ()
     ) -> dict[str, bytearray]:
         """Everybody's upload; those of `lost` do not arrive."""
         messages = {p: self.clients[p].upload(c) for p, c in inputs.items()}
@@ -137,7 +137,7 @@ class Lab:
 
     def unmask(
         self,
-        current: Round,
+        current: ServerRound,
         silent: Iterable[str] = (),
         tamper: Callable[[str, bytes], bytes] | None = None,
     ) -> RoundSum:
@@ -163,14 +163,14 @@ class Lab:
 
     def uploaded(
         self, lost: Iterable[str] = (), model: bytes = b""
-    ) -> tuple[Round, dict[str, bytearray]]:
+    ) -> tuple[ServerRound, dict[str, bytearray]]:
         """A round in which everybody has uploaded, and the uploads."""
         current = self.open(model=model)
         return current, self.upload(current, self.inputs(), lost)
 
     def survivors_request(
         self,
-        current: Round,
+        current: ServerRound,
         survivors: list[int],
         kind: str = "survivors",
         body: bytes = b"",
@@ -181,7 +181,11 @@ class Lab:
         return wire.message(header, body)
 
     def unmask_request(
-        self, current: Round, member: int, survivors: list[int], endorsements: Iterable[list] = ()
+        self,
+        current: ServerRound,
+        member: int,
+        survivors: list[int],
+        endorsements: Iterable[list] = (),
     ) -> bytes:
         """The same for an unmask request to `member`; the sealed shares are the uploads' own."""
         committee, body = self.directory.topology.committee, b""

@@ -506,7 +506,7 @@ def without_some(session, victim, neighbours):
     count = len(near) - topology.degree_floor + 1
     dropped = near[:count] if neighbours else far[:count]
     members = [i for i in range(session.size) if i not in dropped]
-    assert len(members) >= session.policy.minimum, "the size of the set is no reason to refuse it"
+    assert len(members) >= session.terms.minimum, "the size of the set is no reason to refuse it"
     return members
 
 
@@ -578,13 +578,13 @@ def shown_apart(session, current, dropped):
     """Each honest member's own survivor set, such that enough of them name each of `dropped` as
     gone.
     """
-    topology, policy = session.directory.topology, session.policy
-    honest = session.size - policy.colluders
-    wanted = dict.fromkeys(dropped, topology.threshold - policy.colluders)
+    topology, terms = session.directory.topology, session.terms
+    honest = session.size - terms.colluders
+    wanted = dict.fromkeys(dropped, topology.threshold - terms.colluders)
     shown = {}
     for member in range(honest):
         gone = [u for u in sorted(wanted, key=lambda u: -wanted[u]) if wanted[u]][
-            : session.size - policy.minimum
+            : session.size - terms.minimum
         ]
         for u in gone:
             wanted[u] -= 1

@@ -25,7 +25,7 @@ def test_the_peer_is_called_so_that_it_computes_the_mean(dropped):
 
 
 def test_our_side_computes_the_mean_and_says_so_itself(monkeypatch):
-    session = bench.Session(5, 300)
+    session = bench.MaskedSession(5, 300)
     timed = session.round(bench._vector(300), 1)
     assert timed.client > 0
     assert timed.server > 0

@@ -19,7 +19,7 @@ def test_the_formulas_meet_the_messages(lab, size, colluders, dropped):
     genuine = current.unmask_requests
     current.unmask_requests = lambda: requests.update(genuine()) or requests
     session.unmask(current, tamper=lambda party, reply: replies.setdefault(party, reply))
-    cost = Cost.of(session.layout, size, session.policy.minimum, colluders, dropped)
+    cost = Cost.of(session.layout, size, session.terms.minimum, colluders, dropped)
 
     def mean(found):
         return sum(map(len, found.values())) / len(found)

@@ -21,7 +21,7 @@ def key_of(session, party):
 
 def verify(session, hellos, identities=None):
     return Directory.verify(
-        session.policy, session.identities if identities is None else identities, hellos.values()
+        session.terms, session.identities if identities is None else identities, hellos.values()
     )
 
 
@@ -35,22 +35,22 @@ def test_a_substituted_key_is_refused_by_every_client(lab):
     with.
     """
     session = lab(size=4)
-    forged = announce(session.policy, "c0001", bytes(range(32)), bytes(32), SigningKey())
+    forged = announce(session.terms, "c0001", bytes(range(32)), bytes(32), SigningKey())
     with pytest.raises(Refused, match="does not verify"):
         verify(session, {**session.hellos, "c0001": forged})
 
 
 def test_control_a_key_signed_by_the_attested_enclave_is_accepted(lab):
     session = lab(size=4)
-    good = announce(session.policy, "c0001", bytes(range(32)), bytes(32), session.signing["c0001"])
+    good = announce(session.terms, "c0001", bytes(range(32)), bytes(32), session.signing["c0001"])
     assert verify(session, {**session.hellos, "c0001": good}).keys[1] == bytes(range(32))
 
 
 def test_a_client_refuses_a_directory_with_another_key_in_its_own_place(lab):
     session = lab(size=4)
-    other = announce(session.policy, "c0001", bytes(range(32)), bytes(32), session.signing["c0001"])
+    other = announce(session.terms, "c0001", bytes(range(32)), bytes(32), session.signing["c0001"])
     swapped = verify(session, {**session.hellos, "c0001": other})
-    fresh = Client(session.policy, "c0001", session.signing["c0001"])
+    fresh = Client(session.terms, "c0001", session.signing["c0001"])
     with pytest.raises(Refused, match="own key"):
         fresh.join(swapped)
 
@@ -93,7 +93,7 @@ def test_one_attested_enclave_cannot_stand_for_two_parties(lab):
 def test_a_key_cannot_be_reflected_or_claimed_by_another_party(lab):
     session = lab(size=4)
     copied = announce(
-        session.policy, "c0001", key_of(session, "c0000"), bytes(32), session.signing["c0001"]
+        session.terms, "c0001", key_of(session, "c0000"), bytes(32), session.signing["c0001"]
     )
     with pytest.raises(Refused, match="repeats"):
         verify(session, {**session.hellos, "c0001": copied})
@@ -145,7 +145,7 @@ def test_a_key_cannot_be_reflected_in_another_form_that_agrees_on_the_same_secre
     assert mine.exchange(X25519PublicKey.from_public_bytes(twin(key))) == mine.exchange(
         X25519PublicKey.from_public_bytes(key)
     )
-    other = announce(session.policy, "c0001", twin(key), bytes(32), session.signing["c0001"])
+    other = announce(session.terms, "c0001", twin(key), bytes(32), session.signing["c0001"])
     with pytest.raises(Refused, match="repeats"):
         verify(session, {**session.hellos, "c0001": other})
 
@@ -154,8 +154,7 @@ def test_a_key_at_or_above_p_is_the_one_that_it_is_taken_for(lab):
     session = lab(size=4)
     keys = {"c0000": (9).to_bytes(32, "little"), "c0001": (P + 9).to_bytes(32, "little")}
     hellos = {
-        p: announce(session.policy, p, key, bytes(32), session.signing[p])
-        for p, key in keys.items()
+        p: announce(session.terms, p, key, bytes(32), session.signing[p]) for p, key in keys.items()
     }
     with pytest.raises(Refused, match="repeats"):
         verify(session, {**session.hellos, **hellos})
@@ -163,22 +162,22 @@ def test_a_key_at_or_above_p_is_the_one_that_it_is_taken_for(lab):
 
 def test_a_key_of_small_order_is_in_no_directory(lab):
     session = lab(size=4)
-    other = announce(session.policy, "c0001", bytes(32), bytes(32), session.signing["c0001"])
+    other = announce(session.terms, "c0001", bytes(32), bytes(32), session.signing["c0001"])
     with pytest.raises(Refused, match="not a usable"):
         verify(session, {**session.hellos, "c0001": other})
 
 
 def test_a_party_cannot_announce_twice(lab):
     session = lab(size=4)
-    again = announce(session.policy, "c0001", bytes(range(32)), bytes(32), session.signing["c0001"])
+    again = announce(session.terms, "c0001", bytes(range(32)), bytes(32), session.signing["c0001"])
     with pytest.raises(Refused, match="repeats"):
         verify(session, {**session.hellos, "extra": again})
 
 
 def test_an_announcement_for_other_terms_is_refused(lab):
-    """A lower threshold, another width, a smaller minimum: any other policy."""
+    """A lower threshold, another width, a smaller minimum: any other terms."""
     session = lab(size=5)
-    other = replace(session.policy, minimum=3)
+    other = replace(session.terms, minimum=3)
     hello = announce(other, "c0001", bytes(range(32)), bytes(32), session.signing["c0001"])
     with pytest.raises(Refused, match="other terms"):
         verify(session, {**session.hellos, "c0001": hello})
@@ -186,11 +185,11 @@ def test_an_announcement_for_other_terms_is_refused(lab):
 
 def test_a_client_joins_no_directory_for_other_terms(lab):
     session = lab(size=5)
-    other = replace(session.policy, layouts=(Layout("m/update", 40, 16, 2.0),))
+    other = replace(session.terms, layouts=(Layout("m/update", 40, 16, 2.0),))
     clients = {p: Client(other, p, session.signing[p]) for p in session.parties}
     directory = Directory.verify(other, session.identities, [c.hello() for c in clients.values()])
     with pytest.raises(Refused, match="terms"):
-        Client(session.policy, "c0000", session.signing["c0000"]).join(directory)
+        Client(session.terms, "c0000", session.signing["c0000"]).join(directory)
 
 
 def test_fewer_announcements_than_the_minimum_cohort_make_no_session(lab):
@@ -224,9 +223,7 @@ def test_clients_that_were_shown_different_directories_get_no_sum(lab):
     session = lab(size=5, minimum=3)
     # The server hides c0004 from c0000 and c0001 only.
     smaller = verify(session, {p: session.hellos[p] for p in session.parties[:4]})
-    clients = {
-        p: Client(session.policy, p, session.signing[p], Releases()) for p in session.parties
-    }
+    clients = {p: Client(session.terms, p, session.signing[p], Releases()) for p in session.parties}
     hellos = {p: c.hello() for p, c in clients.items()}
     full = verify(session, hellos)
     smaller = verify(session, {p: hellos[p] for p in session.parties[:4]})

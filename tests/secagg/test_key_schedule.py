@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from fedark.foundation.errors import Refused
-from fedark.secagg import Lane, Layout, Policy, schedule
+from fedark.secagg import Lane, Layout, SessionTerms, schedule
 from fedark.secagg.stream import Keystream
 from fedark.secagg.topology import Topology
 
@@ -72,7 +72,7 @@ def independent():
         "survivors": survivors,
         "stream": stream(seed, 3, 32),
         "topology_seed": topology,
-        "policy": (
+        "terms": (
             hashlib.sha256(cbor2.dumps(["fedark/secagg/2/policy", POLICY], canonical=True)).digest()
         ),
         "graph": hashlib.sha256(json.dumps(near).encode()).digest(),
@@ -134,11 +134,11 @@ POLICY = {
 }
 
 
-def policy():
+def terms():
     """`POLICY`, as the protocol's own."""
     (layout,) = POLICY["layouts"]
     made = Layout(**{**layout, "metrics": tuple(Lane(**metric) for metric in layout["metrics"])})
-    return Policy(**{**POLICY, "roster": tuple(POLICY["roster"]), "layouts": (made,)})
+    return SessionTerms(**{**POLICY, "roster": tuple(POLICY["roster"]), "layouts": (made,)})
 
 
 def test_the_vectors_are_what_the_rfcs_give():
@@ -159,7 +159,7 @@ def test_the_schedule_meets_the_vectors():
     pair = schedule.Chain(root).take(3, schedule.round_info(ctx))
     seed = schedule.mask_seed(pair)
     words = Keystream(seed).words(4, first=3)
-    topology = Topology(policy(), COHORT, schedule.topology_seed(sid))
+    topology = Topology(terms(), COHORT, schedule.topology_seed(sid))
     near = [topology.neighbours(one).tolist() for one in range(COHORT)]
     got = {
         "sid": sid,
@@ -172,7 +172,7 @@ def test_the_schedule_meets_the_vectors():
         "survivors": schedule.survivors_digest(ctx, [0, 4]),
         "stream": words.astype("<u8").tobytes(),
         "topology_seed": schedule.topology_seed(sid),
-        "policy": policy().digest,
+        "terms": terms().digest,
         "graph": hashlib.sha256(json.dumps(near).encode()).digest(),
         "committee": hashlib.sha256(json.dumps(topology.committee).encode()).digest(),
     }

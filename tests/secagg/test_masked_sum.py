@@ -45,7 +45,7 @@ def test_the_sum_of_the_survivors_is_exact_or_there_is_none_when_clients_drop_at
     for number in range(data.draw(st.integers(1, 3), "rounds")):
         absent, lost, silent = (data.draw(anyone, what) for what in ("absent", "lost", "silent"))
         present = [p for p in session.parties if p not in absent]
-        if len(present) < session.policy.minimum:
+        if len(present) < session.terms.minimum:
             continue
         values = {p: on_grid(session, 100 * number + i) for i, p in enumerate(present)}
         contributions = {
@@ -55,7 +55,7 @@ def test_the_sum_of_the_survivors_is_exact_or_there_is_none_when_clients_drop_at
         survivors = [p for p in present if p not in lost]
         answering = set(session.parties) - silent - absent
         enough = (
-            len(survivors) >= session.policy.minimum
+            len(survivors) >= session.terms.minimum
             and len(answering) >= session.directory.topology.threshold
         )
         if not enough:

@@ -231,12 +231,10 @@ def kept(monkeypatch):
 @pytest.mark.parametrize("agreement", [True, False])
 def test_no_message_holds_a_secret_and_none_before_the_unmasking_a_share(lab, kept, agreement):
     session = lab(size=5, minimum=4, agreement=agreement)
-    session.clients = {p: Client(session.policy, p, session.signing[p]) for p in session.parties}
+    session.clients = {p: Client(session.terms, p, session.signing[p]) for p in session.parties}
     private = [client._secret.private_bytes_raw() for client in session.clients.values()]
     session.hellos = {p: client.hello() for p, client in session.clients.items()}
-    session.directory = Directory.verify(
-        session.policy, session.identities, session.hellos.values()
-    )
+    session.directory = Directory.verify(session.terms, session.identities, session.hellos.values())
     for client in session.clients.values():
         client.join(session.directory)
     private += [
@@ -367,7 +365,7 @@ def test_messages_out_of_order_are_refused(lab):
         client.upload(Contribution(session.vector(0)))
     with pytest.raises(ProtocolError, match="No round"):
         client.unmask(b"")
-    fresh = client_module.Client(session.policy, "c0000", session.signing["c0000"])
+    fresh = client_module.Client(session.terms, "c0000", session.signing["c0000"])
     with pytest.raises(ProtocolError, match="No session"):
         fresh.begin(b"", bytes(48))
     current = session.open()

@@ -19,7 +19,7 @@ def sides(lab):
     has one key, announced to both.
     """
     whole = lab(size=8, minimum=4, length=30)
-    clients = {p: Client(whole.policy, p, whole.signing[p]) for p in whole.parties}
+    clients = {p: Client(whole.terms, p, whole.signing[p]) for p in whole.parties}
     hellos = {p: client.hello() for p, client in clients.items()}
     found = []
     for shown, joined in (
@@ -27,9 +27,7 @@ def sides(lab):
         (whole.parties[2:], whole.parties[4:]),
     ):
         side = copy.copy(whole)
-        side.directory = Directory.verify(
-            whole.policy, whole.identities, [hellos[p] for p in shown]
-        )
+        side.directory = Directory.verify(whole.terms, whole.identities, [hellos[p] for p in shown])
         side.parties, side.clients = joined, {p: clients[p] for p in joined}
         side.server = Server(side.directory, 1)
         for client in side.clients.values():
@@ -132,10 +130,10 @@ def two_sessions(lab):
     part = copy.copy(whole)
     part.parties = whole.parties[3:]
     part.clients = {
-        p: Client(whole.policy, p, whole.signing[p], whole.releases[p], 1) for p in part.parties
+        p: Client(whole.terms, p, whole.signing[p], whole.releases[p], 1) for p in part.parties
     }
     part.directory = Directory.verify(
-        whole.policy, whole.identities, [c.hello() for c in part.clients.values()]
+        whole.terms, whole.identities, [c.hello() for c in part.clients.values()]
     )
     for client in part.clients.values():
         client.join(part.directory)
@@ -209,7 +207,7 @@ def test_a_restarted_enclave_remembers_in_which_session_it_uploaded(two_sessions
     whole.clients[party].upload(whole.inputs()[party])
     state, second = whole.clients[party].state(), part.clients[party].state()
     restored, sibling = (
-        Client(whole.policy, party, whole.signing[party], shared) for shared in [Releases()] * 2
+        Client(whole.terms, party, whole.signing[party], shared) for shared in [Releases()] * 2
     )
     restored.restore(state, whole.directory)
     sibling.restore(second, part.directory)
@@ -228,7 +226,7 @@ def test_restoring_one_session_forgets_nothing_of_its_siblings(two_sessions) -> 
     current = opened(whole, whole.parties)
     whole.upload(current, whole.inputs())
     unmasked(whole, current, whole.parties[:5], whole.parties[8:])
-    restored = Client(whole.policy, party, whole.signing[party], whole.releases[party])
+    restored = Client(whole.terms, party, whole.signing[party], whole.releases[party])
     restored.restore(early, part.directory)
     with pytest.raises(Refused, match="released before"):
         restored.begin(part.server.open(1, "m/update", part.parties, MODEL).request, MODEL)

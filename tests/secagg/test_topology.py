@@ -10,7 +10,7 @@ import pytest
 
 import fedark.secagg.topology as topology_module
 from fedark.foundation.errors import ContractError
-from fedark.secagg import Layout, Policy
+from fedark.secagg import Layout, SessionTerms
 from fedark.secagg.topology import (
     REFUSAL_BITS,
     STATISTICAL_BITS,
@@ -27,8 +27,8 @@ from fedark.secagg.topology import (
 )
 
 
-def policy(size, minimum, colluders, agreement=False):
-    return Policy(
+def terms(size, minimum, colluders, agreement=False):
+    return SessionTerms(
         bytes(48),
         "r",
         tuple(f"c{i:04d}" for i in range(size)),
@@ -52,10 +52,10 @@ def test_two_quorums_always_share_an_honest_member(size):
 
 def test_more_colluders_than_any_threshold_tolerates_are_refused():
     with pytest.raises(ContractError, match="colluders"):
-        policy(5, 4, 3)
+        terms(5, 4, 3)
     for size in range(3, 12):
         for colluders in range(size - 1):
-            assert Topology(policy(size, size, colluders), size, bytes(32)).threshold <= size
+            assert Topology(terms(size, size, colluders), size, bytes(32)).threshold <= size
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_more_colluders_than_any_threshold_tolerates_are_refused():
 )
 def test_cohorts_whose_sum_tells_too_much_are_refused(size, minimum, match):
     with pytest.raises(ContractError, match=match):
-        policy(size, minimum, 0)
+        terms(size, minimum, 0)
 
 
 @pytest.mark.parametrize(("size", "colluders"), [(200, 20), (500, 50), (1000, 100), (2000, 200)])
@@ -142,7 +142,7 @@ def test_random_drops_of_as_many_clients_as_admitted_cost_no_round(size, collude
     minimum = -(-7 * size // 10)
     rng = np.random.default_rng(size)
     seeds = (f"{size}/{i}".encode().ljust(32, b".") for i in range(40))
-    topologies = [Topology(policy(size, minimum, colluders), size, seed) for seed in seeds]
+    topologies = [Topology(terms(size, minimum, colluders), size, seed) for seed in seeds]
     refused = sum(
         bool(one.sparse_in(np.sort(rng.permutation(size)[:minimum])).size) for one in topologies
     )
@@ -162,7 +162,7 @@ def test_the_committee_bound_is_the_probability_that_sampling_shows():
 
 
 def test_small_cohorts_mask_with_everybody_and_everybody_unmasks():
-    topology = Topology(policy(10, 7, 3), 10, os.urandom(32))
+    topology = Topology(terms(10, 7, 3), 10, os.urandom(32))
     assert topology.complete
     assert topology.committee == tuple(range(10))
     assert topology.neighbours(3).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
@@ -335,12 +335,12 @@ def test_a_ring_has_more_neighbours_than_clients_can_be_taken_away(size, share):
 
 
 def test_graph_and_committee_come_from_the_seed_and_are_symmetric():
-    terms = policy(300, 210, 15)
+    logs = terms(300, 210, 15)
     seed = os.urandom(32)
     one, same, other = (
-        Topology(terms, 300, seed),
-        Topology(terms, 300, seed),
-        Topology(terms, 300, os.urandom(32)),
+        Topology(logs, 300, seed),
+        Topology(logs, 300, seed),
+        Topology(logs, 300, os.urandom(32)),
     )
     assert one.committee == same.committee != other.committee
     for u in range(0, 300, 17):
@@ -355,7 +355,7 @@ def test_a_client_whose_neighbours_are_all_declared_gone_makes_the_survivor_set_
     """The attack on sparse graphs: drop exactly the victim's neighbours, and its masks are all
     recovered.
     """
-    topology = Topology(policy(300, 210, 15), 300, os.urandom(32))
+    topology = Topology(terms(300, 210, 15), 300, os.urandom(32))
     survivors = np.setdiff1d(np.arange(300), topology.neighbours(7))
     assert survivors.size > 210
     assert 7 in topology.sparse_in(survivors)
@@ -366,7 +366,7 @@ def test_honest_survivors_stay_connected_when_an_adversary_drops_as_many_as_it_m
     """Greedy attempts to cut a client or a small set out of the graph never pass the degree check."""
     size, colluders, minimum = 300, 15, 210
     rng = np.random.default_rng(3)
-    topology = Topology(policy(size, minimum, colluders), size, os.urandom(32))
+    topology = Topology(terms(size, minimum, colluders), size, os.urandom(32))
     adjacency = np.zeros((size, size), bool)
     for u in range(size):
         adjacency[u, topology.neighbours(u)] = True
@@ -418,7 +418,7 @@ def revealed(size, need, colluders, minimum):
 def test_no_answers_of_honest_members_reveal_both_secrets_of_a_party(size, colluders, minimum):
     both, smallest = revealed(size, threshold(size, colluders), colluders, minimum)
     assert both == 0
-    assert smallest >= 2 or Topology(policy(size, minimum, colluders), size, bytes(32)).agreement
+    assert smallest >= 2 or Topology(terms(size, minimum, colluders), size, bytes(32)).agreement
 
 
 def test_control_with_a_low_threshold_some_answers_reveal_both_secrets_of_a_party():
@@ -439,6 +439,6 @@ def test_the_smallest_sum_is_over_every_session_that_a_server_may_make_of_a_rost
 
 
 def test_agreement_is_asked_for_where_split_answers_could_leave_fewer_than_two_honest_clients():
-    assert Topology(policy(10, 5, 3), 10, bytes(32)).agreement
-    assert not Topology(policy(10, 7, 1), 10, bytes(32)).agreement
-    assert Topology(policy(10, 7, 1, agreement=True), 10, bytes(32)).agreement
+    assert Topology(terms(10, 5, 3), 10, bytes(32)).agreement
+    assert not Topology(terms(10, 7, 1), 10, bytes(32)).agreement
+    assert Topology(terms(10, 7, 1, agreement=True), 10, bytes(32)).agreement

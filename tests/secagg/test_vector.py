@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from fedark.foundation.errors import ContractError, InputError, Refused
 from fedark.secagg import stream as stream_module
 from fedark.secagg import vector as vector_module
-from fedark.secagg.policy import Lane, Layout, Policy
 from fedark.secagg.stream import BLOCK, LONGEST, SPARE, Keystream, Masks
+from fedark.secagg.terms import Lane, Layout, SessionTerms
 from fedark.secagg.vector import Contribution, MaskedSum, RoundSum, apply_masks, l2_norm, mask
 
 
@@ -84,7 +84,7 @@ def test_a_layout_that_could_overflow_or_makes_no_sense_is_refused_with_the_poli
 ):
     layout = Layout(**{"name": "x", "length": 5, **change})
     with pytest.raises(ContractError, match=complaint):
-        Policy(bytes(48), "r", names(10), 7, 1, (layout,))
+        SessionTerms(bytes(48), "r", names(10), 7, 1, (layout,))
 
 
 @pytest.mark.parametrize("bits", [4, 16, 20])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedark.operate.processes import Child, child_environment
-from fedark.operate.supervisor import Kept
+from fedark.operate.supervisor import Supervised
 
 
 class Clock:
@@ -35,7 +35,7 @@ def keeper(
     code: str,
     *,
     may_end: bool = False,
-) -> Kept:
+) -> Supervised:
     def start() -> Child:
         child = Child(
             "it",
@@ -46,7 +46,7 @@ def keeper(
         made.append(child)
         return child
 
-    return Kept("it", start, say=said.append, may_end=may_end, clock=clock)
+    return Supervised("it", start, say=said.append, may_end=may_end, clock=clock)
 
 
 def test_the_pause_doubles_up_to_half_a_minute_and_falls_back_after_ten_calm_seconds(

@@ -22,7 +22,7 @@ from small import CUSTOMERS, SECRET_WORDS, write_job
 
 from fedark.attestation.nonces import NonceBook
 from fedark.contract.job import Job
-from fedark.contract.protection import bytes_per_value, masked_policy
+from fedark.contract.protection import bytes_per_value, masked_terms
 from fedark.enclave import masking
 from fedark.enclave.aggregator import AggregatorSession
 from fedark.enclave.masking import AggregatorMasks, TrainerMasks
@@ -265,7 +265,11 @@ def test_the_aggregator_enclave_sees_no_weight_no_figure_and_no_update(
     opened: list[Payload] = []
     words: dict[str, list[np.ndarray[Any, Any]]] = {}
     weights: list[int] = []
-    decode, receive, finish = Payload.decode, masking.Round.receive, masking.Round.finish
+    decode, receive, finish = (
+        Payload.decode,
+        masking.ServerRound.receive,
+        masking.ServerRound.finish,
+    )
 
     def decoded(data: bytes) -> Payload:
         opened.append(decode(data))
@@ -284,8 +288,8 @@ def test_the_aggregator_enclave_sees_no_weight_no_figure_and_no_update(
         return total
 
     monkeypatch.setattr(Payload, "decode", staticmethod(decoded))
-    monkeypatch.setattr(masking.Round, "receive", received)
-    monkeypatch.setattr(masking.Round, "finish", finished)
+    monkeypatch.setattr(masking.ServerRound, "receive", received)
+    monkeypatch.setattr(masking.ServerRound, "finish", finished)
     with simulate(Job.load(job_file, MASKED), tmp_path / "work") as running:
         running.run()
     assert all(payload.weight == 0 and not payload.metrics for payload in opened)
@@ -413,23 +417,23 @@ def test_trainer_and_aggregator_derive_one_policy_and_the_run_is_part_of_it(
 ) -> None:
     with simulate(Job.load(job_file, MASKED), tmp_path / "work") as running:
         contract = running.federation.contract
-    policy = masked_policy(contract, "run-1")
-    assert policy.digest == masked_policy(type(contract).decode(contract.encode()), "run-1").digest
-    assert policy.digest != masked_policy(contract, "run-2").digest
-    assert policy.agreement, "a cohort agrees on its survivors unless the contract says otherwise"
-    assert policy.roster == tuple(sorted(FOUR))
-    assert bytes_per_value(policy) < 2.7
-    names = {metric.name for metric in policy.by_name["evaluated"].metrics}
+    terms = masked_terms(contract, "run-1")
+    assert terms.digest == masked_terms(type(contract).decode(contract.encode()), "run-1").digest
+    assert terms.digest != masked_terms(contract, "run-2").digest
+    assert terms.agreement, "a cohort agrees on its survivors unless the contract says otherwise"
+    assert terms.roster == tuple(sorted(FOUR))
+    assert bytes_per_value(terms) < 2.7
+    names = {metric.name for metric in terms.by_name["evaluated"].metrics}
     assert {
         "tiny/before/own/correct",
         "tiny/local/acceptance/north/loss",
         "tiny/train/1/total",
     } <= names
-    assert not policy.by_name["update"].metrics
+    assert not terms.by_name["update"].metrics
     terms = contract.protection.model_copy(update={"mode": "sealed"})
     sealed = contract.model_copy(update={"protection": terms})
     with pytest.raises(ContractError, match="its updates are not masked"):
-        masked_policy(sealed, "run-1")
+        masked_terms(sealed, "run-1")
 
 
 def test_a_customer_that_holds_nothing_out_does_not_sign_a_contract_that_sums_such_figures(
@@ -532,7 +536,7 @@ def waiting(models: int) -> tuple[TrainerMasks, dict[str, np.ndarray[Any, Any]],
     vectors = {
         model.name: draws.normal(0, 0.01, length).astype(np.float32) for model in contract.models
     }
-    return ends[mine], vectors, 8 * masked_policy(contract, run).by_name["update"].words(len(names))
+    return ends[mine], vectors, 8 * masked_terms(contract, run).by_name["update"].words(len(names))
 
 
 @pytest.mark.parametrize(("models", "most"), [(1, 1.5), (2, 3.0)])

@@ -17,7 +17,7 @@ import torch
 from small import CUSTOMERS, HostileRelay, write_job
 
 from fedark.contract.job import Job
-from fedark.contract.protection import masked_policy
+from fedark.contract.protection import masked_terms
 from fedark.foundation.errors import FedarkError
 from fedark.foundation.keys import SigningKey
 from fedark.secagg import Client, wire
@@ -115,8 +115,8 @@ def rebuilt(kind: str, values: dict[str, Any], body: bytes = b"") -> bytes:
 
 def test_a_session_key_that_the_relay_puts_in_is_refused_by_every_fellow(start: Any) -> None:
     running = start()
-    policy = masked_policy(running.federation.contract, running.run_id)
-    forged = Client(policy, "east", SigningKey()).hello()
+    terms = masked_terms(running.federation.contract, running.run_id)
+    forged = Client(terms, "east", SigningKey()).hello()
 
     def change(party: str, message: stage_pb2.StageRequest) -> None:
         if message.HasField("load"):

@@ -14,7 +14,7 @@ from small import write_job
 from fedark.contract.contract import Contract
 from fedark.contract.job import Job
 from fedark.contract.privacy import claim_problems, mechanism, noised_layout
-from fedark.contract.protection import fewest_in_a_sum, masked_policy
+from fedark.contract.protection import fewest_in_a_sum, masked_terms
 from fedark.enclave import protection, trainer
 from fedark.enclave.aggregator import AggregatorSession
 from fedark.foundation.errors import ContractError
@@ -194,11 +194,11 @@ def test_customers_who_share_noise_agree_on_whose_is_in_the_sum(
         }
     )
     assert len(large.customers) >= 16
-    assert masked_policy(large, "run").agreement
+    assert masked_terms(large, "run").agreement
     without = large.model_copy(
         update={"protection": large.protection.model_copy(update={"agreement": False})}
     )
-    assert masked_policy(without, "run").agreement == shared
+    assert masked_terms(without, "run").agreement == shared
     assert not shared or fewest_in_a_sum(without) == without.protection.minimum_cohort
 
 

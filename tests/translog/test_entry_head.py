@@ -19,7 +19,7 @@ from fedark.foundation.keys import SigningKey
 from fedark.translog.entry import KINDS, Entry, log_name, note_digest
 from fedark.translog.head import HEAD_LABEL, TreeHead, log_id, sign_head
 from fedark.translog.merkle import leaf_hash
-from fedark.translog.update import Update
+from fedark.translog.update import LogUpdate
 
 VALUES = {"name": "north", "sha384": bytes(48), "32 bytes": bytes(32), "number": 7}
 KEY = SigningKey(bytes(32))
@@ -213,7 +213,7 @@ def test_a_head_in_json_reads_back_and_a_readable_field_that_lies_is_refused() -
 PARSERS: tuple[Callable[[bytes], object], ...] = (
     Entry.decode,
     lambda data: TreeHead.verify(data, KEY.public, by="maker"),
-    lambda data: Update.verify(data, KEY.public, by="maker"),
+    lambda data: LogUpdate.verify(data, KEY.public, by="maker"),
 )
 ITEMS = st.recursive(
     st.none()

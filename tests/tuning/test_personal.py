@@ -11,7 +11,7 @@ import pytest
 from fedark.contract.contract import PersonalTerms, TrainingTerms
 from fedark.records.reading import Record
 from fedark.tuning.personal import make_personal, validation_split
-from fedark.tuning.task import Metrics
+from fedark.tuning.task import Evaluation
 
 TRAIN = [Record(f"train {number}", "a") for number in range(8)]
 HELD = [Record(f"held {number}", "a") for number in range(400)]
@@ -47,11 +47,11 @@ class Scripted:
         assert not {record.prompt for record in records} & {record.prompt for record in HELD}
         self.vector = self.vector + 1
 
-    def evaluate(self, records: Any) -> Metrics:
+    def evaluate(self, records: Any) -> Evaluation:
         self.log.append(("evaluate", len(records)))
         share = self.own if records[0].prompt.startswith("held") else self.standard
         right = round(share(float(self.vector[0])) * len(records))
-        return Metrics(right, len(records), float(len(records) - right))
+        return Evaluation(right, len(records), float(len(records) - right))
 
 
 def made(task: Any, *, alone: bool = False, replay: Any = ()) -> Any:
@@ -112,10 +112,10 @@ def test_what_the_base_knew_is_not_given_up_for_a_little_more_of_ones_own() -> N
 
 def test_an_adapter_whose_loss_is_no_number_is_never_chosen() -> None:
     class Broken(Scripted):
-        def evaluate(self, records: Any) -> Metrics:
+        def evaluate(self, records: Any) -> Evaluation:
             found = super().evaluate(records)
             broken = self.vector[0] == 12.0
-            return Metrics(found.total, found.total, float("nan")) if broken else found
+            return Evaluation(found.total, found.total, float("nan")) if broken else found
 
     assert made(Broken(lambda v: v / 20)).chosen == "personal, pass 1"
 

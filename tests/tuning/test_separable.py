@@ -25,7 +25,7 @@ from fedark.foundation.errors import ModelError
 from fedark.records.reading import Record
 from fedark.simulation.local import prepare
 from fedark.tuning.self_check import self_check
-from fedark.tuning.separable import ADMITTED, Held, require_separable
+from fedark.tuning.separable import ADMITTED, ModelState, require_separable
 from fedark.tuning.task import TaskModel
 
 Make = Callable[[tuple[str, ...]], list[Record]]
@@ -279,7 +279,7 @@ def test_a_planted_violation_is_seen(zoo: Any, records: Make, name: str, kind: s
 
 def test_a_model_that_stays_as_it_is_is_found_unchanged(zoo: Any, records: Make) -> None:
     task = zoo["llama"].load()
-    held = Held(task.scorer, task.trained)
+    held = ModelState(task.scorer, task.trained)
     data = records(ANSWERS)
     task.gradient_sum(data, clip_norm=1.0)
     task.evaluate(data)

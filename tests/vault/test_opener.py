@@ -23,7 +23,7 @@ from fedark.vault.manifest import (
     ReleasePolicy,
     VerifiedManifest,
 )
-from fedark.vault.opener import Opened, Opener, associated_data, nonce, open_to_memory
+from fedark.vault.opener import OpenedBundle, Opener, associated_data, nonce, open_to_memory
 from fedark.vault.weightkey import WeightKey
 
 CHUNK = 1024
@@ -267,7 +267,7 @@ def test_a_payload_made_to_open_under_a_second_key_still_has_one_admissible_key(
 
 def test_only_an_opener_that_reached_the_end_makes_a_proof_of_opening() -> None:
     with pytest.raises(TypeError):
-        Opened()
+        OpenedBundle()
 
 
 def test_opening_needs_the_same_memory_for_one_chunk_and_for_many() -> None:

@@ -24,7 +24,7 @@ from fedark.foundation import canonical
 from fedark.foundation.errors import LogForked, LogRefused, ReleaseRefused, SealBroken, StorageError
 from fedark.foundation.keys import HpkeKey, SigningKey
 from fedark.translog.log import TransparencyLog
-from fedark.vault.opener import Opened, open_to_memory
+from fedark.vault.opener import OpenedBundle, open_to_memory
 from fedark.vault.release import Accepted, Receipt, ReleaseTerms
 from fedark.vault.weightkey import WeightKey
 
@@ -46,7 +46,7 @@ def terms_of(body: dict[str, Any]) -> ReleaseTerms:
     return ReleaseTerms(**{field.name: body[field.name] for field in fields(ReleaseTerms)})
 
 
-def load(world: Any, accepted: Accepted) -> Opened:
+def load(world: Any, accepted: Accepted) -> OpenedBundle:
     _, proof = open_to_memory(world.manifest, accepted.key, world.bundle.payload())
     return proof
 
@@ -520,7 +520,7 @@ def test_a_receipt_cannot_be_made_without_an_accepted_grant_and_an_opened_bundle
     trainer = world.trainer()
     accepted = world.accept(world.release(trainer), trainer)
     with pytest.raises(ReleaseRefused, match="not the one that was granted"):
-        Receipt.make(accepted, Opened._of(b"o" * 48), trainer.signing, now=world.now)
+        Receipt.make(accepted, OpenedBundle._of(b"o" * 48), trainer.signing, now=world.now)
 
 
 def test_a_bundle_that_breaks_on_the_way_gives_no_receipt(world: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from fedark.attestation.claims import Claims, SandboxFacts
 
-__all__ = ["Attester", "Machine", "Verifier"]
+__all__ = ["Attester", "EnclavePlatform", "Verifier"]
 
 
 class Attester(Protocol):
@@ -28,7 +28,7 @@ class Attester(Protocol):
         """
 
 
-class Machine(Protocol):
+class EnclavePlatform(Protocol):
     """What enclaves run on: a simulated device, or a confidential guest."""
 
     def attester(self, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts) -> Attester:

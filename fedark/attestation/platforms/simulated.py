@@ -202,7 +202,7 @@ class SimulatedDevice:
     def attester(
         self, *, measurements: Mapping[str, bytes], sandbox: SandboxFacts
     ) -> SimulatedAttester:
-        """See `fedark.attestation.platforms.base.Machine`."""
+        """See `fedark.attestation.platforms.base.EnclavePlatform`."""
         return SimulatedAttester(self, measurements=measurements, sandbox=sandbox)
 
     def sign(self, payload: bytes) -> bytes:

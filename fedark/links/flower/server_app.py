@@ -25,7 +25,7 @@ from fedark.links.flower import configuration
 from fedark.links.flower.link import FlowerLink
 from fedark.links.flower.service import NodeClient
 
-__all__ = ["CONFIG_VARIABLE", "Settings", "app", "forget", "running"]
+__all__ = ["CONFIG_VARIABLE", "AppSettings", "app", "forget", "running"]
 
 CONFIG_VARIABLE = "FEDARK_SERVER_CONFIG"
 _UNNAMED_SECONDS, _PAUSE = 20.0, 0.05
@@ -33,7 +33,7 @@ _log = logging.getLogger("fedark")
 
 
 @dataclass(frozen=True)
-class Settings:
+class AppSettings:
     """What the supervisor tells the ServerApp.
 
     Attributes:
@@ -85,7 +85,7 @@ def main(grid: Grid, context: Context) -> None:
         configuration.resolve(settings.coordinator)(link, aggregator, settings.settings)
 
 
-def _settings_for(run_id: int, config: Path) -> Settings:
+def _settings_for(run_id: int, config: Path) -> AppSettings:
     """The supervisor's settings, once they name this run; the supervisor writes its id a moment
     after it has submitted it.
 
@@ -94,7 +94,7 @@ def _settings_for(run_id: int, config: Path) -> Settings:
     """
     given_up = time.monotonic() + _UNNAMED_SECONDS
     while True:
-        settings = configuration.read(config, Settings)
+        settings = configuration.read(config, AppSettings)
         if settings.run == run_id:
             return settings
         if settings.run or time.monotonic() > given_up:

@@ -28,7 +28,14 @@ from fedark.foundation.errors import FedarkError, FederationError, printable, re
 from fedark.links.link import MAX_MESSAGE_BYTES, stage_of
 from fedark.v1 import node_pb2, node_pb2_grpc, stage_pb2
 
-__all__ = ["LONGEST_PATH", "Desk", "Node", "NodeClient", "NodeServer", "NodeStatus"]
+__all__ = [
+    "LONGEST_PATH",
+    "OperatorQueries",
+    "StageHandler",
+    "NodeClient",
+    "NodeServer",
+    "NodeStatus",
+]
 
 _PIECE = 1 << 20
 _PAUSE = 0.1
@@ -47,7 +54,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Node(Protocol):
+class StageHandler(Protocol):
     """What a daemon owns: a party's side of the protocol."""
 
     party: str
@@ -62,7 +69,7 @@ class Node(Protocol):
         ...
 
 
-class Desk(Protocol):
+class OperatorQueries(Protocol):
     """What answers the operator's commands."""
 
     def jobs(self) -> node_pb2.JobsReply:
@@ -101,10 +108,15 @@ def _joined(pieces: Iterable[node_pb2.Piece]) -> bytes:
     return bytes(data)
 
 
-class _Servicer(node_pb2_grpc.NodeServicer):
-    def __init__(self, node: Node, desk: Desk | None, on_stop: Callable[[], None] | None) -> None:
+class _NodeServicer(node_pb2_grpc.NodeServicer):
+    def __init__(
+        self,
+        node: StageHandler,
+        queries: OperatorQueries | None,
+        on_stop: Callable[[], None] | None,
+    ) -> None:
         self._node = node
-        self._desk = desk
+        self._queries = queries
         self._on_stop = on_stop
         self._turn = threading.Lock()
         self._now = ("", "")
@@ -154,10 +166,10 @@ class _Servicer(node_pb2_grpc.NodeServicer):
         )
 
     def Jobs(self, request: node_pb2.JobsRequest, context: Any) -> node_pb2.JobsReply:  # noqa: N802
-        return self._asked(context, lambda desk: desk.jobs())
+        return self._asked(context, lambda queries: queries.jobs())
 
     def Ledger(self, request: node_pb2.LedgerRequest, context: Any) -> node_pb2.LedgerReply:  # noqa: N802
-        return self._asked(context, lambda desk: desk.ledger())
+        return self._asked(context, lambda queries: queries.ledger())
 
     def Stop(self, request: node_pb2.StopRequest, context: Any) -> node_pb2.StopReply:  # noqa: N802
         if self._on_stop is None:
@@ -166,11 +178,11 @@ class _Servicer(node_pb2_grpc.NodeServicer):
             self._on_stop()
         return node_pb2.StopReply()
 
-    def _asked(self, context: Any, ask: Callable[[Desk], T]) -> T:
-        if self._desk is None:
+    def _asked(self, context: Any, ask: Callable[[OperatorQueries], T]) -> T:
+        if self._queries is None:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
         try:
-            return ask(self._desk)  # type: ignore[arg-type]  # abort raises
+            return ask(self._queries)  # type: ignore[arg-type]  # abort raises
         except FedarkError as error:
             context.set_trailing_metadata(((_FAULT, _fault(error)),))
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, type(error).__name__)
@@ -205,7 +217,7 @@ class NodeServer:
     Args:
         node: whose `handle` is called, one call at a time.
         path: of the socket; its directory must exist and be closed to other users.
-        desk: answers the operator's commands, at a node that has an operator's folder.
+        queries: answers the operator's commands, at a node that has an operator's folder.
         on_stop: called when the operator asks the daemon to end.
 
     Raises:
@@ -214,10 +226,10 @@ class NodeServer:
 
     def __init__(
         self,
-        node: Node,
+        node: StageHandler,
         path: Path,
         *,
-        desk: Desk | None = None,
+        queries: OperatorQueries | None = None,
         on_stop: Callable[[], None] | None = None,
     ) -> None:
         _check_directory(path)
@@ -227,7 +239,9 @@ class NodeServer:
         path.unlink(missing_ok=True)
         self._pool = ThreadPoolExecutor(max_workers=_CALLS, thread_name_prefix="service")
         self._server = grpc.server(self._pool, options=[*_OPTIONS, ("grpc.so_reuseport", 0)])
-        node_pb2_grpc.add_NodeServicer_to_server(_Servicer(node, desk, on_stop), self._server)  # type: ignore[no-untyped-call]
+        node_pb2_grpc.add_NodeServicer_to_server(
+            _NodeServicer(node, queries, on_stop), self._server
+        )  # type: ignore[no-untyped-call]
         mask = os.umask(0o177)
         try:
             self._server.add_insecure_port(f"unix:{path}")

@@ -84,7 +84,7 @@ def fault_of(error: Exception) -> stage_pb2.StageFault:
     return faults.fault_of(error, text=600, reasons=10, reason=160)
 
 
-class _Servicer(broker_pb2_grpc.BrokerServicer):
+class _BrokerServicer(broker_pb2_grpc.BrokerServicer):
     def __init__(self, broker: KeyBroker) -> None:
         self._broker = broker
 
@@ -171,7 +171,7 @@ class BrokerServer:
                 ("grpc.so_reuseport", 0),
             ],
         )
-        broker_pb2_grpc.add_BrokerServicer_to_server(_Servicer(broker), self._server)  # type: ignore[no-untyped-call]
+        broker_pb2_grpc.add_BrokerServicer_to_server(_BrokerServicer(broker), self._server)  # type: ignore[no-untyped-call]
         self._health = _Health()
         self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

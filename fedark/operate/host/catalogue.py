@@ -23,14 +23,14 @@ from fedark.foundation.errors import InputError, ProtocolError, StorageError
 from fedark.foundation.files import disk_errors, sync_directory, write_atomic
 from fedark.vault.manifest import Manifest
 
-__all__ = ["MAX_PIECE", "Catalogue", "Held"]
+__all__ = ["MAX_PIECE", "Catalogue", "BundleProgress"]
 
 MAX_PIECE = 4 << 20
 _DIGEST = re.compile(r"^[0-9a-f]{96}$")
 
 
 @dataclass(frozen=True)
-class Held:
+class BundleProgress:
     """How much of a bundle is here: payload bytes, of how many, and whether it is whole."""
 
     size: int
@@ -59,7 +59,7 @@ class Catalogue:
             raise ProtocolError("A bundle is named by 96 hex digits.")
         return self._folder / f"{digest}.fedark"
 
-    def held(self, digest: str) -> Held | None:
+    def held(self, digest: str) -> BundleProgress | None:
         """What is here of a bundle, or None for nothing."""
         whole = self.path(digest)
         for folder in (whole, whole.with_suffix(".part")):
@@ -67,7 +67,7 @@ class Catalogue:
                 data = (folder / "manifest").read_bytes()
                 total = Manifest.verify(data, Manifest.claimed_provider(data)).payload_size
                 payload = folder / "payload"
-                return Held(
+                return BundleProgress(
                     payload.stat().st_size if payload.exists() else 0, total, folder == whole
                 )
         return None
@@ -115,7 +115,7 @@ class Catalogue:
             )
         write_atomic(part / "manifest", manifest, mode=0o600)
 
-    def add(self, digest: str, offset: int, data: bytes) -> Held:
+    def add(self, digest: str, offset: int, data: bytes) -> BundleProgress:
         """Append a piece that follows what is here; another offset changes nothing and tells where
         to go on.
 
@@ -136,7 +136,7 @@ class Catalogue:
                 )
             return held if held.whole or offset != held.size else self._add(digest, held, data)
 
-    def _add(self, digest: str, held: Held, data: bytes) -> Held:
+    def _add(self, digest: str, held: BundleProgress, data: bytes) -> BundleProgress:
         part = self.path(digest).with_suffix(".part")
         if held.size == held.total and not data:
             return self._finish(digest, part, held)
@@ -149,10 +149,10 @@ class Catalogue:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        held = Held(held.size + len(data), held.total, False)
+        held = BundleProgress(held.size + len(data), held.total, False)
         return self._finish(digest, part, held) if held.size == held.total else held
 
-    def _finish(self, digest: str, part: Path, held: Held) -> Held:
+    def _finish(self, digest: str, part: Path, held: BundleProgress) -> BundleProgress:
         data = (part / "manifest").read_bytes()
         verified = Manifest.verify(data, Manifest.claimed_provider(data))
         with (part / "payload").open("rb") as file:
@@ -165,7 +165,7 @@ class Catalogue:
         with disk_errors(part):
             part.rename(self.path(digest))
             sync_directory(self._folder)
-        return Held(held.size, held.total, True)
+        return BundleProgress(held.size, held.total, True)
 
 
 def _private(path: str, flags: int) -> int:

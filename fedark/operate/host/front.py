@@ -48,9 +48,9 @@ from fedark.foundation import logs
 from fedark.foundation.errors import FedarkError, FederationError, printable
 from fedark.links.flower import configuration
 from fedark.operate.host.folder import LOOPBACK, HostFolder, host_of, port_of
-from fedark.operate.host.service import PREFIX, Answer, Call, HostService
+from fedark.operate.host.service import PREFIX, HostAnswer, HostRequest, HostService
 
-__all__ = ["FLEET_ROUTES", "Front", "Limits", "Service", "Settings", "main", "server_context"]
+__all__ = ["FLEET_ROUTES", "Front", "Limits", "Service", "FrontSettings", "main", "server_context"]
 
 FLEET = "/v1/fleet/"
 FLEET_ROUTES = frozenset(
@@ -105,7 +105,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Settings:
+class FrontSettings:
     """The front's configuration: the host's folder, and the SuperLink's socket."""
 
     folder: str
@@ -115,11 +115,11 @@ class Settings:
 class Service(Protocol):
     """The host's own routes, see `HostService`."""
 
-    def begin(self, method: str, path: str, headers: dict[str, str]) -> Call | Answer:
+    def begin(self, method: str, path: str, headers: dict[str, str]) -> HostRequest | HostAnswer:
         """Judge a request by its head."""
         ...
 
-    def finish(self, call: Call, body: bytes) -> Answer:
+    def finish(self, call: HostRequest, body: bytes) -> HostAnswer:
         """Answer it."""
         ...
 
@@ -127,8 +127,8 @@ class Service(Protocol):
 class _RefusedError(Exception):
     """Answer so and close. `why`: for the log."""
 
-    def __init__(self, status: int, why: str, answer: Answer | None = None) -> None:
-        self.answer, self.why = answer or Answer(status, "text/plain", b""), why
+    def __init__(self, status: int, why: str, answer: HostAnswer | None = None) -> None:
+        self.answer, self.why = answer or HostAnswer(status, "text/plain", b""), why
         super().__init__(why)
 
 
@@ -320,7 +320,7 @@ class Front:
                     break
                 except h11.RemoteProtocolError as error:
                     self._refused(address, request, 400, str(error))
-                    await peer.respond(Answer(400, "text/plain", b""), close=True)
+                    await peer.respond(HostAnswer(400, "text/plain", b""), close=True)
                     break
                 if peer.http.our_state is not h11.DONE or peer.http.their_state is not h11.DONE:
                     break
@@ -367,7 +367,7 @@ class Front:
     ) -> None:
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
         call = await asyncio.to_thread(self._service.begin, method, target, headers)
-        if isinstance(call, Answer):
+        if isinstance(call, HostAnswer):
             raise _RefusedError(call.status, call.why, call)
         if length > call.most:
             raise _RefusedError(413, f"a body of {length} bytes")
@@ -506,7 +506,7 @@ class _Peer:
             async with asyncio.timeout(self._limits.silence):
                 await self._writer.drain()
 
-    async def respond(self, answer: Answer, *, close: bool = False) -> None:
+    async def respond(self, answer: HostAnswer, *, close: bool = False) -> None:
         """A whole response; none if one has begun already."""
         if self.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
@@ -572,7 +572,7 @@ def _limits(host: HostFolder) -> Limits:
     return Limits(per_address=most) if here in LOOPBACK and there not in LOOPBACK else Limits()
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: FrontSettings) -> None:
     host = HostFolder.open(Path(settings.folder))
     front = Front(
         tls=server_context(host.path / host.config.certificate, host.path / host.config.key),
@@ -605,7 +605,7 @@ def main(path: Path) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two for each connection
     gc.freeze()  # what is here stays: nothing to look through again and again
-    asyncio.run(_run(configuration.read(path, Settings)))
+    asyncio.run(_run(configuration.read(path, FrontSettings)))
 
 
 if __name__ == "__main__":

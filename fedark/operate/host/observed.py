@@ -18,14 +18,16 @@ from prometheus_client import CollectorRegistry, Counter, Summary
 
 from fedark.foundation.metrics import GaugeByLabel
 from fedark.operate.host.store import HostStore
-from fedark.operate.supervisor import Kept
+from fedark.operate.supervisor import Supervised
 from fedark.stages.aggregator import STAGES
 from fedark.stages.coordinator import DEFAULT_TIMEOUTS
 
 __all__ = ["StageWatch", "host_metrics"]
 
 
-def host_metrics(store: HostStore, processes: Callable[[], Iterable[Kept]]) -> CollectorRegistry:
+def host_metrics(
+    store: HostStore, processes: Callable[[], Iterable[Supervised]]
+) -> CollectorRegistry:
     """Metrics that are read from the host's state whenever they are asked for."""
 
     def counted(values: Iterable[str]) -> Mapping[str, float]:

@@ -40,7 +40,7 @@ from fedark.operate.host.store import JOB_ENDS, JobRecord, NodeRow
 from fedark.operate.joining import MAX_FILE, transport_pem, unauthenticated, verify_request
 from fedark.operate.offer import Offer
 
-__all__ = ["MAX_BODY", "PREFIX", "PROTOCOL", "Answer", "Call", "HostService"]
+__all__ = ["MAX_BODY", "PREFIX", "PROTOCOL", "HostAnswer", "HostRequest", "HostService"]
 
 PREFIX = "/v1/fedark/"
 PROTOCOL = "1"
@@ -51,7 +51,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Answer:
+class HostAnswer:
     """What goes back: a status, a content type and bytes. `why`: of a refusal, for the host's log."""
 
     status: int
@@ -61,7 +61,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Call:
+class HostRequest:
     """A request whose head is good.
 
     Attributes:
@@ -71,7 +71,7 @@ class Call:
 
     node: str
     most: int
-    act: Callable[[bytes], Answer]
+    act: Callable[[bytes], HostAnswer]
 
 
 class _NotFoundError(FedarkError):
@@ -82,8 +82,8 @@ class _WrongVersionError(FedarkError):
     pass
 
 
-def _json(value: object, status: int = 200) -> Answer:
-    return Answer(status, "application/json", json.dumps(value).encode())
+def _json(value: object, status: int = 200) -> HostAnswer:
+    return HostAnswer(status, "application/json", json.dumps(value).encode())
 
 
 class HostService:
@@ -95,7 +95,7 @@ class HostService:
         self._catalogue = Catalogue(host.catalogue, limit=host.config.catalogue_bytes)
         self._nobody = transport_pem(ec.generate_private_key(ec.SECP384R1()))
         digest, number = "([0-9a-f]{96})", "([0-9]{1,15})"
-        routes: list[tuple[str, str, Callable[..., Answer]]] = [
+        routes: list[tuple[str, str, Callable[..., HostAnswer]]] = [
             ("PUT", "offers", self._put_offer),
             ("GET", "jobs", self._jobs),
             ("GET", f"jobs/{digest}", self._contract),
@@ -110,27 +110,27 @@ class HostService:
             (method, re.compile(f"{PREFIX}{path}"), function) for method, path, function in routes
         ]
 
-    def begin(self, method: str, path: str, headers: Mapping[str, str]) -> Call | Answer:
-        """Judge a request by its head; never raises. An `Answer` is a refusal.
+    def begin(self, method: str, path: str, headers: Mapping[str, str]) -> HostRequest | HostAnswer:
+        """Judge a request by its head; never raises. An `HostAnswer` is a refusal.
 
         Args:
             headers: lower-case names.
         """
         return _answered(method, path, lambda: self._begin(method, path, headers))
 
-    def finish(self, call: Call, body: bytes) -> Answer:
+    def finish(self, call: HostRequest, body: bytes) -> HostAnswer:
         """Answer a call, with its body; never raises."""
         return _answered(call.node, "a call", lambda: call.act(body))
 
-    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    def handle(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> HostAnswer:
         """Both at once."""
         call = self.begin(method, path, headers)
-        return call if isinstance(call, Answer) else self.finish(call, body)
+        return call if isinstance(call, HostAnswer) else self.finish(call, body)
 
-    def _begin(self, method: str, path: str, headers: Mapping[str, str]) -> Call:
+    def _begin(self, method: str, path: str, headers: Mapping[str, str]) -> HostRequest:
         if (method, path) == ("GET", f"{PREFIX}hello"):
             told = {"time": now().timestamp(), "protocol": int(PROTOCOL)}
-            return Call("", 0, lambda body: _json(told))
+            return HostRequest("", 0, lambda body: _json(told))
         version = headers.get("fedark-version", "")
         if version != PROTOCOL:
             raise _WrongVersionError(
@@ -140,29 +140,29 @@ class HostService:
                 fix="Bring node and host to the same release of fedark.",
             )
         if (method, path) == ("POST", f"{PREFIX}join"):
-            return Call("", MAX_FILE, self._join)
+            return HostRequest("", MAX_FILE, self._join)
         row = self._store.node(headers.get("fedark-node", ""))
         digest = verify_request(row.transport if row else self._nobody, headers, method, path)
         if row is None:
             raise unauthenticated()
         if (method, path) == ("GET", f"{PREFIX}bundle"):
-            return Call(row.name, 0, lambda body: _bundle(row))
+            return HostRequest(row.name, 0, lambda body: _bundle(row))
         _require_approved(row)
         for wanted, pattern, function in self._routes:
             found = pattern.fullmatch(path)
             if found is not None and wanted == method:
                 act = partial(self._act, row.name, digest, function, found.groups())
-                return Call(row.name, MAX_BODY if method == "PUT" else 0, act)
+                return HostRequest(row.name, MAX_BODY if method == "PUT" else 0, act)
         raise _NotFoundError("")
 
     def _act(
         self,
         name: str,
         digest: bytes,
-        function: Callable[..., Answer],
+        function: Callable[..., HostAnswer],
         values: tuple[str, ...],
         body: bytes,
-    ) -> Answer:
+    ) -> HostAnswer:
         if hashlib.sha256(body).digest() != digest:
             raise unauthenticated()
         row = self._store.node(name)
@@ -171,14 +171,14 @@ class HostService:
         _require_approved(row)  # a body may take minutes: it may have been revoked meanwhile
         return function(row, body, *values)
 
-    def _join(self, body: bytes) -> Answer:
+    def _join(self, body: bytes) -> HostAnswer:
         request = file_request(self._host, body)
         _log.info("%s asks to join as %s", request.party.name, request.party.role)
         return _json({"filed": request.party.name}, 202)
 
     # -- jobs
 
-    def _put_offer(self, row: NodeRow, body: bytes) -> Answer:
+    def _put_offer(self, row: NodeRow, body: bytes) -> HostAnswer:
         if row.role != "provider":
             raise Refused(f"{row.name} is not a provider.", safe="Its offer was dropped.")
         key = bytes.fromhex(request_of(row).party.signing_key)
@@ -187,16 +187,16 @@ class HostService:
         _log.info("%s offers %d models for job %s", row.name, len(offer.models), offer.job)
         return _json({"stored": offer.job})
 
-    def _jobs(self, row: NodeRow, body: bytes) -> Answer:
+    def _jobs(self, row: NodeRow, body: bytes) -> HostAnswer:
         keys = ("digest", "name", "status", "reason")
         return _json(
             [{key: getattr(job, key) for key in keys} for job in self._store.jobs_of(row.name)]
         )
 
-    def _contract(self, row: NodeRow, body: bytes, digest: str) -> Answer:
-        return Answer(200, "application/cbor", self._job_of(row, digest).contract)
+    def _contract(self, row: NodeRow, body: bytes, digest: str) -> HostAnswer:
+        return HostAnswer(200, "application/cbor", self._job_of(row, digest).contract)
 
-    def _answer(self, row: NodeRow, body: bytes, digest: str) -> Answer:
+    def _answer(self, row: NodeRow, body: bytes, digest: str) -> HostAnswer:
         job = self._job_of(row, digest)
         try:
             value = read_json(body)
@@ -218,24 +218,24 @@ class HostService:
 
     # -- catalogue
 
-    def _held(self, row: NodeRow, body: bytes, digest: str) -> Answer:
+    def _held(self, row: NodeRow, body: bytes, digest: str) -> HostAnswer:
         held = self._catalogue.held(digest)
         if held is None:
             raise _NotFoundError("")
         return _json({"size": held.size, "total": held.total, "whole": held.whole})
 
-    def _manifest(self, row: NodeRow, body: bytes, digest: str) -> Answer:
+    def _manifest(self, row: NodeRow, body: bytes, digest: str) -> HostAnswer:
         return _bytes(self._catalogue.manifest(digest))
 
-    def _piece(self, row: NodeRow, body: bytes, digest: str, offset: str) -> Answer:
+    def _piece(self, row: NodeRow, body: bytes, digest: str, offset: str) -> HostAnswer:
         return _bytes(self._catalogue.piece(digest, int(offset)))
 
-    def _put_manifest(self, row: NodeRow, body: bytes, digest: str) -> Answer:
+    def _put_manifest(self, row: NodeRow, body: bytes, digest: str) -> HostAnswer:
         self._require_provider(row)
         self._catalogue.begin(digest, body, bytes.fromhex(request_of(row).party.signing_key))
         return self._held(row, b"", digest)
 
-    def _put_piece(self, row: NodeRow, body: bytes, digest: str, offset: str) -> Answer:
+    def _put_piece(self, row: NodeRow, body: bytes, digest: str, offset: str) -> HostAnswer:
         self._require_provider(row)
         held = self._catalogue.add(digest, int(offset), body)
         return _json({"size": held.size, "total": held.total, "whole": held.whole})
@@ -245,18 +245,18 @@ class HostService:
             raise Refused(f"{row.name} is not a provider.", safe="Its bundle was dropped.")
 
 
-def _answered(method: str, path: str, function: Callable[[], _Result]) -> _Result | Answer:
+def _answered(method: str, path: str, function: Callable[[], _Result]) -> _Result | HostAnswer:
     try:
         return function()
     except _NotFoundError:
-        return Answer(404, "text/plain", b"", "no such route, or nothing there for this node")
+        return HostAnswer(404, "text/plain", b"", "no such route, or nothing there for this node")
     except FedarkError as error:
         status = {_WrongVersionError: 426, Refused: 401, ProtocolError: 401}.get(type(error), 400)
         told = {"what": error.what, "safe": error.safe, "fix": error.fix}
-        return Answer(status, "application/json", json.dumps(told).encode(), error.what)
+        return HostAnswer(status, "application/json", json.dumps(told).encode(), error.what)
     except Exception:
         _log.exception("%s %s failed", method, printable(path, 160))
-        return Answer(500, "text/plain", b"", "a fault of this host")
+        return HostAnswer(500, "text/plain", b"", "a fault of this host")
 
 
 def _require_approved(row: NodeRow) -> None:
@@ -264,13 +264,13 @@ def _require_approved(row: NodeRow) -> None:
         raise Refused(f"{row.name} is not approved.", safe="Nothing was done.")
 
 
-def _bundle(row: NodeRow) -> Answer:
+def _bundle(row: NodeRow) -> HostAnswer:
     if row.status == "approved":
-        return Answer(200, "application/json", row.bundle)
+        return HostAnswer(200, "application/json", row.bundle)
     return _json({"status": row.status}, 202)
 
 
-def _bytes(data: bytes | None) -> Answer:
+def _bytes(data: bytes | None) -> HostAnswer:
     if data is None:
         raise _NotFoundError("")
-    return Answer(200, "application/octet-stream", data)
+    return HostAnswer(200, "application/octet-stream", data)

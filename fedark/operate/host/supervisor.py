@@ -98,7 +98,7 @@ class _Host:
             *("--database", str(self._state / "superlink.db")),
         )
         file = configuration.write(
-            self._state / "front.json", front.Settings(str(self._host.path), str(self._socket))
+            self._state / "front.json", front.FrontSettings(str(self._host.path), str(self._socket))
         )
         self.children.keep("superlink", superlink, environment)
         self.children.keep(_EXECUTOR, pinned.command(self._socket, _EXECUTOR, *secret), environment)
@@ -261,12 +261,12 @@ class _Host:
                 "folder": str(self._host.party_folder),
                 "contract": str(folder / "contract.cbor"),
             }
-            settings = daemon.Settings(str(aggregator), self._work.aggregator, where)
+            settings = daemon.DaemonSettings(str(aggregator), self._work.aggregator, where)
             file = configuration.write(folder / "run" / "daemon.json", settings)
             self.children.keep(
                 _AGGREGATOR, module(daemon.__name__, str(file)), child_environment({})
             )
-        server = server_app.Settings(
+        server = server_app.AppSettings(
             coordinator=self._work.coordinator,
             aggregator=str(aggregator),
             roster={name: keys[name] for name in names},

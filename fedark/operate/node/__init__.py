@@ -3,8 +3,9 @@ connections only.
 
 - folder: joining, and what a node's folder holds besides that of every party
 - hostclient: the node's calls to its host's own routes
-- liaison: fetches contracts and sealed bundles, tells the host what the operator said
+- hostsync: fetches contracts and sealed bundles, tells the host what the operator said
 - doctor: what is wrong with this machine, and how to mend it
+- queries: what its operator asks of it
 - serve: what its daemon serves
 - supervisor: the processes of a running node
 """

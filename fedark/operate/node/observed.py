@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Summary
 
 from fedark.foundation import errors
 from fedark.foundation.logs import of_run, working_on
-from fedark.links.flower.service import Node
+from fedark.links.flower.service import StageHandler
 from fedark.links.link import stage_of
 from fedark.v1 import stage_pb2
 
@@ -30,7 +30,7 @@ __all__ = ["ObservedNode"]
 class ObservedNode:
     """Passes everything through to `node`, and counts in `registry`."""
 
-    def __init__(self, node: Node, registry: CollectorRegistry) -> None:
+    def __init__(self, node: StageHandler, registry: CollectorRegistry) -> None:
         self.party, self.role = node.party, node.role
         self._node = node
         self._seconds = Summary(
@@ -54,7 +54,7 @@ class ObservedNode:
         self._round = Gauge("fedark_round", "The last round that was worked on.", registry=registry)
 
     def handle(self, request: bytes) -> bytes:
-        """See `Node.handle`."""
+        """See `StageHandler.handle`."""
         message = stage_pb2.StageRequest()
         try:
             message.ParseFromString(request)
@@ -73,7 +73,7 @@ class ObservedNode:
         return reply
 
     def close(self) -> None:
-        """See `Node.close`."""
+        """See `StageHandler.close`."""
         self._node.close()
 
     def _count_fault(self, reply: bytes) -> None:

@@ -1,4 +1,4 @@
-"""What a node's daemon serves: the party's node under observation, and its operator's desk."""
+"""What a node's daemon serves: the party's node under observation, and what answers its operator."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from fedark.foundation.metrics import GaugeByLabel
 from fedark.operate.daemon import Served, enclaves, teller
-from fedark.operate.node.desk import Desk
 from fedark.operate.node.observed import ObservedNode
+from fedark.operate.node.queries import NodeQueries
 from fedark.operate.party import PartyConfig, load_node
 
 __all__ = ["make_node"]
@@ -24,10 +24,10 @@ def make_node(settings: dict[str, Any]) -> Served:
     node = load_node(folder, start, teller(folder))
     # Its requests wait for it; the daemon serves meanwhile.
     threading.Thread(target=node.wake, name="wake", daemon=True).start()
-    desk, metrics = Desk(folder), CollectorRegistry()
+    queries, metrics = NodeQueries(folder), CollectorRegistry()
     what = "Contracts by the operator's decision."
-    metrics.register(GaugeByLabel("fedark_contracts", what, "decision", desk.decisions))
+    metrics.register(GaugeByLabel("fedark_contracts", what, "decision", queries.decisions))
     if node.role == "customer":
         what = "Of the privacy budget, at its delta."
-        metrics.register(GaugeByLabel("fedark_privacy_epsilon", what, "of", desk.budget))
-    return Served(ObservedNode(node, metrics), desk, metrics)
+        metrics.register(GaugeByLabel("fedark_privacy_epsilon", what, "of", queries.budget))
+    return Served(ObservedNode(node, metrics), queries, metrics)

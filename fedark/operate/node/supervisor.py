@@ -3,8 +3,8 @@ transport key.
 
     daemon    the party's keys, its records, its enclave; serves a unix socket; its child talks to
               the host
-    liaison   asks the host for contracts and bundles every two seconds
-              (`fedark.operate.node.liaison`)
+    sync      asks the host for contracts and bundles every two seconds
+              (`fedark.operate.node.hostsync`)
 
 It makes outbound connections only. A daemon that dies is started again; a host that cannot be
 reached is asked again later; a refusal (revoked, another version) is shown and tried again more
@@ -27,10 +27,10 @@ from fedark.operate import daemon
 from fedark.operate.host.folder import host_of
 from fedark.operate.node.folder import REQUEST, NodeFolder
 from fedark.operate.node.hostclient import HostClient
-from fedark.operate.node.liaison import Liaison
+from fedark.operate.node.hostsync import HostSync
 from fedark.operate.processes import child_environment, module
 from fedark.operate.state import locked, socket_of
-from fedark.operate.supervisor import LOOK, Kept, Supervisor, told_to_stop
+from fedark.operate.supervisor import LOOK, Supervised, Supervisor, told_to_stop
 
 __all__ = ["NODE", "await_approval", "run_node"]
 
@@ -89,9 +89,9 @@ def run_node(path: Path, say: Say, *, metrics: int = 0, factory: str = NODE) -> 
 
 
 def _watch(
-    node: NodeFolder, own: Kept, children: Supervisor, say: Say, stop: threading.Event
+    node: NodeFolder, own: Supervised, children: Supervisor, say: Say, stop: threading.Event
 ) -> None:
-    liaison = Liaison(node, socket_of(node.path), say)
+    sync = HostSync(node, socket_of(node.path), say)
     due, last = 0.0, ""
     while not stop.wait(LOOK):
         children.look()
@@ -102,7 +102,7 @@ def _watch(
             continue
         pause, trouble = _ASK, ""
         try:
-            liaison.step()
+            sync.step()
         except FederationError as error:
             trouble = error.what
         except FedarkError as error:
@@ -118,11 +118,11 @@ def _watch(
         due = time.monotonic() + pause
 
 
-def _start(node: NodeFolder, children: Supervisor, metrics: int, factory: str) -> Kept:
+def _start(node: NodeFolder, children: Supervisor, metrics: int, factory: str) -> Supervised:
     socket = socket_of(node.path)
     for directory in (socket.parent, node.path / "run"):
         private_directory(directory)
-    settings = daemon.Settings(
+    settings = daemon.DaemonSettings(
         socket=str(socket),
         factory=factory,
         settings={"folder": str(node.path)},

@@ -17,7 +17,7 @@ from world import free_port
 
 from fedark.links.flower.provision import provision, provision_node_key
 from fedark.operate.host.front import Front, Limits, server_context
-from fedark.operate.host.service import MAX_BODY, Answer, Call
+from fedark.operate.host.service import MAX_BODY, HostAnswer, HostRequest
 
 SMALL = Limits(head=6.0, silence=20.0, body=1 << 20, connections=50)
 """Idle connections end soon, and a busy machine still has the time that a request takes."""
@@ -124,15 +124,17 @@ def front_before_a_recorder(folder: Path, limits: Limits = SMALL) -> Iterator[Ru
     class Own:
         """The host's own routes: who says that it is a node is one."""
 
-        def begin(self, method: str, path: str, headers: dict[str, str]) -> Call | Answer:
-            def act(body: bytes) -> Answer:
+        def begin(
+            self, method: str, path: str, headers: dict[str, str]
+        ) -> HostRequest | HostAnswer:
+            def act(body: bytes) -> HostAnswer:
                 found.own.append((method, path, body))
-                return Answer(200, "text/plain", b"own")
+                return HostAnswer(200, "text/plain", b"own")
 
             node = headers.get("fedark-node", "")
-            return Call(node, MAX_BODY if node else 64 << 10, act)
+            return HostRequest(node, MAX_BODY if node else 64 << 10, act)
 
-        def finish(self, call: Call, body: bytes) -> Answer:
+        def finish(self, call: HostRequest, body: bytes) -> HostAnswer:
             return call.act(body)
 
     async def serve() -> None:

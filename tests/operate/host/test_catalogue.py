@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from fedark.foundation.errors import InputError, ProtocolError
 from fedark.foundation.keys import SigningKey
 from fedark.operate.host.catalogue import Catalogue
-from fedark.operate.node.liaison import Liaison
+from fedark.operate.node.hostsync import HostSync
 from fedark.vault.bundle import SealedBundle, seal
 from fedark.vault.manifest import ModelCard, ReleasePolicy
 
@@ -89,11 +89,11 @@ def test_a_customer_that_fetches_again_finds_it_whole(
         def piece(self, digest: str, offset: int) -> bytes:
             return payload[offset : offset + 100]
 
-    liaison = object.__new__(Liaison)
-    liaison._catalogue = Catalogue(cut, limit=1 << 30)
-    liaison._node = type("Node", (), {"catalogue": cut})  # type: ignore[assignment]
-    assert liaison._fetch(Source(), digest, PROVIDER.public)  # type: ignore[arg-type]
-    assert liaison._catalogue.piece(digest, 0) == payload
+    sync = object.__new__(HostSync)
+    sync._catalogue = Catalogue(cut, limit=1 << 30)
+    sync._node = type("Node", (), {"catalogue": cut})  # type: ignore[assignment]
+    assert sync._fetch(Source(), digest, PROVIDER.public)  # type: ignore[arg-type]
+    assert sync._catalogue.piece(digest, 0) == payload
 
 
 def test_what_is_not_what_the_manifest_says_is_dropped_then_too(

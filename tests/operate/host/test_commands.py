@@ -24,9 +24,9 @@ from fedark.operate import state
 from fedark.operate.host.folder import HostFolder
 from fedark.operate.host.jobs import find_job
 from fedark.operate.host.store import JOB_ENDS
-from fedark.operate.node import liaison, supervisor
+from fedark.operate.node import hostsync, supervisor
 from fedark.operate.node.folder import NodeFolder
-from fedark.operate.node.liaison import Liaison
+from fedark.operate.node.hostsync import HostSync
 from fedark.operate.state import locked, running
 from fedark.stages.consent import Consent
 
@@ -40,7 +40,7 @@ def host(tmp_path: Path) -> HostFolder:
 
 @pytest.fixture
 def north(host: HostFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeFolder:
-    monkeypatch.setattr(liaison, "HostClient", client_of(host))
+    monkeypatch.setattr(hostsync, "HostClient", client_of(host))
     return admitted(host, tmp_path / "north", "north", "customer")
 
 
@@ -176,7 +176,7 @@ def test_a_job_that_is_over_at_the_host_is_over_at_the_nodes_and_cannot_be_appro
     host: HostFolder, north: NodeFolder, how: str
 ) -> None:
     contract = proposed(host, contract_for(host, north))
-    node = Liaison(north, NOWHERE, lambda text: None)
+    node = HostSync(north, NOWHERE, lambda text: None)
     node.step()
     consent = Consent(north.path)
     assert consent.decision(contract).status == "waiting"
@@ -232,7 +232,7 @@ def test_what_is_over_is_said_in_its_own_words(
                 raise trouble
 
     said: list[str] = []
-    monkeypatch.setattr(supervisor, "Liaison", Step)
+    monkeypatch.setattr(supervisor, "HostSync", Step)
     monkeypatch.setattr(supervisor, "_ASK", 0.0)
     supervisor._watch(north, Nothing(), Nothing(), said.append, Stop())  # type: ignore[arg-type]
     assert said == [
@@ -263,8 +263,8 @@ def test_a_node_says_ready_only_when_its_data_and_disk_are(
     spoil: Callable[[NodeFolder], str],
 ) -> None:
     contract = proposed(host, contract_for(host, north))
-    monkeypatch.setattr(Liaison, "_fetch_bundles", lambda *_: None)
-    monkeypatch.setattr(liaison, "_CHECK_EVERY", 0.0)
+    monkeypatch.setattr(HostSync, "_fetch_bundles", lambda *_: None)
+    monkeypatch.setattr(hostsync, "_CHECK_EVERY", 0.0)
     Consent(north.path).approve(contract)
     data = Path(north.config.data.file)
     before, said = data.read_text(), []
@@ -274,7 +274,7 @@ def test_a_node_says_ready_only_when_its_data_and_disk_are(
             from fedark.operate.node import doctor
 
             patch.setattr(doctor, "_ROOM", 1 << 60)
-        node = Liaison(north, NOWHERE, said.append)
+        node = HostSync(north, NOWHERE, said.append)
         node.step()
         answer, reason = host.store.answers(contract.digest().hex())["north"]
         assert answer == "waiting"

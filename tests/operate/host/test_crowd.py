@@ -26,7 +26,7 @@ from fedark.foundation.logs import Bounded
 from fedark.operate import joining
 from fedark.operate.host.admission import revoke
 from fedark.operate.host.front import Limits, _limits, _network
-from fedark.operate.host.service import MAX_BODY, Answer, Call, HostService
+from fedark.operate.host.service import MAX_BODY, HostAnswer, HostRequest, HostService
 from fedark.operate.joining import MAX_FILE, request_headers
 
 PATIENT = replace(SMALL, head=120.0, silence=120.0, connections=40, per_address=12)
@@ -232,7 +232,7 @@ def test_nobody_learns_who_is_a_member(tmp_path: Path, monkeypatch: pytest.Monke
                 headers = request_headers(key, name, method, target, b"") | change
                 verified.clear()
                 answer = service.begin(method, target, headers)
-                assert isinstance(answer, Answer)
+                assert isinstance(answer, HostAnswer)
                 assert answer.status == 401
                 assert verified == [name]
                 seen.add((answer.status, answer.kind, answer.body))
@@ -251,11 +251,11 @@ def test_a_body_is_judged_by_the_head_before_it_is_read(tmp_path: Path) -> None:
     maker = admitted(host, tmp_path / "maker", "maker", "provider")
     service, target = HostService(host), "/v1/fedark/offers"
     join = service.begin("POST", "/v1/fedark/join", {"fedark-version": "1"})
-    assert isinstance(join, Call)
+    assert isinstance(join, HostRequest)
     assert (join.node, join.most) == ("", MAX_FILE)
     headers = request_headers(maker.transport_key(), "maker", "PUT", target, b"offer")
     call = service.begin("PUT", target, headers)
-    assert isinstance(call, Call)
+    assert isinstance(call, HostRequest)
     assert (call.node, call.most) == ("maker", MAX_BODY)
     assert service.finish(call, b"other").status == 401
     revoke(host, "maker")  # while the body was on its way

@@ -19,9 +19,9 @@ from fedark.operate.host.catalogue import MAX_PIECE, Catalogue
 from fedark.operate.host.folder import HostFolder
 from fedark.operate.host.service import HostService
 from fedark.operate.joining import request_headers
-from fedark.operate.node import liaison
+from fedark.operate.node import hostsync
 from fedark.operate.node.folder import NodeFolder
-from fedark.operate.node.liaison import OFFERS, Liaison
+from fedark.operate.node.hostsync import OFFERS, HostSync
 from fedark.operate.node.sources import FolderSource, source_of
 from fedark.operate.offer import Offer
 from fedark.stages.consent import Consent
@@ -188,7 +188,7 @@ def test_a_bundle_travels_from_provider_to_customer_in_pieces_and_goes_on_where_
     (maker.path / OFFERS).mkdir()
     (maker.path / OFFERS / "dispatch.offer").write_bytes(offer.sign(keys.signing))
     client = client_of(host)
-    monkeypatch.setattr(liaison, "HostClient", client)
+    monkeypatch.setattr(hostsync, "HostClient", client)
     pieces: list[str] = []
 
     class Cut(FederationError):
@@ -206,12 +206,12 @@ def test_a_bundle_travels_from_provider_to_customer_in_pieces_and_goes_on_where_
     client.passing = staticmethod(cut_second)  # type: ignore[assignment]
     said: list[str] = []
     with pytest.raises(Cut):
-        Liaison(maker, NOWHERE, said.append).step()
+        HostSync(maker, NOWHERE, said.append).step()
     assert host.store.offer("dispatch") is None
-    Liaison(maker, NOWHERE, said.append).step()
+    HostSync(maker, NOWHERE, said.append).step()
     assert pieces == ["0", str(MAX_PIECE), str(MAX_PIECE), str(2 * MAX_PIECE)]
     assert host.store.offer("dispatch") is not None
-    Liaison(maker, NOWHERE, said.append).step()
+    HostSync(maker, NOWHERE, said.append).step()
     assert len(pieces) == 4
 
     north = admitted(host, tmp_path / "north", "north", "customer")
@@ -225,7 +225,7 @@ def test_a_bundle_travels_from_provider_to_customer_in_pieces_and_goes_on_where_
     contract = proposed(
         host, parties.contract(parties=people, models=[parties.model(bundle=digest)])
     )
-    node = Liaison(north, NOWHERE, said.append)
+    node = HostSync(north, NOWHERE, said.append)
     node.step()
     assert host.store.answers(contract.digest().hex())["north"][0] == "waiting"
     assert not list(north.catalogue.iterdir())
@@ -266,10 +266,10 @@ def test_a_host_that_alters_a_bundle_or_a_contract_is_caught(
         host, parties.contract(parties=people, models=[parties.model(bundle=digest)])
     )
     Consent(north.path).approve(contract)
-    monkeypatch.setattr(liaison, "HostClient", client_of(host))
+    monkeypatch.setattr(hostsync, "HostClient", client_of(host))
     stored = host.catalogue / f"{digest}.fedark" / "payload"
     stored.write_bytes(payload[:-1] + bytes([payload[-1] ^ 1]))
-    node = Liaison(north, NOWHERE, lambda text: None)
+    node = HostSync(north, NOWHERE, lambda text: None)
     node.step()
     answer, reason = host.store.answers(contract.digest().hex())["north"]
     assert answer == "waiting"
@@ -308,7 +308,7 @@ def test_a_run_that_the_host_has_cut_off_is_ended_at_the_node_once_its_daemon_an
     consent = Consent(north.path)
     consent.approve(contract)
     consent.use(contract, "run-1")
-    monkeypatch.setattr(liaison, "HostClient", client_of(host))
+    monkeypatch.setattr(hostsync, "HostClient", client_of(host))
     asked: list[stage_pb2.StageRequest] = []
 
     class Daemon:
@@ -322,7 +322,7 @@ def test_a_run_that_the_host_has_cut_off_is_ended_at_the_node_once_its_daemon_an
 
     with tempfile.TemporaryDirectory(prefix="fedark-") as folder:
         said: list[str] = []
-        node = Liaison(north, Path(folder) / "n.sock", said.append)
+        node = HostSync(north, Path(folder) / "n.sock", said.append)
         node.step()
         assert asked == []
         host.store.set_job(digest, "running")

@@ -22,7 +22,7 @@ from fedark.operate.host.folder import HostFolder, init_host
 from fedark.operate.host.jobs import propose
 from fedark.operate.host.store import JOB_ENDS, JobRecord
 from fedark.operate.node.folder import NodeFolder, begin_join
-from fedark.operate.node.liaison import OFFERS
+from fedark.operate.node.hostsync import OFFERS
 from fedark.operate.offer import make_offer
 from fedark.operate.party import DataConfig
 from fedark.operate.processes import child_environment, session_members, sessions_below

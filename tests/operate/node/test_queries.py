@@ -13,8 +13,8 @@ from direct import admitted, make_host
 from fedark.contract.contract import now
 from fedark.foundation.errors import Refused
 from fedark.foundation.keys import PartyKeys
-from fedark.operate.node.desk import Desk
 from fedark.operate.node.folder import NodeFolder
+from fedark.operate.node.queries import NodeQueries
 from fedark.privacy.accounting import Budget
 from fedark.privacy.ledger import LEDGER
 from fedark.records.reading import Record
@@ -33,34 +33,34 @@ def node(tmp_path: Path) -> NodeFolder:
 
 
 def test_an_empty_desk_answers(node: NodeFolder) -> None:
-    desk = Desk(node.path)
-    assert list(desk.jobs().jobs) == []
-    assert list(desk.ledger().entries) == []
-    assert desk.budget() == {"spent by a record": 0.0, "spent by a customer": 0.0, "limit": 8.0}
-    assert set(desk.decisions().values()) == {0.0}
+    queries = NodeQueries(node.path)
+    assert list(queries.jobs().jobs) == []
+    assert list(queries.ledger().entries) == []
+    assert queries.budget() == {"spent by a record": 0.0, "spent by a customer": 0.0, "limit": 8.0}
+    assert set(queries.decisions().values()) == {0.0}
 
 
 def test_contracts_are_told_with_their_decision(node: NodeFolder) -> None:
     others = [parties.party(name) for name in ("maker", "east", "south")]
     contract = parties.contract(parties=[*others, node.admission.aggregator, node.request.party])
     Consent(node.path).propose(contract)
-    (job,) = Desk(node.path).jobs().jobs
+    (job,) = NodeQueries(node.path).jobs().jobs
     assert (job.name, job.contract, job.decision) == ("dispatch", contract.digest(), "waiting")
     Consent(node.path).approve(contract)
-    assert Desk(node.path).decisions()["approved"] == 1
+    assert NodeQueries(node.path).decisions()["approved"] == 1
 
 
 def test_charges_and_releases_are_told_and_what_is_spent_grows_with_each(node: NodeFolder) -> None:
-    desk = Desk(node.path)
+    queries = NodeQueries(node.path)
     budget = Budget(8.0, 1e-5)
-    spent = [desk.budget()["spent by a customer"]]
+    spent = [queries.budget()["spent by a customer"]]
     for number, rounds in enumerate((2, 3)):
         contract = parties.contract(privacy=PRIVATE, rounds=rounds)
         receipt = charge(node.path, contract, f"run-{number}", RECORDS, budget, now=now())
         assert receipt is not None
         release(node.path, receipt, 1, again=False, now=now())
-        spent.append(desk.budget()["spent by a customer"])
-        told = desk.ledger().charges[-1]
+        spent.append(queries.budget()["spent by a customer"])
+        told = queries.ledger().charges[-1]
         assert (told.contract, told.records, told.releases, told.released) == (
             contract.digest(),
             2,
@@ -70,7 +70,7 @@ def test_charges_and_releases_are_told_and_what_is_spent_grows_with_each(node: N
         assert told.unit == "customer"
         assert 0 < told.epsilon <= spent[-1]
     assert spent == sorted(set(spent))
-    assert desk.budget()["spent by a record"] == 0.0
+    assert queries.budget()["spent by a record"] == 0.0
 
 
 def test_an_altered_ledger_or_log_is_not_told_as_if_it_were_whole(node: NodeFolder) -> None:
@@ -83,7 +83,7 @@ def test_an_altered_ledger_or_log_is_not_told_as_if_it_were_whole(node: NodeFold
         database.execute("UPDATE entries SET hash = zeroblob(48)")
     database.close()
     with pytest.raises(Refused):
-        Desk(node.path).ledger()
+        NodeQueries(node.path).ledger()
     (node.path / LEDGER).unlink()
     stranger = PartyKeys()
     TransparencyLog(node.path / LOG, stranger.signing).refuse(
@@ -96,4 +96,4 @@ def test_an_altered_ledger_or_log_is_not_told_as_if_it_were_whole(node: NodeFold
         now=now(),
     )
     with pytest.raises(Refused):
-        Desk(node.path).ledger()
+        NodeQueries(node.path).ledger()

@@ -31,7 +31,7 @@ from fedark.v1 import stage_pb2
 from fedark.vault.bundle import SealedBundle, find_bundle, read_manifest
 from fedark.vault.manifest import Manifest
 
-__all__ = ["OFFERS", "Liaison"]
+__all__ = ["OFFERS", "HostSync"]
 
 OFFERS = "offers"
 """In a provider's folder: JOB.offer, written by the operator's command, and JOB.sent once the host
@@ -49,7 +49,7 @@ _ANSWERS = {
 _CHECK_EVERY = 30.0
 
 
-class Liaison:
+class HostSync:
     """See the module's docstring.
 
     Args:

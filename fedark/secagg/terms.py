@@ -1,7 +1,7 @@
 """What a masked session is bound to: the roster, the thresholds, and the layout of every vector
 that is summed.
 
-All of it comes from the signed contract and none of it from the server: the digest of a `Policy` is
+All of it comes from the signed contract and none of it from the server: the digest of a `SessionTerms` is
 part of every session identifier, so a client whose server speaks of another threshold, width or
 roster derives other keys and nothing opens.
 
@@ -22,7 +22,7 @@ from functools import cached_property
 from fedark.foundation import canonical
 from fedark.foundation.errors import ContractError
 
-__all__ = ["MAX_COHORT", "Layout", "Lane", "Policy"]
+__all__ = ["MAX_COHORT", "Layout", "Lane", "SessionTerms"]
 
 MAX_COHORT = 2048
 _MAX_LENGTH = 1 << 32
@@ -163,7 +163,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Policy:
+class SessionTerms:
     """The terms of one masked session.
 
     Attributes:

@@ -22,10 +22,10 @@ from fedark.stages.roster import read_roster
 from fedark.translog.log import read_log
 from fedark.v1 import node_pb2
 
-__all__ = ["Desk"]
+__all__ = ["NodeQueries"]
 
 
-class Desk:
+class NodeQueries:
     """The desk of the node whose folder this is."""
 
     def __init__(self, folder: Path) -> None:
