@@ -176,7 +176,7 @@ class AppraisalPolicy:
         }
 
     def policies(self, role: str) -> dict[str, Policies]:
-        """Name -> sandbox mode -> reference values of its policies, of every reference for `role`."""
+        """Name -> sandbox mode -> reference values of policies, of every reference for `role`."""
         found = {_OWN: self.rules.policies} if _OWN in self.references(role) else {}
         return found | {
             _name(one): one.values.policies for one in self.signed if one.values.role == role

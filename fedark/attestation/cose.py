@@ -119,7 +119,7 @@ def parse(token: bytes) -> Sign1:
 
 
 def signed_bytes(protected: bytes, payload: bytes, external: bytes = b"") -> bytes:
-    """The Sig_structure of RFC 9052, section 4.4: what an ES384 signature of a COSE_Sign1 covers."""
+    """The Sig_structure of RFC 9052, section 4.4: what the signature of a COSE_Sign1 covers."""
     return canonical.encode(["Signature1", protected, external, payload])
 
 

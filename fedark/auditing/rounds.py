@@ -100,7 +100,7 @@ def audited_contract(
 
 
 def trainer_round(contract: Contract) -> Release:
-    """The round of `contract`, with the noise of those whose share nobody else knows, and no more."""
+    """The round of `contract`, with only the noise of those whose share nobody else knows."""
     model = contract.models[0].name
     honest = contract.protection.minimum_cohort - contract.protection.colluders
 

@@ -81,7 +81,7 @@ _STEPS = {
 
 
 def rows() -> Iterator[Row]:
-    """Steps of a start and their sum, the sandbox's slow-down, and appraisals a second on one core."""
+    """Steps of a start, their sum, the sandbox's slow-down, and appraisals a second on one core."""
     mode = survey().mode("landlock")
     with tempfile.TemporaryDirectory(prefix="fedark-bench-") as name:
         world = _World.make(Path(name), mode)

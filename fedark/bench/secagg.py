@@ -312,7 +312,7 @@ def _memory(size: int, length: int) -> Row:
 
 
 def _cohort(size: int) -> Iterator[Row]:
-    """A cohort with a tenth of colluders and a tenth of drops: bytes against the formula, and time."""
+    """A cohort with a tenth of colluders and of drops: bytes against the formula, and time."""
     colluders, minimum, dropped = size // 10, -(-7 * size // 10), size // 10
     session = MaskedSession(size, _COST_VALUES, colluders=colluders, minimum=minimum)
     timed = session.round(_vector(_COST_VALUES), dropped)

@@ -35,7 +35,7 @@ def available() -> bool:
 
 @dataclass
 class Timed:
-    """Seconds of one client over all stages, seconds of the server, and bytes of one masked vector."""
+    """Seconds of one client over all stages and of the server, and bytes of one masked vector."""
 
     client: float
     server: float

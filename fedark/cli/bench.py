@@ -1,4 +1,4 @@
-"""`fedark bench NAME [--json]`: run a benchmark of `fedark.bench` and show ours against its peer."""
+"""`fedark bench NAME [--json]`: run a benchmark of `fedark.bench`, ours against its peer."""
 
 from __future__ import annotations
 

@@ -186,7 +186,8 @@ class TrainingTerms(Terms):
         baseline_epochs: passes of the local-only baseline that never leaves the enclave; 0 trains
             none.
         baseline_share: share of the customers who train it, drawn by the contract's seed. Below 1
-            what is measured of it stays with these customers: a sum over few would point at someone.
+            what is measured of it stays with these customers: a sum over few would point at
+            someone.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1

@@ -375,8 +375,8 @@ class AggregatorMasks:
         self._waiting.discard(party)
 
     def accept(self, message: bytes | memoryview, party: str) -> None:
-        """Take one member's shares; see `fedark.secagg.ServerRound.accept`. The same bytes once more
-        change nothing.
+        """Take one member's shares; see `fedark.secagg.ServerRound.accept`. The same bytes once
+        more change nothing.
         """
         digest = hashlib.sha256(message).digest()
         if self._answers.get(party) == digest:
@@ -403,7 +403,7 @@ class AggregatorMasks:
         return current.finish()
 
     def split(self, total: RoundSum) -> dict[str, Vector]:
-        """Weighted mean of the updates: model name -> what travels. The next round's overwrites it."""
+        """Weighted mean of the updates: model name -> what travels. The next round overwrites it."""
         mean, at = total.mean(buffer=self._mean), 0
         self._mean, found = mean, {}
         for terms in self._contract.models:

@@ -186,7 +186,7 @@ def tell_error(say: Callable[[str], None], text: str) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """A foreign error without its words: its class, the file that the system refused, and places."""
+    """A foreign error without its words: its class, the file that was refused, and places."""
     found = _explained(error)
     what = f": {found['what']}" if "what" in found else ""
     return f"{found['error']}{what} ({', '.join(found['where'][-4:])})"

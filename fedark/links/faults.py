@@ -1,4 +1,4 @@
-"""Errors as they cross a link between parties: their class and their texts, and back into errors."""
+"""Errors as they cross a link between parties: class and texts, and back into errors."""
 
 from __future__ import annotations
 

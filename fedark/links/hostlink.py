@@ -1,4 +1,4 @@
-"""The coordinator's way to the aggregator's host, which holds the enclave and all that must last."""
+"""The coordinator's way to its host, which holds the enclave and all that must last."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def identity(status: os.stat_result) -> Identity:
 
 
 def default_cache() -> Path | None:
-    """Where the cache is kept: `$XDG_CACHE_HOME/fedark` or `~/.cache/fedark`; None without a home."""
+    """Where the cache is: `$XDG_CACHE_HOME/fedark` or `~/.cache/fedark`; None without a home."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "fedark" / "digests" if os.path.isabs(base) else None
 

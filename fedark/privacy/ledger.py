@@ -432,7 +432,7 @@ class Ledger:
     # Decisions.
 
     def _alternatives(self, unit: str, teams: list[tuple[int, int]]) -> list[list[Spend]]:
-        """Of each team, or of the customer, what was charged for it: one of these lists costs most."""
+        """What was charged for each team, or for the customer: one of these lists costs most."""
         if unit == "record":
             return [[spend.of_record() for spend in self._spends(team)] for team, _ in teams]
         rows = self._database.execute("SELECT sequence FROM charges ORDER BY sequence").fetchall()

@@ -206,7 +206,7 @@ def _table(variance: Fraction) -> tuple[NDArray[np.uint64], NDArray[np.uint64], 
 
 
 def _weights(variance: Fraction, half: int) -> list[int]:
-    """2^320 exp(-k^2 / 2v) for k = 0..half: each from the one before, by two products of integers."""
+    """2^320 exp(-k^2 / 2v), k = 0..half: each from the one before, by two integer products."""
     with localcontext() as context:
         context.prec = 120
         unit = Decimal(2) ** _FIXED

@@ -1,4 +1,4 @@
-"""The outcome of a job as people read it: before, each alone, together; in tables for the terminal."""
+"""The outcome of a job in tables for the terminal: before, each alone, together."""
 
 from __future__ import annotations
 

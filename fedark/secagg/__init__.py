@@ -9,9 +9,9 @@ it lies.
     cohort      orders and lengths that both sides derive                      exactness   which methods may be averaged
     cost        bytes and operations by formula
 
-The server is malicious, and works with up to `SessionTerms.colluders` clients. What the protocol keeps
-against it, and why, is argued in docs/design/secure-aggregation.md: the steps (a) to (e) and the
-client's rules 1 to 8 that comments name. Protocol: Bonawitz et al., CCS 2017; Bell et al., CCS
+The server is malicious, and works with up to `SessionTerms.colluders` clients. What the protocol
+keeps against it, and why, is argued in docs/design/secure-aggregation.md: the steps (a) to (e) and
+the client's rules 1 to 8 that comments name. Protocol: Bonawitz et al., CCS 2017; Bell et al., CCS
 2020; Ma et al. (Flamingo), S&P 2023.
 """
 

@@ -344,7 +344,7 @@ class ServerRound:
     def _combine(
         self, members: tuple[int, ...], owners: list[int]
     ) -> tuple[dict[int, list[bytes]], list[int]]:
-        """The secrets of `owners` that agree with their commitments, and the owners whose do not."""
+        """The secrets of `owners` that agree with their commitments; owners whose do not."""
         stacked = np.stack([np.concatenate([self._answers[m][u] for u in owners]) for m in members])
         secrets = [bytes(row) for row in shamir.combine(self._points(members), stacked)]
         found: dict[int, list[bytes]] = {}

@@ -154,7 +154,7 @@ class Masks:
         return self._buffer[:size], *self._views(self._buffer[: size + SPARE])
 
     def apply(self, target: NDArray[np.uint64], index: int) -> None:
-        """Apply the first target.size words of block `index` of every stream to `target`, in place."""
+        """Apply the first target.size words of block `index` of every stream to `target`."""
         counter = _counter_of(index)
         for begin in self._begin:
             begin(counter)
@@ -197,7 +197,7 @@ def block_of(words: int) -> int:
 
 @cache
 def _fastest() -> type[Cursor]:
-    """Whichever filled a block faster, at its best of a few alternate tries: a millisecond, once."""
+    """Whichever filled a block faster, at its best of a few alternate tries; takes 1 ms, once."""
     buffer, took = np.empty(BLOCK + SPARE, np.uint64), dict[type[Cursor], float]()
     for _ in range(_TRIALS):
         for way in (_Gcm, _Ctr):

@@ -1,9 +1,9 @@
 """What a masked session is bound to: the roster, the thresholds, and the layout of every vector
 that is summed.
 
-All of it comes from the signed contract and none of it from the server: the digest of a `SessionTerms` is
-part of every session identifier, so a client whose server speaks of another threshold, width or
-roster derives other keys and nothing opens.
+All of it comes from the signed contract and none of it from the server: the digest of a
+`SessionTerms` is part of every session identifier, so a client whose server speaks of another
+threshold, width or roster derives other keys and nothing opens.
 
 A `Layout` proves at construction that no sum can overflow, for any cohort up to the whole roster: a
 client's field is an integer in [0, 2 (M + K)], with M = 2**(bits - 1) - 1 the largest rounded value

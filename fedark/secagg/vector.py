@@ -474,7 +474,7 @@ class RoundSum:
         }
 
     def total(self, threads: int | None = None) -> NDArray[np.float32]:
-        """Sum of weight / max_weight * vector (clipped, rounded, noised): float32, [layout.length]."""
+        """Sum of weight / max_weight * vector (clipped, rounded, noised): float32 [layout.length]."""
         return self._decode(self.layout.step, threads)
 
     def mean(

@@ -115,7 +115,7 @@ def label(kind: str) -> str:
 
 
 def unsigned(kind: str, values: Mapping[str, Any]) -> bytes:
-    """A header of a message whose sender is not trusted, or known to the receiver by other means."""
+    """Header of a message whose sender is not trusted, or known to the receiver otherwise."""
     return canonical.encode({"kind": kind, **values})
 
 

@@ -179,7 +179,7 @@ class Machine:
             self._say(f"{name} has joined")
 
     def offer(self, job: Job) -> None:
-        """Seal the job's models in the provider's name, and have its node bring them to the host."""
+        """Seal the job's models for the provider, and have its node bring them to the host."""
         self._say("the provider seals its models")
         folder = self.folder(job.provider)
         data, self.left_out = make_offer(folder, job, self._say)

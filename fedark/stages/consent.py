@@ -311,7 +311,7 @@ class Consent:
         return self._folder / f"{contract.digest().hex()}.{what}"
 
     def _approved_by(self, rules: Rules) -> dict[str, int]:
-        """How many contracts each rule has approved, by its name; such as were refused later count."""
+        """How many contracts each rule has approved, by its name; those refused later count."""
         texts = [path.read_text() for path in self._folder.glob("*.approved")]
         return {
             rule.name: sum(text.startswith(f"{_by_rule(rule.name)},") for text in texts)

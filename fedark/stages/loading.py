@@ -313,7 +313,7 @@ class Loader:
 
 
 def _feed(enclave: EnclaveHandle, bundle: SealedBundle, model: str) -> bytes:
-    """Bring the sealed bytes of a model whose grant the enclave has accepted; returns its receipt."""
+    """Bring the sealed bytes of a model whose grant the enclave accepted; returns its receipt."""
     pieces: Iterator[tuple[bytes, bool]] = _with_last(bundle.payload(_PIECE))
     for data, last in pieces:
         sealed = enclave_pb2.Sealed(model=model, data=data, last=last)

@@ -191,7 +191,7 @@ class NodeBase(ABC, Generic[RunT]):
             return bytes(reply.SerializeToString())
 
     def _fault(self, error: FedarkError) -> stage_pb2.StageFault:
-        """An error for the others. Where things lie on this machine is for the node's own people."""
+        """An error for the others. Where things lie here is for the node's own people."""
         fault = fault_of(error)
         for folder in (
             str(path)

@@ -97,7 +97,7 @@ def models_of(contract: Contract, metrics: FigureHistory) -> dict[str, Any]:
 
 
 def _alone(contract: Contract, terms: ModelTerms) -> str:
-    """How the local-only baseline was trained (`fedark.tuning.baseline`); "" where there is none."""
+    """How the local-only baseline was trained (`fedark.tuning.baseline`); "" if there is none."""
     epochs = terms.training.baseline_epochs
     if not epochs:
         return ""

@@ -172,7 +172,7 @@ class RunMemory:
         return False
 
     def forget(self, run_id: str) -> None:
-        """The run is over here: its state goes, what it left for people and its last answers stay."""
+        """The run is over here: its state goes; what people need and its last answers stay."""
         folder = self.folder(run_id)
         (folder / _STATE).unlink(missing_ok=True)
         for name in (_BEGUN, _ONCE, _ENCLAVE):

@@ -156,7 +156,7 @@ class Pending:
         losses.sum().backward()  # type: ignore[no-untyped-call]
 
     def add(self, layer: nn.Linear, inputs: torch.Tensor, grads: torch.Tensor) -> None:
-        """Take what went into a layer [examples, ..., in] and what came back [examples, ..., out]."""
+        """Take a layer's input [examples, ..., in] and what came back [examples, ..., out]."""
         if inputs.ndim < 2 or len(inputs) != self._examples:
             raise _inexact(
                 [

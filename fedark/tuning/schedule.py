@@ -1,5 +1,6 @@
 """How learning rates change over a job: a factor of `TrainingTerms`' rates, by the share of the job
-that is done. It goes by the rounds that the job may have: one that ends earlier ends at a higher rate.
+that is done. It goes by the rounds that the job may have: one that ends earlier ends at a higher
+rate.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class Trunk:
                 layer.__dict__.pop("forward", None)
 
     def _prove(self, texts: Sequence[Ids]) -> bool:
-        """Whether texts cut to lengths that no block of tokens divides come out the same both ways."""
+        """Whether texts cut to lengths that no block divides come out the same both ways."""
         longest = texts[-1]
         batch = [longest[:length] for length in _PROOF if length < len(longest)] + [longest]
         try:

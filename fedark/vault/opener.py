@@ -33,7 +33,7 @@ Sink = Callable[[str, memoryview], None]
 
 
 def nonce(index: int) -> bytes:
-    """The 12-byte counter nonce of chunk `index`; unique, because a content key seals one bundle."""
+    """The 12-byte counter nonce of chunk `index`; unique: a content key seals one bundle."""
     return index.to_bytes(12, "big")
 
 

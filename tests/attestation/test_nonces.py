@@ -91,9 +91,7 @@ def test_a_stranger_is_refused() -> None:
         NonceBook().spend(os.urandom(32), "p", now=NOW)
 
 
-def test_a_step_that_is_repeated_spends_its_nonce_again_on_the_same_thing_and_before_it_expires() -> (
-    None
-):
+def test_a_repeated_step_spends_its_nonce_again_on_the_same_thing_and_before_it_expires() -> None:
     book = NonceBook()
     nonce = book.issue("p", now=NOW)
     book.spend(nonce, "p", now=NOW, by=b"evidence")

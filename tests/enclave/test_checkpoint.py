@@ -21,6 +21,7 @@ from fedark.attestation.nonces import NonceBook
 from fedark.attestation.platforms.simulated import SimulatedDevice, SimulatedRoot
 from fedark.enclave.aggregator import AggregatorSession
 from fedark.enclave.checkpoint import Sealer
+from fedark.enclave.intake import RecordIntake
 from fedark.enclave.masking import AggregatorMasks, TrainerMasks
 from fedark.enclave.session import SessionBase
 from fedark.enclave.trainer import TrainerSession
@@ -192,7 +193,8 @@ KEPT = {
         *("_group", "_trainers", "_base", "_vectors", "_history", "_figures_open"),
         *("_masks", "_optimizers"),
     },
-    TrainerSession: {"_aggregator", "_grants", "_data", "_figures", "_base", "_masks"},
+    TrainerSession: {"_aggregator", "_grants", "_records", "_figures", "_base", "_masks"},
+    RecordIntake: {"digest"},
     TrainerMasks: {"_nonce", "_combined", "_session", "_hellos", "_client"},
     AggregatorMasks: {"_hellos", "_opening", "_survivors"},
     Client: {
@@ -217,17 +219,15 @@ NOT_KEPT = {
     AggregatorSession: {"_received", "_scale", "_shares_noise", "_resumed"},
     # weights and records: brought again; the group key comes with the grant; the privacy mechanism
     # is the contract's, and who is told of an opened model the simulation's
-    TrainerSession: {
-        *("_group", "_openings", "_models", "_train", "_test", "_hashed", "_private"),
-        "_on_model",
-    },
-    TrainerMasks: {"_contract", "_nonces", "_policy", "_me", "_private"},
+    TrainerSession: {*("_group", "_openings", "_models", "_private", "_on_model")},
+    RecordIntake: {"train", "test", "_hashed", "_party", "_private", "_by_record", "_answers"},
+    TrainerMasks: {"_contract", "_nonces", "_terms", "_me", "_private"},
     # follows from the messages of the open round; the mean is memory to write on
     AggregatorMasks: {
-        *("_mean", "_contract", "_policy", "_directory", "_server", "_round", "_closed"),
+        *("_mean", "_contract", "_terms", "_directory", "_server", "_round", "_closed"),
         *("_waiting", "_uploaded", "_answers"),
     },
-    Client: {"_policy", "_party", "_signing", "_threads"},
+    Client: {"_terms", "_party", "_signing", "_threads"},
     NonceBook: {"_lock"},
     FedAvg: {"_rate"},
     FedAdam: {"_terms"},

@@ -1,4 +1,4 @@
-"""Adapters of 100 MB: they fit through an enclave's border, sealed and masked, in bounded memory."""
+"""Adapters of 100 MB fit through an enclave's border, sealed and masked, in bounded memory."""
 
 from __future__ import annotations
 

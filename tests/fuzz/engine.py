@@ -217,7 +217,7 @@ def _json(tree: Any) -> bytes:
 
 
 def _changed(rng: random.Random, tree: Any, depth: int) -> Any:
-    """`tree` with one place in it changed; a byte string that is CBOR itself may be changed inside."""
+    """`tree` with one place changed; a byte string that is CBOR itself may be changed inside."""
     if isinstance(tree, cbor2.CBORTag) and rng.random() < 0.95:
         return cbor2.CBORTag(tree.tag, _changed(rng, tree.value, depth))
     if isinstance(tree, dict) and tree and (depth == 0 or rng.random() < 0.8):

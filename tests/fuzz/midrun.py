@@ -1,4 +1,4 @@
-"""Targets of nodes, hosts, enclaves and the coordinator: what comes to them in the midst of a run."""
+"""Targets of nodes, hosts, enclaves and the coordinator: what comes in the midst of a run."""
 
 from __future__ import annotations
 

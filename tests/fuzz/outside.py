@@ -58,7 +58,7 @@ def outside(world: Any, folder: Path) -> Made:
 
 
 def _same(name: str, read: Callable[[bytes], Any], sample: bytes) -> Target:
-    """White space and the order of fields are free; nothing else is accepted than what was signed."""
+    """White space and the order of fields are free; all else is as it was signed."""
     original = read(sample)
 
     def parsed(data: bytes) -> None:

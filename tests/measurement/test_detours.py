@@ -23,7 +23,7 @@ ARCHIVE = f"{VERSION.replace('.', '')}.zip"
 
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
-    """A copy of this interpreter in a prefix of its own, with this one's standard library under it."""
+    """A copy of this interpreter in a prefix of its own, with this one's standard library."""
     real = runtime.python_binary()
     copy = tmp_path / "above" / "prefix" / "bin" / real.name
     copy.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Real confined processes for the sandbox's tests, in both modes, as root and as an ordinary user."""
+"""Real confined processes for the sandbox's tests: both modes, root and ordinary user."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _reachable(path: Path) -> bool:
 
 
 def _interpreter(ordinary: bool) -> list[str]:
-    """The command that runs Python as this user, or as user "nobody" (which takes root to become)."""
+    """The command that runs Python as this user, or as "nobody" (which takes root)."""
     own = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     if not ordinary:
         return [str(own)]
@@ -158,7 +158,7 @@ def _require(mode: str) -> None:
 
 @pytest.fixture(scope="session", params=CASES)
 def inmate(request: pytest.FixtureRequest) -> Iterator[Inmate]:
-    """One confined process for each mode and kind of user, shared by all probes that it survives."""
+    """One confined process for each mode and kind of user, for all probes that it survives."""
     mode, user = request.param.split("-")
     _require(mode)
     prisoner = Inmate(mode, ordinary=user == "nobody")

@@ -33,7 +33,7 @@ def test_an_unknown_method_is_refused():
 
 
 def test_the_rule_is_true_for_the_mean_of_ba():
-    """Averaging B alone gives the mean of B A when A is common; averaging A and B apart does not."""
+    """Averaging B alone gives the mean of B A if A is common; averaging A and B apart not."""
     rng = np.random.default_rng(1)
     a = rng.normal(size=(5, 4, 30))
     b = rng.normal(size=(5, 20, 4))

@@ -84,7 +84,7 @@ COHORT, DEGREE, COMMITTEE = 120, 44, 64
 
 
 def stream(key, block, size):
-    """SP 800-38D: the first counter block of data is nonce || 2. Block 3 of the stream has nonce 3."""
+    """SP 800-38D: data's first counter block is nonce || 2. The stream's block 3 has nonce 3."""
     cipher = Cipher(algorithms.AES256(key), modes.ECB()).encryptor()
     return cipher.update(
         b"".join(

@@ -28,7 +28,7 @@ def grid(bits):
 
 @EXAMPLES
 @given(data=st.data())
-def test_the_sum_of_the_survivors_is_exact_or_there_is_none_when_clients_drop_at_any_stage_and_return(
+def test_the_survivors_sum_is_exact_or_there_is_none_when_clients_drop_at_any_stage_and_return(
     lab, data
 ):
     bits = data.draw(st.integers(2, 24), "bits")

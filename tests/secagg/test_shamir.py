@@ -108,7 +108,7 @@ def test_weights_are_those_of_exact_arithmetic():
             assert weight == whole % shamir.PRIME
 
 
-def test_any_bytes_are_taken_for_shares_and_give_some_secret_so_that_no_member_can_stop_the_recovery():
+def test_any_bytes_are_taken_for_shares_so_that_no_member_can_stop_the_recovery():
     shares = shamir.split(secrets(1), 2, 3)
     for noise in (bytes([255]) * 34, os.urandom(34)):
         shares[0, 0] = np.frombuffer(noise, np.uint8)

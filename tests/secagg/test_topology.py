@@ -83,7 +83,7 @@ def test_a_sampled_committee_and_a_sparse_graph_meet_their_bounds(size, colluder
 
 
 def random_graph(rng, size, chance):
-    """Adjacency of a graph with independent edges: for every client a bit mask of its neighbours."""
+    """A graph with independent edges: for every client a bit mask of its neighbours."""
     upper = np.triu(rng.random((size, size)) < chance, 1)
     return [sum(1 << int(v) for v in np.flatnonzero(row)) for row in upper | upper.T]
 
@@ -363,7 +363,7 @@ def test_a_client_whose_neighbours_are_all_declared_gone_makes_the_survivor_set_
 
 
 def test_honest_survivors_stay_connected_when_an_adversary_drops_as_many_as_it_may():
-    """Greedy attempts to cut a client or a small set out of the graph never pass the degree check."""
+    """Greedy attempts to cut a few clients out of the graph never pass the degree check."""
     size, colluders, minimum = 300, 15, 210
     rng = np.random.default_rng(3)
     topology = Topology(terms(size, minimum, colluders), size, os.urandom(32))

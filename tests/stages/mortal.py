@@ -26,7 +26,7 @@ from fedark.v1 import stage_pb2
 
 
 class Killed(BaseException):
-    """SIGKILL, as far as one process can play it: nothing catches it on its way out of the victim."""
+    """SIGKILL, as far as one process can play it: nothing in the victim catches it."""
 
 
 class Fate:

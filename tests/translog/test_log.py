@@ -80,7 +80,7 @@ def test_an_empty_log_has_a_head_of_no_entries_and_a_missing_one_is_said_to_be_m
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_every_entry_is_provably_under_every_later_head_and_every_head_goes_on_from_every_earlier_one(
+def test_every_entry_is_under_every_later_head_and_every_head_goes_on_from_every_earlier_one(
     make_log: Make, make_entry: Make
 ) -> None:
     log = make_log()

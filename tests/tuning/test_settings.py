@@ -110,7 +110,7 @@ def test_an_infinite_number_is_read_as_the_library_writes_it() -> None:
 
 
 def test_an_architecture_that_the_library_names_and_lacks_is_refused(zoo: Any) -> None:
-    """Found by fuzzing: the library looks the class up when it is asked for, and raises ValueError."""
+    """Found by fuzzing: the library looks the class up when asked, and raises ValueError."""
     with pytest.raises(ModelError):
         load(zoo["minilm"], bent(zoo["minilm"], model_type="voxtral_realtime_text"))
 

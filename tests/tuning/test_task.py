@@ -456,7 +456,7 @@ class Changed(nn.Module):
 
 
 def changed(tiny: Any, answer: Any, take: Any) -> TaskModel:
-    """A task whose last frozen layer gives `answer` of its states, which the next one takes back."""
+    """A task whose last frozen layer gives `answer` of its states; the next takes it back."""
     task: TaskModel = tiny.load(tiny.terms(layers=(2,)))
     layers = task.scorer.get_submodule("body.base_model.model.encoder.layer")
     layers[1] = Changed(layers[1], lambda hidden: hidden, answer)

@@ -149,7 +149,7 @@ def test_a_swapped_payload_is_refused_by_the_enclave_and_by_the_keyless_check(
         bundle.check_payload()
 
 
-def test_a_provider_that_seals_other_weights_under_the_same_manifest_and_key_is_found_out_by_the_keyless_check(
+def test_other_weights_sealed_under_the_same_manifest_and_key_are_found_by_the_keyless_check(
     world: Any,
 ) -> None:
     # The key's holder can make chunks that open. The manifest's digest of the payload leaves it no

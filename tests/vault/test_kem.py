@@ -32,7 +32,7 @@ CONTEXT = {"label": "test"}
 
 @pytest.fixture
 def admit(world: Any, make_bundle: Make, terms: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-    """Seals a bundle whose policy admits the given KEMs, and a contract that names it and one KEM."""
+    """A bundle whose policy admits the given KEMs, and a contract that names it and one KEM."""
 
     def make(*kems: str, kem: Any = HYBRID) -> dict[str, Any]:
         policy = terms["policy"].model_copy(update={"kem": kems})
@@ -105,7 +105,7 @@ def test_a_relay_that_swaps_the_offered_key_for_one_of_the_weaker_kem_changes_th
         assert replace(honest, hpke_public=weaker).report_data() != honest.report_data()
 
 
-def test_a_hybrid_enclave_does_not_open_a_wrap_for_its_x25519_half_even_where_the_policy_admits_x25519(
+def test_a_hybrid_enclave_opens_no_wrap_for_its_x25519_half_even_where_the_policy_admits_it(
     world: Any, admit: Make
 ) -> None:
     given = admit("mlkem768-x25519", "x25519")
@@ -132,7 +132,7 @@ def test_an_enclave_refuses_a_grant_under_a_kem_that_the_providers_policy_does_n
         accept(world, grant, trainer, wide, manifest=narrow["manifest"])
 
 
-def test_an_enclave_with_a_key_of_another_kem_than_the_contracts_is_not_admitted_though_the_policy_names_it(
+def test_an_enclave_with_a_key_of_another_kem_is_not_admitted_though_the_policy_names_it(
     world: Any, admit: Make
 ) -> None:
     given = admit("mlkem768-x25519", "x25519")

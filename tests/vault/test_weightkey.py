@@ -35,7 +35,7 @@ def secret_of(key: WeightKey) -> bytes:
 
 
 def frames(error: BaseException) -> list[dict[str, Any]]:
-    """The local variables of every frame that an error, its causes and its contexts left through."""
+    """Local variables of every frame that an error, its causes and its contexts left by."""
     found, todo, seen = list[dict[str, Any]](), [error], set[int]()
     while todo:
         one = todo.pop()

@@ -1,1 +1,1 @@
-"""Platforms that can attest: one module each, with an attester, a verifier, or both, behind `base`."""
+"""Platforms that can attest: one module each, with attester, verifier or both, behind `base`."""

@@ -38,7 +38,7 @@ PLATFORM_FACTS = {
 
 @dataclass(frozen=True)
 class SnpTcb:
-    """Security versions of the parts of a Milan or Genoa platform; higher is newer, part by part."""
+    """Security versions of a Milan or Genoa platform's parts; higher is newer, part by part."""
 
     bootloader: int
     tee: int

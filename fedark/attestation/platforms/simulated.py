@@ -85,7 +85,7 @@ class SimulatedRoot:
         now: datetime,
         valid: timedelta = timedelta(days=90),
     ) -> tuple[bytes, ...]:
-        """The certificates (DER, the device's first) of a device that made its quoting key itself."""
+        """Certificates (DER, the device's first) of a device that made its quoting key itself."""
         ueid = bytes([1]) + os.urandom(UEID_BYTES - 1)
         subject = x509.Name(
             [

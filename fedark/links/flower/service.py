@@ -61,7 +61,7 @@ class StageHandler(Protocol):
     role: str
 
     def handle(self, request: bytes) -> bytes:
-        """One stage: a serialised StageRequest in, a serialised StageReply out. May take minutes."""
+        """One stage: serialised StageRequest in, serialised StageReply out. May take minutes."""
         ...
 
     def close(self) -> None:

@@ -52,7 +52,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class HostAnswer:
-    """What goes back: a status, a content type and bytes. `why`: of a refusal, for the host's log."""
+    """What goes back: status, content type and bytes. `why`: of a refusal, for the host's log."""
 
     status: int
     kind: str

@@ -1,4 +1,4 @@
-"""What a node's daemon serves: the party's node under observation, and what answers its operator."""
+"""What a node's daemon serves: the party's node, observed, and what answers its operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intel TDX: what Intel's signed statements say of a platform, and which statements count at all."""
+"""Intel TDX: what Intel's signed statements say of a platform, and which of them count."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from fedark.v1 import stage_pb2
 
 
 class EchoNode:
-    """Answers a RoundRequest with its own bytes; `abort` requests carry a command as their reason."""
+    """Answers a RoundRequest with its own bytes; `abort` requests carry a command as reason."""
 
     def __init__(self, party: str, role: str = "customer") -> None:
         self.party = party
@@ -103,7 +103,7 @@ def payload(reply: bytes | FedarkError) -> bytes:
 
 
 def coordinate(link: Link, aggregator: NodeClient, settings: Mapping[str, Any]) -> None:
-    """Broadcast, then some stages; writes what happened and how long it took to settings["report"]."""
+    """Broadcast, then some stages; what happened and how long goes to settings["report"]."""
     report: dict[str, Any] = {"stages": []}
     started = time.monotonic()
     first = link.broadcast(request(b"hello"), expect=settings["expect"], stage="enrol", timeout=100)

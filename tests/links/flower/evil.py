@@ -1,4 +1,4 @@
-"""A malicious app bundle and a malicious host: for tests that no node runs what such a host sends."""
+"""A malicious app bundle and host: for tests that no node runs what such a host sends."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_what_a_child_writes_is_private(tmp_path: Path) -> None:
     assert stat.S_IMODE(child.log.stat().st_mode) == 0o600
 
 
-def test_a_child_runs_this_package_whatever_its_directory_holds_and_without_the_users_flower_settings(
+def test_a_child_runs_this_package_whatever_its_directory_and_the_users_flower_settings_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLWR_LOG_LEVEL", "DEBUG")

@@ -1,4 +1,4 @@
-"""A node's connection: nothing but the pinned bundle, nobody's message lost to another's failure."""
+"""A node's connection: only the pinned bundle, no message lost to another's failure."""
 
 from __future__ import annotations
 

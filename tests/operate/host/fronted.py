@@ -68,7 +68,7 @@ class Running:
         key: bytes | None = None,
         extra: str = "",
     ) -> int:
-        """The status of one well-formed request; 0 for a connection that was closed without a word."""
+        """The status of one well-formed request; 0 for a connection closed without a word."""
         key = self.key if key is None else key
         auth = f"flwr-public-key: {base64.b64encode(key).decode()}\r\n" if key else ""
         head = (

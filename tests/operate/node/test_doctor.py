@@ -1,4 +1,4 @@
-"""Each thing that can be wrong with a node's machine is found, and the finding says how to mend it."""
+"""Each thing that can be wrong with a node's machine is found, with how to mend it."""
 
 from __future__ import annotations
 
