@@ -19,9 +19,9 @@ _HEAD = """\
 Made by `make states` from the table in `fedark/enclave/order.py`, which the enclaves run by.
 
 An enclave is in one state of each region of its role. A call is legal if every region that knows it
-has it in its present state; else the enclave refuses it and nothing changes. A call without an arrow
-changes no state. *sealed*: the reply carries the enclave's checkpoint, from which it goes on after
-its process has ended; a region marked *volatile* begins again at its first state then.
+has it in its present state; else the enclave refuses it and nothing changes. A call without an
+arrow changes no state. *sealed*: the reply carries the enclave's checkpoint, from which it goes on
+after its process has ended; a region marked *volatile* begins again at its first state then.
 
 Calls that change no state are not in the diagrams. What the table does not say, the handlers check:
 who sent a message, for which round and model, and whether it is the one that came before.

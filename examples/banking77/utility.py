@@ -30,7 +30,8 @@ LOCAL = (
     "models.0.training.head_learning_rate=0.2",
     "models.0.server.learning_rate=1.0",
 )
-NO_PRIVACY = (  # FedSGD: one step of all records a round, so that customers with few labels do not drift apart
+# FedSGD: one step of all records a round, so that customers with few labels do not drift apart.
+NO_PRIVACY = (
     'privacy.mechanism="none"',
     "protection.colluders=1",
     "protection.max_records=2000",

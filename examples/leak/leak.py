@@ -1,7 +1,7 @@
 """What one update tells about the records that it was made from, with and without protection.
 
-    python examples/leak/leak.py --out leak.svg             messages of the grid example, a small encoder: seconds
-    python examples/leak/leak.py JOB.toml --out leak.svg    a job's own records and model, with a lone head
+    python examples/leak/leak.py --out leak.svg             the grid example's messages: seconds
+    python examples/leak/leak.py JOB.toml --out leak.svg    a job's own records and model
 
 The update is the clipped gradient sum of a classification head, `TaskModel.gradient_sum`, as a
 customer computes it in a round. The attacker knows the model and a pool of sentences that contains
@@ -11,10 +11,11 @@ update that is left (orthogonal matching pursuit; Tropp and Gilbert, 2007). Four
 attacked:
 
 plain      as it would leave without protection
-sum of 8   what a masked sum of eight customers shows; the attacker still has to say whose a sentence was
-epsilon    the same sum with the noise of `example-distributed` for that epsilon (delta 1e-5, 60 rounds, rate 0.1): each customer
-           rounds its own sum to the grid and adds its share, by the functions of the trainer
-           enclave
+sum of 8   what a masked sum of eight customers shows; the attacker still has to say whose a
+           sentence was
+epsilon    the same sum with the noise of `example-distributed` for that epsilon (delta 1e-5, 60
+           rounds, rate 0.1): each customer rounds its own sum to the grid and adds its share, by
+           the functions of the trainer enclave
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ file.
     publishers = ["<64 hex digits>"]             # Ed25519 keys whose signed reference values count
     signed = ["trainer.reference"]               # such files, beside this one
 
-    [platforms.simulated]                        # a platform is admitted by having a table here, and in no other way
+    [platforms.simulated]                        # a platform without a table is not admitted
     root = "<64 hex digits>"                     # SHA-256 of the manufacturer's root certificate
     minimum_svn = 1
     sandbox = "namespaces"
@@ -23,7 +23,7 @@ file.
 
     [platforms.nitro]
 
-    [policies.namespaces]                        # reference values of the sandbox's policies, written out
+    [policies.namespaces]                        # the sandbox's policies, written out
     seccomp = ["<96 hex digits>"]
     landlock = ["<96 hex digits>"]
 

@@ -1,19 +1,21 @@
 """The EAT profile of the simulated platform: CWT claims (RFC 8392) with EAT names (RFC 9711), in
 canonical CBOR.
 
-| key    | claim        | form                    | meaning here                                                          |
-|--------|--------------|-------------------------|-----------------------------------------------------------------------|
-| 6      | iat          | uint                    | seconds since the epoch by the launcher's clock                       |
-| 10     | eat_nonce    | bstr .size 32           | the verifier's challenge                                              |
-| 256    | ueid         | bstr .size 17           | 0x01 (RAND), 16 random bytes; equal to the certificate's serialNumber |
-| 258    | oemid        | bstr .size 16           | first 16 bytes of the SHA-256 of the manufacturer's root              |
-| 259    | hwmodel      | bstr "fedark-sim"       | says that this is a simulation                                        |
-| 263    | dbgstat      | uint 0 or 2             | 0 enabled; 2 disabled since boot                                      |
-| 265    | eat_profile  | tstr                    | `PROFILE`                                                             |
-| 266    | submods      | {"sandbox": claims-set} | -70001 sandbox mode, -70002 seccomp digest, -70003 landlock digest    |
-| 273    | measurements | [[60, bstr .cbor map]]  | format 60 (application/cbor): register -> SHA-384, all four           |
-| -70000 | report data  | bstr .size 64           | what the enclave asked for: `KeyBinding.report_data`                  |
-| -70004 | svn          | uint                    | security version number of launcher and device                        |
+key     claim         form                     meaning here
+6       iat           uint                     seconds since the epoch by the launcher's clock
+10      eat_nonce     bstr .size 32            the verifier's challenge
+256     ueid          bstr .size 17            0x01 (RAND), 16 random bytes: the certificate's
+                                               serialNumber
+258     oemid         bstr .size 16            first 16 bytes of the SHA-256 of the maker's root
+259     hwmodel       bstr "fedark-sim"        says that this is a simulation
+263     dbgstat       uint 0 or 2              0 enabled; 2 disabled since boot
+265     eat_profile   tstr                     `PROFILE`
+266     submods       {"sandbox": claims-set}  -70001 sandbox mode, -70002 seccomp digest,
+                                               -70003 landlock digest
+273     measurements  [[60, bstr .cbor map]]   format 60 (application/cbor): register -> SHA-384,
+                                               all four
+-70000  report data   bstr .size 64            what was asked for: `KeyBinding.report_data`
+-70004  svn           uint                     security version number of launcher and device
 
 Exactly these claims; keys below -65536 are for private use (RFC 8392, section 9.1). `cnf` is not
 used: the quoting key signs what the enclave's keys hash to, and does not see the keys.
@@ -47,7 +49,8 @@ _IAT, _NONCE, _UEID, _OEMID, _HWMODEL, _DBGSTAT, _PROFILE, _SUBMODS, _MEASUREMEN
 )  # fmt: skip
 _REPORT_DATA, _MODE, _SECCOMP, _LANDLOCK, _SVN = -70000, -70001, -70002, -70003, -70004
 _KEYS = {
-    _IAT, _NONCE, _UEID, _OEMID, _HWMODEL, _DBGSTAT, _PROFILE, _SUBMODS, _MEASUREMENTS, _REPORT_DATA, _SVN,
+    _IAT, _NONCE, _UEID, _OEMID, _HWMODEL, _DBGSTAT, _PROFILE, _SUBMODS, _MEASUREMENTS,
+    _REPORT_DATA, _SVN,
 }  # fmt: skip
 _MAX_PAYLOAD = 2048
 _MAX_TIME = 1 << 36

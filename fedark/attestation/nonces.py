@@ -27,7 +27,8 @@ __all__ = ["NONCE_LIFETIME", "NonceBook", "NonceRow"]
 NONCE_LIFETIME = timedelta(minutes=10)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS nonces (
-    nonce BLOB NOT NULL, purpose TEXT NOT NULL, expires REAL NOT NULL, spent INTEGER NOT NULL DEFAULT 0,
+    nonce BLOB NOT NULL, purpose TEXT NOT NULL, expires REAL NOT NULL,
+    spent INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (nonce, purpose)
 ) WITHOUT ROWID
 """

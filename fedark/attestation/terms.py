@@ -1,7 +1,7 @@
 """What a contract, and a party's own policy, say of the evidence that counts: small parts, the same
 in CBOR and in TOML.
 
-    [hardware.tdx]                                # a hardware platform is admitted by having a table, and in no other way
+    [hardware.tdx]                      # a platform without a table is not admitted
     accepted = ["UpToDate", "SWHardeningNeeded"]
     minimum_evaluation = 17
     [hardware.sev-snp.minimum_tcb.Milan]
@@ -9,9 +9,9 @@ in CBOR and in TOML.
     tee = 0
     snp = 22
     microcode = 213
-    [policies.namespaces]                         # reference values of the sandbox's own policies, by mode
+    [policies.namespaces]               # reference values of the sandbox's policies, by mode
     seccomp = ["<96 hex digits>"]
-    landlock = ["<96 hex digits>", ""]            # "" admits a kernel without landlock
+    landlock = ["<96 hex digits>", ""]  # "" admits a kernel without landlock
 
 `looser` compares two of a kind: a party signs no contract that would admit, in some enclave, what
 its own policy refuses.

@@ -5,7 +5,7 @@ untrusted host and is believed only as far as it chains to what the contract or 
 Names, each but the first two once or with a suffix ("tdx.collateral.2"):
 
 simulated.root, simulated.crl   DER; the manufacturer's root certificate and its revocation list
-tdx.collateral                  JSON, one for each kind of platform and PCK CA; without any, TDX is not verified
+tdx.collateral                  JSON, for each kind of platform and PCK CA; TDX needs one
 sev-snp.certificate             DER; a VCEK, ASK or ARK for tokens that come without
 sev-snp.crl                     DER; AMD's list of revoked ASKs
 

@@ -1,10 +1,10 @@
 """Canaries: members of the training data that are easy to see if anything is to be seen, each
 included by a fair coin.
 
-flipped   records with a wrong answer. They go all the way: text, model, per-example gradient, clipping. Whoever was trained on
-          one has a lower loss on it afterwards.
-dirac     gradients that point along one coordinate of the travelling vector, no two along the same, louder than the clipping
-          norm allows. They stand for the worst record that there could be: no record can be more
+flipped   records with a wrong answer. They go all the way: text, model, per-example gradient,
+          clipping. A model that was trained on one has a lower loss on it afterwards.
+dirac     gradients along one coordinate of the travelling vector, each along another, larger than
+          the clipping norm allows. They stand for the worst possible record: none can be more
           visible. They take the same clipping, sampling, sum, rounding and noise, and show in the
           sums of the rounds.
 """

@@ -4,7 +4,8 @@ Samples are no part of fedark. `FEDARK_VECTORS` names a folder with some of thes
 publish them:
 
     nitro.cose                                    AWS Nitro attestation document
-    sev_snp_report_milan.hex, _vcek_milan.der, _chain_milan.pem    AMD SEV-SNP report, its key's certificate, ASK and ARK
+    sev_snp_report_milan.hex, _vcek_milan.der, _chain_milan.pem    AMD SEV-SNP report, VCEK, ASK
+                                                                   and ARK
     tdx_quote_v4.hex, tdx_collateral.json         Intel TDX quote and its collateral
 """
 

@@ -153,10 +153,10 @@ def verify(
     for name, value in sorted(values.registers.items()):
         same = mine[name].hex() == value if name in mine else None
         differing += [name] if same is False else []
-        typer.echo(
-            f"{name:<16}"
-            f" {value}{'' if same is None else '  as installed' if same else '  DIFFERS from what is installed'}"
-        )
+        verdict = {None: "", True: "  as installed", False: "  DIFFERS from what is installed"}[
+            same
+        ]
+        typer.echo(f"{name:<16} {value}{verdict}")
     reference = reference_policies()
     for mode, policies in values.policies.items():
         for kind in ("seccomp", "landlock"):

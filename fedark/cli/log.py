@@ -76,10 +76,8 @@ def verify(
     typer.echo(f"The log is whole: {len(counted)} entries ({kinds}).")
     if contents.head is not None:
         typer.echo(f"Root {contents.head.root.hex()} at {_time(contents.head.time)}.")
-    typer.echo(
-        "Signed by"
-        f" {public.hex()}{'' if key else ', in the words of this folder: compare it with what you know'}."
-    )
+    unproven = "" if key else ", in the words of this folder: compare it with what you know"
+    typer.echo(f"Signed by {public.hex()}{unproven}.")
     if not against:
         typer.echo(
             "Whether its end was cut off, or another log was shown to others, only a kept head"

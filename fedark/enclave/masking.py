@@ -403,7 +403,7 @@ class AggregatorMasks:
         return current.finish()
 
     def split(self, total: RoundSum) -> dict[str, Vector]:
-        """Weighted mean of the updates: model name -> what travels. The next round overwrites it."""
+        """Weighted mean of the updates by model; the next round overwrites it."""
         mean, at = total.mean(buffer=self._mean), 0
         self._mean, found = mean, {}
         for terms in self._contract.models:

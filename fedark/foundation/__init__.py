@@ -1,6 +1,6 @@
 """What every other room stands on. Nothing here knows of contracts, enclaves or Flower.
 
-    errors              every error that fedark raises on purpose: what happened, what is safe, what to do
+    errors              what fedark raises on purpose: what happened, what is safe, what to do
     keys                signing (Ed25519) and encryption (HPKE), one label for each purpose
     canonical           canonical CBOR: one byte string for one value
     terms               the base class of everything that people write in TOML and parties sign

@@ -182,7 +182,8 @@ class LogForked(LogRefused):
             what,
             safe=safe or "Nothing was released, opened or stored on the strength of it.",
             fix=fix
-            or "Take part in nothing under this key until its owner has explained it; keep both heads: they are the proof.",
+            or "Take part in nothing under this key until its owner has explained it; keep both"
+            " heads: they are the proof.",
         )
 
 

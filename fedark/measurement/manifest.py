@@ -4,11 +4,11 @@
     entry = "main.py"              # beside the manifest
     python = ">=3.11"              # a version specifier (PEP 440)
 
-    [application]                  # register "application": the package fedark, and the manifest's own folder
+    [application]                  # register "application": the package fedark, and this folder
     exclude = ["_enclaves"]        # names at the top of the package
-    [launcher]                     # register "launcher": parts of the package that measure, confine and quote
+    [launcher]                     # register "launcher": what measures, confines and quotes
     paths = ["enclave", "errors.py"]
-    [runtime]                      # register "runtime": interpreter, standard library, distributions, system libraries
+    [runtime]                      # register "runtime": Python, its library, what is installed
     distributions = ["numpy"]      # with all that they require
     exclude = ["torch/include"]    # folders of theirs that no enclave reads
     stdlib_exclude = ["test"]      # names or patterns at the top of the standard library

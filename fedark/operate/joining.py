@@ -4,8 +4,8 @@ that opens anything.
     invitation  host -> node   address, certificate authority, the aggregator's public keys, a token
                                that files one request
     request     node -> host   the public keys that the node made itself, signed with each of them
-    admission   host -> node   what the host approved: certificates, the platform's root; signed with
-                               the aggregator's key
+    admission   host -> node   what the host approved: certificates, the platform's root; signed
+                               with the aggregator's key
 
 Private keys never leave the machine that made them. The token admits nobody: it lets one request be
 filed, which a person at the host approves after comparing its fingerprint with the node's operator.

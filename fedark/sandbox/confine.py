@@ -185,7 +185,7 @@ def _enter(setup: Setup) -> None:
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     with suppress(
         OSError
-    ):  # a kernel without that call leaves one more of the places in /proc that docs/threat-model.md names
+    ):  # without that call one more place in /proc is open: docs/threat-model.md
         hide_arguments()
     if setup.mode == "namespaces":
         separate(own_user=user is None)

@@ -1,13 +1,15 @@
 """Secure aggregation: the server learns the sum over the surviving cohort and nothing else, even if
 it lies.
 
-    terms       what a session is bound to; proves that nothing overflows      directory   whose keys count: attestation, roster
-    topology    graph, committee, thresholds, from the session id              schedule    every key and what it is bound to
-    client      the enclave's state machine                                    server      the untrusted server's
-    vector      clip, round, noise, pack, mask; decode                         stream      AES-256 masks
-    shamir      sharing of seeds                                               wire        strict messages
-    cohort      orders and lengths that both sides derive                      exactness   which methods may be averaged
-    cost        bytes and operations by formula
+    terms             what a session is bound to; proves that nothing overflows
+    directory         whose keys count: attestation, roster
+    topology          graph, committee and thresholds, from the session id
+    schedule          every key and what it is bound to
+    client, server    the enclave's state machine, and the untrusted server's
+    vector, stream    clip, round, noise, pack, mask, decode; AES-256 masks
+    shamir, wire      sharing of seeds; strict messages
+    cohort            orders and lengths that both sides derive
+    exactness, cost   which methods may be averaged; bytes and operations by formula
 
 The server is malicious, and works with up to `SessionTerms.colluders` clients. What the protocol
 keeps against it, and why, is argued in docs/design/secure-aggregation.md: the steps (a) to (e) and

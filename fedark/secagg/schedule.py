@@ -1,13 +1,19 @@
 """Keys of a masked session: what every secret is derived from, and to what it is bound.
 
-    sid        = SHA-256 [label, terms digest, directory]             every announcement's key and nonce is in the directory
-    chain_0    = HKDF-SHA256(X25519(u, v), salt = sid, info = [label, lower name, higher name])          once a session
-    chain_r+1  = HKDF-Expand(chain_r, "step")                          the old value is dropped: a round cannot be re-derived
+    sid        = SHA-256 [label, terms digest, directory]
+                 (every announcement's key and nonce is in the directory)
+    chain_0    = HKDF-SHA256(X25519(u, v), salt = sid, info = [label, lower name, higher name])
+                 (once a session)
+    chain_r+1  = HKDF-Expand(chain_r, "step")
+                 (the old value is dropped: a round cannot be derived again)
     ctx        = SHA-256 [label, sid, round, layout, model digest, participants]
     pair_r     = HKDF-Expand(chain_r, ["round", ctx])
-    s_uv       = HKDF-Expand(pair_r, "mask")                           AES-256 key of the pair's mask in this round alone
-    seal_u->v  = HKDF-Expand(pair_r, ["seal", sender, salt])           AES-256-GCM key of one message
-    b_u        = 32 random bytes                                       AES-256 key of the self-mask
+    s_uv       = HKDF-Expand(pair_r, "mask")
+                 (AES-256 key of the pair's mask in this round alone)
+    seal_u->v  = HKDF-Expand(pair_r, ["seal", sender, salt])
+                 (AES-256-GCM key of one message)
+    b_u        = 32 random bytes
+                 (AES-256 key of the self-mask)
 
 Agreeing keys once a session and deriving a fresh seed for each round follows Flamingo (Ma et al.
 2023): a seed that recovery reveals is the output of a PRF at ctx and tells nothing about the pair's

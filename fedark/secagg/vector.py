@@ -207,7 +207,7 @@ def _pack_and_mask(
             try:
                 span = packed.popleft()
             except IndexError:
-                return  # no error of masking is taken for this: what could not be masked is not sent
+                return  # no masking error is taken for this: what could not be masked is not sent
             for at, end in _pieces(*span, block):
                 masks.apply(out[at:end], at // block)
 
@@ -474,7 +474,7 @@ class RoundSum:
         }
 
     def total(self, threads: int | None = None) -> NDArray[np.float32]:
-        """Sum of weight / max_weight * vector (clipped, rounded, noised): float32 [layout.length]."""
+        """Sum of weight / max_weight * vector (clipped, rounded, noised), float32 [length]."""
         return self._decode(self.layout.step, threads)
 
     def mean(

@@ -266,7 +266,7 @@ class Machine:
             raise restore(failed["code"], failed["what"], safe=failed["safe"], fix=failed["fix"])
         raise FederationError(
             f"The job is {record.status}: {record.reason}",
-            fix=f"The logs are in {self.host.supervisor / 'logs'} and {self.root / 'logs'}.",
+            fix=f"See the logs in {self.host.supervisor / 'logs'} and {self.root / 'logs'}.",
         )
 
     def job(self, contract: Contract) -> JobRecord:
@@ -292,7 +292,7 @@ class Machine:
                     f"{kept.name} has ended {kept.failures} times in a row and is not started any"
                     f" more. {kept.last_end}",
                     safe="What the parties keep of the run is on their disks.",
-                    fix=f"The logs are in {self.root / 'logs'}.",
+                    fix=f"Logs are in {self.root / 'logs'}.",
                 )
 
     def until(
@@ -313,7 +313,7 @@ class Machine:
             if time.monotonic() > deadline:
                 raise FederationError(
                     f"It did not happen within {seconds:g} s: {what}.",
-                    fix=f"The logs are in {self.host.supervisor / 'logs'} and {self.root / 'logs'}.",
+                    fix=f"Look into {self.host.supervisor / 'logs'} and {self.root / 'logs'}.",
                 )
             time.sleep(pause)
         self.look()

@@ -249,7 +249,7 @@ def _model(source: str, classes: bool, made: Proposal) -> tuple[str, Path]:
         raise InputError(
             "The answers are free text, which needs a causal language model, and none comes along.",
             safe="Nothing was written.",
-            fix="Name one with --model: dir:PATH or hub:ORG/NAME; or the label's column with --label.",
+            fix="Name one with --model (dir:PATH or hub:ORG/NAME), or the labels with --label.",
         )
     chosen = source or ENCODER
     try:
@@ -314,7 +314,7 @@ def _job(
     )
     lines = [
         "# Made by `fedark init`. Each line with a guess in it says so: change what is wrong, then",
-        "# `fedark check` this file, and `fedark simulate` it. docs/job-file.md explains every key.",
+        "# `fedark check` this file, then `fedark simulate` it. Its keys: docs/job-file.md.",
         "",
         "[job]",
         'name = "my-job"',
@@ -387,7 +387,7 @@ def _job(
         f"baseline_epochs = {rounds * epochs}  # what each customer reaches alone, to compare with",
         "",
         "[protection]",
-        'mode = "sealed"  # or "masked": even the aggregator\'s enclave sees sums only, 3 or more customers',
+        'mode = "sealed"  # or "masked": even the aggregator\'s enclave sees sums only, from 3 on',
         f"minimum_cohort = {max(2, min(3, count))}",
         "",
         "# A guarantee for every single record (docs/privacy.md) would stand here:",

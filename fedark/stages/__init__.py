@@ -5,7 +5,7 @@
     settings              what a node knows before any job, and compares a contract with
     provider, customer    the stages of a provider and of a customer
     aggregator            the host of the aggregator enclave
-    consent, rules        what an operator agreed to, and which contracts are covered by a standing rule
+    consent, rules        what an operator agreed to; contracts covered by a standing rule
     budget                what a customer's node charges to its privacy ledger
     parties               who takes part, who answered, who was passed over; the coordinator's state
     loading               what a customer brings into its trainer enclave

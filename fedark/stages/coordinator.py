@@ -5,7 +5,7 @@ into.
     attest    everyone's nonce to everyone's enclave; evidence back
     release   trainers' evidence to the provider; wrapped weight keys back
     load      keys to the customers; receipts and first (protected) measurements back
-    round     1..R: encrypted global adapter out, protected update back, summed in the aggregator enclave
+    round     1..R: encrypted global adapter out, protected update back, summed in the enclave
     evaluate  the final adapter out, protected measurements back
     deliver   adapter to whom the contract names, report to all
 

@@ -300,14 +300,15 @@ class Loader:
         except DataError as error:
             self._settings.on_progress(str(error))
             raise FederationError(
-                f"The records of {self._settings.party} do not fit this contract; its own log says where.",
+                f"The records of {self._settings.party} do not fit this contract; its own log says"
+                " where.",
                 safe="Nothing was trained on them as they are now.",
             ) from None
         except BudgetExceeded as error:
             self._settings.on_progress(str(error))
             raise BudgetExceeded(
-                f"The privacy budget of {self._settings.party} does not allow this job; its own log says"
-                " more.",
+                f"The privacy budget of {self._settings.party} does not allow this job; its log"
+                " says more.",
                 safe=error.safe,
             ) from None
 

@@ -88,7 +88,7 @@ def replace_keys(folder: Path, name: str, told: str, offered: Iterable[Party]) -
         raise InputError(
             f"No contract that was proposed here has keys of {name} with this fingerprint.",
             safe=safe,
-            fix=f"Compare it with {name}'s own people once more; the host proposes a contract first.",
+            fix=f"Compare it with {name}'s own people again; the host proposes a contract first.",
         )
     if new != old:
         former = {"replaced": now().isoformat(timespec="seconds"), "party": old.model_dump()}

@@ -1,8 +1,9 @@
 """What a node must not forget of a run while its process may be killed at any moment.
 
     runs/ID/state        where the run is at this node, signed with the party's own key
-    runs/ID/answers/     the last few replies, by the hash of their requests: a request that comes again is answered from here
-    runs/ID/begun/       requests that have been begun, for the steps that are not the same when they are done twice
+    runs/ID/answers/     the last few replies, by the hash of their requests: a request that comes
+                         again is answered from here
+    runs/ID/begun/       requests that have been begun, for steps that must not be done twice
     runs/ID/once/        the newest reply to each of those steps, which no later request displaces
     runs/ID/enclave/     the node's enclave (`fedark.enclave.durable`)
 

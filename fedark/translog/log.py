@@ -33,7 +33,8 @@ __all__ = ["MAX_NOTE", "LogContents", "Logged", "TransparencyLog", "read_log"]
 MAX_NOTE = 2000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS log (
-    number INTEGER PRIMARY KEY, entry BLOB NOT NULL, head BLOB NOT NULL, note TEXT NOT NULL DEFAULT ''
+    number INTEGER PRIMARY KEY, entry BLOB NOT NULL, head BLOB NOT NULL,
+    note TEXT NOT NULL DEFAULT ''
 )
 """
 

@@ -6,9 +6,9 @@ every architecture it knows are treated as `from_pretrained` treats them. What i
 configuration is in `settings`.
 
 Three kinds of model come out:
-    pooled     an encoder of sentences (Reimers and Gurevych, arXiv:1908.10084): the token vectors' masked mean, or the first
-               one, at unit length, and fedark's own linear head
-    sequence   any other base for classification: `transformers`' sequence classifier with its own head
+    pooled     an encoder of sentences (Reimers and Gurevych, arXiv:1908.10084): the masked mean of
+               the token vectors, or the first one, at unit length, and fedark's own linear head
+    sequence   any other base for classification: `transformers`' sequence classifier and its head
     causal     a causal language model for instruction tuning
 
 Which of the first two a base is taken for is a term of the contract; `_pooling` proposes it.
@@ -332,7 +332,7 @@ def _pooling(
         raise ModelError(
             f"{POOLING} asks for a pooling that fedark does not compute.",
             safe="Nothing was loaded.",
-            fix='Say in the job file what to take: pooling = "mean", "cls" or "none" of this model.',
+            fix='Say in the job file what to take: pooling = "mean", "cls" or "none".',
         )
     names = settings.get("architectures")
     bare = MODEL_MAPPING_NAMES.get(config.model_type)

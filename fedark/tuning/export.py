@@ -1,10 +1,11 @@
 """The finished adapter as a standard PEFT folder, written without torch and without the base model.
 
-adapter_config.json, adapter_model.safetensors   what `peft.PeftModel.from_pretrained(base, folder)` reads
-labels.json                                      the labels in the order of the head's rows, for classification
-head.safetensors                                 the head over a pooled encoder, which PEFT has no place for
-fedark.json                                      what it is: the contract's terms of this model, the digest of
-                                                 the base's weights among them; `fedark predict` reads it
+adapter_config.json, adapter_model.safetensors   for `peft.PeftModel.from_pretrained(base, folder)`
+labels.json                                      for classification, in the order of the head's rows
+head.safetensors                                 the head over a pooled encoder: PEFT has none
+fedark.json                                      what it is: the contract's terms of this model, with
+                                                 the digest of the base's weights, for
+                                                 `fedark predict`
 README.md                                        how it is used, with fedark and outside of it
 
 Where the head is all that was trained (method "head") there is nothing for PEFT: head.safetensors
@@ -167,7 +168,8 @@ if model.config.pad_token_id is None:
     model.config.pad_token_id = tokenizer.pad_token_id
 ADAPTED
 batch = tokenizer(
-    texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_token_type_ids=False, return_tensors="pt"
+    texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_token_type_ids=False,
+    return_tensors="pt",
 )
 with torch.no_grad():
     logits = model(**batch).logits
@@ -179,12 +181,14 @@ FROM_PEFT
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-labels, head = json.load(open(f"{folder}/labels.json", encoding="utf-8")), load_file(f"{folder}/head.safetensors")
+labels = json.load(open(f"{folder}/labels.json", encoding="utf-8"))
+head = load_file(f"{folder}/head.safetensors")
 tokenizer = AutoTokenizer.from_pretrained(base, padding_side="right")
 model = AutoModel.from_pretrained(base, dtype=torch.float32)
 ADAPTED
 batch = tokenizer(
-    texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_token_type_ids=False, return_tensors="pt"
+    texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_token_type_ids=False,
+    return_tensors="pt",
 )
 mask = batch["attention_mask"].unsqueeze(-1)
 with torch.no_grad():
@@ -207,10 +211,13 @@ end = next((one for one in ends if one is not None), None)
 def answer(prompt, longest=64):
     \"\"\"The answer to a prompt that is filled in as in training, with no blank at its end.\"\"\"
     ids = tokenizer(prompt.rstrip())["input_ids"]
-    ids = ids[:-1] if len(ids) > 1 and ids[-1] == end else ids  # the answer goes on where the prompt ends
-    batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+    ids = ids[:-1] if len(ids) > 1 and ids[-1] == end else ids  # the answer goes on from here
+    mask = torch.ones(1, len(ids), dtype=torch.long)
+    batch = {"input_ids": torch.tensor([ids]), "attention_mask": mask}
     # Training put a blank before the answer and the end token after it, where generation stops.
-    new = model.generate(**batch, max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=end)
+    new = model.generate(
+        **batch, max_new_tokens=longest, do_sample=False, eos_token_id=end, pad_token_id=end
+    )
     return tokenizer.decode(new[0, len(ids):], skip_special_tokens=True).strip()
 """
 _CODE = {"SEQ_CLS": _CLASSIFIER, "FEATURE_EXTRACTION": _POOLED, "CAUSAL_LM": _LANGUAGE}

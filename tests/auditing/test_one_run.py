@@ -187,7 +187,8 @@ def test_nothing_to_audit_is_refused(task: TaskModel) -> None:
         raise AssertionError("a round was trained")
 
     terms: dict[str, Any] = {
-        "claimed": 1.0, "delta": 1e-5, "rounds": 1, "expected": 1.0, "clip_norm": 1.0, "server": ServerTerms(), "seed": 0
+        "claimed": 1.0, "delta": 1e-5, "rounds": 1, "expected": 1.0, "clip_norm": 1.0,
+        "server": ServerTerms(), "seed": 0
     }  # fmt: skip
     for records, diracs in (([], 5), ([Record("w1 w2", LABELS[0])], 0)):
         with pytest.raises(InputError, match="canaries"):

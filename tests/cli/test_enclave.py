@@ -1,4 +1,4 @@
-"""`fedark enclave`: a publisher signs reference values; they are compared with what is installed."""
+"""`fedark enclave`: signed reference values are compared with what is installed."""
 
 from __future__ import annotations
 

@@ -237,8 +237,10 @@ import conftest as t
 from datetime import UTC, datetime
 device = t.SimulatedRoot(now=datetime.now(UTC)).issue(now=datetime.now(UTC))
 with t.offering_only({mode!r}):
-    enclave = t.EnclaveProcess.start("aggregator", b"run", device=device, log=pathlib.Path({log!r}), memory_bytes=t.MEMORY,
-                                     measurement=t.measure_probe("aggregator"))
+    enclave = t.EnclaveProcess.start(
+        "aggregator", b"run", device=device, log=pathlib.Path({log!r}), memory_bytes=t.MEMORY,
+        measurement=t.measure_probe("aggregator"),
+    )
 monitor = enclave._launch.process.pid
 print(monitor, *t.children_of(monitor), flush=True)
 sys.stdin.read()
@@ -276,13 +278,17 @@ sys.path[:0] = json.loads(sys.argv[1])
 if sys.argv[2] == "container":
     from fedark.sandbox.bpf import ALLOW, SyscallPolicy, SyscallRule, errno
     from fedark.sandbox.seccomp import install
-    install(SyscallPolicy("container", ALLOW, (SyscallRule(errno(1), ("unshare", "setns", "mount", "pivot_root", "open_tree", "move_mount")),)))
+    denied = ("unshare", "setns", "mount", "pivot_root", "open_tree", "move_mount")
+    install(SyscallPolicy("container", ALLOW, (SyscallRule(errno(1), denied),)))
 import conftest as t
 from datetime import UTC, datetime
 device = t.SimulatedRoot(now=datetime.now(UTC)).issue(now=datetime.now(UTC))
-with t.EnclaveProcess.start("aggregator", b"run", device=device, log=pathlib.Path(sys.argv[3]), memory_bytes=t.MEMORY,
-                            measurement=t.measure_probe("aggregator")) as enclave:
-    print(enclave.sandbox.mode, t.tell(enclave, "echo", "hello").decode(), t.tell(enclave, "quote")[:9].decode())
+with t.EnclaveProcess.start(
+    "aggregator", b"run", device=device, log=pathlib.Path(sys.argv[3]), memory_bytes=t.MEMORY,
+    measurement=t.measure_probe("aggregator"),
+) as enclave:
+    heard, quoted = t.tell(enclave, "echo", "hello").decode(), t.tell(enclave, "quote")[:9].decode()
+    print(enclave.sandbox.mode, heard, quoted)
 """
 
 

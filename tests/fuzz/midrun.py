@@ -265,7 +265,8 @@ def _aggregator_request(world: Any) -> Target:
     key = world.provider_keys.signing
     log = TransparencyLog(world.job_path.parent / "host-log.sqlite", key)
     facts: dict[str, Any] = {
-        "party": "pool", "run_id": run_id, "contract": contract.digest(), "role": "aggregator", "platform": "simulated",
+        "party": "pool", "run_id": run_id, "contract": contract.digest(), "role": "aggregator",
+        "platform": "simulated",
         "evidence": evidence, "measurements": bytes(48), "signing": bytes(32),
     }  # fmt: skip
     log.append(Entry("attestation", int(NOW.timestamp()), facts))

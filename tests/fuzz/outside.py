@@ -106,7 +106,8 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
 
     signing = PartyKeys.load(maker.path / KEYS).signing
     offer = Offer(
-        job="dispatch", provider="maker", created="today", models=contract.models, evaluation=contract.evaluation
+        job="dispatch", provider="maker", created="today", models=contract.models,
+        evaluation=contract.evaluation
     )  # fmt: skip
     signed = offer.sign(signing)
 
@@ -125,10 +126,14 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
     service, calls = HostService(host), []
     digest = hashlib.sha384(b"x").hexdigest()
     for method, path, body in (
-        ("GET", "jobs", b""), ("GET", "bundle", b""), ("PUT", "offers", signed), ("GET", f"jobs/{digest}", b""),
-        ("PUT", f"jobs/{digest}/answer", b'{"answer": "ready", "reason": "x"}'), ("GET", f"catalogue/{digest}", b""),
-        ("PUT", f"catalogue/{digest}/manifest", b"manifest"), ("PUT", f"catalogue/{digest}/payload/0", b"piece"),
-        ("GET", f"catalogue/{digest}/payload/0", b""), ("POST", "join", (waiting.path / "request.json").read_bytes()),
+        ("GET", "jobs", b""), ("GET", "bundle", b""), ("PUT", "offers", signed),
+        ("GET", f"jobs/{digest}", b""),
+        ("PUT", f"jobs/{digest}/answer", b'{"answer": "ready", "reason": "x"}'),
+        ("GET", f"catalogue/{digest}", b""),
+        ("PUT", f"catalogue/{digest}/manifest", b"manifest"),
+        ("PUT", f"catalogue/{digest}/payload/0", b"piece"),
+        ("GET", f"catalogue/{digest}/payload/0", b""),
+        ("POST", "join", (waiting.path / "request.json").read_bytes()),
     ):  # fmt: skip
         calls.append(canonical.encode([method, path, body, True]))
     transport = maker.transport_key()
@@ -162,7 +167,8 @@ def _joining(folder: Path, contract: Contract, clock: Callable[[], Any]) -> Made
         }
         answers.append(service.handle("GET", PREFIX + path, headers, b"").body)
     reads: tuple[Callable[[], Any], ...] = (
-        client.hello, client.bundle, client.jobs, lambda: client.held(digest), lambda: client.put_piece(digest, 0, b"x"),
+        client.hello, client.bundle, client.jobs, lambda: client.held(digest),
+        lambda: client.put_piece(digest, 0, b"x"),
     )  # fmt: skip
 
     def told(data: bytes) -> None:
@@ -297,7 +303,8 @@ def _model_folder() -> Made:
     pooling = (
         b'{"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": true}',
         b'{"embedding_dimension": 384, "pooling_mode": "mean"}',
-        b'[{"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}]',
+        b'[{"idx": 2, "name": "2", "path": "2_Dense",'
+        b' "type": "sentence_transformers.models.Dense"}]',
     )
     yield Target("pooling settings", list(pooling), pool, "open", structure=False, words=words)
 
@@ -375,14 +382,16 @@ def _configuration(folder: Path) -> Target:
         }
         files |= {
             "tokenizer.json": tokenizer.to_str().encode(),
-            "tokenizer_config.json": b'{"tokenizer_class": "TokenizersBackend", "pad_token": "[PAD]"}',
+            "tokenizer_config.json": b'{"tokenizer_class": "TokenizersBackend",'
+            b' "pad_token": "[PAD]"}',
             **extra,
         }
         task: Any = "classification" if extra else "instruction"
         adapter = AdapterTerms(rank=1, targets=targets)
         layout = load_base(files, task, labels, shapes_only=True).layout(adapter)
         terms = ModelTerms(
-            name="m", task=task, bundle="0" * 96, weights="0" * 96, prompt="{text}", labels=labels if extra else (), adapter=adapter,
+            name="m", task=task, bundle="0" * 96, weights="0" * 96, prompt="{text}",
+            labels=labels if extra else (), adapter=adapter,
             training=TrainingTerms(max_length=16), server=ServerTerms(), layout=layout,
         )  # fmt: skip
         bases[name] = files, terms

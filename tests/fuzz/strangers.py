@@ -22,12 +22,17 @@ _KEY = "a public key"
 _FLEET = sorted(FLEET_ROUTES)
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nflwr-x: y\r\n\r\nok"
 _WORDS = (
-    b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\0", b" ", b"\t", b": ", b"POST ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"0\r\n\r\n",
+    b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\0", b" ", b"\t", b": ", b"POST ", b" HTTP/1.1\r\n",
+    b" HTTP/1.0\r\n", b"0\r\n\r\n",
     b"//", b"%2e",
-    b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: identity\r\n", b"Content-Length: 0\r\n", b"Content-Length: 5\r\n",
-    b"Content-Length: 5, 5\r\n", b"Content-Length: +5\r\n", b"Content-Length: 99999999999999999999\r\n", b"Content-Length : 5\r\n",
-    b"Expect: 100-continue\r\n", b"Upgrade: h2c\r\n", b"Connection: close\r\n", b"Connection: content-length\r\n", b" folded\r\n",
-    b"flwr-public-key: eA==\r\n", b"flwr-x: y\r\n", b"Host: b\r\n", b"x: " + b"y" * 20_000 + b"\r\n",
+    b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: identity\r\n", b"Content-Length: 0\r\n",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: 5, 5\r\n", b"Content-Length: +5\r\n",
+    b"Content-Length: 99999999999999999999\r\n", b"Content-Length : 5\r\n",
+    b"Expect: 100-continue\r\n", b"Upgrade: h2c\r\n", b"Connection: close\r\n",
+    b"Connection: content-length\r\n", b" folded\r\n",
+    b"flwr-public-key: eA==\r\n", b"flwr-x: y\r\n", b"Host: b\r\n",
+    b"x: " + b"y" * 20_000 + b"\r\n",
 )  # fmt: skip
 _HEAD = re.compile(rb"POST (/[a-z0-9/-]+) HTTP/1\.1\r\n((?:[!-9;-~]+: [^\r\n\0]*\r\n)+)\r\n")
 

@@ -80,23 +80,33 @@ REGISTERS = {name: os.urandom(48) for name in ("launcher", "runtime", "applicati
 FACTS = SandboxFacts("namespaces", b"s" * 48, b"l" * 48)
 
 PARSERS = (
-    "cbor", "evidence", "gate", "cose", "claims", "simulated token", "simulated token, signed", "certificate",
+    "cbor", "evidence", "gate", "cose", "claims", "simulated token", "simulated token, signed",
+    "certificate",
     "revocation list", "vendor certificate",
-    "vendor revocation list", "pem chain", "snp token", "snp table", "tdx quote", "tdx collateral", "nitro document",
+    "vendor revocation list", "pem chain", "snp token", "snp table", "tdx quote", "tdx collateral",
+    "nitro document",
     "guest statement", "guest token", "reference values", "reference values, signed", "policy file",
-    "manifest", "manifest, signed", "sealed payload", "grant", "grant, signed", "receipt", "receipt, signed",
-    "log entry", "tree head", "tree head, signed", "inclusion proof", "consistency proof", "log update", "log update, signed",
+    "manifest", "manifest, signed", "sealed payload", "grant", "grant, signed", "receipt",
+    "receipt, signed",
+    "log entry", "tree head", "tree head, signed", "inclusion proof", "consistency proof",
+    "log update", "log update, signed",
     "log view", "log view, signed", "head file", "contract", "run configuration", "channel frame",
     "protected update", "update payload", "group grant", "global state", "delivery",
-    "secagg hello", "secagg hello, signed", "secagg round", "secagg upload", "secagg endorsement", "secagg unmask request",
-    "secagg survivors", "secagg shares", "broker challenge", "broker release", "stage request, provider", "stage request, customer",
-    "stage request, customer, masked", "stage reply, masked", "aggregator request", "enclave call, trainer",
+    "secagg hello", "secagg hello, signed", "secagg round", "secagg upload", "secagg endorsement",
+    "secagg unmask request",
+    "secagg survivors", "secagg shares", "broker challenge", "broker release",
+    "stage request, provider", "stage request, customer",
+    "stage request, customer, masked", "stage reply, masked", "aggregator request",
+    "enclave call, trainer",
     "enclave call, aggregator",
     "enclave call, trainer, masked", "enclave call, aggregator, masked", "job file",
-    "checkpoint", "checkpoint, sealed", "ledger head", "ledger head, signed", "report", "report, signed", "stage reply",
+    "checkpoint", "checkpoint, sealed", "ledger head", "ledger head, signed", "report",
+    "report, signed", "stage reply",
     "safetensors",
-    "invitation", "join request", "admission", "offer", "offer, signed", "host call", "host answer", "broker reply",
-    "tokenizer", "tokenizer settings", "weight index", "pooling settings", "model configuration", "front",
+    "invitation", "join request", "admission", "offer", "offer, signed", "host call", "host answer",
+    "broker reply",
+    "tokenizer", "tokenizer settings", "weight index", "pooling settings", "model configuration",
+    "front",
 )  # fmt: skip
 
 Made = Iterator[Target]
@@ -149,11 +159,13 @@ def _evidence() -> Made:
     )
 
     terms = SimpleNamespace(
-        platforms=("simulated",), trainer={}, aggregator={}, kem=HYBRID, hardware=SimpleNamespace(tables=dict), minimum_svn=0,
+        platforms=("simulated",), trainer={}, aggregator={}, kem=HYBRID,
+        hardware=SimpleNamespace(tables=dict), minimum_svn=0,
         sandbox="none", policies={},
     )  # fmt: skip
     gate = Gate(
-        terms=terms, contract_digest=b"c" * 48, run_id="run-1", verifiers={"simulated": verifier}, nonces=NonceBook(),
+        terms=terms, contract_digest=b"c" * 48, run_id="run-1", verifiers={"simulated": verifier},
+        nonces=NonceBook(),
         hosts={"north": host.public},
     )  # fmt: skip
 
@@ -217,7 +229,7 @@ def _hardware() -> Made:
         "tdx collateral",
         [intel.collateral()],
         lambda data: Collateral(data, root_key=intel.root.point),
-        "open",  # white space and the order of the outer fields are free: what counts in it is signed
+        "open",  # white space and the order of outer fields are free: what counts is signed
         structure=False,
         words=words,
     )
@@ -315,7 +327,8 @@ def _vault(world: Any) -> Made:
 
     def take(data: bytes) -> Any:
         return accept(
-            data, hpke=trainer._hpke, manifest=world.bundle.manifest, contract=contract, model="tiny", run_id="run-1",
+            data, hpke=trainer._hpke, manifest=world.bundle.manifest, contract=contract,
+            model="tiny", run_id="run-1",
             party="north", nonce=nonce, evidence=digest, now=world.now,
         )  # fmt: skip
 
@@ -416,7 +429,8 @@ def _translog(folder: Path) -> Made:
     def viewed(data: bytes) -> None:
         check_views(
             {"south": data}, own=since, party="north", run_id="run-1", contract=b"c" * 48,
-            customers={"south": customer.public, "north": customer.public}, minimum=2, owner=key.public, by="x", memory=memory,
+            customers={"south": customer.public, "north": customer.public}, minimum=2,
+            owner=key.public, by="x", memory=memory,
         )  # fmt: skip
 
     yield Target("log view", [view], viewed, "closed")
@@ -536,7 +550,8 @@ def targets() -> dict[str, Target]:
     folder = Path(holder.name)
     world = World(folder)
     found = [
-        *_evidence(), *_hardware(), *_reference(folder), *_vault(world), *_translog(folder), *_channel(), *_protection(),
+        *_evidence(), *_hardware(), *_reference(folder), *_vault(world), *_translog(folder),
+        *_channel(), *_protection(),
         *sum_messages(), *parties(world), *outside(world, folder), *strangers(),
     ]  # fmt: skip
     return {target.name: target for target in found}

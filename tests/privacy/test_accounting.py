@@ -256,7 +256,8 @@ from fedark.privacy.mechanisms import Mechanism
 from fedark.privacy.sampling import poisson_sample
 from fedark.secagg.terms import Layout
 made = Mechanism.example_local(
-    Layout("x", 9, 16, 8.0, 8.0), record_norm=1.0, noise_multiplier=1.0, rate=Fraction(1, 10), steps=3, delta=1e-5
+    Layout("x", 9, 16, 8.0, 8.0), record_norm=1.0, noise_multiplier=1.0, rate=Fraction(1, 10),
+    steps=3, delta=1e-5
 )
 made.noise()(0, np.empty(9, np.int32))
 poisson_sample(10, made.rate)

@@ -218,14 +218,21 @@ def test_no_other_process_can_be_traced_read_or_signalled(inmate, target: int | 
 @pytest.mark.parametrize(
     "name",
     [
-        "unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount", "fsopen", "fsmount",
+        "unshare", "setns", "mount", "umount2", "pivot_root", "chroot", "open_tree", "move_mount",
+        "fsopen", "fsmount",
         "mount_setattr",
-        "io_uring_setup", "io_uring_enter", "io_uring_register", "bpf", "keyctl", "add_key", "request_key", "userfaultfd",
-        "perf_event_open", "memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "semget", "mq_open", "pidfd_getfd",
-        "kcmp", "process_madvise", "name_to_handle_at", "open_by_handle_at", "fanotify_init", "inotify_init1", "mknod",
-        "init_module", "kexec_load", "reboot", "swapon", "acct", "quotactl", "iopl", "ioperm", "modify_ldt", "personality",
-        "setuid", "setresuid", "setgroups", "capset", "setsid", "setrlimit", "setpriority", "sched_setscheduler", "splice",
-        "vmsplice", "tee", "pkey_alloc", "seccomp", "landlock_create_ruleset", "landlock_restrict_self", "syslog",
+        "io_uring_setup", "io_uring_enter", "io_uring_register", "bpf", "keyctl", "add_key",
+        "request_key", "userfaultfd",
+        "perf_event_open", "memfd_create", "memfd_secret", "shmget", "shmat", "msgget", "semget",
+        "mq_open", "pidfd_getfd",
+        "kcmp", "process_madvise", "name_to_handle_at", "open_by_handle_at", "fanotify_init",
+        "inotify_init1", "mknod",
+        "init_module", "kexec_load", "reboot", "swapon", "acct", "quotactl", "iopl", "ioperm",
+        "modify_ldt", "personality",
+        "setuid", "setresuid", "setgroups", "capset", "setsid", "setrlimit", "setpriority",
+        "sched_setscheduler", "splice",
+        "vmsplice", "tee", "pkey_alloc", "seccomp", "landlock_create_ruleset",
+        "landlock_restrict_self", "syslog",
     ],
 )  # fmt: skip
 def test_kernel_interfaces_that_an_enclave_needs_not_are_refused(inmate, name: str) -> None:

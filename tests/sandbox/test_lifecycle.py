@@ -41,8 +41,9 @@ if libc.ptrace(16, pid, 0, 0) == 0:
     found.append(b"attached")
 for name in ("environ", "maps", "ns/user", "fd"):
     try:
-        found.append(os.listdir(f"/proc/{pid}/fd") if name == "fd" else open(f"/proc/{pid}/{name}", "rb").read(1) if name != "ns/user"
-            else os.open(f"/proc/{pid}/{name}", os.O_RDONLY))
+        path = f"/proc/{pid}/{name}"
+        found.append(os.listdir(path) if name == "fd" else open(path, "rb").read(1)
+            if name != "ns/user" else os.open(path, os.O_RDONLY))
     except OSError:
         pass
 print(repr(found))

@@ -19,9 +19,11 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from fedark.sandbox.bpf import ALLOW, Arg, SyscallPolicy, SyscallRule, errno
 from fedark.sandbox.seccomp import install
-denied = ("unshare", "setns", "mount", "umount2", "pivot_root", "open_tree", "move_mount", "mount_setattr", "fsopen")
+denied = ("unshare", "setns", "mount", "umount2", "pivot_root", "open_tree", "move_mount",
+    "mount_setattr", "fsopen")
 more = ("landlock_create_ruleset",) if sys.argv[2] == "bare" else ()
-install(SyscallPolicy("container", ALLOW, (SyscallRule(errno(1), denied), Rule(errno(38), more))))
+rules = (SyscallRule(errno(1), denied), SyscallRule(errno(38), more))
+install(SyscallPolicy("container", ALLOW, rules))
 from fedark.sandbox import survey
 from fedark.foundation.errors import SandboxUnavailable
 import json

@@ -124,7 +124,7 @@ def test_a_refused_contract_is_refused_until_it_is_approved_anew(folder: Path) -
     consent.require_standing(contract.digest(), "north")
 
 
-def test_the_operator_is_told_who_which_model_what_leaves_how_protected_how_long_under_which_keys() -> (
+def test_the_operator_is_told_who_which_model_what_leaves_protected_how_until_when_by_whom() -> (
     None
 ):
     contract = parties.contract()

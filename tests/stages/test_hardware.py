@@ -170,16 +170,40 @@ def test_keys_between_hardware_enclaves_are_agreed_under_masks_too(world: World,
 
 OLD = SnpTcb(bootloader=4, tee=0, snp=21, microcode=213)
 CASES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "an SNP guest launched at an old TCB": ("north", {"launch": OLD}, "The launch TCB is older than the minimum: snp"),
-    "an SNP guest in debug mode": ("north", {"policy": 1 << 19 | 1 << 17 | 1 << 16}, "it runs in debug mode"),
+    "an SNP guest launched at an old TCB": (
+        "north",
+        {"launch": OLD},
+        "The launch TCB is older than the minimum: snp",
+    ),
+    "an SNP guest in debug mode": (
+        "north",
+        {"policy": 1 << 19 | 1 << 17 | 1 << 16},
+        "it runs in debug mode",
+    ),
     "an SNP report from another VMPL": ("north", {"vmpl": 2}, "asked for at VMPL 2"),
-    "a Nitro enclave of another image": ("east", {"pcrs": dict.fromkeys(range(4), b"x" * 48)}, "register nitro.pcr0 is 7878"),
-    "a Nitro enclave in debug mode": ("east", {"pcrs": {index: bytes(48) for index in range(4)}}, "it runs in debug mode"),
-    "a Nitro document for another nonce": ("east", {"nonce": bytes(32)}, "its token was made for another nonce"),
+    "a Nitro enclave of another image": (
+        "east",
+        {"pcrs": dict.fromkeys(range(4), b"x" * 48)},
+        "register nitro.pcr0 is 7878",
+    ),
+    "a Nitro enclave in debug mode": (
+        "east",
+        {"pcrs": {index: bytes(48) for index in range(4)}},
+        "it runs in debug mode",
+    ),
+    "a Nitro document for another nonce": (
+        "east",
+        {"nonce": bytes(32)},
+        "its token was made for another nonce",
+    ),
     "a TDX guest in debug mode": ("south", {"attributes": 1 << 28 | 1}, "it runs in debug mode"),
-    "a TDX quoting enclave out of date": ("south", {"isvsvn": 3}, "The platform's TCB is OutOfDate"),
+    "a TDX quoting enclave out of date": (
+        "south",
+        {"isvsvn": 3},
+        "The platform's TCB is OutOfDate",
+    ),
     "a TDX aggregator out of date": ("pool", {"isvsvn": 3}, "The platform's TCB is OutOfDate"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.attack("hardware below the contract's terms", mode="in a whole job")

@@ -213,7 +213,7 @@ def test_a_message_lives_no_longer_than_its_stage() -> None:
     assert message.metadata.group_id == "round"
 
 
-def test_after_trouble_on_the_wire_what_is_unanswered_is_sent_again_and_the_first_answer_counts() -> (
+def test_after_trouble_on_the_wire_the_unanswered_is_sent_again_and_the_first_answer_counts() -> (
     None
 ):
     calls: list[bytes] = []

@@ -245,7 +245,7 @@ import os, sqlite3
 database = sqlite3.connect({str(log.path)!r}, isolation_level=None)
 database.execute("PRAGMA cache_size=1"); database.execute("PRAGMA cache_spill=1")
 database.execute("BEGIN IMMEDIATE")
-database.execute("UPDATE log SET head = zeroblob(200000)")  # spills: the file itself is half changed now
+database.execute("UPDATE log SET head = zeroblob(200000)")  # spills: the file is half changed
 os._exit(0)
 """
     subprocess.run([sys.executable, "-c", dying], check=True)

@@ -520,13 +520,17 @@ def test_loading_and_training_write_no_file_and_open_no_socket(zoo: Any) -> None
         from fedark.tuning.task import TaskModel
         seen = []
         def watch(event, args):
-            if event == "open" and (args[1] is None or set(str(args[1])) & set("wax+") or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
+            mode = str(args[1]) if event == "open" and args[1] is not None else "w"
+            flags = os.O_WRONLY | os.O_RDWR
+            if event == "open" and (set(mode) & set("wax+") or (args[2] or 0) & flags):
                 seen.append((event, args[0]))
-            if event.startswith(("socket.", "os.mkdir", "os.rename", "os.remove", "subprocess", "os.exec", "os.fork", "pickle.")):
+            if event.startswith(("socket.", "os.mkdir", "os.rename", "os.remove", "subprocess",
+                                 "os.exec", "os.fork", "pickle.")):
                 seen.append((event,))
         sys.addaudithook(watch)
         task = TaskModel.load(*payload)
-        task.train([Record("open line", "open_line"), Record("close", "close_breaker")], epochs=1, seed=0)
+        records = [Record("open line", "open_line"), Record("close", "close_breaker")]
+        task.train(records, epochs=1, seed=0)
         task.evaluate([Record("open line", "open_line")])
         print(seen)
         """)

@@ -165,7 +165,7 @@ class SevSnpVerifier:
         )
 
     def _path(self, report: SnpReport, given: list[x509.Certificate]) -> list[x509.Certificate]:
-        """VCEK, ASK, ARK: those of the token as they stand, others from what this verifier knows."""
+        """VCEK, ASK, ARK: the token's as they stand, others from what this verifier knows."""
         path = list(given)
         if not path:
             path += [known for known in self._known if not _vcek_problems(known, report, None)][:1]

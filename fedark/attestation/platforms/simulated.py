@@ -122,7 +122,7 @@ class SimulatedRoot:
             StorageError: it cannot be written.
         """
         from fedark.foundation.files import (
-            write_atomic,  # here: launchers load this module, and their measurement ends before `files`
+            write_atomic,  # not above: what launchers load and measure ends before `files`
         )
 
         key = self._key.private_bytes(

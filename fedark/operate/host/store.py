@@ -26,16 +26,21 @@ __all__ = ["JOB_ENDS", "HostStore", "JobRecord", "NodeRow"]
 _VERSION = 1
 _SHOWN_JOBS = 200
 _SCHEMA = """
-CREATE TABLE invitations (token BLOB PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, expires TEXT NOT NULL,
+CREATE TABLE invitations (token BLOB PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL,
+    expires TEXT NOT NULL,
     used INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE nodes (name TEXT PRIMARY KEY, role TEXT NOT NULL, request BLOB NOT NULL, transport TEXT NOT NULL UNIQUE,
+CREATE TABLE nodes (name TEXT PRIMARY KEY, role TEXT NOT NULL, request BLOB NOT NULL,
+    transport TEXT NOT NULL UNIQUE,
     status TEXT NOT NULL, since TEXT NOT NULL, bundle BLOB, node_id TEXT);
 CREATE TABLE offers (job TEXT PRIMARY KEY, provider TEXT NOT NULL, data BLOB NOT NULL);
-CREATE TABLE jobs (digest TEXT PRIMARY KEY, name TEXT NOT NULL, contract BLOB NOT NULL, status TEXT NOT NULL,
-    reason TEXT NOT NULL DEFAULT '', created TEXT NOT NULL, changed TEXT NOT NULL, session TEXT NOT NULL DEFAULT '',
+CREATE TABLE jobs (digest TEXT PRIMARY KEY, name TEXT NOT NULL, contract BLOB NOT NULL,
+    status TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '', created TEXT NOT NULL, changed TEXT NOT NULL,
+    session TEXT NOT NULL DEFAULT '',
     run TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE parties (party TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (party, digest));
-CREATE TABLE answers (digest TEXT NOT NULL, party TEXT NOT NULL, answer TEXT NOT NULL, reason TEXT NOT NULL, at TEXT NOT NULL,
+CREATE TABLE answers (digest TEXT NOT NULL, party TEXT NOT NULL, answer TEXT NOT NULL,
+    reason TEXT NOT NULL, at TEXT NOT NULL,
     PRIMARY KEY (digest, party));
 """
 

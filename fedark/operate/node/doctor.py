@@ -38,7 +38,8 @@ from fedark.vault.weightkey import KeyStore
 __all__ = ["Finding", "examine", "unready"]
 
 _SOON = timedelta(days=14)
-_AHEAD = 5.0  # seconds that a node's clock may be ahead of its host's: Flower refuses its messages beyond
+# Seconds that a node's clock may be ahead of its host's: Flower refuses its messages beyond.
+_AHEAD = 5.0
 _BEHIND = 60.0
 _ROOM = 1 << 30
 _LIST = "the platform's revocation list's"

@@ -5,7 +5,8 @@ Bundles are ciphertext, so any way will do; what arrives is checked against the 
 and the provider's signature.
 
     /mnt/share           holds folders *.fedark
-    https://x.example/b  serves DIGEST.fedark/manifest and DIGEST.fedark/payload, the latter with byte ranges (RFC 9110, 14)
+    https://x.example/b  serves DIGEST.fedark/manifest and DIGEST.fedark/payload, the latter with
+                         byte ranges (RFC 9110, 14)
 """
 
 from __future__ import annotations

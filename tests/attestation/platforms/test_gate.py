@@ -179,9 +179,18 @@ def test_reference_values_of_an_image_alone_admit_no_enclave(
     ("facts", "reason"),
     [
         (SandboxFacts("none"), "its sandbox mode 'none' is weaker than 'landlock'"),
-        (SandboxFacts("landlock", b"s" * 48, b"l" * 48), "there are no reference values for the policies of sandbox mode 'landlock'"),
-        (SandboxFacts("namespaces", b"x" * 48, b"l" * 48), "its system call (seccomp) policy is 7878787878787878..."),
-        (SandboxFacts("namespaces", b"s" * 48, b"x" * 48), "its file (landlock) policy is 7878787878787878..."),
+        (
+            SandboxFacts("landlock", b"s" * 48, b"l" * 48),
+            "there are no reference values for the policies of sandbox mode 'landlock'",
+        ),
+        (
+            SandboxFacts("namespaces", b"x" * 48, b"l" * 48),
+            "its system call (seccomp) policy is 7878787878787878...",
+        ),
+        (
+            SandboxFacts("namespaces", b"s" * 48, b"x" * 48),
+            "its file (landlock) policy is 7878787878787878...",
+        ),
         (SandboxFacts("namespaces", b"s" * 48), "its file (landlock) policy is missing"),
     ],
     ids=["none", "mode downgrade", "other filter", "other landlock policy", "no landlock"],

@@ -213,8 +213,10 @@ class TdxMaker:
         return self.authority.issue(name, issuer or self.pck_ca, **options)
 
     def quote(
-        self, *, tee_tcb_svn=bytes((5, 1, 3)) + bytes(13), attributes=SEPT_VE_DISABLE, isvsvn=4, pck=None, pck_ca=None, root=None,
-        header=None, mrsignerseam=bytes(48), seamattributes=bytes(8), qe=None, qe_key=None, quote_key=None, auth=b"\x07" * 32,
+        self, *, tee_tcb_svn=bytes((5, 1, 3)) + bytes(13), attributes=SEPT_VE_DISABLE, isvsvn=4,
+        pck=None, pck_ca=None, root=None,
+        header=None, mrsignerseam=bytes(48), seamattributes=bytes(8), qe=None, qe_key=None,
+        quote_key=None, auth=b"\x07" * 32,
         report_data=bytes(range(64)), vouched=None, kinds=(6, 5), pem=None,
     ):  # fmt: skip
         pck, pck_ca, root = pck or self.pck, pck_ca or self.pck_ca, root or self.root
@@ -305,9 +307,11 @@ class TdxMaker:
             (2, "2022-03-13", "Revoked"),
         ]
         return {
-            "id": "TD_QE", "version": 2, "issueDate": info["issueDate"], "nextUpdate": info["nextUpdate"],
+            "id": "TD_QE", "version": 2, "issueDate": info["issueDate"],
+            "nextUpdate": info["nextUpdate"],
             "tcbEvaluationDataNumber": 17, "miscselect": "00000000", "miscselectMask": "FFFFFFFF",
-            "attributes": "11" + "00" * 15, "attributesMask": "FB" + "FF" * 7 + "00" * 8, "mrsigner": QE_SIGNER.hex().upper(),
+            "attributes": "11" + "00" * 15, "attributesMask": "FB" + "FF" * 7 + "00" * 8,
+            "mrsigner": QE_SIGNER.hex().upper(),
             "isvprodid": 2, "tcbLevels": [_svn_level(*item) for item in levels],
         }  # fmt: skip
 
@@ -373,7 +377,8 @@ def tcb_bytes(tcb):
 
 
 def snp_report(
-    key, *, version=2, policy=1 << 17 | 1 << 16, vmpl=0, chip=CHIP, algorithm=1, signer=0, guest_svn=5,
+    key, *, version=2, policy=1 << 17 | 1 << 16, vmpl=0, chip=CHIP, algorithm=1, signer=0,
+    guest_svn=5,
     report_data=bytes(range(100, 164)), changes=(), **tcbs,
 ):  # fmt: skip
     data = bytearray(REPORT_BYTES)
