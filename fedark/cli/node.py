@@ -190,7 +190,7 @@ def jobs(
                 f" {contract.digest().hex()}"
             )
         return
-    for item in _desk(node, "jobs").jobs:
+    for item in _told(node, "jobs").jobs:
         digest = item.contract.hex()[:16]
         typer.echo(f"{item.name} ({digest}...): {item.decision}, {item.reason}")
         if item.decision == "used":
@@ -226,7 +226,7 @@ def ledger(folder: Folder) -> None:
     from fedark.foundation.errors import printable
     from fedark.operate.node.folder import NodeFolder
 
-    reply = _desk(NodeFolder(folder), "ledger")
+    reply = _told(NodeFolder(folder), "ledger")
     for entry in reply.entries:
         when = datetime.fromtimestamp(entry.time, UTC).isoformat().removesuffix("+00:00")
         typer.echo(
@@ -401,7 +401,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     typer.echo(f"{found.party} ({found.role}) {doing}")
 
 
-def _desk(node: NodeFolder, what: Literal["jobs", "ledger"]) -> Any:
+def _told(node: NodeFolder, what: Literal["jobs", "ledger"]) -> Any:
     """The running node's answer; where it does not run, the same read from its folder."""
     from fedark.links.flower.service import NodeClient
     from fedark.operate.node.queries import NodeQueries

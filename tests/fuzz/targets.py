@@ -68,7 +68,7 @@ from fedark.translog.head import HEAD_LABEL, TreeHead  # noqa: E402
 from fedark.translog.log import TransparencyLog  # noqa: E402
 from fedark.translog.memory import HeadMemory  # noqa: E402
 from fedark.translog.merkle import verify_consistency, verify_inclusion  # noqa: E402
-from fedark.translog.update import Update, make_update  # noqa: E402
+from fedark.translog.update import LogUpdate, make_update  # noqa: E402
 from fedark.translog.view import check_views, sign_view  # noqa: E402
 from fedark.v1 import enclave_pb2  # noqa: E402
 from fedark.vault.manifest import Manifest  # noqa: E402
@@ -421,7 +421,7 @@ def _translog(folder: Path) -> Made:
     yield Target(
         "log update, signed",
         [_body(update)],
-        lambda data: Update.verify(resign_update(data), key.public, by="x"),
+        lambda data: LogUpdate.verify(resign_update(data), key.public, by="x"),
         "open",
     )
     view = sign_view(customer, party="south", run_id="run-1", contract=b"c" * 48, head=since)
