@@ -160,7 +160,7 @@ def _text(name: Any) -> str:
 
 
 def _metric(item: Any) -> Figure:
-    """Of 24 bytes whatever the counts are, so that the length of a message tells nothing of them."""
+    """Of 24 bytes whatever the counts are: a message's length tells nothing of them."""
     if type(item) is not bytes or len(item) != _COUNTS.size:
         raise ValueError
     correct, total, loss = _COUNTS.unpack(item)

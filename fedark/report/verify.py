@@ -210,7 +210,8 @@ class _Check:
         for party in proofs.refused:
             self._refused(party, found.pop(party))
         self._holds(
-            f"{len(found)} admissions, and {sum(len(u.entries) for u in found.values()) - len(found)}"
+            f"{len(found)} admissions, and"
+            f" {sum(len(u.entries) for u in found.values()) - len(found)}"
             " key releases, are in the provider's transparency log",
             self.provider.name,
         )

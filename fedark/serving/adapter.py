@@ -1,4 +1,4 @@
-"""The folder of a finished adapter (`fedark.tuning.export`), read as an attacker could have made it.
+"""The folder of a finished adapter (`fedark.tuning.export`), which an attacker may have made.
 
 What it is, fedark.json says; from that follow the tensors that it holds, their shapes and their
 size in bytes, and it must hold these and no others. Numbers that are not finite, links, special

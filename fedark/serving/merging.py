@@ -43,7 +43,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
 batch = tokenizer(
-    texts, padding=True, truncation=True, max_length={length}, return_token_type_ids=False, return_tensors="pt"
+    texts, padding=True, truncation=True, max_length={length}, return_token_type_ids=False,
+    return_tensors="pt",
 )
 logits = model(**batch).logits
 answers = [model.config.id2label[i] for i in logits.argmax(-1).tolist()]
@@ -53,11 +54,13 @@ import json, torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-labels, head = json.load(open(f"{{folder}}/labels.json", encoding="utf-8")), load_file(f"{{folder}}/head.safetensors")
+labels = json.load(open(f"{{folder}}/labels.json", encoding="utf-8"))
+head = load_file(f"{{folder}}/head.safetensors")
 model = AutoModel.from_pretrained(folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
 batch = tokenizer(
-    texts, padding=True, truncation=True, max_length={length}, return_token_type_ids=False, return_tensors="pt"
+    texts, padding=True, truncation=True, max_length={length}, return_token_type_ids=False,
+    return_tensors="pt",
 )
 mask = batch["attention_mask"].unsqueeze(-1)
 hidden = model(**batch).last_hidden_state

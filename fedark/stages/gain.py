@@ -36,7 +36,8 @@ def gain_lines(local: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {what} ({one['records']}), % right: {shares}"
             for other, pair in one["personal against"].items():
                 yield (
-                    f"    personal against {other}: {_VERDICTS[pair['verdict']]}, won {pair['won']},"
+                    f"    personal against {other}: {_VERDICTS[pair['verdict']]},"
+                    f" won {pair['won']},"
                     f" lost {pair['lost']}; {pair['low']:+.1f} to {pair['high']:+.1f} points"
                     f" (95 %), p {pair['p']:.2g}"
                 )

@@ -3,8 +3,8 @@
 adapter_config.json, adapter_model.safetensors   for `peft.PeftModel.from_pretrained(base, folder)`
 labels.json                                      for classification, in the order of the head's rows
 head.safetensors                                 the head over a pooled encoder: PEFT has none
-fedark.json                                      what it is: the contract's terms of this model, with
-                                                 the digest of the base's weights, for
+fedark.json                                      what it is: the contract's terms of this model,
+                                                 with the digest of the base's weights, for
                                                  `fedark predict`
 README.md                                        how it is used, with fedark and outside of it
 

@@ -40,7 +40,7 @@ __all__ = ["Personal", "make_personal", "validation_split"]
 
 _MIXED = (1 / 3, 2 / 3)
 _FORGOTTEN = 0.02
-"""How much of the provider's own records a candidate may answer wrong that the base answers right."""
+"""Share of the provider's records that a candidate may get wrong and the base gets right."""
 _MOST_REPLAY = 200
 
 

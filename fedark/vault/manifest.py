@@ -174,7 +174,7 @@ class ReleasePolicy(Terms):
 
 
 def weights_digest(files: Mapping[str, bytes]) -> bytes:
-    """What names a base's weights: SHA-384 over those of its weight files, whatever these are called.
+    """What names a base's weights: SHA-384 over those of its weight files, by any name.
 
     Args:
         files: name -> SHA-384 of the content; files of other kinds have no part in it.
