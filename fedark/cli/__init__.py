@@ -46,6 +46,7 @@ def _register() -> None:
         log,
         model,
         node,
+        report,
         simulate,
         use,
         verify,
@@ -63,6 +64,7 @@ def _register() -> None:
     app.command("eval")(use.evaluate)
     app.command("merge")(use.merge)
     app.command("audit")(audit.audit)
+    app.command("report")(report.report)
     app.command("verify")(verify.verify)
     app.command("bench")(bench.bench)
     app.command("example")(example.example)
