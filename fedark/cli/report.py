@@ -20,7 +20,8 @@ def report(
         Path | None, typer.Option(help="The page; by default report.html beside the dossier.")
     ] = None,
 ) -> None:
-    """Verify a dossier, and write its run as one HTML page: figures with intervals, curves, privacy,
-    who sent what to whom, what is proven and what rests on trust. It needs no network and no script.
+    """Verify a dossier, and write its run as one HTML page: figures with intervals, curves,
+    privacy, who sent what to whom, what is proven and what rests on trust. It needs no network and
+    no script.
     """
     typer.echo(f"Written: {write_page(dossier, out or dossier.with_name('report.html'))}")

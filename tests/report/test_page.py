@@ -1,4 +1,4 @@
-"""The page of a run: whole, without script and network, and nothing of it is markup of a party's."""
+"""The page of a run: whole, without script or network, and no text of a party is markup."""
 
 from __future__ import annotations
 
