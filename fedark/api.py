@@ -74,6 +74,21 @@ class Result:
         return found
 
     @cached_property
+    def learning(self) -> dict[str, list[tuple[int, float, float]]]:
+        """Model -> (round, percent right on the acceptance set, loss in nats a record) of each
+        measured round.
+        """
+        points = (self.report.get("curve") or {}).get("points", [])
+        return {
+            model: [
+                (point["round"], 100 * found["accuracy"], found["loss"])
+                for point in points
+                if (found := point["models"][model])["records"]
+            ]
+            for model in self.report["models"]
+        }
+
+    @cached_property
     def curves(self) -> dict[str, list[float]]:
         """Model -> mean training loss of each round; empty under a privacy mechanism, which lets
         none leave.

@@ -50,6 +50,7 @@ _STAGES = (
     "round",
     "endorse",
     "unmask",
+    "measure",
     "evaluate",
     "deliver",
 )
@@ -78,7 +79,11 @@ def step_of(line: str, rounds: int) -> tuple[int, int] | None:
         number = rounds + 1
     if stage == "deliver":
         number = rounds + 2
-    inner = _STAGES.index(stage) if number == 0 else {"endorse": 1, "unmask": 2}.get(stage, 0)
+    inner = (
+        _STAGES.index(stage)
+        if number == 0
+        else {"endorse": 1, "unmask": 2, "measure": 3}.get(stage, 0)
+    )
     return number, inner
 
 

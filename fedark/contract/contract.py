@@ -37,6 +37,7 @@ __all__ = [
     "AdapterTerms",
     "AttestationTerms",
     "Contract",
+    "CurveTerms",
     "EvaluationTerms",
     "ModelTerms",
     "Party",
@@ -413,6 +414,36 @@ class EvaluationTerms(Terms):
     own: bool = False
 
 
+class CurveTerms(Terms):
+    """The learning curve: how the global adapter answers the acceptance set after each round, and
+    what follows from it. It follows inside the aggregator enclave.
+
+    Attributes:
+        every: rounds from one measurement to the next; 0 measures only before and at the end.
+        patience: the rounds end after so many measurements in a row in which no model did better
+            than before; 0: never so.
+        target: they end once every model answers this share of the whole acceptance set right; 0:
+            never so.
+        deliver: the adapters of the last round, or of each model that of the measured round that
+            answered most right ("best").
+    """
+
+    every: Annotated[int, Field(ge=0, le=10_000)] = 1
+    patience: Annotated[int, Field(ge=0, le=10_000)] = 0
+    target: Annotated[Finite, Field(ge=0, le=1)] = 0.0
+    deliver: Literal["last", "best"] = "last"
+
+    def problems(self, *, acceptance: bool) -> list[str]:
+        """What keeps these terms from being kept."""
+        if (self.patience or self.target or self.deliver == "best") and not (
+            self.every and acceptance
+        ):
+            return [
+                "curve: patience, target and the best round need an acceptance set, and every >= 1"
+            ]
+        return []
+
+
 class Contract(Terms):
     """Everything that the parties agree on. `problems()` lists what its parts cannot see one by
     one.
@@ -430,6 +461,7 @@ class Contract(Terms):
     protection: ProtectionTerms
     privacy: PrivacyTerms
     evaluation: EvaluationTerms
+    curve: CurveTerms = CurveTerms()
     deliver_to: Annotated[tuple[Name, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -460,6 +492,7 @@ class Contract(Terms):
                 f"{len(self.customers)} customers are fewer than the minimum cohort"
                 f" {self.protection.minimum_cohort}"
             )
+        problems += self.curve.problems(acceptance=bool(self.evaluation.groups))
         if len(set(self.evaluation.groups)) != len(self.evaluation.groups):
             problems.append("an evaluation group stands twice")
         kem, known = self.attestation.kem, {p.name for p in self.parties}
@@ -520,6 +553,15 @@ class Contract(Terms):
             ).digest(),
         )
         return tuple(drawn[: math.ceil(terms.training.baseline_share * len(names))])
+
+    def measures(self, number: int) -> bool:
+        """Whether the global adapter of round `number` is measured for the learning curve. That of
+        the last possible round is measured as the final one, unless it may not be the one.
+        """
+        every, last = self.curve.every, number == self.rounds
+        if not every or not self.evaluation.groups:
+            return False
+        return self.curve.deliver == "best" if last else number % every == 0
 
     def expired(self, now: datetime) -> bool:
         """Whether `now` (aware) is outside the contract's validity."""

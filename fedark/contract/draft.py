@@ -73,6 +73,7 @@ def draft(
             "protection": job.protection,
             "privacy": solved(job.privacy, job.rounds),
             "evaluation": evaluation,
+            "curve": job.curve,
             "deliver_to": job.deliver_to,
         },
         str(job.path),

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 from fedark.attestation.terms import HardwareTerms, Registers
 from fedark.contract.contract import (
     AdapterTerms,
+    CurveTerms,
     ModelTerms,
     PersonalTerms,
     Pooling,
@@ -50,7 +51,7 @@ class _JobSection(Terms):
     Attributes:
         name: what the job is called; reports and contracts carry it.
         seed: of every draw in the job that is not secret: order of batches, initial adapters.
-        rounds: how many times the customers train and their updates are summed.
+        rounds: how many times the customers train and their updates are summed, at most (`curve`).
         days_valid: days until the contract expires; nothing is released after that.
     """
 
@@ -252,6 +253,7 @@ class JobFile(Terms):
     protection: ProtectionTerms = ProtectionTerms()
     privacy: PrivacyTerms = PrivacyTerms()
     attestation: AttestationSpec = AttestationSpec()
+    curve: CurveTerms = CurveTerms()
     deliver: _Deliver | None = None
 
 
@@ -281,6 +283,7 @@ class Job:
         self.protection = parsed.protection
         self.privacy = parsed.privacy
         self.attestation = parsed.attestation
+        self.curve = parsed.curve
         self.deliver_to = (
             parsed.deliver.to if parsed.deliver else (self.provider, *self.customer_names)
         )
@@ -399,6 +402,7 @@ class Job:
                 f"{len(self.customer_names)} customers are fewer than protection.minimum_cohort ="
                 f" {minimum}"
             )
+        problems += self.curve.problems(acceptance=self.acceptance is not None)
         adapters = [(model.name, model.adapter) for model in self.models]
         problems += protection_problems(self.protection, set(self.customer_names), adapters)
         problems += privacy_problems(

@@ -36,6 +36,7 @@ from fedark.secagg import Lane, Layout, RoundSum, SessionTerms, check_method
 from fedark.secagg.topology import smallest_sum
 
 __all__ = [
+    "CURVE",
     "EVALUATED",
     "UPDATE",
     "Figure",
@@ -55,6 +56,8 @@ __all__ = [
 ]
 
 UPDATE, EVALUATED = "update", "evaluated"
+CURVE = "curve"
+"""The kind of what is measured for the learning curve: never masked (`fedark.enclave.curve`)."""
 
 Figure = tuple[int, int, float]
 """Correct answers, answers, and the sum of their losses (nats)."""

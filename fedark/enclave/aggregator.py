@@ -7,9 +7,11 @@ counts over at least the contract's minimum cohort, and at the end the adapters,
 parties that the contract names.
 
 Rounds: 0 collects the "loaded" messages (initial adapters, before-measurements), 1..R the updates,
-R + 1 the last measurements. A round that is closed stays closed; a second message of one customer
-for one round is refused unless it is the same bytes. The adapters are delivered when the last
-measurements are closed; under masks R is enough, as too few may be left to measure.
+the next number the last measurements. R is the contract's number of rounds, or fewer by its rule
+(`fedark.enclave.curve`): where the contract asks for it, the global adapter that a round gave is
+measured before the next one begins. A round that is closed stays closed; a second message of one
+customer for one round is refused unless it is the same bytes. The adapters are delivered when the
+last measurements are closed; under masks R is enough, as too few may be left to measure.
 
 Under masks (`fedark.enclave.masking`) a customer's message is masked when it is opened here: this
 enclave sees the initial adapters, which tell nothing of a customer, and sums over the survivors.
@@ -27,12 +29,16 @@ import numpy as np
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import ModelTerms
 from fedark.contract.privacy import noised_sum, server_scale
-from fedark.contract.protection import EVALUATED, UPDATE, Figure, shares_noise
+from fedark.contract.protection import CURVE, EVALUATED, UPDATE, Figure, shares_noise
 from fedark.enclave.checkpoint import SealingKey
+from fedark.enclave.curve import Curve, CurveState
 from fedark.enclave.masking import AggregatorMasks, AggregatorMasksState
 from fedark.enclave.protection import (
+    FINAL,
+    GLOBAL,
     LOADED,
     Context,
+    Delivery,
     GroupKey,
     Payload,
     ProtectedUpdate,
@@ -70,6 +76,7 @@ class AggregatorState(SessionState):
         trainers: the customers whose trainer enclaves were admitted.
         round, base: the round that is open, and the digest of its global adapter.
         vectors: the global adapters, float32 little-endian.
+        due: the global adapter is to be measured for the learning curve before anything else.
         history: of each closed round, the counts of every customer in it.
         figures: whether sums of counts may still be given out.
     """
@@ -79,6 +86,8 @@ class AggregatorState(SessionState):
     round: int
     base: bytes
     vectors: dict[str, bytes]
+    due: bool
+    curve: CurveState
     optimizers: dict[str, OptimizerState]
     history: list[dict[str, CountedPayload]]
     figures: bool
@@ -99,6 +108,9 @@ class AggregatorSession(SessionBase):
         self._base = b""
         self._received: dict[str, tuple[bytes, Payload]] = {}
         self._vectors: dict[str, Vector] = {}
+        self._due = False
+        self._measured: dict[str, tuple[bytes, dict[str, Figure]]] = {}
+        self._curve = Curve(self.contract)
         self._history: list[dict[str, CountedPayload]] = []
         self._resumed = False
         self._figures_open = True
@@ -182,6 +194,8 @@ class AggregatorSession(SessionBase):
             round=self._number,
             base=self._base,
             vectors={name: pack_vector(vector) for name, vector in self._vectors.items()},
+            due=self._due,
+            curve=self._curve.state(),
             optimizers={name: optimizer.state() for name, optimizer in self._optimizers.items()},
             history=self._history,
             figures=self._figures_open,
@@ -196,6 +210,8 @@ class AggregatorSession(SessionBase):
         self._trainers = {name: self._readmitted("trainer", name) for name in state.trainers}
         self._number, self._base, self._resumed = state.round, state.base, True
         self._vectors = {name: unpack_vector(vector) for name, vector in state.vectors.items()}
+        self._due = state.due
+        self._curve.restore(state.curve)
         for name, optimizer in self._optimizers.items():
             optimizer.restore(state.optimizers[name])
         self._history = state.history
@@ -215,15 +231,14 @@ class AggregatorSession(SessionBase):
 
     @property
     def _kind(self) -> str:
-        return (
-            LOADED
-            if self._number == 0
-            else UPDATE
-            if self._number <= self.contract.rounds
-            else EVALUATED
-        )
+        return LOADED if self._number == 0 else EVALUATED if self._rounds_over() else UPDATE
 
     def _expect(self, number: int) -> None:
+        if self._due:
+            raise ProtocolError(
+                f"The global adapter of round {self._number} is to be measured first.",
+                safe="The message was dropped.",
+            )
         if number != self._number:
             raise ProtocolError(
                 f"A message for round {number} came in round {self._number}.",
@@ -231,13 +246,16 @@ class AggregatorSession(SessionBase):
             )
 
     def _verified(self, submit: pb.Submit, kind: str) -> ProtectedUpdate:
+        self._expect(submit.round)
+        return self._from_trainer(submit, kind)
+
+    def _from_trainer(self, submit: pb.Submit, kind: str) -> ProtectedUpdate:
         sender = self._trainers.get(submit.party)
         if sender is None:
             raise Refused(
                 "A message came from a customer whose trainer enclave is not admitted.",
                 safe="It was dropped.",
             )
-        self._expect(submit.round)
         context = Context(
             self.digest, self.config.run_id, kind, self._number, submit.party, self._base
         )
@@ -288,23 +306,9 @@ class AggregatorSession(SessionBase):
 
     def _close(self, call: pb.Close) -> pb.Reply:
         number = call.round
-        if number != self._number:
+        if number != self._number or self._due:
             raise ProtocolError(f"Round {number} cannot be closed in round {self._number}.")
-        if len(self._received) < self._least:
-            asks = (
-                "a restarted aggregator enclave"
-                if self._least > self.contract.protection.minimum_cohort
-                else "the contract"
-            )
-            raise FederationError(
-                f"Round {number} has {len(self._received)} of the {self._least} customers that"
-                f" {asks} asks for.",
-                safe="Nothing was summed and nothing left the enclave.",
-                fix=(
-                    "Bring the missing customers back, or agree on a smaller minimum cohort in a"
-                    " new contract."
-                ),
-            )
+        self._require_enough(number, len(self._received))
         means: dict[str, np.ndarray[Any, Any]] = {}
         sums: list[dict[str, dict[str, list[int | float]]]] = []
         customers = set(self._received)
@@ -334,16 +338,9 @@ class AggregatorSession(SessionBase):
                 vectors[terms.name] = first.vectors[terms.name].copy()
             elif self._kind == UPDATE:
                 vectors[terms.name] = self._stepped(terms, means[terms.name])
+        kind, metrics = self._kind, canonical.encode(sums)
         self._vectors = vectors
-        metrics = canonical.encode(sums)
-        state = b""
         self._received, self._number = {}, self._number + 1
-        if number <= self.contract.rounds:
-            context = Context(
-                self.digest, self.config.run_id, "global", self._number, self.config.party
-            )
-            state = self._group.seal_global(self._vectors, context, self._signing)
-            self._base = hashlib.sha384(state).digest()
         said = Summed(
             contract=self.digest,
             run_id=self.config.run_id,
@@ -351,9 +348,88 @@ class AggregatorSession(SessionBase):
             customers=sorted(customers),
             figures=metrics,
         )
-        return pb.Reply(
-            closed=pb.Closed(state=state, metrics=metrics, statement=said.sign(self._signing))
+        closed = pb.Closed(metrics=metrics, statement=said.sign(self._signing))
+        if kind == EVALUATED:
+            return pb.Reply(closed=closed)
+        if kind == UPDATE:
+            self._due = self._curve.summed(number)
+        return self._onward(closed)
+
+    def _onward(self, closed: pb.Closed) -> pb.Reply:
+        """The end of a round or of its measurement, with the state that goes out next."""
+        ended = self._rounds_over()
+        if ended:
+            self._vectors = self._curve.chosen(self._vectors)
+        context = Context(
+            self.digest,
+            self.config.run_id,
+            FINAL if ended else GLOBAL,
+            self._number,
+            self.config.party,
         )
+        state = self._group.seal_global(self._vectors, context, self._signing)
+        self._base = hashlib.sha384(state).digest()
+        closed.MergeFrom(pb.Closed(state=state, ended=ended, curve=self._curve.encode()))
+        return pb.Reply(closed=closed)
+
+    def _require_enough(self, number: int, count: int) -> None:
+        if count < self._least:
+            asks = (
+                "a restarted aggregator enclave"
+                if self._least > self.contract.protection.minimum_cohort
+                else "the contract"
+            )
+            raise FederationError(
+                f"Round {number} has {count} of the {self._least} customers that {asks} asks for.",
+                safe="Nothing was summed and nothing left the enclave.",
+                fix=(
+                    "Bring the missing customers back, or agree on a smaller minimum cohort in a"
+                    " new contract."
+                ),
+            )
+
+    # -- the learning curve
+
+    def _expect_curve(self, number: int) -> None:
+        if not self._due or number != self._number:
+            raise ProtocolError(
+                f"No global adapter of round {number} is to be measured now.",
+                safe="The message was dropped.",
+            )
+
+    def _submit_curve(self, submit: pb.Submit) -> pb.Reply:
+        self._expect_curve(submit.round)
+        update = self._from_trainer(submit, CURVE)
+        fingerprint = hashlib.sha384(update.wire).digest()
+        if submit.party in self._measured and self._measured[submit.party][0] != fingerprint:
+            raise Refused(
+                f"{submit.party} sent two different measurements of one global adapter.",
+                safe="The first one counts.",
+            )
+        payload = update.open(self._hpke)
+        figures = {name: dict(found) for name, found in payload.metrics.items()}
+        wanted = {terms.name: {"acceptance"} for terms in self.contract.models}
+        if {name: set(found) for name, found in figures.items()} != wanted or payload != Payload(
+            0, {}, payload.metrics
+        ):
+            raise ProtocolError(
+                "A message is not a measurement of the global adapter.", safe="It was dropped."
+            )
+        self._measured[submit.party] = (
+            fingerprint,
+            {name: found["acceptance"] for name, found in figures.items()},
+        )
+        return reply_done()
+
+    def _close_curve(self, call: pb.Close) -> pb.Reply:
+        self._expect_curve(call.round)
+        self._require_enough(call.round, len(self._measured))
+        figures = {party: found for party, (_, found) in self._measured.items()}
+        self._curve.add(figures, self._vectors)
+        self._due, self._measured = False, {}
+        if self._rounds_over():
+            return self._onward(pb.Closed())
+        return pb.Reply(closed=pb.Closed(curve=self._curve.encode()))
 
     def _means(self) -> dict[str, np.ndarray[Any, Any]]:
         """Means of the open round's updates, 1-D, by model: of noised integers exactly, else
@@ -410,7 +486,7 @@ class AggregatorSession(SessionBase):
         return stayed, [_sums([entry[name] for name in sorted(stayed)]) for entry in self._history]
 
     def _rounds_over(self) -> bool:
-        return self._number > self.contract.rounds
+        return bool(self._curve.ended)
 
     def _deliver(self, call: pb.Deliver) -> pb.Reply:
         name = call.party
@@ -421,7 +497,7 @@ class AggregatorSession(SessionBase):
                 safe="Nothing was delivered.",
             )
         sealed = seal_delivery(
-            self._vectors,
+            Delivery(self._vectors, self._curve.encode()),
             contract=self.digest,
             run_id=self.config.run_id,
             party=name,
@@ -437,6 +513,7 @@ class AggregatorSession(SessionBase):
                 name: hashlib.sha384(pack_vector(vector)).digest()
                 for name, vector in self._vectors.items()
             },
+            curve=self._curve.encode(),
         )
         return pb.Reply(delivery=pb.Delivery(sealed=sealed, statement=said.sign(self._signing)))
 

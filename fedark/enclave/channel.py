@@ -40,8 +40,8 @@ def message_limit(values: int) -> int:
     """Bytes that a frame may have where adapters of `values` travelling values are trained.
 
     The largest is the aggregator's answer to the end of a round with its sealed checkpoint: the
-    next adapter twice (4 bytes a value) and two moments of the server's optimiser (8 each), 24 in
-    all.
+    next adapter twice and the best one so far (4 bytes a value), and two moments of the server's
+    optimiser (8 each), 28 in all.
     """
     return MAX_FRAME + _BYTES_A_VALUE * values
 

@@ -29,6 +29,9 @@ to it:
   later states say. Any two such cohorts share a trainer, so one of the histories ends there, with
   no adapter and no figure given out. Under masks the committee answers one survivor set a round,
   the last one included, so the adapter may be delivered without measurements.
+- A global adapter that is measured for the learning curve between two rounds. Its figures come out
+  as that is closed, but a trainer measures and trains one global adapter for each round, so the
+  count above holds there as well; and they tell of the adapter alone, not of who measured it.
 - The sums of the last measurements are given out as they are closed, which nothing later guards: in
   mode "sealed" an aggregator enclave that was restarted while they were collected gives none. The
   adapter is the same then, whoever measured it.

@@ -115,6 +115,10 @@ def name_of(call: pb.Call) -> str:
     kind = str(call.WhichOneof("body"))
     if kind == "records" and call.records.last:
         return "records, last"
+    if kind == "submit" and call.submit.part == pb.Submit.CURVE:
+        return "submit, curve"
+    if kind == "close" and call.close.curve:
+        return "close, curve"
     if kind == "submit" and call.submit.part == pb.Submit.ENDORSEMENT:
         return "submit, endorsement"
     if kind == "submit" and call.submit.part == pb.Submit.SHARES:
@@ -208,6 +212,7 @@ _ADMITTED = (
 )
 _MEMBER = {"endorse": Step(), "unmask": Step()}
 _EVALUATE = {"evaluate": Step("_evaluate", State.MEASURED, seals=True)}
+_MEASURE = {"measure": Step("_measure_global", seals=True)}
 
 _TRAINER_RUN = Region(
     State.NEW,
@@ -223,11 +228,16 @@ _TRAINER_RUN = Region(
         State.ADMITTED: _ADMITTED | {"begin": Step("_begin", State.BEGUN, seals=True)},
         State.BEGUN: _ADMITTED
         | _EVALUATE
+        | _MEASURE
         | {
             "begin": Step("_begin_again", seals=True),
             "round": Step("_round", State.TRAINING, seals=True),
         },
-        State.TRAINING: _ADMITTED | _EVALUATE | _MEMBER | {"round": Step("_round", seals=True)},
+        State.TRAINING: _ADMITTED
+        | _EVALUATE
+        | _MEASURE
+        | _MEMBER
+        | {"round": Step("_round", seals=True)},
         State.MEASURED: _ADMITTED | _EVALUATE | _MEMBER | {"personal": Step("_personal_adapters")},
     },
     {
@@ -240,6 +250,10 @@ _TRAINER_RUN = Region(
         (State.MEASURED, "round"): (
             "Round {number} was asked for after round {round}: no round is trained twice.",
             "Nothing was trained.",
+        ),
+        (State.MEASURED, "measure"): (
+            "The final adapter was measured already: no other is measured now.",
+            "Nothing was measured.",
         ),
         "personal": _UNMEASURED,
         "resume": _RESUMED,
@@ -258,7 +272,7 @@ _TRAINER_MEMORY = Region(
                 "_take", If("records_kept", State.FILLED, State.WEIGHTS), seals=True
             ),
         },
-        State.FILLED: _REFILL | dict.fromkeys(("begin", "round", "evaluate"), Step()),
+        State.FILLED: _REFILL | dict.fromkeys(("begin", "round", "measure", "evaluate"), Step()),
     },
     {
         State.EMPTY: _INCOMPLETE,
@@ -294,10 +308,16 @@ _SUMS = {
     "submit": Step("_submit"),
     "close": Step("_close", If("rounds_over", State.MEASURING, State.ROUNDS), seals=True),
 }
-_SUBMITS = ("submit", "submit, loading", "submit, endorsement", "submit, shares")
+_CURVE = {
+    "submit, curve": Step("_submit_curve"),
+    "close, curve": Step(
+        "_close_curve", If("rounds_over", State.MEASURING, State.ROUNDS), seals=True
+    ),
+}
+_SUBMITS = ("submit", "submit, loading", "submit, curve", "submit, endorsement", "submit, shares")
 _EARLY: dict[tuple[State, str] | str | State, Reason] = {
     **dict.fromkeys((*_SUBMITS, "survivors"), _LATE),
-    **dict.fromkeys(("close", "close, loading"), _WRONG_CLOSE),
+    **dict.fromkeys(("close", "close, loading", "close, curve"), _WRONG_CLOSE),
     (State.NEW, "submit, loading"): _STRANGER,
     (State.NEW, "open_round"): _LOADED,
     (State.LOADING, "open_round"): _LOADED,
@@ -331,7 +351,7 @@ def _aggregator_run(masked: bool) -> Region:
         {
             State.NEW: _new(State.LOADING) | {"admit_peer": loading["admit_peer"]},
             State.LOADING: _ALWAYS | loading,
-            State.ROUNDS: again | masks | _SUMS,
+            State.ROUNDS: again | masks | _SUMS | _CURVE,
             State.MEASURING: again | masks | measuring | (deliver if masked else {}),
             State.ENDED: again | deliver,
         },

@@ -39,8 +39,11 @@ if TYPE_CHECKING:
     from fedark.attestation.gate import AttestedPeer
 
 __all__ = [
+    "FINAL",
+    "GLOBAL",
     "LOADED",
     "Context",
+    "Delivery",
     "GroupKey",
     "Payload",
     "ProtectedUpdate",
@@ -54,6 +57,8 @@ LOADED = "loaded"
 """The kind of a customer's first message, which brings the initial adapters; the others' kinds are
 in `fedark.contract.protection`.
 """
+GLOBAL, FINAL = "global", "final"
+"""Kinds of a global state: what a round begins with, and what is measured last and delivered."""
 MAX_MESSAGE_BYTES = 1 << 30
 _UPDATE, _GLOBAL, _GROUP, _DELIVERY = (
     f"fedark/{name}/1" for name in ("update", "global", "group-key", "delivery")
@@ -70,10 +75,11 @@ class Context:
     Attributes:
         contract: the contract's digest, 48 bytes.
         run_id: of this run of the job.
-        kind: "loaded", "update", "evaluated" or "global"; under masks "endorsement" and "shares" of
-            a round too.
-        round: 0 for "loaded", the round of an "update", rounds + 1 for "evaluated".
-        party: the customer that sends it; for "global" the aggregator.
+        kind: "loaded", "update", "curve", "evaluated", "global" or "final"; under
+            masks "endorsement" and "shares" of a round too.
+        round: 0 for "loaded", the round of an "update", the one after the last for "evaluated" and
+            "final".
+        party: the customer that sends it; for "global" and "final" the aggregator.
         base: SHA-384 of the global message that it was made from; empty for "loaded".
     """
 
@@ -365,8 +371,22 @@ class GroupKey:
         return _vectors(canonical.decode(plaintext, max_bytes=MAX_MESSAGE_BYTES))
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """What a recipient of the contract gets.
+
+    Attributes:
+        vectors: model name -> the finished adapter, flat float32.
+        curve: the learning curve, as `fedark.enclave.curve` encodes it: what the report says of it
+            can be held against this.
+    """
+
+    vectors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]
+    curve: bytes
+
+
 def seal_delivery(
-    vectors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]],
+    delivery: Delivery,
     *,
     contract: bytes,
     run_id: str,
@@ -388,22 +408,25 @@ def seal_delivery(
         ProtocolError: `hpke_public` is not a key of it.
     """
     context = _delivery_context(contract, run_id, party, base)
-    plaintext = canonical.encode({name: pack_vector(vector) for name, vector in vectors.items()})
+    vectors = {name: pack_vector(vector) for name, vector in delivery.vectors.items()}
+    plaintext = canonical.encode({"vectors": vectors, "curve": delivery.curve})
     ciphertext = hpke_seal(plaintext, hpke_public, context, kem=kem)
     return base + _join(ciphertext, signer.sign(_DELIVERY, _covered(context, ciphertext)))
 
 
-def open_delivery(
-    wire: bytes, *, hpke: HpkeKey, party: str, aggregator: AttestedPeer
-) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """The recipient's side of `seal_delivery`: model name -> flat float32 vector.
+def open_delivery(wire: bytes, *, hpke: HpkeKey, party: str, aggregator: AttestedPeer) -> Delivery:
+    """The recipient's side of `seal_delivery`.
 
     Raises:
         Refused: altered, for another party or run, or not from the attested aggregator.
         ProtocolError: malformed.
     """
     context, ciphertext = _delivered(wire, party, aggregator)
-    return _vectors(canonical.decode(hpke.open(ciphertext, context), max_bytes=MAX_MESSAGE_BYTES))
+    value = canonical.decode(hpke.open(ciphertext, context), max_bytes=MAX_MESSAGE_BYTES)
+    match value:
+        case {"vectors": dict(vectors), "curve": bytes(curve)} if len(value) == 2:
+            return Delivery(_vectors(vectors), curve)
+    raise ProtocolError("A delivery is malformed.")
 
 
 def delivered_base(wire: bytes, *, party: str, aggregator: AttestedPeer) -> bytes:

@@ -75,7 +75,7 @@ class Summed(_Statement):
     """A round that was closed.
 
     Attributes:
-        round: 0 for the loading, the contract's rounds + 1 for the last measurements.
+        round: 0 for the loading, the one after the last round for the last measurements.
         customers: whose messages are in the sum; under masks the survivors.
         figures: canonical CBOR of the sums of counts that came out, as in `Closed.metrics`.
     """
@@ -92,8 +92,11 @@ class Delivered(_Statement):
 
     Attributes:
         adapters: model -> SHA-384 of its travelling values, float32 little-endian.
+        curve: the learning curve, and of which rounds these are, as `fedark.enclave.curve` encodes
+            it.
     """
 
     label = "fedark/delivered/1"
 
     adapters: dict[str, Bytes48]
+    curve: bytes

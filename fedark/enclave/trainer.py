@@ -33,6 +33,7 @@ from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import ModelTerms, now
 from fedark.contract.privacy import mechanism, noised_words
 from fedark.contract.protection import (
+    CURVE,
     EVALUATED,
     UPDATE,
     Figure,
@@ -46,6 +47,8 @@ from fedark.enclave.intake import OpenModel, RecordIntake
 from fedark.enclave.masking import TrainerMasks, TrainerMasksState
 from fedark.enclave.private import private_updates
 from fedark.enclave.protection import (
+    FINAL,
+    GLOBAL,
     LOADED,
     Context,
     GroupKey,
@@ -107,6 +110,7 @@ class TrainerState(SessionState):
         aggregator: the party whose enclave was admitted.
         data: digest of the records that this run began with.
         round, base: the last round that was begun, and the digest of its global adapter.
+        shown: the same of the last global adapter that was measured for the learning curve.
         personal: model -> the personal adapter that was made, float32.
     """
 
@@ -115,6 +119,7 @@ class TrainerState(SessionState):
     data: Bytes48 | None
     round: int
     base: bytes
+    shown: Annotated[tuple[int, bytes], Row]
     figures: dict[str, ModelFigures]
     personal: dict[str, bytes]
     masks: TrainerMasksState | None
@@ -154,6 +159,7 @@ class TrainerSession(SessionBase):
         self._base = b""
         self._alone: dict[str, tuple[Vector | None, Vector]] = {}
         self._personal: dict[str, bytes] = {}
+        self._shown = (0, b"")
         self._private = mechanism(self.contract)
         self._records = RecordIntake(
             self.contract,
@@ -353,6 +359,7 @@ class TrainerSession(SessionBase):
             data=self._records.digest,
             round=self._number,
             base=self._base,
+            shown=self._shown,
             figures=self._figures,
             personal=self._personal,
             masks=self._masks.state() if self._masks is not None else None,
@@ -363,7 +370,8 @@ class TrainerSession(SessionBase):
             self._aggregator = self._readmitted("aggregator", state.aggregator)
         self._grants, self._figures = state.grants, state.figures
         self._records.digest = state.data
-        self._number, self._base, self._personal = state.round, state.base, state.personal
+        self._number, self._base, self._shown = state.round, state.base, state.shown
+        self._personal = state.personal
         self._masks = self._new_masks()  # with the key that is restored
         if self._masks is not None and state.masks is not None:
             fellows = [name for name in self._masks.fellows if name in self._proofs]
@@ -430,6 +438,7 @@ class TrainerSession(SessionBase):
                 f"Round {call.round} was asked for after round {self._number}: no round is trained"
                 " twice."
             )
+        self._require_shown(call.round, base)
         if self._masks is not None:
             self._masks.begin(UPDATE, call.masked, base)
         self._number, self._base = call.round, base
@@ -469,10 +478,49 @@ class TrainerSession(SessionBase):
             raise InputError("Training diverged.", safe="No update was made from it.")
         return delta, (0, stats.examples, stats.loss * stats.examples)
 
+    def _require_shown(self, number: int, base: bytes) -> None:
+        """One global adapter follows on a round, whatever is done with it here."""
+        if self._shown[0] > number or (self._shown[0] == number and self._shown[1] != base):
+            raise ProtocolError(
+                "Another global adapter of this round was measured already.",
+                safe="This one was not used, and nothing left.",
+            )
+
+    def _measure_global(self, call: pb.Measure) -> pb.Reply:
+        """Figures of a round's global adapter on this customer's part of the acceptance set. They
+        are of the adapter and of the provider's records alone, so they leave as they are.
+        """
+        vectors, base = self._open_global(call.round, call.state)
+        trained = (self._number, self._base)
+        if self._number > call.round or (self._number == call.round and trained[1] != base):
+            raise ProtocolError(
+                f"The global adapter of a round before {self._number} is measured no more.",
+                safe="It was not used, and nothing left.",
+            )
+        self._require_shown(call.round, base)
+        self._shown = call.round, base
+        metrics: dict[str, dict[str, Figure]] = {}
+        for name, model in self._models.items():
+            report = self._reporter(f"{name}: after round {call.round - 1}")
+            model.task.set_flat(vectors[name])
+            part = [record for _, record in self._part(model)]
+            metrics[name] = {"acceptance": _figure(model.task.evaluate(part))}
+            report(1, 1, 0.0)
+        context = Context(
+            self.digest, self.config.run_id, CURVE, call.round, self.config.party, base
+        )
+        protected = self._protect(Payload(0, {}, metrics), context)
+        return pb.Reply(update=pb.Update(protected=protected.wire))
+
+    def _part(self, model: OpenModel) -> list[tuple[str, Record]]:
+        """The K-th of the acceptance set that this customer measures common adapters on."""
+        names = [party.name for party in self.contract.customers]
+        return model.acceptance[names.index(self.config.party) :: len(names)]
+
     def _evaluate(self, call: pb.Evaluate) -> pb.Reply:
-        final = self.contract.rounds + 1
-        vectors, base = self._open_global(final, call.state)
-        if self._number == final and self._base != base:
+        final = call.round
+        vectors, base = self._open_global(final, call.state, FINAL)
+        if self._number > final or (self._number == final and self._base != base):
             raise ProtocolError(
                 "Another final adapter was measured already.",
                 safe="This one was not, and nothing left.",
@@ -480,6 +528,9 @@ class TrainerSession(SessionBase):
         if self._masks is not None:
             self._masks.begin(EVALUATED, call.masked, base)
         self._number, self._base = final, base
+        for figures in self._figures.values():  # of rounds that the contract's rule spared
+            spared = range(final, self.contract.rounds + 1)
+            figures.losses |= {train_key(number): (0, 0, 0.0) for number in spared}
         self._enter()  # whatever becomes of it, no other final adapter is measured
         metrics: dict[str, dict[str, Figure]] = {}
         for name, model in self._models.items():
@@ -574,10 +625,12 @@ class TrainerSession(SessionBase):
             )
         return pb.Reply(personal=pb.PersonalAdapters(adapters=adapters))
 
-    def _open_global(self, number: int, wire: bytes) -> tuple[dict[str, Vector], bytes]:
+    def _open_global(
+        self, number: int, wire: bytes, kind: str = GLOBAL
+    ) -> tuple[dict[str, Vector], bytes]:
         aggregator = self._admitted()
         assert self._group is not None  # it comes with the first weights
-        context = Context(self.digest, self.config.run_id, "global", number, aggregator.party)
+        context = Context(self.digest, self.config.run_id, kind, number, aggregator.party)
         vectors = self._group.open_global(wire, context, aggregator)
         for name, model in self._models.items():
             if name not in vectors or vectors[name].shape != (model.terms.travelling,):
@@ -606,8 +659,7 @@ class TrainerSession(SessionBase):
             measured |= self._spared(lambda: {f"{when}/own": _figure(own())}, _NOTHING)
         rows = model.acceptance
         if not full:
-            names = [party.name for party in self.contract.customers]
-            rows = rows[names.index(self.config.party) :: len(names)]
+            rows = self._part(model)
         groups = self.contract.evaluation.groups
         said: Counter[tuple[int, int]] = Counter()
         for index, group in enumerate(groups):

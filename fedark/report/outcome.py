@@ -51,8 +51,9 @@ def render(report: Mapping[str, Any], local: Mapping[str, LocalFigures]) -> Rend
         if "taken" in model:  # not in reports of earlier releases
             parts.append(Text(printable(model["taken"], 500)))
         acceptance = _acceptance(name, model["metrics"], local)
+        curve = _curve(name, report.get("curve") or {}, model)
         own = _own(name, local)
-        parts += [table for table in (own, acceptance) if table is not None]
+        parts += [table for table in (own, acceptance, curve) if table is not None]
         parts += [Text(line) for line in _gained(model.get("gain", {}))]
         parts += _judged(model, model["metrics"])
         parts += _samples(name, local)
@@ -147,6 +148,30 @@ def _acceptance(
             _percent(*totals["personal"]),
             style="bold",
         )
+    return table
+
+
+def _curve(name: str, curve: Mapping[str, Any], model: Mapping[str, Any]) -> Table | None:
+    """The learning curve: the measured rounds, between before and together."""
+    points = [(point["round"], point["models"][name]) for point in curve.get("points", ())]
+    if not points:
+        return None
+    ended = "" if curve["ended"].startswith("all") else f"; {curve['ended']}"
+    table = Table(title=f"acceptance set after each measured round{ended}", title_justify="left")
+    for column in ("round", "records", "% right", "loss", "training loss"):
+        table.add_column(column, justify="right")
+    losses, delivered = model.get("train_loss") or [], curve["delivered"][name]
+    for number, found in points:
+        loss = f"{losses[number - 1]:.3f}" if number <= len(losses) else ""
+        table.add_row(
+            f"{number}" + (", delivered" if number == delivered else ""),
+            f"{found['records']:,}",
+            _percent(found["correct"], found["records"]),
+            f"{found['loss']:.3f}" if found["records"] else "",
+            loss,
+        )
+    if delivered > points[-1][0]:
+        table.add_row(f"{delivered}, delivered", "", "", "", "see together, above")
     return table
 
 

@@ -37,7 +37,7 @@ from fedark.foundation import canonical
 from fedark.foundation.errors import FedarkError, InputError, Refused
 from fedark.stages.budget import read_head
 from fedark.stages.dossier import MAX_DOSSIER, Dossier
-from fedark.stages.report import models_of, privacy_of, protection_of, read_report
+from fedark.stages.report import curve_of, models_of, privacy_of, protection_of, read_report
 from fedark.translog.entry import Entry
 from fedark.translog.merkle import verify_inclusion
 from fedark.translog.update import LogUpdate, Shown
@@ -172,8 +172,15 @@ class _Check:
         self._ledgers()
         # 10., 11. and 12.
         enclave = peers[contract.aggregator.name].signing_public
-        self._report(self._sums(enclave))
-        delivered = self._delivered(enclave)
+        said = Delivered.verify(
+            dossier.delivered,
+            signing_public=enclave,
+            contract=self.signed.digest,
+            run_id=dossier.run_id,
+        )
+        curve = curve_of(said.curve)
+        self._report(self._sums(enclave, curve.get("rounds", -1)), curve)
+        delivered = self._delivered(said)
         self._measurements()
         if self.reasons:
             raise DossierRefused(self.reasons)
@@ -368,7 +375,7 @@ class _Check:
         if heads:
             self._holds(f"{len(heads)} customers charged their privacy ledgers", "the customers")
 
-    def _sums(self, enclave: bytes) -> list[Summed]:
+    def _sums(self, enclave: bytes, rounds: int) -> list[Summed]:
         contract = self.contract
         sums = [
             Summed.verify(
@@ -379,7 +386,7 @@ class _Check:
             )
             for data in self.dossier.proofs.sums
         ]
-        numbers, rounds = [said.round for said in sums], contract.rounds
+        numbers = [said.round for said in sums]
         if numbers not in (list(range(rounds + 1)), list(range(rounds + 2))):
             raise Refused(
                 "The aggregator enclave's statements are not one of each round, in order."
@@ -398,7 +405,7 @@ class _Check:
         )
         return sums
 
-    def _report(self, sums: list[Summed]) -> None:
+    def _report(self, sums: list[Summed], curve: Mapping[str, Any]) -> None:
         contract, run_id = self.contract, self.dossier.run_id
         report = read_report(self.dossier.report, self.dossier.report_signature, contract, run_id)
         metrics: list[Any] = []
@@ -410,6 +417,7 @@ class _Check:
             "run_id": run_id,
             "contract": self.signed.digest.hex(),
             "rounds": contract.rounds,
+            "curve": curve,
             "protection": protection_of(contract, run_id),
             "privacy": privacy,
             "models": models_of(contract, metrics),
@@ -427,13 +435,7 @@ class _Check:
                 "the contract's terms, accounted again",
             )
 
-    def _delivered(self, enclave: bytes) -> dict[str, bytes]:
-        said = Delivered.verify(
-            self.dossier.delivered,
-            signing_public=enclave,
-            contract=self.signed.digest,
-            run_id=self.dossier.run_id,
-        )
+    def _delivered(self, said: Delivered) -> dict[str, bytes]:
         self._exactly("adapters", said.adapters, [terms.name for terms in self.contract.models])
         for model, digest in self.adapters.items():
             if said.adapters.get(model) != digest:

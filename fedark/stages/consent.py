@@ -357,7 +357,8 @@ def summary(
     """
     lines = [
         f"job {contract.job}, contract {contract.digest().hex()}",
-        f"valid {_line(contract.created)} to {_line(contract.expires)}, {contract.rounds} rounds",
+        f"valid {_line(contract.created)} to {_line(contract.expires)}, {contract.rounds} rounds"
+        + (" at most" if contract.curve.patience or contract.curve.target else ""),
         f"provider {contract.provider.name}, aggregator {contract.aggregator.name}",
         (
             f"customers: {', '.join(party.name for party in contract.customers)}; at least"
@@ -404,6 +405,7 @@ def summary(
             f"  answers: {_line(', '.join(terms.labels)) if terms.labels else 'free text'}"
         )
     lines.append(f"evaluation: {_listed(contract.evaluation)}")
+    lines.append(f"learning curve: {_listed(contract.curve)}")
     lines.append(f"terms that a standing rule names: {terms_digest(contract)}")
     lines.append("keys, to compare with what each party says of itself:")
     for party in contract.parties:

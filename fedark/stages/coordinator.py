@@ -6,6 +6,8 @@ into.
     release   trainers' evidence to the provider; wrapped weight keys back
     load      keys to the customers; receipts and first (protected) measurements back
     round     1..R: encrypted global adapter out, protected update back, summed in the enclave
+    measure   between two rounds, where the contract asks for it: the new global adapter's figures
+              on the acceptance set, after which the aggregator enclave goes on or ends the rounds
     evaluate  the final adapter out, protected measurements back
     deliver   adapter to whom the contract names, report to all
 
@@ -41,7 +43,7 @@ from fedark.links.hostlink import AggregatorClient
 from fedark.links.link import Link, Superseded
 from fedark.stages.dossier import Dossier, Proofs
 from fedark.stages.parties import CoordinatorState, Parties
-from fedark.stages.report import make_report
+from fedark.stages.report import curve_lines, curve_of, make_report
 from fedark.stages.sums import Sums
 from fedark.v1 import enclave_pb2, stage_pb2
 
@@ -55,6 +57,7 @@ DEFAULT_TIMEOUTS: Mapping[str, float] = {
     "release": 180,
     "load": 1800,
     "round": 1800,
+    "measure": 1800,
     "evaluate": 1800,
     "endorse": 180,
     "unmask": 180,
@@ -115,6 +118,7 @@ class Coordinator:
                     "release": self._release,
                     "load": self._load,
                     "round": self._round,
+                    "measure": self._measure,
                     "evaluate": self._evaluate,
                 }[self._at.phase]()
             return self._deliver()
@@ -353,18 +357,39 @@ class Coordinator:
             )
             closed = self._sums.close(number)
         self._measured(closed)
-        last = number == self._contract.rounds
         # A customer who missed the first round has not compared its view of the provider's log yet.
         agreed = not self._at.missed
+        following = "evaluate" if closed.ended else "round"
+        if not closed.ended and self._contract.measures(number):
+            following = "measure"
+        self._next(following, number=number + 1, state=closed.state, agreed=agreed)
+
+    def _measure(self) -> None:
+        number, inputs = self._at.number, self._at.inputs
+        closed = self._already_closed(number, curve=True)
+        if closed is None:
+            measure = enclave_pb2.Measure(round=number, state=inputs["state"])
+            request = self._parties.request(
+                forward=stage_pb2.ForwardRequest(call=enclave_pb2.Call(measure=measure))
+            )
+            replies = self._parties.exchange(
+                "measure", dict.fromkeys(self._parties.customers, request), note=str(number - 1)
+            )
+            closed = self._sums.measured(
+                number, {name: reply.forward.protected for name, reply in replies.items()}
+            )
+        self._at.curve = closed.curve
+        for line in curve_lines(curve_of(closed.curve)):
+            self._host.told(line)
         self._next(
-            "evaluate" if last else "round",
-            number=0 if last else number + 1,
-            state=closed.state,
-            agreed=agreed,
+            "evaluate" if closed.ended else "round",
+            number=number,
+            state=closed.state if closed.ended else inputs["state"],
+            agreed=inputs["agreed"],
         )
 
     def _evaluate(self) -> None:
-        final = self._contract.rounds + 1
+        final = self._at.number
         closed = self._already_closed(final)
         # Figures of all rounds travel together under masks: who missed one has none of it.
         present = [
@@ -380,7 +405,9 @@ class Coordinator:
         elif closed is None:
             request = self._parties.request(
                 evaluate=stage_pb2.EvaluateRequest(
-                    state=self._at.inputs["state"], masked=self._sums.open(final, present)
+                    round=final,
+                    state=self._at.inputs["state"],
+                    masked=self._sums.open(final, present),
                 )
             )
             replies = self._parties.exchange("evaluate", dict.fromkeys(present, request))
@@ -457,12 +484,13 @@ class Coordinator:
         self._at.seconds, self._began = self._at.seconds + now - self._began, now
         self._host.keep(self._at.encode())
 
-    def _already_closed(self, number: int) -> enclave_pb2.Closed | None:
+    def _already_closed(self, number: int, *, curve: bool = False) -> enclave_pb2.Closed | None:
         """What a coordinator before this one got for the end of the round, if it came that far."""
         if not self._resumed:
             return None
         self._resumed = False  # from here on this coordinator knows itself what it did
-        reply = self._host.done(enclave_pb2.Call(close=enclave_pb2.Close(round=number)))
+        close = enclave_pb2.Close(round=number, curve=curve)
+        reply = self._host.done(enclave_pb2.Call(close=close))
         return reply.closed if reply is not None else None
 
     def _nonces_complete(self, name: str, nonces: Mapping[str, bytes]) -> bool:
@@ -496,6 +524,7 @@ class Coordinator:
     def _measured(self, closed: enclave_pb2.Closed) -> None:
         self._at.proofs["sums"].append(closed.statement)
         self._at.metrics += canonical.decode(closed.metrics, max_bytes=_MAX_METRICS)
+        self._at.curve = closed.curve or self._at.curve
 
     def _report(self) -> dict[str, Any]:
         return make_report(self._contract, self._run_id, self._at, time.monotonic() - self._began)

@@ -22,7 +22,7 @@ from typing import Any
 
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import Contract, SignedContract, now
-from fedark.contract.protection import makes_personal
+from fedark.contract.protection import CURVE, makes_personal
 from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import MAX_MESSAGE_BYTES, Context, ProtectedUpdate, unpack_vector
@@ -54,7 +54,7 @@ from fedark.v1 import enclave_pb2, stage_pb2
 
 __all__ = ["CustomerNode"]
 
-_FORWARDED: Mapping[str, str] = {"endorse": "endorsement", "unmask": "shares"}
+_FORWARDED: Mapping[str, str] = {"measure": CURVE, "endorse": "endorsement", "unmask": "shares"}
 """Calls that the aggregator may have passed to the trainer enclave, and what answers each."""
 _SHOW_EVERY = 3.0  # seconds
 _LOAD_ATTEMPTS = 5
@@ -296,10 +296,10 @@ class CustomerNode(NodeBase[CustomerRun]):
         self, run: CustomerRun, request: stage_pb2.EvaluateRequest
     ) -> stage_pb2.EvaluateReply:
         trainer = self._loaded(run)
-        call = enclave_pb2.Evaluate(state=request.state, masked=request.masked)
+        call = enclave_pb2.Evaluate(round=request.round, state=request.state, masked=request.masked)
         reply = run.enclave.call(enclave_pb2.Call(evaluate=call), on_progress=self._show)
         self._keep(run, reply.measured)
-        run.number, run.base = run.contract.rounds + 1, _base(request.state)
+        run.number, run.base = request.round, _base(request.state)
         protected = self._own(run, trainer, "evaluated", reply.measured.protected)
         return stage_pb2.EvaluateReply(protected_metrics=protected.wire)
 
@@ -314,8 +314,12 @@ class CustomerNode(NodeBase[CustomerRun]):
             raise ProtocolError(
                 f"A node does not pass on the call {call!r}.", safe="The trainer did nothing."
             )
-        reply = run.enclave.call(request.call)
-        protected = self._own(run, trainer, _FORWARDED[call], reply.update.protected)
+        reply = run.enclave.call(request.call, on_progress=self._show)
+        kind, number, base = _FORWARDED[call], run.number, run.base
+        if call == "measure":
+            number, base = request.call.measure.round, _base(request.call.measure.state)
+        context = Context(run.contract.digest(), run.run_id, kind, number, self.party, base)
+        protected = ProtectedUpdate.verify(reply.update.protected, sender=trainer, context=context)
         return stage_pb2.ForwardReply(protected=protected.wire)
 
     def _abort(self, run: CustomerRun, request: stage_pb2.AbortRequest) -> stage_pb2.AbortReply:

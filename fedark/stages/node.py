@@ -46,7 +46,7 @@ from fedark.links.faults import fault_of
 from fedark.links.link import VERSION
 from fedark.stages.consent import Consent
 from fedark.stages.dossier import DOSSIER
-from fedark.stages.report import read_report
+from fedark.stages.report import read_report, require_curve
 from fedark.stages.runs import REPORT, RunMemory
 from fedark.stages.settings import NodeSettings, node_problems
 from fedark.translog.entry import Entry, Fact
@@ -429,12 +429,14 @@ class NodeBase(ABC, Generic[RunT]):
             request.report, request.report_signature, signed.contract, aggregator.run_id
         )
         if request.delivery:
-            vectors = open_delivery(
+            delivery = open_delivery(
                 request.delivery,
                 hpke=self.settings.keys.hpke,
                 party=self.party,
                 aggregator=aggregator,
             )
+            require_curve(report, delivery.curve)
+            vectors = delivery.vectors
             for terms in signed.contract.models:
                 vector = vectors.get(terms.name)
                 if vector is None or vector.shape != (terms.travelling,):

@@ -31,9 +31,9 @@ __all__ = ["Parties", "CoordinatorState"]
 
 _FORMAT = 1
 _MAX_BYTES = 1 << 30
-_MAY_RETURN = ("round", "evaluate", "endorse", "unmask")
+_MAY_RETURN = ("round", "measure", "evaluate", "endorse", "unmask")
 """Stages that a customer may miss and yet return."""
-_FORWARDED = ("endorse", "unmask")
+_FORWARDED = ("measure", "endorse", "unmask")
 """Stages that a node passes on to its trainer enclave."""
 
 
@@ -46,8 +46,8 @@ class CoordinatorState:
     coordinator anyway.
 
     Attributes:
-        phase: "enrol", "attest", "release", "load", "round", "evaluate" or "deliver".
-        number: of the round, in phase "round".
+        phase: "enrol", "attest", "release", "load", "round", "measure", "evaluate" or "deliver".
+        number: of the round; in "measure" and "evaluate" of the one that would follow.
         inputs: what the phase starts from.
         requests: of a phase whose requests cannot be made the same again: those that were made;
             party -> StageRequest.
@@ -56,6 +56,7 @@ class CoordinatorState:
         missed: customers who missed a round: figures over all rounds are without them.
         passed_over: party -> stage and reason.
         stages, metrics: for the report.
+        curve: the learning curve so far, as the aggregator enclave encodes it.
         seconds: spent by earlier coordinators.
         proofs: for the dossier (`fedark.stages.dossier.Proofs`).
     """
@@ -72,6 +73,7 @@ class CoordinatorState:
     receipts: dict[str, bytes] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, dict[str, list[float]]]] = field(default_factory=list)
+    curve: bytes = b""
     seconds: float = 0.0
     proofs: dict[str, Any] = field(default_factory=lambda: Proofs().model_dump())
 
@@ -203,7 +205,8 @@ class Parties:
             self.customers.remove(name)
             if stage in _MAY_RETURN and isinstance(error, Unavailable | EnclaveFailed):
                 self.state.absent.append(name)
-                self.state.missed.append(name)
+                if stage != "measure":  # of the global adapter, whose figures are apart
+                    self.state.missed.append(name)
         self._host.told(f"{name} is passed over in stage {stage}: {error.what}")
 
     def passed_over_lines(self) -> list[str]:

@@ -22,17 +22,34 @@ from fedark.contract.protection import (
 )
 from fedark.enclave.usage import peak_mib
 from fedark.foundation import canonical
-from fedark.foundation.errors import ProtocolError
+from fedark.foundation.errors import ProtocolError, Refused
 from fedark.foundation.jsontext import read_json
 from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.stages.parties import CoordinatorState
 
-__all__ = ["make_report", "models_of", "privacy_of", "protection_of", "read_report", "sign_report"]
+__all__ = [
+    "curve_lines",
+    "curve_of",
+    "make_report",
+    "models_of",
+    "privacy_of",
+    "protection_of",
+    "read_report",
+    "require_curve",
+    "sign_report",
+]
 
 FigureHistory = Sequence[Mapping[str, Mapping[str, Sequence[float]]]]
 
 _LABEL = "fedark/report/1"
 _MAX_REPORT = 16 << 20
+_MAX_CURVE = 64 << 20
+_ENDED = {
+    "rounds": "all rounds of the contract were run",
+    "patience": "the rounds ended: no measurement was better for as long as the contract waits",
+    "target": "the rounds ended: the contract's target was reached",
+    "": "the rounds go on",
+}
 
 
 def make_report(
@@ -44,6 +61,7 @@ def make_report(
         "run_id": run_id,
         "contract": contract.digest().hex(),
         "rounds": contract.rounds,
+        "curve": curve_of(state.curve),
         "protection": protection_of(contract, run_id),
         "privacy": privacy_of(contract),
         "customers": list(state.customers),
@@ -69,7 +87,8 @@ def models_of(contract: Contract, metrics: FigureHistory) -> dict[str, Any]:
         for entry in metrics:
             for key, (correct, total, loss) in entry[terms.name].items():
                 if key == "train":
-                    losses.append(loss / total if total else 0.0)
+                    if total:  # else of a round that the contract's rule spared
+                        losses.append(loss / total)
                 elif key.split("/")[1] in ("acceptance", "own") and total:
                     measured[key] = {
                         "correct": correct,
@@ -94,6 +113,61 @@ def models_of(contract: Contract, metrics: FigureHistory) -> dict[str, Any]:
             },
         }
     return models
+
+
+def curve_of(curve: bytes) -> dict[str, Any]:
+    """The learning curve as the report has it, of what `fedark.enclave.curve` encoded.
+
+    Raises:
+        ProtocolError: malformed.
+    """
+    if not curve:
+        return {}
+    value = canonical.decode(curve, max_bytes=_MAX_CURVE)
+    try:
+        return {
+            "rounds": value["rounds"],
+            "ended": _ENDED[value["ended"]],
+            "delivered": dict(value["delivered"]),
+            "points": [
+                {"round": number, "models": {name: _point(*found) for name, found in each.items()}}
+                for number, each in value["points"]
+            ],
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ProtocolError("A learning curve is malformed.") from None
+
+
+def _point(correct: int, total: int, loss: float) -> dict[str, Any]:
+    share = {"accuracy": correct / total, "loss": loss / total} if total else {}
+    return {"correct": correct, "records": total, **share}
+
+
+def curve_lines(curve: Mapping[str, Any]) -> list[str]:
+    """What the latest measurement says, a line for each model, and whether it was the last."""
+    point = curve["points"][-1]
+    lines = [
+        f"after round {point['round']}: {name}: {100 * found['accuracy']:.1f} % of"
+        f" {found['records']} records of the acceptance set right, loss {found['loss']:.3f}"
+        for name, found in point["models"].items()
+        if found["records"]
+    ]
+    return lines + ([curve["ended"]] if curve["ended"] != _ENDED[""] else [])
+
+
+def require_curve(report: Mapping[str, Any], curve: bytes) -> None:
+    """Return if the report, which the aggregator's host wrote, says of the rounds what the
+    aggregator enclave says in the delivery.
+
+    Raises:
+        Refused: it says something else.
+    """
+    if report.get("curve") != curve_of(curve):
+        raise Refused(
+            "The report's learning curve is not that of the aggregator enclave.",
+            safe="Neither the report nor the adapter was stored.",
+            fix="Whoever runs the aggregator altered it: ask for an explanation.",
+        )
 
 
 def _alone(contract: Contract, terms: ModelTerms) -> str:

@@ -40,7 +40,12 @@ class Sums:
             self._parties.pass_over(name, stage, error)
             return None
 
-    def submit(self, number: int, messages: Mapping[str, bytes]) -> None:
+    def submit(
+        self,
+        number: int,
+        messages: Mapping[str, bytes],
+        part: enclave_pb2.Submit.Part = enclave_pb2.Submit.UPDATE,
+    ) -> None:
         """Bring what the customers sent for a round.
 
         Raises:
@@ -48,7 +53,7 @@ class Sums:
         """
         for name, message in messages.items():
             call = enclave_pb2.Call(
-                submit=enclave_pb2.Submit(round=number, party=name, protected=message)
+                submit=enclave_pb2.Submit(round=number, party=name, protected=message, part=part)
             )
             self.on_behalf(name, "sum", call)
         self._parties.enough()
@@ -90,6 +95,12 @@ class Sums:
                 self.on_behalf(name, stage, enclave_pb2.Call(submit=answer))
             if stage == "unmask":
                 return
+
+    def measured(self, number: int, messages: Mapping[str, bytes]) -> enclave_pb2.Closed:
+        """Bring the customers' measurements of a global adapter, and end them."""
+        self.submit(number, messages, enclave_pb2.Submit.CURVE)
+        close = enclave_pb2.Close(round=number, curve=True)
+        return self._host.call(enclave_pb2.Call(close=close)).closed
 
     def close(self, number: int) -> enclave_pb2.Closed:
         """End a round; under masks, unmask its sum before.

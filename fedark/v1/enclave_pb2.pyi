@@ -28,7 +28,7 @@ class Frame(_message.Message):
     def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., quote_request: _Optional[_Union[QuoteRequest, _Mapping]] = ..., quote_reply: _Optional[_Union[QuoteReply, _Mapping]] = ..., sealing_request: _Optional[_Union[SealingRequest, _Mapping]] = ..., sealing_reply: _Optional[_Union[SealingReply, _Mapping]] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver", "peer_nonce", "announce", "join", "open_round", "survivors", "endorse", "unmask", "reopen", "resume", "personal", "vouch")
+    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver", "peer_nonce", "announce", "join", "open_round", "survivors", "endorse", "unmask", "reopen", "resume", "personal", "measure", "vouch")
     START_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     ATTEST_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class Call(_message.Message):
     REOPEN_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     PERSONAL_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
     VOUCH_FIELD_NUMBER: _ClassVar[int]
     start: Start
     challenge: Challenge
@@ -76,8 +77,9 @@ class Call(_message.Message):
     reopen: Reopen
     resume: Resume
     personal: Personal
+    measure: Measure
     vouch: Vouch
-    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., reopen: _Optional[_Union[Reopen, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., personal: _Optional[_Union[Personal, _Mapping]] = ..., vouch: _Optional[_Union[Vouch, _Mapping]] = ...) -> None: ...
+    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., reopen: _Optional[_Union[Reopen, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., personal: _Optional[_Union[Personal, _Mapping]] = ..., measure: _Optional[_Union[Measure, _Mapping]] = ..., vouch: _Optional[_Union[Vouch, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "closed", "delivery", "announcement", "opened", "asked", "personal", "unusable", "checkpoint")
@@ -284,12 +286,22 @@ class Round(_message.Message):
     def __init__(self, round: _Optional[int] = ..., state: _Optional[bytes] = ..., masked: _Optional[bytes] = ...) -> None: ...
 
 class Evaluate(_message.Message):
-    __slots__ = ("state", "masked")
+    __slots__ = ("state", "masked", "round")
     STATE_FIELD_NUMBER: _ClassVar[int]
     MASKED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     state: bytes
     masked: bytes
-    def __init__(self, state: _Optional[bytes] = ..., masked: _Optional[bytes] = ...) -> None: ...
+    round: int
+    def __init__(self, state: _Optional[bytes] = ..., masked: _Optional[bytes] = ..., round: _Optional[int] = ...) -> None: ...
+
+class Measure(_message.Message):
+    __slots__ = ("round", "state")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    state: bytes
+    def __init__(self, round: _Optional[int] = ..., state: _Optional[bytes] = ...) -> None: ...
 
 class Measured(_message.Message):
     __slots__ = ("local", "protected")
@@ -326,9 +338,11 @@ class Submit(_message.Message):
         UPDATE: _ClassVar[Submit.Part]
         ENDORSEMENT: _ClassVar[Submit.Part]
         SHARES: _ClassVar[Submit.Part]
+        CURVE: _ClassVar[Submit.Part]
     UPDATE: Submit.Part
     ENDORSEMENT: Submit.Part
     SHARES: Submit.Part
+    CURVE: Submit.Part
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PARTY_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_FIELD_NUMBER: _ClassVar[int]
@@ -340,20 +354,26 @@ class Submit(_message.Message):
     def __init__(self, round: _Optional[int] = ..., party: _Optional[str] = ..., protected: _Optional[bytes] = ..., part: _Optional[_Union[Submit.Part, str]] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("round",)
+    __slots__ = ("round", "curve")
     ROUND_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
     round: int
-    def __init__(self, round: _Optional[int] = ...) -> None: ...
+    curve: bool
+    def __init__(self, round: _Optional[int] = ..., curve: _Optional[bool] = ...) -> None: ...
 
 class Closed(_message.Message):
-    __slots__ = ("state", "metrics", "statement")
+    __slots__ = ("state", "metrics", "statement", "ended", "curve")
     STATE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
     STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
     state: bytes
     metrics: bytes
     statement: bytes
-    def __init__(self, state: _Optional[bytes] = ..., metrics: _Optional[bytes] = ..., statement: _Optional[bytes] = ...) -> None: ...
+    ended: bool
+    curve: bytes
+    def __init__(self, state: _Optional[bytes] = ..., metrics: _Optional[bytes] = ..., statement: _Optional[bytes] = ..., ended: _Optional[bool] = ..., curve: _Optional[bytes] = ...) -> None: ...
 
 class Deliver(_message.Message):
     __slots__ = ("party",)

@@ -300,12 +300,14 @@ class RoundReply(_message.Message):
     def __init__(self, protected_update: _Optional[bytes] = ...) -> None: ...
 
 class EvaluateRequest(_message.Message):
-    __slots__ = ("state", "masked")
+    __slots__ = ("state", "masked", "round")
     STATE_FIELD_NUMBER: _ClassVar[int]
     MASKED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     state: bytes
     masked: bytes
-    def __init__(self, state: _Optional[bytes] = ..., masked: _Optional[bytes] = ...) -> None: ...
+    round: int
+    def __init__(self, state: _Optional[bytes] = ..., masked: _Optional[bytes] = ..., round: _Optional[int] = ...) -> None: ...
 
 class EvaluateReply(_message.Message):
     __slots__ = ("protected_metrics",)

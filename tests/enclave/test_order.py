@@ -34,6 +34,8 @@ CALLS: dict[str, pb.Call] = {
     "records": pb.Call(records=pb.Records()),
     "records, last": pb.Call(records=pb.Records(last=True)),
     "close": pb.Call(close=pb.Close(round=1)),
+    "close, curve": pb.Call(close=pb.Close(round=2, curve=True)),
+    "submit, curve": pb.Call(submit=pb.Submit(round=2, part=pb.Submit.CURVE)),
     "close, loading": pb.Call(close=pb.Close(round=0)),
     "submit": pb.Call(submit=pb.Submit(round=1)),
     "submit, loading": pb.Call(submit=pb.Submit(round=0)),

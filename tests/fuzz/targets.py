@@ -53,6 +53,7 @@ from fedark.attestation.reference import (  # noqa: E402
 from fedark.enclave.channel import Channel, Disconnected  # noqa: E402
 from fedark.enclave.protection import (  # noqa: E402
     Context,
+    Delivery,
     GroupKey,
     Payload,
     ProtectedUpdate,
@@ -524,7 +525,7 @@ def _protection() -> Made:
         structure=False,
     )
     delivery = seal_delivery(
-        payload.vectors,
+        Delivery(payload.vectors, b""),
         contract=b"c" * 48,
         run_id="run-1",
         party="north",

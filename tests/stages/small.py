@@ -35,8 +35,12 @@ def write_job(
     minimum: int = 2,
     extra: str = "",
     customers: tuple[str, ...] = CUSTOMERS,
+    curve: str = "every = 0",
 ) -> Path:
-    """A job file with its base model and records; each customer's records hold words of its own."""
+    """A job file with its base model and records; each customer's records hold words of its own.
+
+    Without a learning curve, so that a round is one stage, and two or three under masks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _write_model(folder / "base")
     generator = random.Random(3)
@@ -78,6 +82,8 @@ batch_size = 8
 max_length = 16
 replay = 0.2
 baseline_epochs = 1
+[curve]
+{curve}
 [protection]
 minimum_cohort = {minimum}
 {extra}

@@ -15,7 +15,7 @@ from small import HostileRelay, why, write_job
 
 from fedark.attestation.evidence import Evidence
 from fedark.contract.job import Job
-from fedark.enclave.protection import seal_delivery
+from fedark.enclave.protection import Delivery, seal_delivery
 from fedark.foundation.errors import ContractError, FedarkError, ProtocolError
 from fedark.foundation.keys import HYBRID, HpkeKey, PartyKeys, SigningKey
 from fedark.operate.party import CONFIG, PartyConfig
@@ -136,7 +136,7 @@ def test_a_provider_does_not_sign_a_contract_whose_kem_its_release_policy_does_n
 def test_no_delivery_is_sealed_to_a_key_of_another_kem() -> None:
     with pytest.raises(ProtocolError, match="not the 1216 of mlkem768-x25519"):
         seal_delivery(
-            {},
+            Delivery({}, b""),
             contract=bytes(48),
             run_id="run-1",
             party="north",

@@ -30,6 +30,7 @@ TRAINER_CALLS = (
     "records",
     "begin",
     "round",
+    "measure",
     "evaluate",
 )
 MASKED_CALLS = ("peer_nonce", "announce", "join", "endorse", "unmask")
@@ -41,7 +42,7 @@ MASKED_POOL_CALLS = ("join", "open_round", "survivors")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Federation]:
     """One federation for each protection, to be copied: a contract has one run."""
     folder = tmp_path_factory.mktemp("prepared")
-    path = write_job(folder / "job", rounds=2, minimum=3, records=16)
+    path = write_job(folder / "job", rounds=2, minimum=3, records=16, curve="every = 1")
     found = {}
     for mode in ("sealed", "masked"):
         job = Job.load(path, (f'protection.mode="{mode}"', "protection.max_records=40"))

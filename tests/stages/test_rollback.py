@@ -220,13 +220,13 @@ def test_a_trainer_measures_one_final_adapter(pasts, other_end) -> None:
     north = past.world.again("north", reply.checkpoint)
     feed(None, north, past, "north")
     with pytest.raises(ProtocolError, match="Another final adapter was measured already"):
-        north.call(pb.Call(evaluate=pb.Evaluate(state=other)))
+        north.call(pb.Call(evaluate=pb.Evaluate(state=other, round=call.evaluate.round)))
     again = north.call(call)
     assert again.measured.local == reply.measured.local
     restarted = past.world.again("north", again.checkpoint)
     feed(None, restarted, past, "north")
     with pytest.raises(ProtocolError, match="Another final adapter was measured already"):
-        restarted.call(pb.Call(evaluate=pb.Evaluate(state=other)))
+        restarted.call(pb.Call(evaluate=pb.Evaluate(state=other, round=call.evaluate.round)))
 
 
 def test_a_restarted_trainer_takes_no_other_records(pasts) -> None:
