@@ -37,6 +37,8 @@ ATTACKS = {
         "namespaces by clone", "x32 calls", "mode downgrade", "another filter",
         "a process of the same user reading memory",
         "names of threads as a way out", "the command line as a way out",
+        "evicted pages of a shared file as a way out",
+        "waking a waiter on a shared file as a way out", "the umask as a way out",
     ),
     "evidence": (
         "wrong nonce", "replayed nonce", "expired nonce", "swapped keys", "algorithm substitution",
@@ -54,6 +56,11 @@ ATTACKS = {
         "chunks reordered", "chunk repeated or left out", "substituted weights", "KEM downgrade",
         "concurrent use of a nonce",
         "verifier crash and restart", "filling the provider's log", "a signing key of small order",
+    ),
+    "host": (
+        "slow connections from one address", "half-sent requests from many addresses",
+        "a request that drips", "a large body before authentication", "request smuggling",
+        "another account of the machine at sockets, files and processes",
     ),
 }  # fmt: skip
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedark.contract.job import Job, ModelSpec, model_terms
+from fedark.contract.job import Job, ModelSpec
 from fedark.foundation.errors import InputError
 from fedark.records.reading import Record
-from fedark.tuning.layout import base_shapes
-from fedark.tuning.sources import model_files, resolve
+from fedark.tuning.sources import resolve
 from fedark.tuning.task import TaskModel
+from fedark.tuning.unsealed import unsealed_model
 
 __all__ = ["job_records", "job_task"]
 
@@ -35,20 +35,7 @@ def job_task(job: Job, name: str = "") -> TaskModel:
             safe="Nothing was trained.",
             fix="Name one with --model.",
         )
-    folder = _folder(job, spec)
-    base = base_shapes(folder, spec.task, job.labels, spec.pooling)
-    terms = model_terms(
-        spec,
-        bundle="0" * 96,
-        weights="0" * 96,
-        prompt=job.data.prompt,
-        labels=job.labels,
-        base=base,
-        layout=base.layout(spec.adapter),
-    )
-    return TaskModel.load(
-        {key: bytearray(path.read_bytes()) for key, path in model_files(folder).items()}, terms
-    )
+    return unsealed_model(job, spec, _folder(job, spec))
 
 
 def job_records(job: Job) -> list[Record]:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import csv
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["small_job"]
+__all__ = ["make_base", "small_job"]
 
 CUSTOMERS = ("north", "east", "south")
 _ANSWERS = ("open", "close", "shed")
@@ -35,7 +36,7 @@ _WORDS = [
 def small_job(folder: Path, *, rounds: int, mode: str) -> Path:
     """Write base model, records and job file into `folder`; returns the job file."""
     folder.mkdir(parents=True)
-    _base(folder / "base")
+    make_base(folder / "base", _WORDS)
     draw = random.Random(3)  # noqa: S311
     for name in CUSTOMERS:
         with (folder / f"{name}.csv").open("w", newline="") as file:
@@ -80,12 +81,13 @@ max_records = 40
     return path
 
 
-def _base(folder: Path) -> None:
+def make_base(folder: Path, words: Sequence[str], *, layers: int = 1) -> None:
+    """Write an untrained BERT of 32 dimensions whose tokens are `words`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: index for index, word in enumerate([*special, *_WORDS])}
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -94,7 +96,7 @@ def _base(folder: Path) -> None:
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=32,

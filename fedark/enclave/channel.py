@@ -19,10 +19,10 @@ from __future__ import annotations
 import os
 import select
 import time
-from types import TracebackType
 
 from google.protobuf.message import DecodeError, EncodeError
 
+from fedark.foundation.closing import Closing
 from fedark.foundation.errors import ProtocolError
 from fedark.v1 import enclave_pb2 as pb
 
@@ -58,7 +58,7 @@ class ChannelTimeout(Exception):
     """The deadline passed; the stream is in an unknown place and must not be used again."""
 
 
-class Channel:
+class Channel(Closing):
     """One side of the channel. Owns the descriptor, which is made non-blocking.
 
     Attributes:
@@ -144,17 +144,6 @@ class Channel:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Channel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _read(
         self, data: bytearray, size: int, deadline: float | None, *, first: bool = False

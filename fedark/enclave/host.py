@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 from fedark.attestation.platforms.base import EnclavePlatform
@@ -24,6 +23,7 @@ from fedark.enclave.channel import MAX_FRAME, Channel, ChannelTimeout, Disconnec
 from fedark.enclave.launcher import Launch, launch
 from fedark.enclave.main import LOCKED
 from fedark.enclave.usage import peak_below_mib
+from fedark.foundation.closing import Closing
 from fedark.foundation.errors import EnclaveFailed, FedarkError, ProtocolError, restore
 from fedark.measurement import Measurement, measure_enclave
 from fedark.sandbox.monitor import TRACED
@@ -61,7 +61,7 @@ class EnclaveHandle(Protocol):
         ...
 
 
-class EnclaveProcess:
+class EnclaveProcess(Closing):
     """An enclave in its own confined process.
 
     Attributes:
@@ -188,17 +188,6 @@ class EnclaveProcess:
     def peak_mib(self) -> float:
         """Most resident memory that the enclave has had, MiB."""
         return peak_below_mib(self._launch.process.pid)
-
-    def __enter__(self) -> EnclaveProcess:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _exchange(
         self, call: pb.Call, on_progress: ProgressHandler | None, deadline: float

@@ -19,8 +19,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
+from fedark.foundation.closing import Closing
 from fedark.foundation.errors import FederationError
 from fedark.foundation.logs import tell_error
 from fedark.operate.processes import Child, bound_log, stop
@@ -123,7 +124,7 @@ class Supervised:
             stop([child], grace=grace)
 
 
-class Supervisor:
+class Supervisor(Closing):
     """Children by name. Leaving its `with` block ends them all.
 
     Args:
@@ -184,14 +185,3 @@ class Supervisor:
         children = [kept.child for kept in self.all if kept.child is not None]
         self._kept.clear()
         stop(children, grace=grace)
-
-    def __enter__(self) -> Supervisor:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from fedark.foundation import canonical
+from fedark.foundation.closing import Closing
 from fedark.foundation.database import transaction
 from fedark.foundation.errors import BudgetExceeded, InputError, ProtocolError, Refused
 from fedark.privacy._ledger_file import altered, ledger_errors, open_file
@@ -122,7 +123,7 @@ class ChargeReceipt:
     next_release: int
 
 
-class Ledger:
+class Ledger(Closing):
     """An open ledger. Several processes may have one open; threads must not share an instance."""
 
     def __init__(self, path: Path, *, create: bool) -> None:
@@ -154,12 +155,6 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._database.close()
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def charge(
         self,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedark.contract.contract import ModelTerms
-from fedark.contract.job import Job, ModelSpec, model_terms
+from fedark.contract.job import Job, ModelSpec
 from fedark.contract.privacy import solved
 from fedark.contract.protection import protection_warnings
 from fedark.enclave.usage import peak_mib
@@ -20,9 +20,8 @@ from fedark.foundation.errors import ContractError, FedarkError, InputError
 from fedark.operate.offer import model_sources
 from fedark.records.reading import Record, one_answer
 from fedark.simulation.local import checked_records
-from fedark.tuning.layout import base_shapes
-from fedark.tuning.sources import model_files
 from fedark.tuning.task import TaskModel
+from fedark.tuning.unsealed import unsealed_model
 
 __all__ = ["Outlook", "check"]
 
@@ -111,19 +110,9 @@ def check(job: Job, say: Callable[[str], None] = lambda text: None) -> Outlook:
     seconds = _FIXED_SECONDS + _STAGE_SECONDS * len(parts) * (job.rounds + 4)
     traffic = _MESSAGE * len(parts) * (job.rounds + 5)
     for spec, folder in sources:
-        base = base_shapes(folder, spec.task, job.labels, spec.pooling)
-        terms = model_terms(
-            spec,
-            bundle="0" * 96,
-            weights="0" * 96,
-            prompt=job.data.prompt,
-            labels=job.labels,
-            base=base,
-            layout=base.layout(spec.adapter),
-        )
-        files = {name: bytearray(path.read_bytes()) for name, path in model_files(folder).items()}
         try:
-            training, measuring = _seconds(TaskModel.load(files, terms), parts)
+            task = unsealed_model(job, spec, folder)
+            training, measuring = _seconds(task, parts)
         except FedarkError as error:
             problems.append(f"model {spec.name}: {error.what} {error.fix}")
             continue
@@ -132,8 +121,8 @@ def check(job: Job, say: Callable[[str], None] = lambda text: None) -> Outlook:
         own = spec.training
         passes = job.rounds * own.epochs + own.baseline_share * own.baseline_epochs
         seconds += training * trained * passes + measuring * (trained + 3 * tested)
-        traffic += 2 * 4 * terms.travelling * len(parts) * (job.rounds + 2)
-        lines.append(_line_of(terms, spec.source))
+        traffic += 2 * 4 * task.terms.travelling * len(parts) * (job.rounds + 2)
+        lines.append(_line_of(task.terms, spec.source))
     if problems:
         raise ContractError(str(job.path), problems)
     memory = peak_mib()

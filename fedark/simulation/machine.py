@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from fedark.contract.contract import Contract, fingerprint
@@ -341,12 +341,7 @@ class Machine:
             self._handlers[signal.SIGINT] = signal.getsignal(signal.SIGINT)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start(self, name: str, command: Sequence[str], folder: Path) -> None:

@@ -434,6 +434,7 @@ class Waiter:
         self.thread.start()
 
 
+@pytest.mark.attack("evicted pages of a shared file as a way out")
 def test_pages_of_a_file_that_others_can_read_cannot_be_evicted(inmate) -> None:
     assert inmate.ask("evict", SHARED_FILE) == "EPERM"
     assert inmate.ask("call", "mincore", 0, 0, 0) == "EPERM"
@@ -443,12 +444,15 @@ def test_pages_of_a_file_that_others_can_read_cannot_be_evicted(inmate) -> None:
         assert inmate.ask("call", "madvise", 0, 0, advice) == "EINVAL"
 
 
-def test_nobody_is_woken_on_a_file_that_others_can_read(inmate) -> None:
+@pytest.mark.attack("waking a waiter on a shared file as a way out")
+def test_nobody_is_woken_on_a_file_that_others_can_read(inmate, refusal) -> None:
     assert inmate.ask("wake", SHARED_FILE, False) == "EAGAIN"
     assert inmate.ask("wake", SHARED_FILE, True) == 0
+    refusal("system call filter (EAGAIN for a shared futex); a private one wakes nobody else")
     assert inmate.ask("threads", 20) == [i * i for i in range(20)]  # and still they are joined
 
 
+@pytest.mark.attack("the umask as a way out")
 def test_the_umask_which_everybody_can_read_cannot_be_set(inmate) -> None:
     assert inmate.ask("umask") == "EPERM"
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
 
+from fedark.bench._small import make_base
 from fedark.foundation.errors import FedarkError
 from fedark.links.link import InProcessLink
 from fedark.simulation import Simulation
@@ -96,25 +95,8 @@ minimum_cohort = {minimum}
 def _write_model(folder: Path) -> None:
     if folder.exists():
         return
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = {word: index for index, word in enumerate([*special, *_WORDS, *SECRET_WORDS, ":"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
     torch.manual_seed(11)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=32,
-        pad_token_id=0,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    make_base(folder, [*_WORDS, *SECRET_WORDS, ":"], layers=2)
 
 
 def _write_records(

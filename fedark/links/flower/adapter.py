@@ -68,6 +68,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from google.protobuf.message import DecodeError
 
+from fedark.foundation.closing import Closing
 from fedark.foundation.errors import FederationError, Refused, printable
 from fedark.foundation.proxies import direct
 from fedark.links.flower.bundle import PINNED_SHA256, build, require_pinned
@@ -146,7 +147,7 @@ class RunState:
         return self.finished and self.sub_status == "completed"
 
 
-class Control:
+class Control(Closing):
     """The host's own client to its SuperLink: registers nodes, starts, watches and stops runs.
 
     Args:
@@ -207,12 +208,6 @@ class Control:
 
     def close(self) -> None:
         self._client.close()
-
-    def __enter__(self) -> Control:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _call(self, purpose: str, method: Callable[[Any], Any], request: Any) -> Any:
         try:

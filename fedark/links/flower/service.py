@@ -24,6 +24,7 @@ from typing import Any, Protocol, TypeVar
 import grpc
 from google.protobuf.message import DecodeError
 
+from fedark.foundation.closing import Closing
 from fedark.foundation.errors import FedarkError, FederationError, printable, restore
 from fedark.links.link import MAX_MESSAGE_BYTES, stage_of
 from fedark.v1 import node_pb2, node_pb2_grpc, stage_pb2
@@ -290,7 +291,7 @@ def _check_directory(path: Path) -> None:
         )
 
 
-class NodeClient:
+class NodeClient(Closing):
     """Calls a node daemon's service."""
 
     def __init__(self, socket: Path) -> None:
@@ -357,12 +358,6 @@ class NodeClient:
 
     def close(self) -> None:
         self._channel.close()
-
-    def __enter__(self) -> NodeClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _explained(self, error: Any, timeout: float) -> FedarkError:
         code = error.code()

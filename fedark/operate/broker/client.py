@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +22,7 @@ from fedark.contract.contract import SignedContract
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.session import RunConfig
 from fedark.enclave.vouching import vouch
+from fedark.foundation.closing import Closing
 from fedark.foundation.errors import FedarkError, FederationError, ProtocolError, Refused
 from fedark.foundation.keys import SigningKey
 from fedark.foundation.proxies import is_loopback
@@ -38,7 +38,7 @@ __all__ = ["BrokerClient"]
 _Reply = TypeVar("_Reply")
 
 
-class BrokerClient:
+class BrokerClient(Closing):
     """Calls a key broker.
 
     Args:
@@ -143,17 +143,6 @@ class BrokerClient:
 
     def close(self) -> None:
         self._channel.close()
-
-    def __enter__(self) -> BrokerClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _call(self, method: Callable[..., _Reply], request: Any) -> _Reply:
         try:

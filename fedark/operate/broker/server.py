@@ -14,12 +14,12 @@ import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from fedark.foundation.closing import Closing
 from fedark.foundation.errors import (
     FedarkError,
     FederationError,
@@ -129,7 +129,7 @@ class _Health(health.HealthServicer):  # type: ignore[misc]
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "Ask by Check.")
 
 
-class BrokerServer:
+class BrokerServer(Closing):
     """Serves `broker` until `close`.
 
     Args:
@@ -200,17 +200,6 @@ class BrokerServer:
         self._health.enter_graceful_shutdown()
         self._server.stop(grace=_GRACE_SECONDS).wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def __enter__(self) -> BrokerServer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _content(path: Path) -> bytes:

@@ -14,7 +14,7 @@ route byte for byte; bodies have a length, no transfer coding; headers outside a
 dropped. It holds no secret but the TLS key.
 
 Who has not shown a node's key gets little: 64 KiB of body, seconds of time, and a place that is
-taken away when others need it (`_Visitors`). Every head and body has a deadline in all, not only
+taken away when others need it (`visitors`). Every head and body has a deadline in all, not only
 for silence. What is refused is logged with the client's address, at a bounded rate.
 Why no web framework stands here: docs/adr/0001-front.md.
 """
@@ -49,8 +49,9 @@ from fedark.foundation.errors import FedarkError, FederationError, printable
 from fedark.links.flower import configuration
 from fedark.operate.host.folder import LOOPBACK, HostFolder, host_of, port_of
 from fedark.operate.host.service import PREFIX, HostAnswer, HostRequest, HostService
+from fedark.operate.host.visitors import Limits, Visitors
 
-__all__ = ["FLEET_ROUTES", "Front", "Limits", "Service", "FrontSettings", "main", "server_context"]
+__all__ = ["FLEET_ROUTES", "Front", "Service", "FrontSettings", "main", "server_context"]
 
 FLEET = "/v1/fleet/"
 FLEET_ROUTES = frozenset(
@@ -75,33 +76,6 @@ _PIECE = 64 << 10
 _LINGER_SECONDS = 2.0
 _COLLECT_EVERY = 64  # connections
 _log = logging.getLogger("fedark.operate.host.front")  # also where it runs as __main__
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a client may use up.
-
-    Attributes:
-        head: seconds for the TLS handshake, and again for each request's head.
-        silence: seconds without a byte.
-        slack, rate: a body, either way, has `slack` seconds and one more for each `rate` bytes.
-        body: bytes of a Fleet request.
-        connections: at a time; and those `per_address` (of IPv6: per /64).
-        per_node: requests of one node to the host's own routes at a time.
-    """
-
-    head: float = 15.0
-    silence: float = 60.0
-    slack: float = 15.0
-    rate: int = 16 << 10
-    body: int = 64 << 20
-    connections: int = 512
-    per_address: int = 32
-    per_node: int = 2
-
-    def deadline(self, length: int) -> float:
-        """Seconds for a body of this many bytes."""
-        return self.slack + length / self.rate
 
 
 @dataclass(frozen=True)
@@ -132,62 +106,6 @@ class _RefusedError(Exception):
         super().__init__(why)
 
 
-class _Visitors:
-    """Who is connected, by address. A connection that has shown a node's key keeps its place; where
-    there is no room, the oldest of the others is closed: of the same address if that has too many,
-    else of the address that has the most. So nobody who comes with few addresses keeps others out.
-    """
-
-    def __init__(self) -> None:
-        self._strangers: dict[str, dict[asyncio.Task[None], None]] = {}
-        self._open: dict[asyncio.Task[None], str] = {}
-        self._count: Counter[str] = Counter()
-
-    def enter(self, task: asyncio.Task[None], address: str, limits: Limits) -> str | None:
-        """Take a place. Returns "", the address of whoever was cancelled for it, or None if there
-        is no place.
-        """
-        crowded = ""
-        if self._count[address] >= limits.per_address:
-            crowded = address
-        elif len(self._open) >= limits.connections:
-            waiting = self._strangers
-            crowded = max(waiting, key=lambda where: len(waiting[where]), default=address)
-        if crowded:
-            oldest = next(iter(self._strangers.get(crowded, ())), None)
-            if oldest is None:
-                return None
-            self.leave(oldest)
-            oldest.cancel()
-        self._open[task] = address
-        self._count[address] += 1
-        self._strangers.setdefault(address, {})[task] = None
-        return crowded
-
-    def known(self, task: asyncio.Task[None]) -> None:
-        """It has shown a node's key."""
-        self._forget(task, self._open.get(task, ""))
-
-    def leave(self, task: asyncio.Task[None]) -> None:
-        """It is over; may be said twice."""
-        address = self._open.pop(task, None)
-        if address is not None:
-            self._forget(task, address)
-            self._count[address] -= 1
-            if not self._count[address]:
-                del self._count[address]
-
-    def _forget(self, task: asyncio.Task[None], address: str) -> None:
-        strangers = self._strangers.get(address, {})
-        strangers.pop(task, None)
-        if not strangers:
-            self._strangers.pop(address, None)
-
-    def tasks(self) -> list[asyncio.Task[None]]:
-        """Everyone."""
-        return list(self._open)
-
-
 class Front:
     """See the module's docstring.
 
@@ -212,7 +130,7 @@ class Front:
         self._tls, self._upstream = tls, upstream
         self._admits, self._service = admits, service
         self._limits = limits or Limits()
-        self._visitors = _Visitors()
+        self._visitors = Visitors()
         self._at_work: Counter[str] = Counter()
         self._refusals = logs.Bounded(_log)
         self._listening: list[tuple[socket.socket, asyncio.Task[None]]] = []

@@ -16,6 +16,7 @@ from typing import TypeVar
 import httpx
 
 from fedark.contract.contract import now
+from fedark.foundation.closing import Closing
 from fedark.foundation.errors import FederationError, InputError, ProtocolError, Refused, printable
 from fedark.foundation.jsontext import read_json
 from fedark.foundation.proxies import proxy_for
@@ -32,7 +33,7 @@ _DIGEST = re.compile("[0-9a-f]{96}")
 _Kind = TypeVar("_Kind", dict, list)  # type: ignore[type-arg]
 
 
-class HostClient:
+class HostClient(Closing):
     """See the module's docstring. Use it as a context manager."""
 
     def __init__(self, node: NodeFolder, *, timeout: float = 20.0) -> None:
@@ -48,10 +49,7 @@ class HostClient:
         )
         self._certificate = b""
 
-    def __enter__(self) -> HostClient:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._client.close()
 
     def hello(self) -> float:

@@ -309,8 +309,9 @@ def _as_another_account(act: Callable[[], list[str]]) -> list[str]:
     return found
 
 
+@pytest.mark.attack("another account of the machine at sockets, files and processes")
 def test_another_account_of_the_machine_reaches_no_api_and_no_file_of_host_or_nodes(
-    echo_run,
+    echo_run, refusal: Callable[[str], None]
 ) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become another account")
@@ -373,6 +374,7 @@ def test_another_account_of_the_machine_reaches_no_api_and_no_file_of_host_or_no
     assert _as_another_account(attack) == []
     with control(running) as client:
         assert client.nodes(), "the host's own account does reach it"
+    refusal("the kernel (EACCES): every socket and file is in a folder of the owner's alone")
 
 
 def test_leaving_ends_every_process_and_closes_the_port(echo_run) -> None:

@@ -16,8 +16,9 @@ import h11
 from world import free_port
 
 from fedark.links.flower.provision import provision, provision_node_key
-from fedark.operate.host.front import Front, Limits, server_context
+from fedark.operate.host.front import Front, server_context
 from fedark.operate.host.service import MAX_BODY, HostAnswer, HostRequest
+from fedark.operate.host.visitors import Limits
 
 SMALL = Limits(head=6.0, silence=20.0, body=1 << 20, connections=50)
 """Idle connections end soon, and a busy machine still has the time that a request takes."""

@@ -10,7 +10,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +25,9 @@ from world import until
 from fedark.foundation.logs import Bounded
 from fedark.operate import joining
 from fedark.operate.host.admission import revoke
-from fedark.operate.host.front import Limits, _limits, _network
+from fedark.operate.host.front import _limits, _network
 from fedark.operate.host.service import MAX_BODY, HostAnswer, HostRequest, HostService
+from fedark.operate.host.visitors import Limits
 from fedark.operate.joining import MAX_FILE, request_headers
 
 PATIENT = replace(SMALL, head=120.0, silence=120.0, connections=40, per_address=12)
@@ -83,9 +84,10 @@ def _served(running: Running, source: str) -> bool:
         return connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.attack("slow connections from one address")
 @pytest.mark.parametrize("tls", [False, True], ids=["before TLS", "in a head"])
 def test_one_address_full_of_slow_connections_keeps_neither_itself_nor_others_out(
-    running: Running, tls: bool
+    running: Running, tls: bool, refusal: Callable[[str], None]
 ) -> None:
     with ExitStack() as stack:
         for _ in range(60):
@@ -95,9 +97,13 @@ def test_one_address_full_of_slow_connections_keeps_neither_itself_nor_others_ou
         assert len(running.front._visitors.tasks()) <= PATIENT.per_address
         assert _served(running, "127.0.0.2")
         assert _served(running, "127.0.0.3")
+    refusal("the front: an address that has too many connections loses its oldest")
 
 
-def test_many_addresses_that_fill_every_place_keep_nobody_out(running: Running) -> None:
+@pytest.mark.attack("half-sent requests from many addresses")
+def test_many_addresses_that_fill_every_place_keep_nobody_out(
+    running: Running, refusal: Callable[[str], None]
+) -> None:
     with ExitStack() as stack:
         for number in range(120):
             slow = stack.enter_context(running.plain(f"127.0.0.{10 + number}"))
@@ -105,6 +111,7 @@ def test_many_addresses_that_fill_every_place_keep_nobody_out(running: Running) 
         assert len(running.front._visitors.tasks()) <= PATIENT.connections
         for source in ("127.0.0.2", "127.0.0.10", "127.0.0.200"):
             assert _served(running, source)
+    refusal("the front: the oldest connection that has shown no node's key is closed")
 
 
 def test_the_address_with_the_most_connections_makes_room(running: Running) -> None:
@@ -131,7 +138,10 @@ def test_whoever_has_shown_a_nodes_key_keeps_the_place(running: Running) -> None
     assert not running.front._visitors._strangers
 
 
-def test_a_body_that_keeps_coming_slowly_is_cut_off_at_its_deadline(running: Running) -> None:
+@pytest.mark.attack("a request that drips")
+def test_a_body_that_keeps_coming_slowly_is_cut_off_at_its_deadline(
+    running: Running, refusal: Callable[[str], None]
+) -> None:
     with limited(running, slack=1.0, rate=1 << 20), running.connect() as connection:
         connection.sendall(_own(length=1000))
         connection.settimeout(0.05)
@@ -148,9 +158,13 @@ def test_a_body_that_keeps_coming_slowly_is_cut_off_at_its_deadline(running: Run
             except OSError:
                 break
         assert 0 < sent < 1000
+    refusal("the front: a deadline for the whole request, by its length")
 
 
-def test_before_authentication_a_body_is_small(running: Running) -> None:
+@pytest.mark.attack("a large body before authentication")
+def test_before_authentication_a_body_is_small(
+    running: Running, refusal: Callable[[str], None]
+) -> None:
     """Three hundred that announce 4 MiB are told so before a byte of them is kept."""
     running.own.clear()
     for _ in range(20):
@@ -158,6 +172,7 @@ def test_before_authentication_a_body_is_small(running: Running) -> None:
             connection.sendall(_own(length=MAX_BODY, node="") + bytes(256 << 10))
             assert connection.recv(100).startswith(b"HTTP/1.1 413")
     assert running.own == []
+    refusal("the front: status 413, before a byte of it is kept")
 
 
 def test_a_node_has_two_requests_in_memory_and_no_more(running: Running) -> None:

@@ -9,7 +9,7 @@ import base64
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +122,7 @@ def _head(running: Running, *lines: str, target: str = "/v1/fleet/pull-messages"
 INNER = b"POST /v1/control/list-nodes HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
 
 
+@pytest.mark.attack("request smuggling")
 @pytest.mark.parametrize(
     "lines",
     [
@@ -142,7 +143,7 @@ INNER = b"POST /v1/control/list-nodes HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r
     ],
 )
 def test_a_request_whose_end_two_parsers_could_see_differently_is_refused_whole(
-    running: Running, lines: tuple[str, ...]
+    running: Running, lines: tuple[str, ...], refusal: Callable[[str], None]
 ) -> None:
     running.seen.clear()
     answer = running.raw(_head(running, *lines) + INNER)
@@ -151,6 +152,7 @@ def test_a_request_whose_end_two_parsers_could_see_differently_is_refused_whole(
     ]  # a folded line becomes part of the key
     assert answer.count(b"HTTP/1.1 ") == 1
     assert running.seen == []
+    refusal("the front: the whole request, with status 400 or 401")
 
 
 def test_a_second_request_in_the_first_ones_body_stays_a_body(running: Running) -> None:

@@ -18,7 +18,8 @@ from routes import flower_routes
 from world import free_port, until
 
 from fedark.links.flower.provision import provision, provision_node_key
-from fedark.operate.host.front import FLEET_ROUTES, Limits
+from fedark.operate.host.front import FLEET_ROUTES
+from fedark.operate.host.visitors import Limits
 
 KINDS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 CONFIGURATION = Path(__file__).resolve().parents[3] / "examples" / "deploy" / "nginx.conf"
