@@ -28,7 +28,8 @@ PYPROJECT = """\
 [project]
 name = "fedark-relay"
 version = "1.0.0"
-description = "Relays opaque fedark stages. Holds no code: that is in the installed fedark package."
+description = "Relays opaque fedark stages. Holds no code: its components are in the installed \
+fedark package."
 license = "Apache-2.0"
 dependencies = [
     "flwr==1.42.0",
