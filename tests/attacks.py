@@ -62,6 +62,14 @@ ATTACKS = {
         "a request that drips", "a large body before authentication", "request smuggling",
         "another account of the machine at sockets, files and processes",
     ),
+    "lease": (
+        "expired lease", "clock set back", "clock stopped", "clock before the grant",
+        "lease of another model", "token budget replayed after a restart", "replayed lease grant",
+        "a trainer's grant for inference", "a lease's grant for training",
+        "a trainer that asks for a lease", "an inference enclave that trains",
+        "another owner's adapter", "a lease against the release policy", "revoked lease",
+        "an enclave that is not the leased one",
+    ),
 }  # fmt: skip
 
 _BY = {

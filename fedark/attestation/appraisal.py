@@ -46,6 +46,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from fedark.attestation.binding import ROLES
 from fedark.attestation.claims import Claims
 from fedark.attestation.policy import (
     AllOf,
@@ -94,6 +95,7 @@ class PolicyFile(Terms):
     policies: Policies = Field(default_factory=dict)
     trainer: Registers = Field(default_factory=dict)
     aggregator: Registers = Field(default_factory=dict)
+    inference: Registers = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class AppraisalPolicy:
         ]
         if not policy.platforms:
             problems.append("platforms: it admits none")
-        if not problems and not any(policy.references(role) for role in ("trainer", "aggregator")):
+        if not problems and not any(policy.references(role) for role in ROLES):
             problems.append("it has no reference values for any role, so it would admit nobody")
         if problems:
             raise ContractError(str(path), problems)
@@ -169,7 +171,7 @@ class AppraisalPolicy:
 
     def references(self, role: str) -> dict[str, Mapping[str, str]]:
         """Name -> register -> hex, of every reference for `role`."""
-        written = {"trainer": self.rules.trainer, "aggregator": self.rules.aggregator}.get(role, {})
+        written: Registers = getattr(self.rules, role) if role in ROLES else {}
         found: dict[str, Mapping[str, str]] = {_OWN: written} if written else {}
         return found | {
             _name(one): one.values.registers for one in self.signed if one.values.role == role

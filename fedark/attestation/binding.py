@@ -22,7 +22,7 @@ __all__ = ["HOST_LABEL", "NONCE_BYTES", "REPORT_DATA_BYTES", "ROLES", "KeyBindin
 
 NONCE_BYTES = 32
 REPORT_DATA_BYTES = 64
-ROLES = ("trainer", "aggregator")
+ROLES = ("trainer", "aggregator", "inference")
 _LABEL = "fedark/report-data/1"
 HOST_LABEL = "fedark/enclave-host/1"
 _SIGNING_BYTES = 32

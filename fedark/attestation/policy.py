@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from fedark.attestation.binding import KeyBinding
+from fedark.attestation.binding import ROLES, KeyBinding
 from fedark.attestation.claims import RUN_CONFIG, SANDBOX_MODES, Claims
 from fedark.attestation.nonces import NONCE_LIFETIME
 from fedark.attestation.terms import (
@@ -328,7 +328,7 @@ def from_terms(
     """The policy for enclaves of `role` on `platform` under a contract's terms; for an unknown role
     nothing is a reference.
     """
-    values = {"trainer": terms.trainer, "aggregator": terms.aggregator}.get(role, {})
+    values = getattr(terms, role) if role in ROLES else {}
     table = terms.hardware.tables().get(platform)
     return AllOf(
         (

@@ -50,7 +50,7 @@ class ReferenceValues(Terms):
         policies: sandbox mode -> the policies that this release may install in it.
     """
 
-    role: Literal["trainer", "aggregator"]
+    role: Literal["trainer", "aggregator", "inference"]
     release: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,79}$")]
     issued: Time
     expires: Time

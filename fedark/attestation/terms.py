@@ -237,7 +237,8 @@ class AttestationTerms(Terms):
         hardware: what is asked of each hardware platform in `platforms`.
         policies: sandbox mode -> reference values of its policies. A mode that does not stand here
             is refused.
-        trainer, aggregator: reference values, register name -> SHA-384 (hex).
+        trainer, aggregator, inference: reference values, register name -> SHA-384 (hex); of
+            inference in a lease alone.
     """
 
     platforms: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -249,6 +250,7 @@ class AttestationTerms(Terms):
     policies: Policies = Field(default_factory=dict)
     trainer: dict[str, Hex48]
     aggregator: dict[str, Hex48]
+    inference: dict[str, Hex48] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -42,6 +42,7 @@ def _register() -> None:
         enclave,
         example,
         init,
+        lease,
         ledger,
         log,
         model,
@@ -58,6 +59,7 @@ def _register() -> None:
     app.add_typer(enclave.app, name="enclave")
     app.add_typer(broker.app, name="broker")
     app.add_typer(contract.app, name="contract")
+    app.add_typer(lease.app, name="lease")
     app.add_typer(log.app, name="log")
     app.add_typer(ledger.app, name="ledger")
     app.command("predict")(use.predict)

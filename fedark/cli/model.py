@@ -91,6 +91,12 @@ def seal_model(
         list[str] | None,
         typer.Option("--kem", help=f"A KEM to release keys under; {HYBRID} alone by default."),
     ] = None,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--role", help="Enclaves that may get its key: trainer (alone by default), inference."
+        ),
+    ] = None,
     extra: Annotated[
         list[Path] | None,
         typer.Option("--extra", help="A data set to seal along; repeat for more."),
@@ -116,6 +122,7 @@ def seal_model(
                 "sandbox": sandbox,
                 "minimum_cohort": minimum_cohort,
                 "kem": tuple(kem or (HYBRID,)),
+                "roles": tuple(role or ("trainer",)),
             }
         )
     except ValidationError as error:
@@ -242,6 +249,7 @@ def _show(manifest: VerifiedManifest) -> None:
             f" {policy.minimum_svn} or newer"
         ),
         "kem": ", ".join(policy.kem),
+        "enclaves": ", ".join(policy.roles),
         "updates": (
             f"{', '.join(policy.protection)}; sums of {policy.minimum_cohort} or more customers"
         ),

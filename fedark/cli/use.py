@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fedark.foundation.errors import InputError
 
 if TYPE_CHECKING:
     from fedark.serving.asking import Form
@@ -23,6 +27,10 @@ Base = Annotated[
     typer.Option(
         "--base", help="The base: a folder, or package:NAME, dir:PATH or hub:ORG/NAME[@REVISION]."
     ),
+]
+Lease = Annotated[
+    Path | None,
+    typer.Option("--lease", help="Where the base is a secret: the TOML file of a lease in use."),
 ]
 Prompt = Annotated[
     str,
@@ -45,7 +53,8 @@ def predict(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="The file to write, .csv or .jsonl; replaced.")
     ],
-    base: Base,
+    base: Base = "",
+    lease: Lease = None,
     prompt: Prompt = "",
     encoding: Encoding = "",
     leave_out: LeaveOut = False,
@@ -61,26 +70,27 @@ def predict(
     ] = None,
 ) -> None:
     """Answer every record of IN: a label with its probability, or a written text."""
-    model, form = _model(folder, base), _form(prompt, encoding, leave_out)
     from fedark.serving.asking import answer_file
 
-    count = answer_file(
-        model,
-        source,
-        out,
-        form=form,
-        every=every,
-        longest=max_tokens,
-        stop=tuple(stop or ()),
-        say=_say,
-    )
+    with _model(folder, base, lease) as model:
+        count = answer_file(
+            model,
+            source,
+            out,
+            form=_form(prompt, encoding, leave_out),
+            every=every,
+            longest=max_tokens,
+            stop=tuple(stop or ()),
+            say=_say,
+        )
     typer.echo(f"{count:,} answers are in {out}")
 
 
 def evaluate(
     folder: Folder,
     source: Annotated[Path, typer.Argument(metavar="IN", help="Records with their answers.")],
-    base: Base,
+    base: Base = "",
+    lease: Lease = None,
     answer: Annotated[str, typer.Option("--answer", help="Column of the right answer.")] = "label",
     prompt: Prompt = "",
     encoding: Encoding = "",
@@ -88,10 +98,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure the adapter on records whose answers are known, as its job did."""
-    model, form = _model(folder, base), _form(prompt, encoding, leave_out)
     from fedark.serving.asking import measure
 
-    found = measure(model, source, answer, form=form, say=_say)
+    with _model(folder, base, lease) as model:
+        found = measure(model, source, answer, form=_form(prompt, encoding, leave_out), say=_say)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
@@ -121,12 +131,33 @@ def merge(
     typer.echo(f"{out}: {what}")
 
 
-def _model(folder: Path, base: str) -> Answering:
+@contextmanager
+def _model(folder: Path, base: str, lease: Path | None) -> Iterator[Answering]:
+    """The adapter on a base in clear, or on a leased one in its enclave, which ends with the
+    block.
+    """
+    if bool(base) == (lease is not None):
+        raise InputError(
+            "Say which base: --base for one in clear, or --lease for a sealed one.",
+            safe="Nothing was loaded.",
+        )
     _quiet()
     from fedark.serving.adapter import read_adapter
-    from fedark.serving.model import load
 
-    return load(read_adapter(folder), base)
+    adapter = read_adapter(folder)
+    if lease is None:
+        from fedark.serving.model import load
+
+        yield load(adapter, base)
+        return
+    from fedark.serving.opening import open_lease
+
+    leased = open_lease(lease, _say)
+    try:
+        yield leased.model("adapter", adapter)
+        _say(f"used so far: {leased.told()}")
+    finally:
+        leased.close()
 
 
 def _form(prompt: str, encoding: str, leave_out: bool) -> Form:

@@ -2,7 +2,8 @@
 
     order                  the legal order of calls, as a table (docs/enclave-states.md)
     session                what trainer and aggregator have in common: keys, evidence, checkpoints
-    trainer, aggregator    the two sessions; roles makes the one that is asked for
+    trainer, aggregator    the two sessions of a job; roles makes the one that is asked for
+    inference              the session that answers with a finished adapter, under a lease
     intake                 what a trainer takes in: records, and opened models
     masking, private       masked rounds and private rounds inside a session
     protection             what leaves an enclave: encrypted, signed and bound

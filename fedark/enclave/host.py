@@ -65,7 +65,7 @@ class EnclaveProcess(Closing):
     """An enclave in its own confined process.
 
     Attributes:
-        role: "trainer" or "aggregator".
+        role: "trainer", "aggregator" or "inference".
         registers: the four measurement registers.
         sandbox: mode and policy digests, as attested.
         hello: the enclave's answer to its start: its public keys.
@@ -103,8 +103,8 @@ class EnclaveProcess(Closing):
                 stays here.
             log: file for what libraries print while they load; nothing is printed after that.
             minimum_sandbox: "landlock" or "namespaces".
-            memory_bytes: most private memory; by default three quarters of the machine's for a
-                trainer, 4 GiB else.
+            memory_bytes: most private memory; by default three quarters of the machine's for one
+                that holds a model, 4 GiB for an aggregator.
             message_bytes: the largest frame that the run needs (`RunConfig.message_bytes`).
             checkpoint: of an enclave of this run that has ended, which this one continues.
             measurement: of the role, if it was made just now.
@@ -118,7 +118,7 @@ class EnclaveProcess(Closing):
         """
         if memory_bytes is None:
             physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            memory_bytes = physical * 3 // 4 if role == "trainer" else min(4 << 30, physical)
+            memory_bytes = physical * 3 // 4 if role != "aggregator" else min(4 << 30, physical)
         launched = launch(
             measurement or measure_enclave(role),
             run_config,

@@ -39,6 +39,9 @@ class State(Enum):
     ROUNDS = "rounds"
     MEASURING = "measuring"
     ENDED = "ended"
+    # of an inference enclave
+    CLOSED = "no weights"
+    ANSWERING = "answering"
     # what a trainer's memory holds
     EMPTY = "empty"
     WEIGHTS = "weights"
@@ -393,6 +396,25 @@ def _unmasked(region: Region, *watched: str) -> Region:
     )
 
 
+_PROVES = {call: Step(f"_{call}") for call in ("start", "attest", "vouch")}
+_INFERENCE_MEMORY = Region(
+    State.CLOSED,
+    {
+        State.CLOSED: _PROVES
+        | {
+            "grant": Step("_grant"),
+            "sealed": Step("_sealed", If("open", State.ANSWERING, State.CLOSED)),
+        },
+        State.ANSWERING: _PROVES
+        | {"grant": Step("_renew"), "adapter": Step("_adapter"), "ask": Step("_ask")},
+    },
+    {
+        State.CLOSED: ("No weights are open under a lease that is good.", "Nothing was answered."),
+        "sealed": ("Sealed bytes came for weights that are open already.", "They were dropped."),
+    },
+    lasts=False,
+)
+
 TABLES: Mapping[tuple[str, str], Table] = {
     ("trainer", "sealed"): {
         "masks": _unmasked(_TRAINER_MASKS, "grant"),
@@ -409,4 +431,5 @@ TABLES: Mapping[tuple[str, str], Table] = {
         "run": _aggregator_run(False),
     },
     ("aggregator", "masked"): {"masks": _AGGREGATOR_MASKS, "run": _aggregator_run(True)},
+    ("inference", "leased"): {"memory": _INFERENCE_MEMORY},
 }

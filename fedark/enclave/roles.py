@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from fedark.contract.lease import INFERENCE
 from fedark.enclave.checkpoint import SealingKey
-from fedark.enclave.session import Quote, RunConfig, Session
+from fedark.enclave.session import LeaseConfig, Quote, RunConfig, Session, role_of
 
 if TYPE_CHECKING:
     from fedark.tuning.task import TaskModel
@@ -31,6 +32,10 @@ def create(
     Raises:
         ProtocolError, ContractError: the run configuration is not usable.
     """
+    if role_of(run_config) == INFERENCE:
+        from fedark.enclave.inference import InferenceSession  # torch
+
+        return InferenceSession(LeaseConfig.decode(run_config), quote)
     config = RunConfig.decode(run_config)
     if config.role == "trainer":
         from fedark.enclave.trainer import TrainerSession  # torch: not for the aggregator

@@ -21,33 +21,39 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol
 
-from fedark.attestation.binding import KeyBinding
+from fedark.attestation.binding import NONCE_BYTES, KeyBinding
 from fedark.attestation.evidence import Evidence
 from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook, NonceRow
 from fedark.attestation.trust import verifiers
 from fedark.contract.contract import Contract, SignedContract, now
+from fedark.contract.lease import INFERENCE, Lease
 from fedark.enclave.channel import message_limit
 from fedark.enclave.checkpoint import Sealer, SealingKey
 from fedark.enclave.order import TABLES, If, State, Step, find, name_of, start
 from fedark.foundation import canonical
-from fedark.foundation.errors import ProtocolError, Refused
+from fedark.foundation.errors import ProtocolError, Refused, printable
 from fedark.foundation.keys import HpkeKey, SigningKey
 from fedark.foundation.snapshot import Bytes32, Bytes48, Real, Snapshot
 from fedark.measurement import run_config_register
 from fedark.v1 import enclave_pb2 as pb
 
 __all__ = [
+    "LeaseConfig",
     "ProgressSink",
     "Quote",
     "RunConfig",
     "Session",
     "SessionBase",
     "SessionState",
+    "encode_config",
+    "prove",
     "reply_done",
+    "role_of",
     "seed_of",
 ]
 
@@ -58,6 +64,7 @@ the enclave.
 
 ProgressSink = Callable[[pb.Progress], None]
 _MAX_COLLATERAL = 64 << 20
+_MAX_CONFIG = 8 << 20
 
 
 class Session(Protocol):
@@ -78,6 +85,69 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LeaseConfig:
+    """What an inference enclave is started for; measured as a `RunConfig` is.
+
+    Attributes:
+        party: the lease's customer, whose enclave it is.
+        contract: the lease.
+        run_id: of this enclave's life: one that is started anew has another.
+    """
+
+    party: str
+    contract: Lease
+    run_id: str
+    role: str = INFERENCE
+
+    def encode(self) -> bytes:
+        return encode_config(self.role, self.party, self.contract, self.run_id)
+
+    def register(self) -> bytes:
+        """The value of the "runconfig" register."""
+        return run_config_register(self.encode())
+
+    @property
+    def message_bytes(self) -> int:
+        """The largest frame that the enclave may send or take."""
+        return message_limit(self.contract.terms.travelling)
+
+    @classmethod
+    def decode(cls, data: bytes) -> LeaseConfig:
+        """Read the configuration of an inference enclave.
+
+        Raises:
+            ProtocolError: malformed, or the party is not the lease's customer.
+            ContractError: the lease in it is not valid.
+        """
+        match canonical.decode(data, max_bytes=_MAX_CONFIG):
+            case {
+                "role": "inference",
+                "party": str(party),
+                "contract": bytes(lease),
+                "run_id": str(run_id),
+            } as value if len(value) == 4:
+                config = cls(party, Lease.decode(lease), run_id)
+            case _:
+                raise ProtocolError("A run configuration is malformed.")
+        if config.contract.customer.name != party:
+            raise ProtocolError(f"The lease is not one of {printable(party)}.")
+        return config
+
+
+def encode_config(role: str, party: str, contract: Contract | Lease, run_id: str) -> bytes:
+    """The canonical form of what an enclave is started for."""
+    return canonical.encode(
+        {"role": role, "party": party, "contract": contract.encode(), "run_id": run_id}
+    )
+
+
+def role_of(run_config: bytes) -> str:
+    """The role that a run configuration names, before anything else of it is read."""
+    value = canonical.decode(run_config, max_bytes=_MAX_CONFIG)
+    return str(value.get("role")) if isinstance(value, dict) else ""
+
+
 class RunConfig:
     """What an enclave is started for. Its canonical form is measured into the "runconfig" register.
 
@@ -92,14 +162,7 @@ class RunConfig:
         self.role, self.party, self.contract, self.run_id = role, party, contract, run_id
 
     def encode(self) -> bytes:
-        return canonical.encode(
-            {
-                "role": self.role,
-                "party": self.party,
-                "contract": self.contract.encode(),
-                "run_id": self.run_id,
-            }
-        )
+        return encode_config(self.role, self.party, self.contract, self.run_id)
 
     def register(self) -> bytes:
         """The value of the "runconfig" register."""
@@ -118,7 +181,7 @@ class RunConfig:
             ProtocolError: malformed, or the party has not the role that it names.
             ContractError: the contract in it is not valid.
         """
-        value = canonical.decode(data, max_bytes=8 << 20)
+        value = canonical.decode(data, max_bytes=_MAX_CONFIG)
         match value:
             case {
                 "role": str(role),
@@ -336,19 +399,7 @@ class SessionBase(ABC):
     # -- evidence
 
     def _evidence(self, nonce: bytes) -> Evidence:
-        if len(nonce) != 32:
-            raise ProtocolError("A nonce has 32 bytes.")
-        binding = KeyBinding(
-            nonce=nonce,
-            hpke_public=self._hpke.public,
-            signing_public=self._signing.public,
-            contract_digest=self.digest,
-            run_id=self.config.run_id,
-            role=self.config.role,
-            party=self.config.party,
-        )
-        platform, token = self._quote(binding.report_data(), nonce)
-        return Evidence(platform=platform, token=token, binding=binding, host=self._host)
+        return prove(self._quote, nonce, self._hpke, self._signing, self.config, self._host)
 
     def _gate(self, collateral: Mapping[str, bytes]) -> Gate:
         return Gate(
@@ -414,6 +465,34 @@ class SessionBase(ABC):
         if member is None or member.role != wanted:
             raise ProtocolError(f"A {self.config.role} enclave has no such peer in its contract.")
         return role
+
+
+def prove(
+    quote: Quote,
+    nonce: bytes,
+    hpke: HpkeKey,
+    signing: SigningKey,
+    config: RunConfig | LeaseConfig,
+    host: bytes,
+) -> Evidence:
+    """The evidence of an enclave with these keys, for a peer's nonce.
+
+    Raises:
+        ProtocolError: it is no nonce.
+    """
+    if len(nonce) != NONCE_BYTES:
+        raise ProtocolError(f"A nonce has {NONCE_BYTES} bytes.")
+    binding = KeyBinding(
+        nonce=nonce,
+        hpke_public=hpke.public,
+        signing_public=signing.public,
+        contract_digest=config.contract.digest(),
+        run_id=config.run_id,
+        role=config.role,
+        party=config.party,
+    )
+    platform, token = quote(binding.report_data(), nonce)
+    return Evidence(platform=platform, token=token, binding=binding, host=host)
 
 
 def reply_done() -> pb.Reply:

@@ -8,14 +8,16 @@ from dataclasses import replace
 
 from fedark.attestation.binding import HOST_LABEL, NONCE_BYTES
 from fedark.attestation.evidence import Evidence
-from fedark.enclave.session import RunConfig
+from fedark.enclave.session import LeaseConfig, RunConfig
 from fedark.foundation.keys import SigningKey
 from fedark.v1 import enclave_pb2 as pb
 
 __all__ = ["vouch"]
 
 
-def vouch(call: Callable[[pb.Call], pb.Reply], config: RunConfig, signing: SigningKey) -> None:
+def vouch(
+    call: Callable[[pb.Call], pb.Reply], config: RunConfig | LeaseConfig, signing: SigningKey
+) -> None:
     """Sign that the enclave of `call`, which the caller has started with `config`, is the caller's;
     its evidence then says so.
 

@@ -23,8 +23,9 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from fedark.contract.lease import INFERENCE
 from fedark.enclave.host import EnclaveHandle, EnclaveProcess
-from fedark.enclave.session import RunConfig
+from fedark.enclave.session import LeaseConfig, RunConfig
 from fedark.foundation import logs
 from fedark.foundation.errors import FedarkError
 from fedark.foundation.files import private_directory
@@ -89,7 +90,9 @@ def enclaves(folder: Path) -> EnclaveFactory:
             device=device,
             log=folder / "enclave.log",
             minimum_sandbox=sandbox,
-            message_bytes=RunConfig.decode(run_config).message_bytes,
+            message_bytes=(LeaseConfig if role == INFERENCE else RunConfig)
+            .decode(run_config)
+            .message_bytes,
             checkpoint=checkpoint,
         )
 

@@ -26,7 +26,7 @@ from fedark.tuning.export import ADAPTER, FORM, HEAD, LABELS, TERMS, parts
 from fedark.tuning.layout import Flat, flatten, seeded_tensor
 from fedark.tuning.weights import read_header
 
-__all__ = ["Adapter", "adapter_digest", "read_adapter"]
+__all__ = ["Adapter", "adapter_digest", "read_adapter", "read_terms"]
 
 _MAX_TERMS = 4 << 20
 _MAX_VALUES = 1 << 28  # a gigabyte of float32
@@ -55,7 +55,7 @@ def read_adapter(folder: Path) -> Adapter:
     """
     if not folder.is_dir():
         raise _refused(folder, "there is no such folder")
-    terms = _terms(folder)
+    terms = read_terms(folder)
     if sum(spec.size for spec in terms.layout) > _MAX_VALUES:
         raise _refused(folder, f"its terms name more than {_MAX_VALUES:,} values")
     where = {parts(terms, spec.name): spec for spec in terms.layout}
@@ -87,7 +87,12 @@ def adapter_digest(folder: Path) -> tuple[str, bytes]:
     return read.terms.name, hashlib.sha384(read.flat.astype("<f4").tobytes()).digest()
 
 
-def _terms(folder: Path) -> ModelTerms:
+def read_terms(folder: Path) -> ModelTerms:
+    """What an adapter's folder says that it is; of its tensors nothing is read.
+
+    Raises:
+        ModelError: it says nothing that is understood.
+    """
     data = _read(folder, TERMS, _MAX_TERMS)
     try:
         value = read_json(data)

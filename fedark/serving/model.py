@@ -28,13 +28,12 @@ __all__ = ["Answering", "ClearModel", "load"]
 
 
 class Answering(Protocol):
-    """A model with one adapter.
+    """A model with one adapter."""
 
-    Attributes:
-        terms: of the adapter.
-    """
-
-    terms: ModelTerms
+    @property
+    def terms(self) -> ModelTerms:
+        """Of the adapter."""
+        ...
 
     def probabilities(self, prompts: Sequence[str]) -> npt.NDArray[np.float32]:
         """As `TaskModel.probabilities`."""

@@ -29,7 +29,7 @@ from fedark.translog.head import TreeHead
 from fedark.v1 import enclave_pb2, stage_pb2
 from fedark.vault.bundle import SealedBundle, find_bundle
 
-__all__ = ["CustomerData", "CustomerRun", "Loader"]
+__all__ = ["CustomerData", "CustomerRun", "Loader", "feed"]
 
 _PIECE = 4 << 20
 _BATCH = 2000
@@ -172,7 +172,7 @@ class Loader:
                     )
                 )
             )
-            receipts[terms.name] = _feed(run.enclave, bundle, terms.name)
+            receipts[terms.name] = feed(run.enclave, bundle, terms.name)
         train, test = self.read(run.contract)
         self.charge(run, train)
         if run.charge is not None:
@@ -225,7 +225,7 @@ class Loader:
             return  # the stage brings them itself
         for terms in run.contract.models:
             enclave.call(enclave_pb2.Call(reopen=enclave_pb2.Reopen(model=terms.name)))
-            _feed(enclave, self._bundle(run.contract, terms), terms.name)
+            feed(enclave, self._bundle(run.contract, terms), terms.name)
         self._open(enclave, *self.read(run.contract))
 
     def _open(self, enclave: EnclaveHandle, train: list[Record], test: list[Record]) -> None:
@@ -313,7 +313,7 @@ class Loader:
             ) from None
 
 
-def _feed(enclave: EnclaveHandle, bundle: SealedBundle, model: str) -> bytes:
+def feed(enclave: EnclaveHandle, bundle: SealedBundle, model: str) -> bytes:
     """Bring the sealed bytes of a model whose grant the enclave accepted; returns its receipt."""
     pieces: Iterator[tuple[bytes, bool]] = _with_last(bundle.payload(_PIECE))
     for data, last in pieces:

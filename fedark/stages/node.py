@@ -28,8 +28,9 @@ from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook
 from fedark.attestation.trust import verifiers
 from fedark.contract.contract import CONTRACT_LABEL, Contract, SignedContract, now
+from fedark.contract.lease import Lease
 from fedark.enclave.protection import open_delivery
-from fedark.enclave.session import RunConfig
+from fedark.enclave.session import RunConfig, encode_config
 from fedark.foundation import canonical
 from fedark.foundation.errors import (
     ContractError,
@@ -44,6 +45,7 @@ from fedark.foundation.files import write_atomic
 from fedark.foundation.logs import explain
 from fedark.links.faults import fault_of
 from fedark.links.link import VERSION
+from fedark.measurement import run_config_register
 from fedark.stages.consent import Consent
 from fedark.stages.dossier import DOSSIER
 from fedark.stages.report import read_report, require_curve
@@ -322,7 +324,7 @@ class NodeBase(ABC, Generic[RunT]):
 
     # -- attestation
 
-    def _gate(self, contract: Contract, run_id: str) -> Gate:
+    def _gate(self, contract: Contract | Lease, run_id: str) -> Gate:
         return Gate(
             terms=contract.attestation,
             contract_digest=contract.digest(),
@@ -334,19 +336,19 @@ class NodeBase(ABC, Generic[RunT]):
         )
 
     def _admit(
-        self, contract: Contract, run_id: str, evidence: bytes, *, role: str, party: str
+        self, contract: Contract | Lease, run_id: str, evidence: bytes, *, role: str, party: str
     ) -> AttestedPeer:
         """The enclave that `evidence` proves; both outcomes are in this node's log before anything
         follows from them.
         """
-        config = RunConfig(role=role, party=party, contract=contract, run_id=run_id)
+        register = run_config_register(encode_config(role, party, contract, run_id))
         at = now()
         try:
             peer = self._gate(contract, run_id).admit(
                 evidence,
                 role=role,
                 party=party,
-                run_config_digest=config.register(),
+                run_config_digest=register,
                 now=at,
                 again=self._repeated,
             )
@@ -396,7 +398,7 @@ class NodeBase(ABC, Generic[RunT]):
 
     def _log_refusal(
         self,
-        contract: Contract,
+        contract: Contract | Lease,
         run_id: str,
         evidence: bytes,
         error: FedarkError,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedark.contract.contract import Contract
+from fedark.contract.lease import INFERENCE, Lease
 from fedark.foundation.errors import LogForked, LogRefused, ProtocolError, printable
 from fedark.foundation.files import write_atomic
 from fedark.translog.entry import Entry, Fact
@@ -39,7 +40,7 @@ class ShownLog:
     def __init__(
         self,
         heads: HeadMemory,
-        contract: Contract,
+        contract: Contract | Lease,
         *,
         party: str,
         run_id: str,
@@ -76,10 +77,12 @@ class ShownLog:
             asked=self._asked,
         )
         own = self._facts()
-        witnessed.find("attestation", **own, role="trainer", signing=signing)
+        leased = isinstance(self._contract, Lease)
+        role, kind = (INFERENCE, "lease") if leased else ("trainer", "release")
+        witnessed.find("attestation", **own, role=role, signing=signing)
         for terms in models:
             index, entry = witnessed.find(
-                "release",
+                kind,
                 **own,
                 model=terms.name,
                 bundle=bytes.fromhex(terms.bundle),
@@ -147,6 +150,7 @@ class ShownLog:
             LogForked, LogRefused: they were not, or too few views came.
         """
         contract = self._contract
+        assert isinstance(contract, Contract)  # a lease has one customer, who compares with nobody
         check_views(
             views,
             own=own,
@@ -171,6 +175,6 @@ class ShownLog:
         }
 
 
-def provider_key(contract: Contract) -> bytes:
+def provider_key(contract: Contract | Lease) -> bytes:
     """The provider's public signing key."""
     return bytes.fromhex(contract.provider.signing_key)

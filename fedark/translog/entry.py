@@ -55,6 +55,21 @@ KINDS: Mapping[str, Mapping[str, str]] = {
         "recipient": "sha384",
         "expires": "number",
     },
+    # A weight key was released to an inference enclave, for so many tokens; `contract` is a lease.
+    "lease": {
+        "party": "name",
+        "run_id": "name",
+        "contract": "sha384",
+        "model": "name",
+        "bundle": "sha384",
+        "policy": "sha384",
+        "nonce": "32 bytes",
+        "evidence": "sha384",
+        "kem": "name",
+        "recipient": "sha384",
+        "expires": "number",
+        "tokens": "number",
+    },
     # An admission ("admission") or a release ("release:MODEL") was refused. `reasons`: digest of
     # the text.
     "refusal": {

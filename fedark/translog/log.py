@@ -175,6 +175,20 @@ class TransparencyLog:
                 self._counted = number + 1
             return self._refusals[contract, log_name(party)]
 
+    def leased(self, contract: bytes) -> Counter[str]:
+        """How many tokens were given out under the lease of that digest, by the enclave's run id.
+
+        Raises: as `refusals`.
+        """
+        with self._current() as database:
+            rows = database.execute("SELECT entry FROM log ORDER BY number")
+            entries = [Entry.decode(data) for (data,) in rows]
+        given = Counter[str]()
+        for entry in entries:
+            if entry.kind == "lease" and entry.facts["contract"] == contract:
+                given[str(entry.facts["run_id"])] += int(entry.facts["tokens"])
+        return given
+
     def head(self) -> TreeHead:
         """The latest head."""
         with self._current():

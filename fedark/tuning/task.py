@@ -491,6 +491,21 @@ class TaskModel:
             )
         return self._decoder.write(prompts, limit, stop)
 
+    def read_tokens(self, prompts: Sequence[str]) -> int:
+        """How many tokens of these prompts the model reads, special ones included."""
+        if not self._causal:
+            return sum(map(len, self._encoder.texts(prompts)))
+        return sum(map(len, self._encoder.prompts(prompts, [1] * len(prompts))))
+
+    def most_written(self, prompts: int, longest: int | None = None) -> int:
+        """How many tokens the model writes at most for so many prompts; none if it has labels."""
+        limit = longest or min(_WRITTEN, self.terms.training.max_length // 2)
+        return 0 if self.terms.labels else prompts * limit
+
+    def written_tokens(self, answers: Sequence[str]) -> int:
+        """The tokens of written answers, the token that ends each included."""
+        return sum(map(len, self._encoder.answers(answers)))
+
     def _examples(self, records: Sequence[Record]) -> list[Example]:
         self._check(records)
         if len(self._known) > _KEPT_EXAMPLES:

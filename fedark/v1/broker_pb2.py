@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from fedark.v1 import stage_pb2 as fedark_dot_v1_dot_stage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64\x61rk/v1/broker.proto\x12\tfedark.v1\x1a\x15\x66\x65\x64\x61rk/v1/stage.proto\"\xc4\x01\n\nBrokerCase\x12\x10\n\x08\x63ontract\x18\x01 \x01(\x0c\x12J\n\x13\x63ontract_signatures\x18\x02 \x03(\x0b\x32-.fedark.v1.BrokerCase.ContractSignaturesEntry\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05party\x18\x04 \x01(\t\x1a\x39\n\x17\x43ontractSignaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\">\n\x16\x42rokerChallengeRequest\x12$\n\x05\x61\x62out\x18\x01 \x01(\x0b\x32\x15.fedark.v1.BrokerCase\"%\n\x14\x42rokerChallengeReply\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"`\n\x14\x42rokerReleaseRequest\x12$\n\x05\x61\x62out\x18\x01 \x01(\x0b\x32\x15.fedark.v1.BrokerCase\x12\x10\n\x08\x65vidence\x18\x02 \x01(\x0c\x12\x10\n\x08log_head\x18\x03 \x01(\x0c\x32\x98\x01\n\x06\x42roker\x12O\n\tChallenge\x12!.fedark.v1.BrokerChallengeRequest\x1a\x1f.fedark.v1.BrokerChallengeReply\x12=\n\x07Release\x12\x1f.fedark.v1.BrokerReleaseRequest\x1a\x11.fedark.v1.Grantsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64\x61rk/v1/broker.proto\x12\tfedark.v1\x1a\x15\x66\x65\x64\x61rk/v1/stage.proto\"\xd3\x01\n\nBrokerCase\x12\x10\n\x08\x63ontract\x18\x01 \x01(\x0c\x12J\n\x13\x63ontract_signatures\x18\x02 \x03(\x0b\x32-.fedark.v1.BrokerCase.ContractSignaturesEntry\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05party\x18\x04 \x01(\t\x12\r\n\x05lease\x18\x05 \x01(\x08\x1a\x39\n\x17\x43ontractSignaturesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\">\n\x16\x42rokerChallengeRequest\x12$\n\x05\x61\x62out\x18\x01 \x01(\x0b\x32\x15.fedark.v1.BrokerCase\"%\n\x14\x42rokerChallengeReply\x12\r\n\x05nonce\x18\x01 \x01(\x0c\"o\n\x14\x42rokerReleaseRequest\x12$\n\x05\x61\x62out\x18\x01 \x01(\x0b\x32\x15.fedark.v1.BrokerCase\x12\x10\n\x08\x65vidence\x18\x02 \x01(\x0c\x12\x10\n\x08log_head\x18\x03 \x01(\x0c\x12\r\n\x05usage\x18\x04 \x01(\x0c\x32\x98\x01\n\x06\x42roker\x12O\n\tChallenge\x12!.fedark.v1.BrokerChallengeRequest\x1a\x1f.fedark.v1.BrokerChallengeReply\x12=\n\x07Release\x12\x1f.fedark.v1.BrokerReleaseRequest\x1a\x11.fedark.v1.Grantsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BROKERCASE_CONTRACTSIGNATURESENTRY']._loaded_options = None
   _globals['_BROKERCASE_CONTRACTSIGNATURESENTRY']._serialized_options = b'8\001'
   _globals['_BROKERCASE']._serialized_start=61
-  _globals['_BROKERCASE']._serialized_end=257
-  _globals['_BROKERCASE_CONTRACTSIGNATURESENTRY']._serialized_start=200
-  _globals['_BROKERCASE_CONTRACTSIGNATURESENTRY']._serialized_end=257
-  _globals['_BROKERCHALLENGEREQUEST']._serialized_start=259
-  _globals['_BROKERCHALLENGEREQUEST']._serialized_end=321
-  _globals['_BROKERCHALLENGEREPLY']._serialized_start=323
-  _globals['_BROKERCHALLENGEREPLY']._serialized_end=360
-  _globals['_BROKERRELEASEREQUEST']._serialized_start=362
-  _globals['_BROKERRELEASEREQUEST']._serialized_end=458
-  _globals['_BROKER']._serialized_start=461
-  _globals['_BROKER']._serialized_end=613
+  _globals['_BROKERCASE']._serialized_end=272
+  _globals['_BROKERCASE_CONTRACTSIGNATURESENTRY']._serialized_start=215
+  _globals['_BROKERCASE_CONTRACTSIGNATURESENTRY']._serialized_end=272
+  _globals['_BROKERCHALLENGEREQUEST']._serialized_start=274
+  _globals['_BROKERCHALLENGEREQUEST']._serialized_end=336
+  _globals['_BROKERCHALLENGEREPLY']._serialized_start=338
+  _globals['_BROKERCHALLENGEREPLY']._serialized_end=375
+  _globals['_BROKERRELEASEREQUEST']._serialized_start=377
+  _globals['_BROKERRELEASEREQUEST']._serialized_end=488
+  _globals['_BROKER']._serialized_start=491
+  _globals['_BROKER']._serialized_end=643
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class BrokerCase(_message.Message):
-    __slots__ = ("contract", "contract_signatures", "run_id", "party")
+    __slots__ = ("contract", "contract_signatures", "run_id", "party", "lease")
     class ContractSignaturesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -20,11 +20,13 @@ class BrokerCase(_message.Message):
     CONTRACT_SIGNATURES_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PARTY_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     contract: bytes
     contract_signatures: _containers.ScalarMap[str, bytes]
     run_id: str
     party: str
-    def __init__(self, contract: _Optional[bytes] = ..., contract_signatures: _Optional[_Mapping[str, bytes]] = ..., run_id: _Optional[str] = ..., party: _Optional[str] = ...) -> None: ...
+    lease: bool
+    def __init__(self, contract: _Optional[bytes] = ..., contract_signatures: _Optional[_Mapping[str, bytes]] = ..., run_id: _Optional[str] = ..., party: _Optional[str] = ..., lease: _Optional[bool] = ...) -> None: ...
 
 class BrokerChallengeRequest(_message.Message):
     __slots__ = ("about",)
@@ -39,11 +41,13 @@ class BrokerChallengeReply(_message.Message):
     def __init__(self, nonce: _Optional[bytes] = ...) -> None: ...
 
 class BrokerReleaseRequest(_message.Message):
-    __slots__ = ("about", "evidence", "log_head")
+    __slots__ = ("about", "evidence", "log_head", "usage")
     ABOUT_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     LOG_HEAD_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
     about: BrokerCase
     evidence: bytes
     log_head: bytes
-    def __init__(self, about: _Optional[_Union[BrokerCase, _Mapping]] = ..., evidence: _Optional[bytes] = ..., log_head: _Optional[bytes] = ...) -> None: ...
+    usage: bytes
+    def __init__(self, about: _Optional[_Union[BrokerCase, _Mapping]] = ..., evidence: _Optional[bytes] = ..., log_head: _Optional[bytes] = ..., usage: _Optional[bytes] = ...) -> None: ...

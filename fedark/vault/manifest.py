@@ -106,6 +106,7 @@ class ReleasePolicy(Terms):
         mechanisms: admissible privacy mechanisms.
         minimum_cohort: fewest customers whose updates may be summed:
             `fedark.contract.protection.fewest_in_a_sum`.
+        roles: kinds of enclave that may get the key: "inference" answers with it, under a lease.
         kem: admissible KEMs of an enclave's key; plain X25519, which a quantum computer would
             break, only if it stands here.
     """
@@ -119,6 +120,9 @@ class ReleasePolicy(Terms):
     )
     mechanisms: Annotated[tuple[MechanismName, ...], Field(min_length=1)] = NAMES
     minimum_cohort: Annotated[int, Field(ge=2)] = 3
+    roles: Annotated[tuple[Literal["trainer", "inference"], ...], Field(min_length=1)] = (
+        "trainer",
+    )
     kem: Annotated[tuple[Kem, ...], Field(min_length=1)] = (HYBRID,)
 
     def digest(self) -> bytes:
@@ -150,6 +154,13 @@ class ReleasePolicy(Terms):
                 f"the contract sums {fewest} customers, the provider asks for {self.minimum_cohort}"
             )
         return problems + self.kem_problems(contract.attestation.kem)
+
+    def role_problems(self, role: str) -> list[str]:
+        """Why an enclave of `role` may not get the key."""
+        if role in self.roles:
+            return []
+        named = ", ".join(self.roles)
+        return [f"the provider's release policy names no {role} enclave (it names {named})"]
 
     def kem_problems(self, kem: Kem) -> list[str]:
         """Why a weight key may not be wrapped under `kem`."""

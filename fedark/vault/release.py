@@ -34,6 +34,7 @@ from typing import Any
 
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import Contract, SignedContract
+from fedark.contract.lease import INFERENCE, Lease, SignedLease
 from fedark.foundation import canonical
 from fedark.foundation.errors import (
     LogRefused,
@@ -60,6 +61,7 @@ _RECEIPT_LABEL = "fedark/receipt/1"
 _MAX_BYTES = 8192
 _TIME_LIMIT = 1 << 40
 _LIFETIME = timedelta(hours=1)
+_SKEW = 300  # seconds by which two clocks may differ
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ class ReleaseTerms:
         recipient: digest of the enclave's HPKE public key.
         logged: time of the log entry, seconds since 1970, UTC.
         log_index, log_entry: its place in the provider's log, and its leaf hash.
-        expires: seconds since 1970, UTC; no enclave accepts the grant from then on.
+        expires: seconds since 1970, UTC; no enclave accepts the grant from then on, and an
+            inference enclave answers no longer.
+        role: of the enclave.
+        tokens: that an inference enclave may read and write for it.
     """
 
     model: str
@@ -95,12 +100,13 @@ class ReleaseTerms:
     log_index: int
     log_entry: bytes
     expires: int
+    role: str = "trainer"
+    tokens: int = 0
 
     def entry(self) -> Entry:
         """What the provider's log says of this release."""
-        return Entry(
-            "release", self.logged, {name: getattr(self, name) for name in KINDS["release"]}
-        )
+        kind = "lease" if self.role == INFERENCE else "release"
+        return Entry(kind, self.logged, {name: getattr(self, name) for name in KINDS[kind]})
 
     def context(self) -> dict[str, Any]:
         """The HPKE context."""
@@ -112,14 +118,14 @@ def release(
     manifest: VerifiedManifest,
     peer: AttestedPeer,
     *,
-    contract: SignedContract,
+    contract: SignedContract | SignedLease,
     model: str,
     provider: SigningKey,
     log: TransparencyLog,
     now: datetime,
 ) -> bytes:
     """The grant: the weight key of `manifest`, wrapped for the enclave `peer`, signed. Valid for an
-    hour at most.
+    hour at most; under a lease, whose enclave is one for inference, for one portion of it.
 
     Args:
         model: its name in the contract.
@@ -133,8 +139,10 @@ def release(
     if not isinstance(peer, AttestedPeer):
         raise TypeError("a weight key is released to an AttestedPeer alone")
     terms, policy, kem = contract.contract, manifest.policy, peer.kem
+    leased = terms if isinstance(terms, Lease) else None
+    lifetime = timedelta(seconds=leased.seconds) if leased else _LIFETIME
     expires = min(
-        int((now + _LIFETIME).timestamp()),
+        int((now + lifetime).timestamp()),
         int(datetime.fromisoformat(terms.expires).timestamp()),
         int(datetime.fromisoformat(policy.expires).timestamp()),
     )
@@ -153,9 +161,13 @@ def release(
         log_index=0,
         log_entry=b"",
         expires=expires,
+        role=peer.role,
+        tokens=leased.tokens if leased else 0,
     )
     # 2. Contract and claims against the policy.
     reasons = _reasons(key, manifest, peer, contract, model, provider, now)
+    if leased and (given := log.leased(contract.digest).total()) + leased.tokens > leased.total:
+        reasons.append(f"{given:,} of the lease's {leased.total:,} tokens are given out already")
     if reasons:
         done = log.refuse(
             party=peer.party,
@@ -208,7 +220,7 @@ def accept(
     *,
     hpke: HpkeKey,
     manifest: VerifiedManifest,
-    contract: Contract,
+    contract: Contract | Lease,
     model: str,
     run_id: str,
     party: str,
@@ -220,7 +232,7 @@ def accept(
 
     Args:
         hpke: the enclave's own key.
-        contract: the one in its measured run configuration.
+        contract: the one in its measured run configuration; its kind says the enclave's role.
         nonce: the provider's challenge that it answered; `evidence`: SHA-384 of its answer.
 
     Raises:
@@ -244,6 +256,8 @@ def accept(
         log_index=body["log_index"],
         log_entry=b"",
         expires=body["expires"],
+        role=INFERENCE if isinstance(contract, Lease) else "trainer",
+        tokens=contract.tokens if isinstance(contract, Lease) else 0,
     )
     with contextlib.suppress(
         LogRefused
@@ -265,6 +279,8 @@ def accept(
         reasons.append("the bundle is another provider's than the contract's")
     if now.timestamp() >= own.expires:
         reasons.append("it has expired")
+    if isinstance(contract, Lease) and now.timestamp() < own.logged - _SKEW:
+        reasons.append("this host's clock is before the time at which the provider made it")
     try:
         head = TreeHead.verify(body["log_head"], provider, by="the provider")
         verify_inclusion(own.log_entry, own.log_index, head.size, body["log_path"], head.root)
@@ -385,13 +401,19 @@ def _reasons(
     key: WeightKey,
     manifest: VerifiedManifest,
     peer: AttestedPeer,
-    signed: SignedContract,
+    signed: SignedContract | SignedLease,
     model: str,
     provider: SigningKey,
     now: datetime,
 ) -> list[str]:
     contract, policy = signed.contract, manifest.policy
-    reasons = policy.contract_problems(contract) + policy.enclave_problems(peer.claims)
+    if isinstance(contract, Lease):
+        role, customers = INFERENCE, {contract.customer.name}
+        reasons = policy.kem_problems(contract.attestation.kem)
+    else:
+        role, customers = "trainer", {party.name for party in contract.customers}
+        reasons = policy.contract_problems(contract)
+    reasons += policy.role_problems(role) + policy.enclave_problems(peer.claims)
     if peer.kem != contract.attestation.kem:
         reasons.append(
             f"the enclave's key is of the KEM {peer.kem}, the contract names"
@@ -404,9 +426,9 @@ def _reasons(
         reasons.append("the contract names another bundle for this model")
     if not manifest.provider.hex() == contract.provider.signing_key == provider.public.hex():
         reasons.append("bundle, contract and this node are not of one provider")
-    if peer.role != "trainer":
-        reasons.append(f"a weight key is for a trainer, not for the role {peer.role!r}")
-    if peer.party not in {party.name for party in contract.customers}:
+    if peer.role != role:
+        reasons.append(f"a weight key is for a {role} here, not for the role {peer.role!r}")
+    if peer.party not in customers:
         reasons.append("it is not the enclave of a customer of the contract")
     if peer.contract_digest != signed.digest:
         reasons.append("the enclave is bound to another contract")
@@ -452,6 +474,7 @@ def _grant_body(grant: bytes, provider: bytes) -> dict[str, Any]:
         "log_entry": bytes,
         "logged": int,
         "expires": int,
+        "tokens": int,
         "log_head": bytes,
         "log_path": list,
     }

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from fedark.contract.lease import Lease
 from fedark.enclave.aggregator import AggregatorSession
+from fedark.enclave.inference import InferenceSession
 from fedark.enclave.order import TABLES, If, State, Table, find, name_of, start
-from fedark.enclave.session import RunConfig, SessionBase
+from fedark.enclave.session import LeaseConfig, RunConfig, SessionBase
 from fedark.enclave.trainer import TrainerSession
 from fedark.foundation.errors import FedarkError, ProtocolError
 from fedark.v1 import enclave_pb2 as pb
@@ -25,7 +27,8 @@ import parties
 
 ROOT = Path(__file__).parents[2]
 At = dict[str, State]
-KINDS = {"trainer": TrainerSession, "aggregator": AggregatorSession}
+KINDS = {"trainer": TrainerSession, "aggregator": AggregatorSession, "inference": InferenceSession}
+JOBS = [key for key in TABLES if key[0] != "inference"]
 CALLS: dict[str, pb.Call] = {
     field.name: pb.Call(**{field.name: field.message_type._concrete_class()})
     for field in pb.Call.DESCRIPTOR.oneofs[0].fields
@@ -74,7 +77,7 @@ def reachable(table: Table) -> list[At]:
         if at in found:
             continue
         found.append(at)
-        if at["run"] is not State.NEW:
+        if at.get("run") is not State.NEW:
             waiting.append({name: at[name] if r.lasts else r.start for name, r in table.items()})
         for call in CALLS:
             if not legal(table, at, call):
@@ -98,7 +101,41 @@ def test_every_message_of_the_protocol_has_its_name_in_the_table() -> None:
     assert {name_of(call) for call in CALLS.values()} == set(CALLS) == known
 
 
-@pytest.mark.parametrize(("role", "mode"), TABLES)
+def leased() -> InferenceSession:
+    contract = parties.contract(protection={"minimum_cohort": 3})
+    reference = {"inference": {"application": "00" * 48}}
+    lease = Lease(
+        job="grid",
+        created=contract.created,
+        expires=contract.expires,
+        seconds=60,
+        tokens=10,
+        total=10,
+        provider=contract.provider,
+        customer=contract.customers[0],
+        terms=contract.models[0],
+        attestation=contract.attestation.model_copy(update=reference),
+    )
+    config = LeaseConfig(lease.customer.name, lease, "0" * 32)
+    return InferenceSession(config, lambda report, nonce: ("simulated", b""))
+
+
+def test_an_inference_enclave_answers_no_call_out_of_order() -> None:
+    table, enclave = TABLES["inference", "leased"], leased()
+    for at in combinations(table):
+        for name, call in CALLS.items():
+            if legal(table, at, name):
+                continue
+            enclave._at = dict(at)
+            with pytest.raises(ProtocolError) as caught:
+                enclave.handle(call, lambda progress: None)
+            assert caught.value.safe or "does not answer" in caught.value.what
+            assert enclave._at == at
+            assert (enclave._granted, enclave._portion) == (set(), None)
+            assert enclave._adapters == enclave._used == {}
+
+
+@pytest.mark.parametrize(("role", "mode"), JOBS)
 def test_every_call_out_of_order_is_refused_and_changes_nothing(role: str, mode: str) -> None:
     table, enclave = TABLES[role, mode], session(role, mode)
     refused = 0
@@ -159,7 +196,7 @@ def test_nothing_of_a_customer_is_touched_before_all_is_proven_and_in_place(mode
 @pytest.mark.parametrize("mode", ["sealed", "masked"])
 def test_no_state_of_a_run_is_ever_entered_again(mode: str) -> None:
     """So no checkpoint of a later state leads back to an earlier one by calls alone."""
-    for role in KINDS:
+    for role in ("trainer", "aggregator"):
         region = TABLES[role, mode]["run"]
         order = list(region.steps)
         for state, steps in region.steps.items():

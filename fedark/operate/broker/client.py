@@ -19,8 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedark.attestation.evidence import Evidence
 from fedark.contract.contract import SignedContract
+from fedark.contract.lease import Lease, SignedLease
 from fedark.enclave.host import EnclaveHandle
-from fedark.enclave.session import RunConfig
+from fedark.enclave.session import LeaseConfig, RunConfig
 from fedark.enclave.vouching import vouch
 from fedark.foundation.closing import Closing
 from fedark.foundation.errors import FedarkError, FederationError, ProtocolError, Refused
@@ -62,18 +63,20 @@ class BrokerClient(Closing):
     def obtain(
         self,
         enclave: EnclaveHandle,
-        signed: SignedContract,
+        signed: SignedContract | SignedLease,
         *,
         run_id: str,
         party: str,
         signing: SigningKey,
         heads: HeadMemory,
+        usage: bytes = b"",
     ) -> stage_pb2.Grants:
         """The grants and manifests for a started trainer enclave, one for each model of the
-        contract.
+        contract; or one portion of a lease for a started inference enclave.
 
         Args:
-            enclave: was started for `party`, this contract and this run.
+            enclave: was started for `party`, this contract or lease, and this run.
+            usage: what an inference enclave has signed of its use, from the second portion on.
             signing: of `party`, which signs that the enclave is its own.
             heads: what `party` remembers of logs.
 
@@ -89,12 +92,14 @@ class BrokerClient(Closing):
             contract_signatures=signed.signatures,
             run_id=run_id,
             party=party,
+            lease=isinstance(contract, Lease),
         )
-        vouch(
-            enclave.call,
-            RunConfig(role="trainer", party=party, contract=contract, run_id=run_id),
-            signing,
+        config = (
+            LeaseConfig(party, contract, run_id)
+            if isinstance(contract, Lease)
+            else RunConfig(role="trainer", party=party, contract=contract, run_id=run_id)
         )
+        vouch(enclave.call, config, signing)
         nonce = self.challenge(pb.BrokerChallengeRequest(about=about)).nonce
         attest = enclave_pb2.Attest(peer=provider, nonce=nonce)
         evidence = enclave.call(
@@ -102,7 +107,10 @@ class BrokerClient(Closing):
         ).evidence.evidence
         known = heads.last(key, by=provider)
         request = pb.BrokerReleaseRequest(
-            about=about, evidence=evidence, log_head=known.encoded if known is not None else b""
+            about=about,
+            evidence=evidence,
+            log_head=known.encoded if known is not None else b"",
+            usage=usage,
         )
         binding = Evidence.decode(evidence).binding
         shown = ShownLog(

@@ -22,7 +22,9 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import CONTRACT_LABEL, Contract, SignedContract, now
+from fedark.contract.lease import INFERENCE, LEASE_LABEL, Lease, SignedLease
 from fedark.foundation.errors import (
     EvidenceRefused,
     FedarkError,
@@ -32,18 +34,25 @@ from fedark.foundation.errors import (
     Refused,
     ReleaseRefused,
 )
+from fedark.foundation.files import write_atomic
 from fedark.foundation.keys import verify_signature
 from fedark.operate.party import load_node
 from fedark.stages.provider import ProviderNode
 from fedark.stages.settings import NodeSettings
 from fedark.v1 import broker_pb2 as pb
 from fedark.v1 import stage_pb2
+from fedark.vault.lease import Usage
+from fedark.vault.release import release
 from fedark.vault.weightkey import WeightKey
 
-__all__ = ["MOST_REFUSALS", "KeyBroker", "load_broker"]
+__all__ = ["LEASES", "MOST_REFUSALS", "KeyBroker", "load_broker"]
 
 MOST_REFUSALS = 1000
 """Of one party under one contract that the log takes from a broker."""
+LEASES = "leases"
+"""Folder of a provider: revoked/DIGEST for a lease that gets no further portion, and usage/, what
+enclaves signed of their use.
+"""
 
 
 class KeyBroker(ProviderNode):
@@ -57,6 +66,7 @@ class KeyBroker(ProviderNode):
     def __init__(self, settings: NodeSettings, weight_keys: Mapping[str, WeightKey]) -> None:
         super().__init__(settings, weight_keys)
         self._refusing = threading.Lock()
+        self._leasing = threading.Lock()
         self.unlogged = 0
 
     def challenge(self, request: pb.BrokerChallengeRequest) -> pb.BrokerChallengeReply:
@@ -67,9 +77,8 @@ class KeyBroker(ProviderNode):
         """
         signed = self._case(request.about)
         gate = self._gate(signed.contract, request.about.run_id)
-        return pb.BrokerChallengeReply(
-            nonce=gate.challenge("trainer", request.about.party, now=now())
-        )
+        role = INFERENCE if request.about.lease else "trainer"
+        return pb.BrokerChallengeReply(nonce=gate.challenge(role, request.about.party, now=now()))
 
     def release(
         self, request: pb.BrokerReleaseRequest, *, waiting: Callable[[], bool] = lambda: True
@@ -103,12 +112,19 @@ class KeyBroker(ProviderNode):
         return grants
 
     def _release_to(
-        self, signed: SignedContract, request: pb.BrokerReleaseRequest, waiting: Callable[[], bool]
+        self,
+        signed: SignedContract | SignedLease,
+        request: pb.BrokerReleaseRequest,
+        waiting: Callable[[], bool],
     ) -> tuple[stage_pb2.Grants, list[int]]:
         contract, run_id, party = signed.contract, request.about.run_id, request.about.party
-        peer = self._admit(contract, run_id, request.evidence, role="trainer", party=party)
+        role = INFERENCE if request.about.lease else "trainer"
+        peer = self._admit(contract, run_id, request.evidence, role=role, party=party)
         try:
-            grants = self._release_keys(signed, peer, waiting)
+            if isinstance(signed, SignedLease):
+                grants = self._lease_key(signed, peer, request.usage)
+            else:
+                grants = self._release_keys(signed, peer, waiting)
             return grants, self._entries(grants, peer)
         except FederationError as error:
             self._log_refusal(
@@ -121,7 +137,7 @@ class KeyBroker(ProviderNode):
 
     def _log_refusal(
         self,
-        contract: Contract,
+        contract: Contract | Lease,
         run_id: str,
         evidence: bytes,
         error: FedarkError,
@@ -158,13 +174,70 @@ class KeyBroker(ProviderNode):
             f"{kind}, asked directly by {party or 'somebody'}: {str(error).splitlines()[0]}{count}"
         )
 
-    def _case(self, about: pb.BrokerCase) -> SignedContract:
+    def _lease_key(self, signed: SignedLease, peer: AttestedPeer, usage: bytes) -> stage_pb2.Grants:
+        """One portion of a lease, for an attested inference enclave.
+
+        Raises:
+            FederationError, Refused: why not.
+        """
+        lease, folder = signed.contract, self.settings.state / LEASES
+        with self._leasing:  # what the log says is given out, and the next entry
+            if peer.run_id in self._log.leased(signed.digest):
+                if not usage:
+                    raise Refused(
+                        "The enclave's usage receipt did not come along.",
+                        safe="No further portion was given out.",
+                        fix="Bring what it signed with its last answer.",
+                    )
+                Usage.verify(
+                    usage,
+                    signing_public=peer.signing_public,
+                    lease=signed.digest,
+                    run_id=peer.run_id,
+                )
+                name = hashlib.sha256(peer.run_id.encode()).hexdigest()
+                write_atomic(folder / "usage" / f"{name}.cbor", usage, mode=0o600)
+            manifest = self._manifest(lease.terms.bundle)
+            key = self._weight_keys.get(lease.terms.bundle)
+            if manifest is None or key is None:
+                raise FederationError(
+                    f"The bundle of model {lease.terms.name} was not sealed by {self.party}.",
+                    safe="No key was released.",
+                )
+            grants = stage_pb2.Grants()
+            grants.by_model[lease.terms.name] = release(
+                key,
+                manifest,
+                peer,
+                contract=signed,
+                model=lease.terms.name,
+                provider=self.settings.keys.signing,
+                log=self._log,
+                now=now(),
+            )
+            grants.manifests[lease.terms.name] = manifest.encode()
+            return grants
+
+    def _leased(self, about: pb.BrokerCase) -> SignedLease:
+        lease = Lease.decode(about.contract)
+        signed = SignedLease.verify(lease, dict(about.contract_signatures))
+        if about.party != lease.customer.name:
+            raise ProtocolError("The lease is another customer's.", safe="No key was released.")
+        if (self.settings.state / LEASES / "revoked" / signed.digest.hex()).exists():
+            raise Refused(
+                f"{self.party} has revoked this lease.",
+                safe="No further portion is given out.",
+                fix="Ask the provider.",
+            )
+        return signed
+
+    def _case(self, about: pb.BrokerCase) -> SignedContract | SignedLease:
         me = self.settings.keys.signing.public
         digest = hashlib.sha384(about.contract).digest()
         try:
             verify_signature(
                 me,
-                CONTRACT_LABEL,
+                LEASE_LABEL if about.lease else CONTRACT_LABEL,
                 digest,
                 about.contract_signatures.get(self.party, b""),
                 by=self.party,
@@ -175,6 +248,8 @@ class KeyBroker(ProviderNode):
                 safe="Nothing of it was looked at, and no key was released.",
                 fix="Bring the contract and its signatures as they were agreed on.",
             ) from None
+        if about.lease:
+            return self._leased(about)
         signed = SignedContract.verify(
             self._agree(about.contract, about.run_id), dict(about.contract_signatures)
         )
