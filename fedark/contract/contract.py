@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -155,6 +155,10 @@ class ServerTerms(Terms):
         learning_rate: factor of the step; 1 with "fedavg" is plain averaging.
         beta1, beta2: "fedadam": decay of the first and second moment.
         tau: "fedadam": added to the root of the second moment.
+        mean: how the updates of a round are averaged: weighted by records, or, in mode "sealed"
+            without a privacy mechanism, in one of the ways that a few harmful customers move less
+            (`fedark.tuning.server_mean`).
+        trim: "trimmed": share of the customers left out at either end, rounded up.
     """
 
     optimizer: Literal["fedavg", "fedadam"] = "fedavg"
@@ -162,6 +166,12 @@ class ServerTerms(Terms):
     beta1: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[Finite, Field(ge=0, lt=1)] = 0.99
     tau: Annotated[Finite, Field(gt=0)] = 1e-3
+    mean: Literal["weighted", "trimmed", "median-norm"] = "weighted"
+    trim: Annotated[Finite, Field(gt=0, lt=0.5)] = 0.2
+
+    def trimmed(self, customers: int) -> int:
+        """How many of so many customers are left out at either end."""
+        return math.ceil(self.trim * customers) if self.mean == "trimmed" else 0
 
 
 class TrainingTerms(Terms):
@@ -333,7 +343,8 @@ class ProtectionTerms(Terms):
         minimum_cohort: fewest customers whose updates make a round; 3 under masks. With `agreement`
             no sum covers fewer, whatever the aggregator enclave does.
         bits: masked: width of one rounded value.
-        clip_norm: masked: L2 norm that a customer's update (all models together) is clipped to.
+        clip_norm: L2 norm that a customer's update (all models together) is clipped to inside its
+            trainer enclave, before it is masked or sealed. A privacy mechanism has its own.
         value_range: masked: values, times weight / max_records, are clamped to [-value_range,
             value_range], the ends of the grid of 2**bits - 1 points.
         max_records: masked: public bound on a customer's weight; more records count as so many. The
@@ -392,6 +403,35 @@ class PrivacyTerms(Terms):
     local_steps: Annotated[int, Field(ge=1, le=10_000)] = 1
     records: Annotated[int, Field(ge=0)] = 0
     accept_noise: bool = False
+
+
+def mean_problems(
+    protection: ProtectionTerms,
+    privacy: PrivacyTerms,
+    customers: int,
+    servers: Iterable[tuple[str, ServerTerms]],
+) -> list[str]:
+    """Why these averages cannot be taken, one line each.
+
+    Args:
+        servers: name and server terms of every model.
+    """
+    found = []
+    for name, terms in servers:
+        if terms.mean == "weighted":
+            continue
+        if protection.mode != "sealed" or privacy.mechanism != "none":
+            found.append(
+                f"model {name!r}: server.mean {terms.mean!r} needs to see each update: use"
+                ' protection.mode "sealed" without a privacy mechanism'
+            )
+        left = customers - 2 * terms.trimmed(customers)
+        if left < protection.minimum_cohort:
+            found.append(
+                f"model {name!r}: server.trim leaves {left} of {customers} customers in each value,"
+                f" fewer than protection.minimum_cohort = {protection.minimum_cohort}"
+            )
+    return found
 
 
 class EvaluationTerms(Terms):
@@ -492,6 +532,12 @@ class Contract(Terms):
                 f"{len(self.customers)} customers are fewer than the minimum cohort"
                 f" {self.protection.minimum_cohort}"
             )
+        problems += mean_problems(
+            self.protection,
+            self.privacy,
+            len(self.customers),
+            [(terms.name, terms.server) for terms in self.models],
+        )
         problems += self.curve.problems(acceptance=bool(self.evaluation.groups))
         if len(set(self.evaluation.groups)) != len(self.evaluation.groups):
             problems.append("an evaluation group stands twice")

@@ -28,6 +28,7 @@ from fedark.contract.contract import (
     ServerTerms,
     TrainingTerms,
     dropout_problem,
+    mean_problems,
 )
 from fedark.contract.privacy import privacy_problems
 from fedark.contract.protection import protection_problems
@@ -405,6 +406,12 @@ class Job:
         problems += self.curve.problems(acceptance=self.acceptance is not None)
         adapters = [(model.name, model.adapter) for model in self.models]
         problems += protection_problems(self.protection, set(self.customer_names), adapters)
+        problems += mean_problems(
+            self.protection,
+            self.privacy,
+            len(self.customer_names),
+            [(model.name, model.server) for model in self.models],
+        )
         problems += privacy_problems(
             self.privacy,
             self.protection,

@@ -51,12 +51,14 @@ from fedark.enclave.statements import Delivered, Summed
 from fedark.foundation import canonical
 from fedark.foundation.errors import FederationError, ProtocolError, Refused
 from fedark.foundation.snapshot import Bytes32, Row, Snapshot
+from fedark.tuning.server_mean import mean_of
 from fedark.tuning.server_optimizer import OptimizerState, ServerOptimizer, server_optimizer
 from fedark.v1 import enclave_pb2 as pb
 
 __all__ = ["AggregatorSession"]
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
+_ROUNDING = 1e-9  # of a norm that is summed in another order than the trainer's
 
 
 Counted = dict[str, Annotated[Figure, Row]]
@@ -303,12 +305,19 @@ class AggregatorSession(SessionBase):
             raise ProtocolError(
                 "A message's adapters have not the shape of the contract.", safe="It was dropped."
             )
+        if self._kind == UPDATE and self.contract.privacy.mechanism == "none":
+            squares = [np.square(v, dtype=np.float64).sum() for v in payload.vectors.values()]
+            if sum(squares) > self.contract.protection.clip_norm**2 * (1 + _ROUNDING):
+                raise ProtocolError(
+                    "An update is longer than the contract's clip_norm.", safe="It was dropped."
+                )
 
     def _close(self, call: pb.Close) -> pb.Reply:
         number = call.round
         if number != self._number or self._due:
             raise ProtocolError(f"Round {number} cannot be closed in round {self._number}.")
         self._require_enough(number, len(self._received))
+        self._require_untrimmed(number, len(self._received))
         means: dict[str, np.ndarray[Any, Any]] = {}
         sums: list[dict[str, dict[str, list[int | float]]]] = []
         customers = set(self._received)
@@ -371,6 +380,16 @@ class AggregatorSession(SessionBase):
         self._base = hashlib.sha384(state).digest()
         closed.MergeFrom(pb.Closed(state=state, ended=ended, curve=self._curve.encode()))
         return pb.Reply(closed=closed)
+
+    def _require_untrimmed(self, number: int, count: int) -> None:
+        cut = max(terms.server.trimmed(count) for terms in self.contract.models)
+        if self._kind == UPDATE and count - 2 * cut < self.contract.protection.minimum_cohort:
+            raise FederationError(
+                f"Of the {count} customers of round {number} the trimmed mean leaves"
+                f" {count - 2 * cut} in each value, fewer than the minimum cohort.",
+                safe="Nothing was summed and nothing left the enclave.",
+                fix="Bring the missing customers back, or trim less in a new contract.",
+            )
 
     def _require_enough(self, number: int, count: int) -> None:
         if count < self._least:
@@ -449,12 +468,15 @@ class AggregatorSession(SessionBase):
             return {
                 terms.name: part for terms, part in zip(self.contract.models, parts, strict=True)
             }
-        total = sum(payload.weight for payload in received.values())
-        means = {terms.name: np.zeros(terms.travelling) for terms in self.contract.models}
-        for payload in received.values():
-            for name, vector in payload.vectors.items():
-                means[name] += (payload.weight / total) * vector
-        return means
+        weights = [payload.weight for payload in received.values()]
+        return {
+            terms.name: mean_of(
+                terms.server,
+                weights,
+                [payload.vectors[terms.name] for payload in received.values()],
+            )
+            for terms in self.contract.models
+        }
 
     def _stepped(self, terms: ModelTerms, mean: np.ndarray[Any, Any]) -> Vector:
         current, mean = self._vectors[terms.name], mean * self._scale

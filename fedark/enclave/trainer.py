@@ -67,6 +67,7 @@ from fedark.records.reading import Record
 from fedark.tuning.baseline import train_alone
 from fedark.tuning.gain import compared, in_words, measure_all
 from fedark.tuning.judged import details, samples
+from fedark.tuning.per_example import clip_vector
 from fedark.tuning.personal import Personal, make_personal, validation_split
 from fedark.tuning.self_check import self_check
 from fedark.tuning.task import Evaluation, TaskModel
@@ -702,6 +703,7 @@ class TrainerSession(SessionBase):
         if self._masks is None:
             metrics = may_leave(self.contract, metrics)
             if self._private is None:
+                vectors = self._clipped(vectors) if kind == UPDATE else vectors
                 return self._protect(Payload(records, vectors, metrics), context)
             noised = b""
             if kind == UPDATE and self._private.traits.shared:
@@ -709,17 +711,28 @@ class TrainerSession(SessionBase):
                 vectors, noised = {}, noised_words(self.contract, whole).astype("<u8").tobytes()
             return self._protect(Payload(1, vectors, metrics, noised=noised), context)
 
-        def on_clipped() -> None:
-            if self._private is not None:
-                return
-            stage = "the update was clipped to the contract's bounds"
-            self._report(pb.Progress(stage=stage, done=1, total=1))
-
         if kind == LOADED:
             return self._protect(Payload(0, vectors, {}), context)
         figures = {name: kept.local | kept.losses for name, kept in self._figures.items()}
-        message = self._masks.upload(kind, vectors, records, figures, on_clipped)
+        message = self._masks.upload(kind, vectors, records, figures, self._tell_clipped)
         return self._protect(Payload(0, {}, {}, message), context)
+
+    def _tell_clipped(self) -> None:
+        if self._private is not None:
+            return
+        stage = "the update was clipped to the contract's bounds"
+        self._report(pb.Progress(stage=stage, done=1, total=1))
+
+    def _clipped(self, vectors: dict[str, Vector]) -> dict[str, Vector]:
+        """The updates of all models, together no longer than the contract allows."""
+        names = [terms.name for terms in self.contract.models]
+        whole = np.concatenate([vectors[name] for name in names])
+        clipped = clip_vector(whole, self.contract.protection.clip_norm)
+        if clipped is whole:
+            return vectors
+        self._tell_clipped()
+        ends = np.cumsum([vectors[name].size for name in names])[:-1]
+        return dict(zip(names, np.split(clipped, ends), strict=True))
 
     def _context(self, kind: str, number: int) -> Context:
         return Context(self.digest, self.config.run_id, kind, number, self.config.party, self._base)
