@@ -230,15 +230,16 @@ class PersonalTerms(Terms):
     it.
 
     Attributes:
-        epochs: passes over the customer's own records; 0 makes no personal adapter. All of them are
-            made, and the best is kept: where one stopped early, the time would tell of records.
+        epochs: passes over the customer's own training records before the choice, less the
+            validation part; one more over all of them follows. 0 makes no personal adapter. Their
+            number is fixed: where training stopped early, the time would tell of records.
         learning_rate: for the LoRA matrices, by AdamW.
         head_learning_rate: for the head.
-        validation: fraction of the customer's training records that the choice is made on. They are
-            not trained on here. Held-out records have no part in it.
+        validation: fraction of the customer's training records that the choice is made on.
+            Held-out records have no part in it.
     """
 
-    epochs: Annotated[int, Field(ge=0, le=1000)] = 2
+    epochs: Annotated[int, Field(ge=0, le=1000)] = 1
     learning_rate: Annotated[Finite, Field(gt=0)] = 3e-3
     head_learning_rate: Annotated[Finite, Field(gt=0)] = 1e-2
     validation: Annotated[Finite, Field(ge=0.05, le=0.5)] = 0.2

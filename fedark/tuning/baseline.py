@@ -45,8 +45,8 @@ def train_alone(
     Args:
         private: the job has a privacy mechanism: settings are chosen, and training that diverges
             leaves the adapter as it was instead of ending the job.
-        part: some of `records`. If they are given, all passes but the last are over these, so that
-            there is an adapter which has not seen the others.
+        part: some of `records`. If they are given, the first half of the passes is over these, so
+            that there is an adapter which has not seen the others.
 
     Returns:
         That adapter, if there is one.
@@ -57,10 +57,10 @@ def train_alone(
     own = task.terms.training
     epochs, start = own.baseline_epochs, task.get_flat()
     best = (private and _chosen(task, records, start, seed)) or own
-    last = 1 - 1 / epochs
-    passes = [(records, epochs, (0.0, 1.0))]
-    if part and epochs > 1:
-        passes = [(part, epochs - 1, (0.0, last)), (records, 1, (last, 1.0))]
+    first = epochs // 2 if part else 0
+    turn = first / epochs
+    passes = [(part, first, (0.0, turn)), (records, epochs - first, (turn, 1.0))]
+    passes = passes if first else passes[1:]
     seen = []
     for number, (chosen, count, place) in enumerate(passes):
         try:

@@ -5,19 +5,19 @@ Local fine-tuning of the shared adapter (FedDPA-F, arXiv:2403.19211), then a cho
     before      the base with its fresh adapter
     alone       the local-only baseline, where the job trains one
     together    the last shared adapter
-    personal    the shared adapter after 1, 2, ... passes over the customer's own records
-    mixtures    (1 - a) of the best personal one and a of "alone" or "together"
+    personal    the shared adapter after some passes over the customer's own records
+    mixtures    (1 - a) of "personal" and a of "alone" or "together"
 
 What travels of FFA-LoRA (one A for everybody) and of a head enters the model linearly, so a mixture
 is again one adapter of the same rank. Plain LoRA has an A in each, which cannot be mixed so: there
 are no mixtures.
 
 The choice is made on a validation part of the customer's own training records, which neither the
-personal passes nor the judged form of "alone" have seen (the shared adapter has: every customer's
-training records are in it). The part is drawn by a hash under the digest of all of the customer's
-records, which nobody else knows: a base model cannot be made to behave well on just this part.
-A candidate that forgets the provider's own records (its replay set) by more than `_FORGOTTEN`
-loses as much in the choice.
+judged form of "personal" nor that of "alone" has seen (the shared adapter has: every customer's
+training records are in it). What is delivered has had one more pass, over all of them. The part is
+drawn by a hash under the digest of all of the customer's records, which nobody else knows: a base
+model cannot be made to behave well on just this part. A candidate that forgets the provider's own
+records (its replay set) by more than `_FORGOTTEN` loses as much in the choice.
 
 All candidates are always made and measured, whichever is chosen: how long it takes tells nothing of
 the choice. Deterministic: a function of the model, records, salt and seed.
@@ -25,6 +25,7 @@ the choice. Deterministic: a function of the model, records, salt and seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -96,46 +97,54 @@ def make_personal(
     if not train or not held:
         return Personal(together, "together")
     judge = _Judge(task, held, replay, others["before"])
-    shown = {"before": others["before"], "together": together, **judged}
-    scores = {name: judge(vector) for name, vector in shown.items()}
-    vectors = {name: others[name] for name in shown}
-    terms = task.terms.personal
-    settings = task.terms.training.model_copy(
+    shown, given = {**others, **judged}, dict(others)
+    if "alone" not in judged:
+        shown.pop("alone", None)
+    shown["personal"], given["personal"] = _passes(task, split, replay, together, seed, progress)
+    if task.terms.adapter.method != "lora":
+        for name in shown.keys() & {"together", "alone"}:
+            for part in _MIXED:
+                mixed = f"{part:.0%} {name}, {1 - part:.0%} personal"
+                for vectors in (shown, given):
+                    vectors[mixed] = _mixture(vectors[name], vectors["personal"], part)
+    chosen = judge.best(shown)
+    return Personal(given[chosen], chosen)
+
+
+def _passes(
+    task: TaskModel,
+    split: tuple[Sequence[Record], Sequence[Record]],
+    replay: Sequence[Record],
+    start: Flat,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[Flat, Flat]:
+    """From `start`: the adapter after all passes over the first part, and after one more over
+    both.
+    """
+    terms, own = task.terms.personal, task.terms.training
+    settings = own.model_copy(
         update={
             "optimizer": "adamw",
             "learning_rate": terms.learning_rate,
             "head_learning_rate": terms.head_learning_rate,
+            "schedule": "constant",
         }
     )
-    own = {}
-    start = together
-    for number in range(1, terms.epochs + 1):
-        task.set_flat(start)
+    task.set_flat(start)
+    found = []
+    for number, (records, epochs) in enumerate(
+        ((split[0], terms.epochs), ([*split[0], *split[1]], 1))
+    ):
         task.train(
-            train,
-            replay,
-            epochs=1,
-            seed=seed + number,
-            progress=progress,
-            settings=settings,
-            part=((number - 1) / terms.epochs, number / terms.epochs),
+            records, replay, epochs=epochs, seed=seed + number, progress=progress, settings=settings
         )
-        start = own[f"personal, pass {number}"] = task.get_flat()
-    scores |= {name: judge(vector) for name, vector in own.items()}
-    best = max(own, key=lambda name: scores[name])
-    vectors |= own
-    if task.terms.adapter.method != "lora":
-        for name in shown:
-            for part in _MIXED if name != "before" else ():
-                mixed = f"{part:.0%} {name}, {1 - part:.0%} {best}"
-                scores[mixed] = judge(_mixture(shown[name], own[best], part))
-                vectors[mixed] = _mixture(others[name], own[best], part)
-    chosen = max(scores, key=lambda name: scores[name])
-    return Personal(vectors[chosen], chosen)
+        found.append(task.get_flat())
+    return found[0], found[1]
 
 
 class _Judge:
-    """Scores candidates: larger is better, first by what is right, then by loss."""
+    """Measures candidates on the validation part and on the provider's own records."""
 
     def __init__(
         self, task: TaskModel, held: Sequence[Record], replay: Sequence[Record], before: Flat
@@ -144,14 +153,23 @@ class _Judge:
         self._replay = replay[:: max(1, -(-len(replay) // _MOST_REPLAY))]
         self._known = self._share(before, self._replay)[0] if self._replay else 0.0
 
-    def __call__(self, vector: Flat) -> tuple[float, float]:
+    def best(self, candidates: Mapping[str, Flat]) -> str:
+        """The one with the smallest loss among those whose share of right answers, less what they
+        forget, is within one standard error of the largest: a small part says little of small
+        differences, and losses say more than counts.
+        """
+        scores = {name: self._score(vector) for name, vector in candidates.items()}
+        top = max(share for share, _ in scores.values())
+        noise = math.sqrt(max(0.0, top * (1 - top)) / len(self._held))
+        near = [name for name, (share, _) in scores.items() if share >= top - noise]
+        return min(near, key=lambda name: scores[name][1])
+
+    def _score(self, vector: Flat) -> tuple[float, float]:
         right, loss = self._share(vector, self._held)
-        if not np.isfinite(loss):
-            return -1.0, 0.0
         forgotten = 0.0
         if self._replay:
             forgotten = self._known - self._share(vector, self._replay)[0] - _FORGOTTEN
-        return right - max(0.0, forgotten), -loss
+        return (right - max(0.0, forgotten) if math.isfinite(loss) else -1.0), loss
 
     def _share(self, vector: Flat, records: Sequence[Record]) -> tuple[float, float]:
         self._task.set_flat(vector)
