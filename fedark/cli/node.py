@@ -204,7 +204,7 @@ def _show_outcome(node: NodeFolder, reason: str) -> None:
     gains.
     """
     from fedark.cli.show import how_to_use
-    from fedark.stages.gain import gain_lines
+    from fedark.stages.personal import gain_lines
 
     folder = node.path / "runs" / reason.removeprefix("run ")
     adapters = [
@@ -218,6 +218,46 @@ def _show_outcome(node: NodeFolder, reason: str) -> None:
     figures = folder / "local.json"
     for line in gain_lines(json.loads(figures.read_bytes())) if figures.is_file() else ():
         typer.echo(f"  {line}")
+
+
+@app.command("personal-key")
+def personal_key(
+    out: Annotated[Path, typer.Argument(help="The new key file; keep it off the node's machine.")],
+) -> None:
+    """Make a key that a customer's enclave seals personal adapters to."""
+    from fedark.foundation.keys import PartyKeys
+
+    keys = PartyKeys()
+    keys.save(out)
+    typer.echo("The line for the party.toml of the customer's node:")
+    typer.echo(f'personal_key = "{keys.hpke.public.hex()}"')
+
+
+@app.command("unseal")
+def unseal(
+    folder: Folder,
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Its name or the contract's digest.")],
+    key: Annotated[Path, typer.Argument(help="The key file of `personal-key`.")],
+    out: Annotated[Path, typer.Option(help="Where the folders go.")] = Path(),
+) -> None:
+    """Open the sealed personal adapters of a job, as PEFT folders."""
+    from fedark.foundation.keys import PartyKeys
+    from fedark.operate.node.folder import NodeFolder
+    from fedark.stages.consent import Consent
+    from fedark.stages.personal import SEALED, write_personal
+
+    node = NodeFolder(folder)
+    consent = Consent(node.path)
+    contract = consent.find(job)
+    run_id = consent.decision(contract).reason.removeprefix("run ")
+    path = node.path / "runs" / run_id / SEALED
+    if not path.is_file():
+        raise InputError(
+            f"{path} does not exist: this job left no sealed personal adapter here.",
+            safe="Nothing was written.",
+        )
+    for made in write_personal(contract, run_id, path.read_bytes(), out, PartyKeys.load(key).hpke):
+        typer.echo(f"  {made}")
 
 
 @app.command("ledger")

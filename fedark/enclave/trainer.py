@@ -19,7 +19,6 @@ and only the same ones.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,14 +36,15 @@ from fedark.contract.protection import (
     EVALUATED,
     UPDATE,
     Figure,
-    gain_keys,
     makes_personal,
     may_leave,
     train_key,
 )
 from fedark.enclave.checkpoint import SealingKey
+from fedark.enclave.gains import figure_of, gained
 from fedark.enclave.intake import OpenModel, RecordIntake
 from fedark.enclave.masking import TrainerMasks, TrainerMasksState
+from fedark.enclave.personal import require_delivered, seal_personal
 from fedark.enclave.private import private_updates
 from fedark.enclave.protection import (
     FINAL,
@@ -54,23 +54,20 @@ from fedark.enclave.protection import (
     GroupKey,
     Payload,
     ProtectedUpdate,
-    delivered_base,
     pack_vector,
     protect,
 )
 from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done, seed_of
 from fedark.foundation import canonical
-from fedark.foundation.errors import InputError, ModelError, ProtocolError, Refused
-from fedark.foundation.keys import hpke_seal
+from fedark.foundation.errors import InputError, ModelError, ProtocolError
 from fedark.foundation.snapshot import Bytes48, Real, Row, Snapshot
 from fedark.records.reading import Record
 from fedark.tuning.baseline import train_alone
-from fedark.tuning.gain import compared, in_words, measure_all
 from fedark.tuning.judged import details, samples
 from fedark.tuning.per_example import clip_vector
 from fedark.tuning.personal import Personal, make_personal, validation_split
 from fedark.tuning.self_check import self_check
-from fedark.tuning.task import Evaluation, TaskModel
+from fedark.tuning.task import TaskModel
 from fedark.tuning.trial import unusable
 from fedark.v1 import enclave_pb2 as pb
 from fedark.vault.manifest import Manifest
@@ -80,7 +77,6 @@ from fedark.vault.release import Accepted, Receipt, accept
 __all__ = ["TrainerSession"]
 
 _REPORTS = 20
-_LOSS_STEP = 2.0**-10
 _NOTHING: dict[str, Figure] = {}
 T = TypeVar("T")
 
@@ -505,7 +501,7 @@ class TrainerSession(SessionBase):
             report = self._reporter(f"{name}: after round {call.round - 1}")
             model.task.set_flat(vectors[name])
             part = [record for _, record in self._part(model)]
-            metrics[name] = {"acceptance": _figure(model.task.evaluate(part))}
+            metrics[name] = {"acceptance": figure_of(model.task.evaluate(part))}
             report(1, 1, 0.0)
         context = Context(
             self.digest, self.config.run_id, CURVE, call.round, self.config.party, base
@@ -573,57 +569,23 @@ class TrainerSession(SessionBase):
                 judged,
                 seed=self._seed(name, "personal"),
             )
-            found = self._gained(model, vectors, made)
+            found = gained(self.contract, model, self._records.test, vectors, made)
         except Exception:
             made = Personal(together, "together")
             nothing: tuple[dict[str, Figure], dict[str, Any]] = {}, {}
-            found = self._spared(partial(self._gained, model, vectors, made), nothing)
+            again = partial(gained, self.contract, model, self._records.test, vectors, made)
+            found = self._spared(again, nothing)
         self._personal[name] = pack_vector(made.vector)
         return found
 
-    def _gained(
-        self, model: OpenModel, vectors: dict[str, Vector], made: Personal
-    ) -> tuple[dict[str, Figure], dict[str, Any]]:
-        sets = {"own": self._records.test} | {
-            f"acceptance/{group}": [record for one, record in model.acceptance if one == group]
-            for group in self.contract.evaluation.groups
-        }
-        found = measure_all(model.task, sets, vectors | {"personal": made.vector})
-        figures = {
-            f"personal/{name}": _figure(adapters["personal"])
-            for name, adapters in found.items()
-            if name != "own" or self._records.test
-        }
-        if self._records.test:
-            pairs = compared(found["own"])
-            for key in gain_keys(model.terms):
-                pair = pairs.get(key.removeprefix("gain/"))
-                if pair is not None:
-                    figures[key] = int(pair.verdict == "gained"), 1, float(pair.verdict == "lost")
-        return figures, in_words(found, made.chosen)
-
     def _personal_adapters(self, call: pb.Personal) -> pb.Reply:
-        """The personal adapters, to the customer's own node.
-
-        They are made from the shared adapter, so they wait for the aggregator enclave's word that
-        it has closed the job with just that one: else a host that takes the aggregator back to an
-        earlier state would see two sums of one round.
-        """
-        aggregator = self._admitted()
-        base = delivered_base(call.delivery, party=self.config.party, aggregator=aggregator)
-        if base != self._base:
-            raise Refused(
-                "Another shared adapter was delivered than the one that was measured here.",
-                safe="No personal adapter left.",
-            )
-        adapters = canonical.encode(self._personal)
-        if call.seal_to:
-            adapters = hpke_seal(
-                adapters,
-                call.seal_to,
-                {"label": "fedark/personal/1", "contract": self.digest, "run": self.config.run_id},
-                kem=self.contract.attestation.kem,
-            )
+        """The personal adapters, to the customer's own node."""
+        require_delivered(
+            call.delivery, self._base, party=self.config.party, aggregator=self._admitted()
+        )
+        adapters = seal_personal(
+            self._personal, call.seal_to, contract=self.digest, run_id=self.config.run_id
+        )
         return pb.Reply(personal=pb.PersonalAdapters(adapters=adapters))
 
     def _open_global(
@@ -657,7 +619,7 @@ class TrainerSession(SessionBase):
         measured: dict[str, Figure] = {}
         if self._records.test:
             own = partial(model.task.evaluate, self._records.test)
-            measured |= self._spared(lambda: {f"{when}/own": _figure(own())}, _NOTHING)
+            measured |= self._spared(lambda: {f"{when}/own": figure_of(own())}, _NOTHING)
         rows = model.acceptance
         if not full:
             rows = self._part(model)
@@ -665,7 +627,7 @@ class TrainerSession(SessionBase):
         said: Counter[tuple[int, int]] = Counter()
         for index, group in enumerate(groups):
             found = model.task.evaluate([record for name, record in rows if name == group])
-            measured[f"{when}/acceptance/{group}"] = _figure(found)
+            measured[f"{when}/acceptance/{group}"] = figure_of(found)
             said.update(found.said)
             report(index + 1, len(groups), 0.0)
         if groups and not full:
@@ -761,19 +723,6 @@ class TrainerSession(SessionBase):
 
     def _seed(self, *parts: Any) -> int:
         return seed_of(self.contract.seed, self.config.party, *parts)
-
-
-def _figure(measured: Evaluation) -> Figure:
-    """Counts of right answers, and the sum of losses to `_LOSS_STEP`: a finer one would be a
-    precise oracle of the secret base.
-    """
-    if not math.isfinite(measured.loss_sum):
-        raise InputError(
-            "A measured loss is not a finite number.",
-            safe="Nothing was made of it.",
-            fix="Look for weights or records that no training could use.",
-        )
-    return measured.correct, measured.total, round(measured.loss_sum / _LOSS_STEP) * _LOSS_STEP
 
 
 def _nobodys(terms: ModelTerms) -> list[Record]:

@@ -106,6 +106,8 @@ class PartyConfig(Terms):
             the environment, if there is one.
         bundle_sources: where sealed bundles may be fetched besides the host: folders, and https://
             addresses (`fedark.operate.node.sources`).
+        personal_key: the public half (hex) of a key that its enclave seals personal adapters to,
+            made by `fedark node personal-key`; "" to have them as PEFT folders at once.
     """
 
     version: Literal[1] = 1
@@ -121,6 +123,7 @@ class PartyConfig(Terms):
     budget: BudgetConfig = BudgetConfig()
     proxy: Annotated[str, Field(pattern=r"^(https?://\S+)?$")] = ""
     bundle_sources: tuple[str, ...] = ()
+    personal_key: Annotated[str, Field(pattern=r"^([0-9a-f]{2432}|[0-9a-f]{64})?$")] = ""
 
     @classmethod
     def read(cls, folder: Path) -> PartyConfig:
@@ -241,6 +244,7 @@ def load_node(
         platforms=config.platforms,
         sandbox=config.sandbox,
         minimum_cohort=config.minimum_cohort,
+        personal_key=bytes.fromhex(config.personal_key),
         budget=Budget(config.budget.epsilon, config.budget.delta),
         kem=config.kem,
         own=(

@@ -25,7 +25,7 @@ from fedark.contract.contract import Contract, SignedContract, now
 from fedark.contract.protection import CURVE, makes_personal
 from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.host import EnclaveHandle
-from fedark.enclave.protection import MAX_MESSAGE_BYTES, Context, ProtectedUpdate, unpack_vector
+from fedark.enclave.protection import Context, ProtectedUpdate
 from fedark.enclave.session import RunConfig
 from fedark.enclave.usage import peak_mib
 from fedark.enclave.vouching import vouch
@@ -40,16 +40,15 @@ from fedark.foundation.errors import (
 from fedark.foundation.files import write_atomic
 from fedark.records.reading import one_answer
 from fedark.stages.budget import release, show_head
-from fedark.stages.gain import gain_lines
 from fedark.stages.loading import CustomerData, CustomerRun, Loader
 from fedark.stages.node import SEEN_LOGS, NodeBase
+from fedark.stages.personal import SEALED, gain_lines, write_personal
 from fedark.stages.runs import MEMORY
 from fedark.stages.settings import NodeSettings
 from fedark.stages.shown_log import ShownLog, provider_key
 from fedark.translog.head import TreeHead
 from fedark.translog.memory import HeadMemory
 from fedark.translog.view import sign_view
-from fedark.tuning.export import export_peft
 from fedark.v1 import enclave_pb2, stage_pb2
 
 __all__ = ["CustomerNode"]
@@ -349,26 +348,21 @@ class CustomerNode(NodeBase[CustomerRun]):
         """Fetch the personal adapters from this node's own enclave, and write them beside the
         shared ones. Whatever becomes of it stays here: the answer to the aggregator is the same.
         """
-        contract = run.contract
-        wanted = [terms for terms in contract.models if makes_personal(contract, terms)]
+        contract, key = run.contract, self.settings.personal_key
+        wanted = any(makes_personal(contract, terms) for terms in contract.models)
         if not (delivery and wanted and run.number > contract.rounds):
             return
-        call = enclave_pb2.Personal(delivery=delivery)
+        call = enclave_pb2.Personal(delivery=delivery, seal_to=key)
         try:
             reply = run.enclave.call(enclave_pb2.Call(personal=call)).personal.adapters
-            adapters = canonical.decode(reply, max_bytes=MAX_MESSAGE_BYTES)
-            for terms in wanted:
-                vector = unpack_vector(adapters[terms.name])
-                export_peft(terms, vector, folder / f"personal-{terms.name}")
-            for line in gain_lines(run.local):
-                self.settings.on_progress(line)
-        except (FedarkError, KeyError, ValueError, TypeError) as error:
-            why = (
-                error.told
-                if isinstance(error, FedarkError)
-                else "the enclave's answer is malformed"
-            )
-            self.settings.on_progress(f"no personal adapter was stored: {why}")
+            if key:
+                write_atomic(folder / SEALED, reply)
+            else:
+                write_personal(contract, run.run_id, reply, folder)
+        except FedarkError as error:
+            self.settings.on_progress(f"no personal adapter was stored: {error.told}")
+        for line in gain_lines(run.local):
+            self.settings.on_progress(line)
 
     # -- helpers
 

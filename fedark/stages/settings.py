@@ -54,6 +54,7 @@ class NodeSettings:
             `fedark.contract.protection.fewest_in_a_sum`.
         budget: the most that a customer's records may ever spend on all jobs.
         kem: KEMs that it accepts in a contract.
+        personal_key: the HPKE key that its enclave seals personal adapters to; empty: to none.
         start_enclave: starts an enclave on this machine; a provider needs none.
         on_progress: told of what goes on, for people to read; gets no secret.
     """
@@ -70,6 +71,7 @@ class NodeSettings:
     minimum_cohort: int = 3
     kem: tuple[Kem, ...] = (HYBRID,)
     own: AppraisalPolicy | None = None
+    personal_key: bytes = b""
     budget: Budget = field(default_factory=lambda: Budget(8.0, 1e-5))
     start_enclave: EnclaveFactory | None = None
     on_progress: Callable[[str], None] = field(default=lambda text: None)

@@ -117,7 +117,7 @@ def _passes(
     replay: Sequence[Record],
     start: Flat,
     seed: int,
-    progress: Progress | None,
+    progress: OnStep | None,
 ) -> tuple[Flat, Flat]:
     """From `start`: the adapter after all passes over the first part, and after one more over
     both.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from small import CUSTOMERS, write_job
+from typer.testing import CliRunner
 
+from fedark.cli import app
 from fedark.contract.job import Job
 from fedark.enclave import trainer
+from fedark.enclave.personal import open_personal, seal_personal
 from fedark.enclave.trainer import TrainerSession
-from fedark.foundation.errors import FedarkError, InputError
+from fedark.foundation import canonical
+from fedark.foundation.errors import FedarkError, InputError, ProtocolError, Refused
+from fedark.foundation.keys import KEMS, HpkeKey, PartyKeys
 from fedark.links.link import Passed
 from fedark.simulation import simulate
 from fedark.v1 import enclave_pb2 as pb
@@ -214,6 +220,50 @@ def test_under_a_mechanism_nothing_of_it_leaves_but_its_customer_has_it(tmp_path
     assert not [key for key in tiny["metrics"] if key.startswith("personal/")]
     assert all((found.folder(name) / "personal-tiny").is_dir() for name in CUSTOMERS)
     assert "personal/own" in found.local("north")
+
+
+def test_it_can_be_sealed_to_a_key_that_its_customer_alone_holds(
+    outcome: Outcome, tmp_path: Path
+) -> None:
+    terms = {"contract": bytes(48), "run_id": outcome.run_id}
+    vector = np.arange(3, dtype=np.float32)
+    for kem in KEMS:
+        key, other = HpkeKey(kem=kem), HpkeKey(kem=kem)
+        sealed = seal_personal({"tiny": vector.tobytes()}, key.public, **terms)
+        assert vector.tobytes() not in sealed
+        assert open_personal(sealed, key, **terms)["tiny"].tolist() == vector.tolist()
+        for wrong, about in ((other, terms), (key, terms | {"run_id": "0" * 32})):
+            with pytest.raises(Refused, match="does not open"):
+                open_personal(sealed, wrong, **about)
+    with pytest.raises(ProtocolError, match="of no KEM"):
+        seal_personal({}, b"short", **terms)
+    for malformed in ({"tiny": 1}, {"tiny": b"123"}, []):
+        with pytest.raises(ProtocolError, match="malformed"):
+            open_personal(canonical.encode(malformed), None, **terms)
+
+
+def test_a_customer_with_such_a_key_has_only_the_sealed_adapter_on_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = PartyKeys()
+    keys.save(tmp_path / "key")
+    path = write_job(tmp_path / "job", rounds=1, records=24)
+    with simulate(Job.load(path), tmp_path / "work") as running:
+        north = running.nodes["north"]
+        monkeypatch.setattr(
+            north, "settings", replace(north.settings, personal_key=keys.hpke.public)
+        )
+        running.run()
+        run_id = running.run_id
+    folder = tmp_path / "work" / "parties" / "north" / "runs" / run_id
+    assert not list(folder.glob("personal-*"))
+    assert list(folder.parents[2].glob(f"south/runs/{run_id}/personal-tiny"))
+    node = str(folder.parents[1])
+    done = CliRunner().invoke(
+        app, ["node", "unseal", node, "small", str(tmp_path / "key"), "--out", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "personal-tiny" / "adapter_model.safetensors").is_file()
 
 
 def test_who_does_not_get_the_shared_adapter_gets_no_personal_one(tmp_path: Path) -> None:

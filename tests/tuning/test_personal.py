@@ -100,9 +100,9 @@ def test_what_is_judged_has_not_seen_the_validation_part_and_what_is_delivered_h
 
 def test_between_candidates_that_noise_does_not_tell_apart_the_loss_decides() -> None:
     class Close(Scripted):
-        def evaluate(self, records: Any) -> Metrics:
+        def evaluate(self, records: Any) -> Evaluation:
             found = super().evaluate(records)
-            return Metrics(found.correct, found.total, float(self.vector[0] != 10.0))
+            return Evaluation(found.correct, found.total, float(self.vector[0] != 10.0))
 
     shares = {10.0: 0.80, 12.0: 0.81}
     assert made(Close(lambda v: shares.get(v, 0.5), method="lora")).chosen == "together"
