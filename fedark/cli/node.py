@@ -242,15 +242,13 @@ def unseal(
 ) -> None:
     """Open the sealed personal adapters of a job, as PEFT folders."""
     from fedark.foundation.keys import PartyKeys
-    from fedark.operate.node.folder import NodeFolder
     from fedark.stages.consent import Consent
     from fedark.stages.personal import SEALED, write_personal
 
-    node = NodeFolder(folder)
-    consent = Consent(node.path)
+    consent = Consent(folder)
     contract = consent.find(job)
     run_id = consent.decision(contract).reason.removeprefix("run ")
-    path = node.path / "runs" / run_id / SEALED
+    path = folder / "runs" / run_id / SEALED
     if not path.is_file():
         raise InputError(
             f"{path} does not exist: this job left no sealed personal adapter here.",
