@@ -71,6 +71,7 @@ def gain_lines(local: Mapping[str, Any]) -> Iterator[str]:
             for other, pair in one["personal against"].items():
                 yield (
                     f"    personal against {other}: {_VERDICTS[pair['verdict']]},"
-                    f" won {pair['won']}, lost {pair['lost']}; {pair['low']:+.1f} to {pair['high']:+.1f} points"
+                    f" won {pair['won']}, lost {pair['lost']};"
+                    f" {pair['low']:+.1f} to {pair['high']:+.1f} points"
                     f" (95 %), p {pair['p']:.2g}"
                 )
