@@ -34,7 +34,7 @@ def sum_messages() -> Iterator[Target]:
 
     def joined(data: bytes) -> Any:
         return Directory.verify(
-            lab.policy, lab.identities, [*(hello for p, hello in hellos.items() if p != "c0"), data]
+            lab.terms, lab.identities, [*(hello for p, hello in hellos.items() if p != "c0"), data]
         )
 
     first = next(iter(hellos))
@@ -130,4 +130,4 @@ def _unanswered(client: Any, before: Any) -> Iterator[Any]:
 
 def _with_first(lab: Any, hellos: dict[str, bytes], first: str, directory: Any, data: bytes) -> Any:
     rest = [hello for party, hello in hellos.items() if party != first]
-    return directory.verify(lab.policy, lab.identities, [data, *rest])
+    return directory.verify(lab.terms, lab.identities, [data, *rest])
