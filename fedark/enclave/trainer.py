@@ -154,7 +154,7 @@ class TrainerSession(SessionBase):
             terms.name: ModelFigures(local={}, losses={}) for terms in self.contract.models
         }
         self._base = b""
-        self._alone: dict[str, tuple[Vector | None, Vector]] = {}
+        self._alone: dict[str, tuple[Vector | None, Vector] | None] = {}
         self._personal: dict[str, bytes] = {}
         self._shown = (0, b"")
         self._private = mechanism(self.contract)
@@ -406,6 +406,7 @@ class TrainerSession(SessionBase):
         """Train the local-only baseline and measure it."""
         training = self._reporter(f"{name}: local-only")
         measuring = self._reporter(f"{name}: local-only, measuring")
+        self._alone[name] = None  # where it fails it is not tried again: the time would tell of it
         part = self._split(model)[0] if makes_personal(self.contract, model.terms) else []
         judged = train_alone(
             model.task,
@@ -557,9 +558,10 @@ class TrainerSession(SessionBase):
         judged: dict[str, Vector] = {}
         try:
             if self.config.party in self.contract.alone(model.terms) and name not in self._alone:
-                self._baseline(name, model)  # it was lost with a former process
-            if name in self._alone:
-                seen, vectors["alone"] = self._alone[name]
+                self._spared(partial(self._baseline, name, model), _NOTHING)  # lost with a process
+            alone = self._alone.get(name)
+            if alone is not None:
+                seen, vectors["alone"] = alone
                 judged = {"alone": seen} if seen is not None else {}
             made = make_personal(
                 model.task,
