@@ -191,9 +191,12 @@ KEPT = {
     },
     AggregatorSession: {
         *("_group", "_trainers", "_base", "_vectors", "_history", "_figures_open"),
-        *("_masks", "_optimizers"),
+        *("_masks", "_optimizers", "_due", "_curve"),
     },
-    TrainerSession: {"_aggregator", "_grants", "_records", "_figures", "_base", "_masks"},
+    TrainerSession: {
+        *("_aggregator", "_grants", "_records", "_figures", "_base", "_masks"),
+        *("_personal", "_shown"),
+    },
     RecordIntake: {"digest"},
     TrainerMasks: {"_nonce", "_combined", "_session", "_hellos", "_client"},
     AggregatorMasks: {"_hellos", "_opening", "_survivors"},
@@ -216,10 +219,11 @@ NOT_KEPT = {
     },
     # messages of the open round: brought again by the host; scale and shares of noise are the
     # contract's; that it was restarted is true of every enclave that goes on from a checkpoint
-    AggregatorSession: {"_received", "_scale", "_shares_noise", "_resumed"},
+    AggregatorSession: {"_received", "_measured", "_scale", "_shares_noise", "_resumed"},
     # weights and records: brought again; the group key comes with the grant; the privacy mechanism
-    # is the contract's, and who is told of an opened model the simulation's
-    TrainerSession: {*("_group", "_openings", "_models", "_private", "_on_model")},
+    # is the contract's, and who is told of an opened model the simulation's; the local-only
+    # adapters are trained again, which gives the same
+    TrainerSession: {*("_group", "_openings", "_models", "_private", "_on_model"), "_alone"},
     RecordIntake: {"train", "test", "_hashed", "_party", "_private", "_by_record", "_answers"},
     TrainerMasks: {"_contract", "_nonces", "_terms", "_me", "_private"},
     # follows from the messages of the open round; the mean is memory to write on
