@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 from fedark.contract.contract import Contract, now
 from fedark.enclave import session as session_module
 from fedark.enclave import trainer
+from fedark.enclave.curve import Curve
 from fedark.enclave.masking import AggregatorMasks, TrainerMasks
 from fedark.foundation import canonical
 from fedark.foundation.snapshot import Snapshot
@@ -183,7 +184,10 @@ class Recorded:
                     )
                 case "call":
                     pool = run.enclaves[contract.aggregator.name]
-                    reply = pool.replies[pool.kind(request.call)]
+                    reply = enclave_pb2.Reply()
+                    reply.CopyFrom(pool.replies[pool.kind(request.call)])
+                    if request.call.close.round == contract.rounds:
+                        reply.closed.ended = True  # the kept reply is of the first round
                     return bytes(answer(reply=reply).SerializeToString())
                 case "sign":
                     return bytes(
@@ -389,6 +393,10 @@ class _Snapshot:
 def _copied(value: Any) -> Any:
     if isinstance(value, TrainerMasks | AggregatorMasks):
         return _deeply(value)
+    if isinstance(value, Curve):
+        new = copy.copy(value)
+        vars(new).update({name: _copied(item) for name, item in vars(value).items()})
+        return new
     if isinstance(value, dict | list | set):
         return copy.copy(value)
     if isinstance(value, Snapshot):
