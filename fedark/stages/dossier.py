@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
-
 from fedark.contract.contract import Contract
 from fedark.foundation import canonical
 from fedark.foundation.errors import ProtocolError
@@ -45,15 +43,30 @@ class Proofs(Snapshot):
         sums: the aggregator enclave's statement of each round that was closed, in order.
     """
 
-    signatures: dict[str, bytes] = Field(default_factory=dict)
-    evidence: dict[str, bytes] = Field(default_factory=dict)
-    log: dict[str, bytes] = Field(default_factory=dict)
-    manifests: dict[str, bytes] = Field(default_factory=dict)
-    refused: dict[str, bytes] = Field(default_factory=dict)
-    receipts: dict[str, dict[str, bytes]] = Field(default_factory=dict)
-    views: dict[str, bytes] = Field(default_factory=dict)
-    ledger_heads: dict[str, bytes] = Field(default_factory=dict)
-    sums: list[bytes] = Field(default_factory=list)
+    signatures: dict[str, bytes]
+    evidence: dict[str, bytes]
+    log: dict[str, bytes]
+    manifests: dict[str, bytes]
+    refused: dict[str, bytes]
+    receipts: dict[str, dict[str, bytes]]
+    views: dict[str, bytes]
+    ledger_heads: dict[str, bytes]
+    sums: list[bytes]
+
+    @classmethod
+    def none(cls) -> Proofs:
+        """Those of a run that has not begun."""
+        return cls(
+            signatures={},
+            evidence={},
+            log={},
+            manifests={},
+            refused={},
+            receipts={},
+            views={},
+            ledger_heads={},
+            sums=[],
+        )
 
 
 class Dossier(Snapshot):

@@ -75,7 +75,7 @@ class CoordinatorState:
     metrics: list[dict[str, dict[str, list[float]]]] = field(default_factory=list)
     curve: bytes = b""
     seconds: float = 0.0
-    proofs: dict[str, Any] = field(default_factory=lambda: Proofs().model_dump())
+    proofs: dict[str, Any] = field(default_factory=lambda: Proofs.none().model_dump())
 
     def encode(self) -> bytes:
         return canonical.encode({"version": _FORMAT, "progress": vars(self)})
