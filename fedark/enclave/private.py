@@ -9,6 +9,7 @@ cryptographic generator of this enclave, fresh in every step.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,15 +21,26 @@ from fedark.contract.privacy import mechanism, noised
 from fedark.privacy.sampling import poisson_sample
 from fedark.records.reading import Record
 from fedark.tuning.per_example import clip_vector
+from fedark.tuning.separable import ModelChanged
 from fedark.tuning.task import TaskModel
 
-__all__ = ["noised_updates", "private_updates"]
+__all__ = ["CHANGED", "DRAWN", "WITHOUT", "Tally", "noised_updates", "private_updates"]
+
+DRAWN, WITHOUT, CHANGED = "drawn", "without gradient", "changed itself"
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
+Tally = Counter[tuple[str, str]]
+"""(model, one of the words above) -> how many records were drawn, how many of them counted as
+zeros, and in how many sums the model was found to have changed itself. It depends on records: it is
+for the customer's own operator.
+"""
 
 
 def private_updates(
-    contract: Contract, tasks: Mapping[str, TaskModel], records: Sequence[Record]
+    contract: Contract,
+    tasks: Mapping[str, TaskModel],
+    records: Sequence[Record],
+    tally: Tally | None = None,
 ) -> dict[str, Vector]:
     """The updates of one round: model -> float32 [travelling].
 
@@ -39,7 +51,9 @@ def private_updates(
     Args:
         tasks: every model of the job, at the global adapter of the round.
         records: of this customer, all.
+        tally: where to count what had no gradient.
     """
+    counts = Tally() if tally is None else tally
     terms, found = contract.privacy, mechanism(contract)
     if found is None or found.unit != "record":
         raise ValueError("the contract does not protect single records")
@@ -47,7 +61,9 @@ def private_updates(
 
     def gradients() -> dict[str, Vector]:
         drawn = [records[index] for index in poisson_sample(len(records), found.rate)]
-        summed = np.concatenate([_clipped_sum(task, drawn, clip) for task in tasks.values()])
+        summed = np.concatenate(
+            [_clipped_sum(*task, drawn, clip, counts) for task in tasks.items()]
+        )
         # A sum beyond this norm might have its rounding drawn again, which the accounting does not
         # allow.
         return _split(clip_vector(summed, found.sum_norm), tasks)
@@ -63,22 +79,41 @@ def private_updates(
     return {name: task.get_flat() - before[name] for name, task in tasks.items()}
 
 
-def _clipped_sum(task: TaskModel, drawn: Sequence[Record], clip: float) -> Vector:
+def _clipped_sum(
+    name: str, task: TaskModel, drawn: Sequence[Record], clip: float, tally: Tally
+) -> Vector:
     """`TaskModel.gradient_sum`; a record that it fails on, or has no finite gradient, counts as
     zeros. Whether one did must not be seen, so whatever is raised ends here: `self_check` has tried
-    the model on records that are nobody's.
+    the model on records that are nobody's. What failed is counted in `tally`.
     """
+    tally[name, DRAWN] += len(drawn)
     with suppress(Exception):
-        summed, _ = task.gradient_sum(drawn, clip_norm=clip)
+        summed, norms = task.gradient_sum(drawn, clip_norm=clip)
         if np.isfinite(summed).all():
+            tally[name, WITHOUT] += int((~np.isfinite(norms)).sum())
             return summed
     total = np.zeros(task.terms.travelling, np.float64)
+    changed = False
     for record in drawn:
-        with suppress(Exception):
-            part, _ = task.gradient_sum([record], clip_norm=clip)
-            if np.isfinite(part).all():
-                total += part
+        part, found = _part(task, record, clip)
+        changed |= found
+        if part is None:
+            tally[name, WITHOUT] += 1
+        else:
+            total += part
+    tally[name, CHANGED] += changed
     return total.astype(np.float32)
+
+
+def _part(task: TaskModel, record: Record, clip: float) -> tuple[Vector | None, bool]:
+    """A record's clipped gradient, or None; and whether the model was found to have changed."""
+    try:
+        part, norms = task.gradient_sum([record], clip_norm=clip)
+    except ModelChanged:
+        return None, True
+    except Exception:
+        return None, False
+    return (part if np.isfinite([*norms, *part]).all() else None), False
 
 
 def noised_updates(contract: Contract, vectors: Mapping[str, Vector]) -> dict[str, Vector]:

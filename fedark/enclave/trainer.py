@@ -45,7 +45,7 @@ from fedark.enclave.gains import figure_of, gained
 from fedark.enclave.intake import OpenModel, RecordIntake
 from fedark.enclave.masking import TrainerMasks, TrainerMasksState
 from fedark.enclave.personal import require_delivered, seal_personal
-from fedark.enclave.private import private_updates
+from fedark.enclave.private import Tally, private_updates
 from fedark.enclave.protection import (
     FINAL,
     GLOBAL,
@@ -87,10 +87,16 @@ Figures = dict[str, Annotated[Figure, Row]]
 
 
 class ModelFigures(Snapshot):
-    """What was measured of one model here: on local data, and as training losses."""
+    """What was measured of one model here: on local data, and as training losses.
+
+    Attributes:
+        spared: under a mechanism, how much had no gradient (`fedark.enclave.private.Tally`). It
+            goes to the customer's own node alone.
+    """
 
     local: Figures
     losses: Figures
+    spared: dict[str, int]
 
 
 class KeptGrant(Snapshot):
@@ -151,7 +157,8 @@ class TrainerSession(SessionBase):
         self._models: dict[str, OpenModel] = {}
         self._grants: dict[str, KeptGrant] = {}
         self._figures = {
-            terms.name: ModelFigures(local={}, losses={}) for terms in self.contract.models
+            terms.name: ModelFigures(local={}, losses={}, spared={})
+            for terms in self.contract.models
         }
         self._base = b""
         self._alone: dict[str, tuple[Vector | None, Vector] | None] = {}
@@ -447,17 +454,26 @@ class TrainerSession(SessionBase):
             model.task.set_flat(vectors[name])
         if self._private is not None and self._private.unit == "record":
             tasks = {terms.name: self._models[terms.name].task for terms in self.contract.models}
-            deltas = private_updates(self.contract, tasks, self._records.train)
+            tally = Tally()
+            deltas = private_updates(self.contract, tasks, self._records.train, tally)
+            for (name, what), count in tally.items():
+                self._count(name, what, count)
         else:
             for name, model in self._models.items():
                 still: tuple[Vector, Figure | None] = np.zeros_like(vectors[name]), None
                 train = partial(self._trained, name, model, vectors[name], call.round)
                 deltas[name], loss = self._spared(train, still)
-                if loss is not None and self._private is None:
+                if loss is None:
+                    self._count(name, "rounds without an update", 1)
+                elif self._private is None:
                     self._figures[name].losses[train_key(call.round)] = loss
                     metrics[name] = {"train": loss}
         protected = self._leave(UPDATE, call.round, deltas, metrics)
         return pb.Reply(update=pb.Update(protected=protected.wire))
+
+    def _count(self, name: str, what: str, count: int) -> None:
+        kept = self._figures[name].spared
+        kept[what] = kept.get(what, 0) + count
 
     def _trained(
         self, name: str, model: OpenModel, start: Vector, number: int
@@ -648,7 +664,7 @@ class TrainerSession(SessionBase):
             for name, figures in self._figures.items()
         }
         for name, more in (shown or {}).items():
-            found[name] |= more
+            found[name] |= {**more, "spared": self._figures[name].spared}
         local = canonical.encode(found)
         return pb.Reply(measured=pb.Measured(local=local, protected=protected.wire))
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fedark.contract.contract import Contract
 from fedark.foundation.errors import printable
+from fedark.stages.report import spared_lines
 
 __all__ = ["local_reports", "render"]
 
@@ -59,6 +60,11 @@ def render(report: Mapping[str, Any], local: Mapping[str, LocalFigures]) -> Rend
         parts += _samples(name, local)
         if model.get("alone"):  # not in reports of earlier releases
             parts.append(Text(f"alone: {printable(model['alone'], 500)}."))
+    parts += [
+        Text(f"{customer}, {line}.")
+        for customer, figures in local.items()
+        for line in spared_lines(figures)
+    ]
     if report["passed_over"]:
         parts.append(
             Text(

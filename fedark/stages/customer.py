@@ -43,6 +43,7 @@ from fedark.stages.budget import release, show_head
 from fedark.stages.loading import CustomerData, CustomerRun, Loader
 from fedark.stages.node import SEEN_LOGS, NodeBase
 from fedark.stages.personal import SEALED, gain_lines, write_personal
+from fedark.stages.report import spared_lines
 from fedark.stages.runs import MEMORY
 from fedark.stages.settings import NodeSettings
 from fedark.stages.shown_log import ShownLog, provider_key
@@ -340,6 +341,8 @@ class CustomerNode(NodeBase[CustomerRun]):
         self._take_personal(run, request.delivery, folder)
         memory = {"node": round(peak_mib(), 1), "enclave": round(run.enclave.peak_mib(), 1)}
         write_atomic(folder / MEMORY, json.dumps({"peak_mib": memory}).encode())
+        for line in spared_lines(run.local):
+            self.settings.on_progress(line)
         self.settings.on_progress(f"adapter and report are in {folder}")
         self._end(run.run_id)
         return stage_pb2.DeliverReply(stored=True)

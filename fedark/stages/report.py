@@ -37,6 +37,7 @@ __all__ = [
     "read_report",
     "require_curve",
     "sign_report",
+    "spared_lines",
 ]
 
 FigureHistory = Sequence[Mapping[str, Mapping[str, Sequence[float]]]]
@@ -50,6 +51,32 @@ _ENDED = {
     "target": "the rounds ended: the contract's target was reached",
     "": "the rounds go on",
 }
+
+
+def spared_lines(local: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a customer's operator should know of records that taught nothing under a mechanism: no
+    message to another party says it.
+
+    Args:
+        local: what its trainer enclave measured, by model.
+    """
+    lines = []
+    for name, figures in local.items():
+        spared = figures.get("spared", {})
+        if without := spared.get("without gradient"):
+            lines.append(
+                f"model {name}: {without} of {spared['drawn']} drawn records had no usable gradient"
+                " and counted as zeros"
+            )
+        if silent := spared.get("rounds without an update"):
+            lines.append(f"model {name}: in {silent} rounds training failed; zeros were sent")
+        if changed := spared.get("changed itself"):
+            lines.append(
+                f"model {name}: in {changed} sums the model was found to have changed itself, and"
+                " nothing of them was used: its provider may have poisoned it; take part in no"
+                " further job with it"
+            )
+    return lines
 
 
 def make_report(

@@ -22,7 +22,7 @@ from torch import nn
 
 from fedark.foundation.errors import ModelError
 
-__all__ = ["ADMITTED", "ModelState", "require_separable"]
+__all__ = ["ADMITTED", "ModelChanged", "ModelState", "require_separable"]
 
 ADMITTED = frozenset(
     {
@@ -68,6 +68,10 @@ def require_separable(config: Mapping[str, Any]) -> None:
         raise _refused("its convolution reads across the end of a text")
 
 
+class ModelChanged(ModelError):
+    """The model is not what it was before it saw records: its gradients bound nothing."""
+
+
 class ModelState:
     """Everything that a model holds besides the tensors that are trained: attributes of its modules
     and their classes, configurations, buffers, frozen weights.
@@ -87,11 +91,11 @@ class ModelState:
                 meanwhile may have changed them.
 
         Raises:
-            ModelError: something is not.
+            ModelChanged: something is not.
         """
         parts = 2 if classes else 1
         if self._now({})[:parts] != self._before[:parts]:
-            raise ModelError(
+            raise ModelChanged(
                 "The model changed itself while gradients were taken: records of later batches"
                 " would depend on those of earlier ones.",
                 safe="Nothing was made of these gradients.",

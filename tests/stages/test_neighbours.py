@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fedark.foundation.errors import FedarkError
 from fedark.records.reading import Record
 from fedark.records.splits import split_train_test
 from fedark.simulation import simulate
+from fedark.stages.report import spared_lines
 from fedark.tuning.task import TaskModel
 from fedark.v1 import enclave_pb2 as pb
 
@@ -32,13 +34,14 @@ TERMS = {
 }
 HOSTILE, HARMLESS = "open hostile", "open harmless"
 RECORDS = 16
+OWN: dict[str, Any] = {}  # what south's own operator is told, by the text of its record
 
 
-def _place(part: str) -> int:
-    """The row of a record that is trained on, or held out."""
-    rows = [Record(str(number), "open") for number in range(RECORDS)]
-    train, test = split_train_test(rows, 0.25)
-    return int((train if part == "trained on" else test)[0].prompt)
+def _on_side(text: str, part: str) -> str:
+    """`text` with a number behind it by which its record is trained on, or held out."""
+    texts = [f"{text} {number}" for number in range(100)]
+    sides = split_train_test([Record(f"south: {text}", "open") for text in texts], 0.25)
+    return sides[part != "trained on"][0].prompt.removeprefix("south: ")
 
 
 def _fails(patch: pytest.MonkeyPatch, how: str) -> None:
@@ -85,7 +88,7 @@ def _run(
     file = folder / "job" / "south.csv"
     with file.open() as opened:
         rows = list(csv.reader(opened))
-    rows[1 + _place(part)][1:] = [text, "open"]
+    rows[1][1:] = [_on_side(text, part), "open"]
     with file.open("w", newline="") as opened:
         csv.writer(opened).writerows(rows)
     left: list[Any] = []
@@ -125,6 +128,8 @@ def _run(
     try:
         with simulate(Job.load(path, terms), folder / "work") as running:
             report = running.run()
+            run = folder / "work" / "parties" / "south" / "runs" / running.run_id
+            OWN[text] = json.loads((run / "local.json").read_text())
     finally:
         patch.setattr(TrainerSession, "handle", handle)
         patch.setattr(TrainerSession, "_protect", protect)
@@ -156,6 +161,32 @@ def test_one_record_on_which_everything_fails_changes_nothing_that_leaves(
     assert one == other
     assert any(entry[0] == "round" and entry[2] == "update" for entry in one[0])
     assert one[1][0] == {}
+    # Its own operator is told, and nobody else.
+    assert spared_lines(OWN[HARMLESS]) == []
+    assert bool(spared_lines(OWN[HOSTILE])) == (part == "trained on")
+
+
+def test_a_model_that_changes_itself_is_told_to_the_customers_own_operator_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = TaskModel._score
+
+    def scored(self: TaskModel, batch: Any, *length: int) -> Any:
+        if any(tuple(example.ids[-4:]) == (5, 6, 5, 7) for example in batch):
+            self.scorer.body.config.poisoned = True
+        return score(self, batch, *length)
+
+    _fails(monkeypatch, "never")
+    monkeypatch.setattr(TaskModel, "_score", scored)
+    one, other = (
+        _run(tmp_path / name, "example-distributed", "masked", text, "trained on", monkeypatch)
+        for name, text in (("harmless", HARMLESS), ("hostile", HOSTILE))
+    )
+    assert one == other
+    assert spared_lines(OWN[HARMLESS]) == []
+    *_, line = spared_lines(OWN[HOSTILE])
+    assert "changed itself" in line
+    assert "poisoned" in line
 
 
 def test_control_without_a_mechanism_the_record_ends_its_owners_part(
