@@ -1,6 +1,7 @@
 """fedark: fine-tune a provider's model on data that nobody else may see.
 
     Job               a job file, read and checked
+    plan              terms for a private job, and what to expect of them
     simulate          run a job in this process; gives a Result
     seal              encrypt a base model for attested enclaves
     audit             attack a privacy claim
@@ -15,13 +16,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedark.api import Job, Result, audit, seal, simulate, verify_dossier, verify_evidence
+    from fedark.api import Job, Result, audit, plan, seal, simulate, verify_dossier, verify_evidence
 
 __all__ = [
     "Job",
     "Result",
     "__version__",
     "audit",
+    "plan",
     "seal",
     "simulate",
     "verify_dossier",

@@ -24,10 +24,20 @@ if TYPE_CHECKING:
 
     from fedark.attestation.claims import Claims
     from fedark.auditing.one_run import AuditReport
+    from fedark.contract.plan import Plan
     from fedark.report.verify import Verified
     from fedark.vault.manifest import VerifiedManifest
 
-__all__ = ["Job", "Result", "audit", "seal", "simulate", "verify_dossier", "verify_evidence"]
+__all__ = [
+    "Job",
+    "Result",
+    "audit",
+    "plan",
+    "seal",
+    "simulate",
+    "verify_dossier",
+    "verify_evidence",
+]
 
 Say = Callable[[str], None]
 
@@ -158,6 +168,35 @@ def simulate(
         }
         local = local_reports(contract, Path(work), report["run_id"])
         return Result(report, local, adapters, own / DOSSIER)
+
+
+def plan(
+    job: Job | Path | str | None = None, *, override: tuple[str, ...] = (), **terms: Any
+) -> Plan:
+    """Terms for a private job: rounds, sampling rate, clip norm and learning rate for an epsilon,
+    with what noise leaves of the job. Nothing is started.
+
+    >>> import fedark
+    >>> found = fedark.plan(records=10_000, customers=8, values=29_568, epsilon=3.0)
+    >>> found.rounds, found.learning_rate
+    (200, 82.0)
+
+    Args:
+        job: its records, customers, adapters and privacy count where `terms` say nothing else.
+        override: as `Job.load` takes them.
+        terms: as `fedark.contract.plan.plan` takes them; epsilon 3 where nothing says more.
+
+    Raises:
+        ContractError: no such job can be, with every problem.
+    """
+    from fedark.contract.plan import plan as propose
+
+    if job is None:
+        return propose(**{"epsilon": 3.0} | terms)
+    from fedark.simulation.check import planned
+
+    read = job if isinstance(job, Job) else Job.load(Path(job), override)
+    return propose(**planned(read) | terms)
 
 
 def seal(

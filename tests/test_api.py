@@ -28,6 +28,7 @@ PINNED = [
     "Result",
     "__version__",
     "audit",
+    "plan",
     "seal",
     "simulate",
     "verify_dossier",

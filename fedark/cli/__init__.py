@@ -47,6 +47,7 @@ def _register() -> None:
         log,
         model,
         node,
+        plan,
         report,
         simulate,
         use,
@@ -72,6 +73,7 @@ def _register() -> None:
     app.command("example")(example.example)
     app.command("init")(init.init)
     app.command("check")(check.check)
+    app.command("plan")(plan.plan)
     app.command("simulate")(simulate.simulate)
     app.command("demo")(demo.demo)
 

@@ -391,8 +391,8 @@ class PrivacyTerms(Terms):
         local_steps: "example-local": steps of one round.
         records: how many training records all customers have, about; public, so that gradient sums
             are divided by it and not by what was really drawn.
-        accept_noise: run the job although its noise buries what it could learn
-            (`fedark.contract.privacy.noise_problems`).
+        accept_noise: run the job although its noise buries what it could learn, or its steps are
+            too short to learn anything (`fedark.contract.privacy.futile_problems`).
     """
 
     mechanism: MechanismName = "none"

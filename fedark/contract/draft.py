@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from fedark.attestation.terms import SandboxMode
 from fedark.contract.contract import Contract, EvaluationTerms, ModelTerms, Party
 from fedark.contract.job import Job
-from fedark.contract.privacy import claim_problems, noise_problems, solved
+from fedark.contract.privacy import claim_problems, futile_problems, solved
 from fedark.contract.protection import masked_terms
 from fedark.foundation.errors import ContractError
 from fedark.measurement import reference_policies
@@ -80,6 +80,6 @@ def draft(
     )
     if contract.protection.mode == "masked":
         masked_terms(contract, "")  # the layouts are known only now
-    if problems := claim_problems(contract) or noise_problems(contract):
+    if problems := claim_problems(contract) or futile_problems(contract):
         raise ContractError(str(job.path), problems)
     return contract

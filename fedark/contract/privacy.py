@@ -19,13 +19,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedark.contract.contract import Contract, PrivacyTerms, ProtectionTerms, TrainingTerms
+from fedark.contract.contract import (
+    Contract,
+    ModelTerms,
+    PrivacyTerms,
+    ProtectionTerms,
+    ServerTerms,
+    TrainingTerms,
+)
 from fedark.foundation.errors import InputError, ProtocolError
 from fedark.privacy.accounting import Guarantee, Spend, View, cost, reachable
 from fedark.privacy.kinds import TRAITS
@@ -35,19 +42,24 @@ from fedark.secagg import Contribution, Layout
 from fedark.secagg.vector import RoundSum, mask
 
 __all__ = [
-    "claim_problems",
     "NOISE_REFUSED",
     "NOISE_WARNED",
+    "REACH_REFUSED",
+    "REACH_WARNED",
+    "Outline",
+    "claim_problems",
+    "futile_problems",
     "guarantees",
+    "learning_lines",
+    "learning_warnings",
     "mechanism",
-    "noise_line",
-    "noise_problems",
     "noise_to_signal",
     "noised",
     "noised_layout",
     "noised_sum",
     "noised_words",
     "privacy_problems",
+    "reach",
     "server_scale",
     "solved",
     "strongest_spend",
@@ -57,13 +69,30 @@ __all__ = [
 NOISE_WARNED, NOISE_REFUSED = 0.1, 0.5
 """Ratios of noise to signal above which a job is warned of, and refused (docs/privacy.md)."""
 _LOCAL_TERMS = {"schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "lora_dropout": 0.0}
+REACH_WARNED, REACH_REFUSED = 0.3, 0.03
+"""How far a value can move at most (`reach`), below which a job is warned of, and refused."""
 _BITS = 22
 _LEAST_SUM = (
     16.0  # clip norms of one record that a customer's sum may have, however small its data are
 )
 
 
-def mechanism(contract: Contract) -> Mechanism | None:
+@dataclass(frozen=True)
+class Outline:
+    """What of a contract the cost and the use of its privacy depend on, before there is one.
+
+    Attributes:
+        customers: their names, or anything of that number.
+    """
+
+    privacy: PrivacyTerms
+    protection: ProtectionTerms
+    rounds: int
+    customers: Sequence[object]
+    models: Sequence[ModelTerms]
+
+
+def mechanism(contract: Contract | Outline) -> Mechanism | None:
     """The contract's mechanism, or None if it has none.
 
     Raises:
@@ -165,7 +194,7 @@ def server_scale(contract: Contract) -> float:
     return len(contract.customers) / (terms.sampling_rate * terms.records)
 
 
-def noise_to_signal(contract: Contract) -> float:
+def noise_to_signal(contract: Contract | Outline) -> float:
     """Expected L2 norm of all noise in the finished adapter, over the largest norm that what was
     learned can have: every record drawn as often as expected, its gradient as long as the clip
     norm, and all of them pointing the same way in every step. Both grow over T steps: the signal by
@@ -182,32 +211,91 @@ def noise_to_signal(contract: Contract) -> float:
     return noise / (terms.clip_norm * units * math.sqrt(found.releases))
 
 
-def noise_line(contract: Contract) -> str:
-    """What the noise does to the job, for people."""
+def reach(contract: Contract | Outline) -> float:
+    """How far the values of the adapter that moves least can move in the whole job, at most: root
+    mean square over its values, if every record of every round pulled the same way with a gradient
+    as long as the clip norm. Infinite without a mechanism. Real gradients reach 4 to 7 % of it
+    (docs/privacy.md).
+    """
+    terms = contract.privacy
+    if terms.mechanism == "none":
+        return math.inf
+    clip = terms.clip_norm / math.sqrt(len(contract.models))
+    steps = [_step(model, terms, clip) / math.sqrt(model.travelling) for model in contract.models]
+    return contract.rounds * min(steps)
+
+
+def _step(model: ModelTerms, terms: PrivacyTerms, clip: float) -> float:
+    """The longest L2 norm by which noiseless gradients move a model in a round."""
+    if TRAITS[terms.mechanism].update == "noised-steps":
+        training = model.training
+        rate = max(training.learning_rate, training.head_learning_rate)
+        adaptive = training.optimizer == "adamw"  # about the rate for each value
+        clip = terms.local_steps * rate * (math.sqrt(model.travelling) if adaptive else clip)
+    return _server_step(model.server, clip, model.travelling)
+
+
+def _server_step(server: ServerTerms, update: float, values: int) -> float:
+    """The longest step of the server's optimiser for updates of this L2 norm."""
+    if server.optimizer == "fedavg":
+        return server.learning_rate * update
+    # |m| <= update and sqrt(v) >= 0; and, value by value, m / sqrt(v) by Cauchy and Schwarz.
+    first, second = server.beta1, server.beta2
+    bound = math.inf
+    if first**2 < second < 1:
+        bound = (1 - first) / math.sqrt((1 - second) * (1 - first**2 / second)) * math.sqrt(values)
+    return server.learning_rate * min(update / server.tau, bound)
+
+
+def learning_lines(contract: Contract | Outline) -> list[str]:
+    """What noise and step sizes let the job learn, for people: nothing without a mechanism."""
+    if contract.privacy.mechanism == "none":
+        return []
     try:
-        ratio = noise_to_signal(contract)
+        ratio, far = noise_to_signal(contract), reach(contract)
     except InputError as error:
-        return f"noise: {error.what}"
+        return [f"noise: {error.what}"]
     said = f"noise: {ratio:.2g} times the most that the job can learn"
     if ratio > NOISE_REFUSED:
-        return f"{said}; expect nothing to be learned"
-    if ratio > NOISE_WARNED:
-        return f"{said}; expect little to be learned (good jobs stay below {NOISE_WARNED})"
-    return said
+        said += "; expect nothing to be learned"
+    elif ratio > NOISE_WARNED:
+        said += f"; expect little to be learned (good jobs stay below {NOISE_WARNED})"
+    steps = f"steps: a value of the adapter moves by {far:.2g} at most in the whole job"
+    if far < REACH_REFUSED:
+        steps += "; the adapter stays as it was"
+    elif far < REACH_WARNED:
+        steps += f"; expect little to be learned (good jobs are above {REACH_WARNED})"
+    return [said, steps]
 
 
-def noise_problems(contract: Contract) -> list[str]:
+def learning_warnings(contract: Contract | Outline) -> list[str]:
+    """The lines of `learning_lines` that promise little or nothing."""
+    return [line for line in learning_lines(contract) if "; " in line]
+
+
+def futile_problems(contract: Contract | Outline) -> list[str]:
     """Why the job would spend its epsilon for nothing, unless it accepts that."""
-    if contract.privacy.accept_noise or noise_to_signal(contract) <= NOISE_REFUSED:
+    terms = contract.privacy
+    if terms.mechanism == "none" or terms.accept_noise:
         return []
-    return [
-        f"privacy: {noise_line(contract)}\n    More records, a larger sampling_rate, more rounds, a"
-        ' larger epsilon, or fewer values (method "head", a lower rank, fewer layers) lower it;'
-        " privacy.accept_noise = true runs the job all the same."
-    ]
+    noise, steps = (f"privacy: {line}\n    " for line in learning_lines(contract))
+    accepted = "privacy.accept_noise = true runs the job all the same."
+    found = []
+    if noise_to_signal(contract) > NOISE_REFUSED:
+        found.append(
+            f"{noise}More records, a larger sampling_rate, more rounds, a larger epsilon, or fewer"
+            f' values (method "head", a lower rank, fewer layers) lower it; {accepted}'
+        )
+    if reach(contract) < REACH_REFUSED:
+        found.append(
+            f"{steps}Under a mechanism a round moves the adapter by the server's learning_rate"
+            " times clip_norm at most: a larger models.server.learning_rate, clip_norm or more"
+            f" rounds make it longer (fedark plan proposes them); {accepted}"
+        )
+    return found
 
 
-def guarantees(contract: Contract) -> tuple[Guarantee, ...]:
+def guarantees(contract: Contract | Outline) -> tuple[Guarantee, ...]:
     """What the whole job guarantees, against whom."""
     found = mechanism(contract)
     if found is None:
@@ -240,7 +328,7 @@ def _steps(terms: PrivacyTerms, rounds: int) -> int:
     return rounds * (terms.local_steps if local else 1)
 
 
-def claim_problems(contract: Contract) -> list[str]:
+def claim_problems(contract: Contract | Outline) -> list[str]:
     """What is wrong with the epsilon that the contract claims, computed again from its noise."""
     terms = contract.privacy
     if terms.mechanism == "none":
@@ -270,7 +358,7 @@ def claim_problems(contract: Contract) -> list[str]:
     return []
 
 
-def strongest_spend(contract: Contract) -> Spend | None:
+def strongest_spend(contract: Contract | Outline) -> Spend | None:
     """What the whole job costs against the strongest party that the contract reckons with; None
     without a mechanism.
     """
@@ -336,7 +424,7 @@ def privacy_problems(
     return found
 
 
-def sum_clip(contract: Contract) -> float:
+def sum_clip(contract: Contract | Outline) -> float:
     """L2 norm that a customer's vector is clipped to as a whole before it is rounded."""
     terms = contract.privacy
     if TRAITS[terms.mechanism].unit == "customer":
@@ -345,6 +433,6 @@ def sum_clip(contract: Contract) -> float:
     return terms.clip_norm * max(_LEAST_SUM, expected)
 
 
-def _grid(contract: Contract) -> Layout:
+def _grid(contract: Contract | Outline) -> Layout:
     length, clip = sum(terms.travelling for terms in contract.models), sum_clip(contract)
     return Layout("grid", length, bits=_BITS, clip_norm=clip, value_range=clip)

@@ -10,20 +10,28 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedark.contract.contract import ModelTerms
 from fedark.contract.job import Job, ModelSpec
-from fedark.contract.privacy import solved
+from fedark.contract.privacy import (
+    Outline,
+    futile_problems,
+    learning_lines,
+    learning_warnings,
+    solved,
+)
 from fedark.contract.protection import protection_warnings
 from fedark.enclave.usage import peak_mib
 from fedark.foundation.errors import ContractError, FedarkError, InputError
 from fedark.operate.offer import model_sources
 from fedark.records.reading import Record, one_answer
 from fedark.simulation.local import checked_records
+from fedark.tuning.layout import base_shapes
 from fedark.tuning.task import TaskModel
 from fedark.tuning.unsealed import unsealed_model
 
-__all__ = ["Outlook", "check"]
+__all__ = ["Outlook", "check", "planned"]
 
 _TRIED = 32
 _FIXED_SECONDS, _STAGE_SECONDS = 8.0, 0.3  # measuring the enclaves; a customer's part of a stage
@@ -109,6 +117,7 @@ def check(job: Job, say: Callable[[str], None] = lambda text: None) -> Outlook:
     ]
     seconds = _FIXED_SECONDS + _STAGE_SECONDS * len(parts) * (job.rounds + 4)
     traffic = _MESSAGE * len(parts) * (job.rounds + 5)
+    models: list[ModelTerms] = []
     for spec, folder in sources:
         try:
             task = unsealed_model(job, spec, folder)
@@ -123,6 +132,11 @@ def check(job: Job, say: Callable[[str], None] = lambda text: None) -> Outlook:
         seconds += training * trained * passes + measuring * (trained + 3 * tested)
         traffic += 2 * 4 * task.terms.travelling * len(parts) * (job.rounds + 2)
         lines.append(_line_of(task.terms, spec.source))
+        models.append(task.terms)
+    outline = Outline(privacy, job.protection, job.rounds, tuple(parts), models)
+    lines += learning_lines(outline)
+    warnings += learning_warnings(outline)
+    problems += futile_problems(outline)
     if problems:
         raise ContractError(str(job.path), problems)
     memory = peak_mib()
@@ -132,6 +146,31 @@ def check(job: Job, say: Callable[[str], None] = lambda text: None) -> Outlook:
         f" memory or more, {traffic / 1e6:.1f} MB between all parties."
     )
     return Outlook(tuple(lines), tuple(warnings), seconds, memory, traffic)
+
+
+def planned(job: Job) -> dict[str, Any]:
+    """What a job says of the arguments of `fedark.contract.plan.plan`; of its privacy, where it has
+    a mechanism.
+    """
+    parts = checked_records(job).parts
+    sources, _ = model_sources(job)
+    layouts = [
+        base_shapes(folder, spec.task, job.labels, spec.pooling).layout(spec.adapter)
+        for spec, folder in sources
+    ]
+    travelling = [tensor for layout in layouts for tensor in layout if tensor.travels]
+    found: dict[str, Any] = {
+        "records": sum(len(train) for train, _ in parts.values()),
+        "customers": len(parts),
+        "values": sum(tensor.size for tensor in travelling),
+        "lora": any(".lora_" in tensor.name for tensor in travelling),
+        "epsilon": 3.0,
+    }
+    if job.privacy.mechanism != "none":
+        terms = job.privacy
+        found |= {"mechanism": terms.mechanism, "epsilon": terms.epsilon, "delta": terms.delta}
+        found["protection"] = job.protection
+    return found
 
 
 def _line_of(terms: ModelTerms, source: str) -> str:

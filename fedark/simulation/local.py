@@ -30,7 +30,7 @@ from fedark.attestation.trust import SIMULATED_CRL, SIMULATED_ROOT
 from fedark.contract.contract import Contract, EvaluationTerms, Party, now
 from fedark.contract.draft import draft
 from fedark.contract.job import Job
-from fedark.contract.privacy import noise_line, strongest_spend
+from fedark.contract.privacy import learning_lines, strongest_spend
 from fedark.contract.protection import protection_warnings
 from fedark.foundation.errors import ContractError, FedarkError, InputError
 from fedark.foundation.files import write_atomic
@@ -211,8 +211,8 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
             collateral=collateral,
             device=device,
         )
-    if contract.privacy.mechanism != "none":
-        say(noise_line(contract))
+    for line in learning_lines(contract):
+        say(line)
     write_atomic(work / "contract.cbor", contract.encode())
     for party in (contract.provider, *contract.customers):
         policy = work / "parties" / party.name / POLICY

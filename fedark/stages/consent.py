@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedark.contract.contract import Contract, fingerprint, now
-from fedark.contract.privacy import noise_line
+from fedark.contract.privacy import learning_lines
 from fedark.contract.protection import fewest_in_a_sum
 from fedark.foundation.errors import (
     ContractError,
@@ -445,5 +445,5 @@ def _privacy_lines(contract: Contract) -> list[str]:
             " the whole job"
         ),
         f"  {others}",
-        f"  {noise_line(contract)}",
+        *(f"  {line}" for line in learning_lines(contract)),
     ]

@@ -14,7 +14,7 @@ from fedark.attestation.appraisal import AppraisalPolicy
 from fedark.attestation.terms import AttestationTerms
 from fedark.attestation.trust import SIMULATED_ROOT
 from fedark.contract.contract import Contract, Party, now
-from fedark.contract.privacy import claim_problems, noise_problems
+from fedark.contract.privacy import claim_problems, futile_problems
 from fedark.contract.protection import fewest_in_a_sum, protection_problems
 from fedark.enclave.host import EnclaveHandle
 from fedark.foundation.keys import HYBRID, Kem, PartyKeys
@@ -136,7 +136,7 @@ def node_problems(contract: Contract, settings: NodeSettings, role: str) -> list
     problems += protection_problems(
         contract.protection, [party.name for party in contract.customers], adapters
     )
-    problems += claim_problems(contract) or noise_problems(contract)
+    problems += claim_problems(contract) or futile_problems(contract)
     return problems
 
 
