@@ -73,7 +73,9 @@ def _noise_of_a_run(
     means: list[Any] = []
     stepped = AggregatorSession._stepped
 
-    def nothing(contract: Contract, tasks: dict[str, Any], records: Any) -> dict[str, Any]:
+    def nothing(
+        contract: Contract, tasks: dict[str, Any], records: Any, tally: Any = None
+    ) -> dict[str, Any]:
         return {name: np.zeros(task.terms.travelling, np.float32) for name, task in tasks.items()}
 
     def seen(self: AggregatorSession, terms: Any, mean: Any) -> Any:

@@ -88,7 +88,7 @@ def test_the_sum_is_that_of_clipped_gradients_of_batches_of_one(
     assert summed.dtype == np.float32
     np.testing.assert_allclose(ours, norms, rtol=2e-5)
     expected = clipped(rows, bound).sum(0)
-    assert np.abs(summed - expected).max() < 1e-6 * bound * len(data)
+    assert np.abs(summed - expected).max() < 2e-6 * bound * len(data)
     offset = 0
     for spec in task.terms.layout:
         if spec.travels:
@@ -135,7 +135,7 @@ def test_opacus_hooks_give_the_same_sum(
         .numpy()
     )
     np.testing.assert_allclose(norms, np.linalg.norm(rows, axis=1), rtol=2e-5)
-    assert np.abs(summed - clipped(rows, 0.3).sum(0)).max() < 1e-6 * 0.3 * len(data)
+    assert np.abs(summed - clipped(rows, 0.3).sum(0)).max() < 2e-6 * 0.3 * len(data)
 
 
 @pytest.mark.parametrize("name", ["minilm", "llama"])
