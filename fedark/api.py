@@ -329,7 +329,7 @@ def verify_dossier(
         InputError, ModelError: a file cannot be read, or a folder holds no adapter.
     """
     from fedark.report.verify import read_dossier, verify_dossier
-    from fedark.serving.adapter import adapter_digest
+    from fedark.tuning.adapter import adapter_digest
 
     digests = dict(adapter_digest(Path(folder)) for folder in adapters)
     return verify_dossier(read_dossier(Path(dossier)), root=root, adapters=digests)

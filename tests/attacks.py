@@ -70,6 +70,12 @@ ATTACKS = {
         "another owner's adapter", "a lease against the release policy", "revoked lease",
         "an enclave that is not the leased one",
     ),
+    "adapters": (
+        "a start of numbers that harm", "a start of another shape or base",
+        "a start with links or pickles", "another start in the bundle than in the contract",
+        "personal adapters without the delivery that they were made from",
+        "the size of messages as a sign of which adapter was chosen",
+    ),
 }  # fmt: skip
 
 _BY = {

@@ -32,6 +32,31 @@ def show(
     typer.echo(summary(_read(contract)), nl=False)
 
 
+@app.command("start")
+def start(
+    contract: Annotated[Path, typer.Argument(help="The contract's file, contract.cbor.")],
+    folder: Annotated[Path, typer.Argument(help="Of an adapter, or of a finished run.")],
+    model: Annotated[
+        str, typer.Option(help="Which of the contract's models; the first else.")
+    ] = "",
+) -> None:
+    """Compare the adapter that a contract starts from with one that you hold."""
+    from fedark.tuning.start import read_start
+
+    agreed = _read(contract)
+    terms = agreed.model(model) if model else agreed.models[0]
+    if terms is None:
+        raise InputError(f"The contract has no model {model!r}.")
+    if not terms.start:
+        raise InputError(f"Model {terms.name} starts from its base, and from no adapter.")
+    if read_start(folder, terms).digest != terms.start:
+        raise InputError(
+            f"Model {terms.name} starts from another adapter than the one in {folder}.",
+            fix="Ask the provider which one it is before you approve the contract.",
+        )
+    typer.echo(f"Model {terms.name} starts from the adapter in {folder}.")
+
+
 @app.command("approve")
 def approve(
     folder: Annotated[Path, typer.Argument(help="The folder of the party that agrees.")],

@@ -42,7 +42,7 @@ def make(
 ) -> None:
     """Make and sign a lease, as the provider. It is good once the customer has signed it too."""
     from fedark.operate.leases import make_lease
-    from fedark.serving.adapter import read_terms
+    from fedark.tuning.adapter import read_terms
 
     require_own(party)
     terms = read_terms(adapter)

@@ -124,8 +124,8 @@ def merge(
 ) -> None:
     """Write base and adapter as one folder that transformers loads. It holds the base in clear."""
     _quiet()
-    from fedark.serving.adapter import read_adapter
     from fedark.serving.merging import merge as merged
+    from fedark.tuning.adapter import read_adapter
 
     what = merged(read_adapter(folder), base, out)
     typer.echo(f"{out}: {what}")
@@ -142,7 +142,7 @@ def _model(folder: Path, base: str, lease: Path | None) -> Iterator[Answering]:
             safe="Nothing was loaded.",
         )
     _quiet()
-    from fedark.serving.adapter import read_adapter
+    from fedark.tuning.adapter import read_adapter
 
     adapter = read_adapter(folder)
     if lease is None:

@@ -44,7 +44,7 @@ def verify(
     trust. The exit status is 1 if anything in it does not hold.
     """
     from fedark.report.verify import read_dossier, verify_dossier
-    from fedark.serving.adapter import adapter_digest
+    from fedark.tuning.adapter import adapter_digest
 
     verified = verify_dossier(
         read_dossier(dossier),

@@ -281,6 +281,8 @@ class ModelTerms(Terms):
             their mean, or the first one ("cls"), under fedark's own head; "none": by transformers'
             own classifier. "auto", which no drafted contract holds: as the model's files say.
         pooling_why: why so, where the job file left it open.
+        start: SHA-384 (hex) of the adapter that the job starts from (`fedark.tuning.start`), or "":
+            it starts from the base itself.
         base: the base model's name on the Hugging Face hub, where it is public; or "".
         layout: every tensor of the adapter; the flat vector of an update is the travelling ones in
             this order, row-major.
@@ -298,6 +300,7 @@ class ModelTerms(Terms):
     personal: PersonalTerms = PersonalTerms()
     pooling: Pooling = "auto"
     pooling_why: Annotated[str, Field(max_length=300)] = ""
+    start: Annotated[str, Field(pattern=r"^([0-9a-f]{96})?$")] = ""
     base: Annotated[str, Field(max_length=300)] = ""
     layout: Annotated[tuple[TensorSpec, ...], Field(min_length=1)]
 

@@ -194,6 +194,8 @@ class ModelSpec(Terms):
             "hub:ORG/NAME".
         pooling: as in `ModelTerms`; "auto" goes by the model's files, and the report says how.
         optional: leave the model out, with a notice, where its source is not on this machine.
+        start: the folder of an adapter that fedark made, or of a finished run, which the job goes
+            on from; "": it starts from the base itself. On the provider's machine alone.
     """
 
     name: Name
@@ -201,6 +203,7 @@ class ModelSpec(Terms):
     task: Literal["classification", "instruction"]
     pooling: Pooling = "auto"
     optional: bool = False
+    start: str = ""
     title: str = ""
     licence: str = "unstated"
     adapter: AdapterTerms = AdapterTerms()
@@ -427,6 +430,12 @@ class Job:
             customer.test for customer in self.customers if customer.test
         ]
         files += [self.split.file] if self.split else []
+        starts = [self.resolve(model.start) for model in self.models] if role != "host" else []
+        problems += [
+            f"models.start: there is no folder {path}"
+            for path in starts
+            if path is not None and not path.is_dir()
+        ]
         own = {
             "all": [*map(self.resolve, files), self.replay, self.acceptance],
             "provider": [self.replay, self.acceptance],
@@ -455,12 +464,14 @@ def model_terms(
     labels: tuple[str, ...],
     base: Any,
     layout: Any,
+    start: str = "",
 ) -> ModelTerms:
     """The contract's terms for a model of the job, once it is sealed.
 
     Args:
         base: what it is taken for (`fedark.tuning.base.Base`).
         layout: of its adapter.
+        start: digest of the adapter that it starts from.
     """
     public = spec.source.removeprefix("hub:") if spec.source.startswith("hub:") else ""
     return ModelTerms.model_validate(
@@ -478,6 +489,7 @@ def model_terms(
             "pooling": base.pooling,
             "pooling_why": base.why,
             "base": public,
+            "start": start,
             "layout": layout,
         }
     )

@@ -15,6 +15,7 @@ from fedark.foundation.errors import DataError, ModelError, Refused
 from fedark.foundation.jsontext import read_json
 from fedark.privacy.ledger import record_bytes
 from fedark.records.reading import Record
+from fedark.tuning.start import START, open_start
 from fedark.tuning.task import TaskModel
 from fedark.tuning.weights import Files
 from fedark.v1 import enclave_pb2 as pb
@@ -116,7 +117,7 @@ class OpenModel:
     """One base model of the job, with the provider's own records beside it.
 
     Attributes:
-        initial: the adapter before any training, float32 [travelling].
+        initial: the adapter before any training, or that the job starts from, float32 [travelling].
         replay: records that are mixed into a customer's.
         acceptance: group and record of the acceptance set.
     """
@@ -145,8 +146,15 @@ class OpenModel:
                 safe="Nothing was measured.",
             )
         task = TaskModel.load(files, terms)
+        start = open_start(_bytes(files, f"extra/{START}"), terms)
+        if start is not None:
+            task.set_flat(start)
         replay = [record for _, record in _records(files, "extra/replay.jsonl")]
-        return cls(terms, task, task.initial(), replay, acceptance)
+        return cls(terms, task, task.get_flat(), replay, acceptance)
+
+
+def _bytes(files: Files, name: str) -> bytes | None:
+    return bytes(files[name]) if name in files else None
 
 
 def _records(files: Files, name: str) -> list[tuple[str, Record]]:

@@ -7,9 +7,12 @@ roster; what is in the contract is compared by everyone.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,11 +30,20 @@ from fedark.operate.party import WEIGHT_KEYS, PartyConfig
 from fedark.sandbox.confine import Mode
 from fedark.tuning.layout import base_shapes
 from fedark.tuning.sources import model_files, resolve
+from fedark.tuning.start import START, Start, read_start
 from fedark.vault.bundle import seal
-from fedark.vault.manifest import ModelCard, ReleasePolicy, VerifiedManifest
+from fedark.vault.manifest import ModelCard, ReleasePolicy, VerifiedManifest, weights_digest
 from fedark.vault.weightkey import KeyStore
 
-__all__ = ["Offer", "groups_of", "model_sources", "rows", "seal_for_job", "terms_problems"]
+__all__ = [
+    "Offer",
+    "groups_of",
+    "model_sources",
+    "rows",
+    "seal_for_job",
+    "start_of",
+    "terms_problems",
+]
 
 OFFER_LABEL = "fedark/offer/1"
 _MAX_OFFER = 4 << 20
@@ -105,6 +117,10 @@ def terms_problems(offer: Offer, job: Job) -> list[str]:
             problems.append(f"model {name}: the offer and the job file differ in pooling")
         if terms.labels != job.labels:
             problems.append(f"model {name}: the offer and the job file differ in the labels")
+        if bool(spec.start) != bool(terms.start):
+            problems.append(
+                f"model {name}: the offer and the job file differ in what it starts from"
+            )
         if terms.prompt != job.data.prompt:
             problems.append(f"model {name}: the offer and the job file differ in data.prompt")
     return problems
@@ -159,7 +175,15 @@ def seal_for_job(
         from fedark.tuning.separable import require_separable  # torch: not for a host
 
         require_separable(base.model.config.to_dict())  # type: ignore[operator,union-attr]
-    layout = base.layout(spec.adapter)
+    termed = partial(
+        model_terms,
+        spec,
+        prompt=job.data.prompt,
+        labels=job.labels,
+        base=base,
+        layout=base.layout(spec.adapter),
+    )
+    start = start_of(job, spec, termed(bundle="0" * 96, weights="0" * 96), source)
     card = {
         "name": spec.name,
         "title": spec.title or spec.name,
@@ -167,33 +191,54 @@ def seal_for_job(
         "task": spec.task,
         "base": spec.source,
     }
-    manifest, key = seal(
-        source,
-        bundle,
-        provider=keys.signing,
-        card=ModelCard.model_validate(card),
-        policy=ReleasePolicy(
-            expires=(now() + timedelta(days=job.days_valid)).isoformat(timespec="seconds"),
-            platforms=job.attestation.platforms,
-            sandbox=sandbox,
-            minimum_cohort=job.protection.minimum_cohort,
-            kem=(job.attestation.kem,),
-        ),
-        extra=dict(extra),
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        sealed = dict(extra)
+        if start is not None:
+            sealed[START] = Path(scratch) / START
+            sealed[START].write_bytes(start.values)
+        manifest, key = seal(
+            source,
+            bundle,
+            provider=keys.signing,
+            card=ModelCard.model_validate(card),
+            policy=ReleasePolicy(
+                expires=(now() + timedelta(days=job.days_valid)).isoformat(timespec="seconds"),
+                platforms=job.attestation.platforms,
+                sandbox=sandbox,
+                minimum_cohort=job.protection.minimum_cohort,
+                kem=(job.attestation.kem,),
+            ),
+            extra=sealed,
+        )
     store.put(manifest, key)
-    terms = model_terms(
-        spec,
+    terms = termed(
         bundle=manifest.digest().hex(),
         weights=manifest.weights().hex(),
-        prompt=job.data.prompt,
-        labels=job.labels,
-        base=base,
-        layout=layout,
+        start=start.digest if start is not None else "",
     )
     say(f"model {spec.name}: {terms.taken}")
     _try_own_records(job, terms, source)
     return manifest, terms
+
+
+def start_of(job: Job, spec: ModelSpec, terms: ModelTerms, source: Path) -> Start | None:
+    """The adapter that a model of the job starts from, if it starts from one.
+
+    Args:
+        terms: the model's; its `weights` are put in here.
+        source: the base's folder.
+
+    Raises:
+        ModelError: it does not fit, with every reason.
+    """
+    folder = job.resolve(spec.start)
+    if folder is None:
+        return None
+    digests = {}
+    for name, path in model_files(source).items():
+        with path.open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha384").digest()
+    return read_start(folder, terms.model_copy(update={"weights": weights_digest(digests).hex()}))
 
 
 def _try_own_records(job: Job, terms: ModelTerms, source: Path) -> None:

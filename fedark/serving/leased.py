@@ -25,8 +25,8 @@ from fedark.foundation import canonical
 from fedark.foundation.errors import EnclaveFailed, ModelError, Refused
 from fedark.foundation.keys import SigningKey
 from fedark.records.reading import Record
-from fedark.serving.adapter import Adapter
 from fedark.stages.loading import feed
+from fedark.tuning.adapter import Adapter
 from fedark.tuning.task import Evaluation
 from fedark.v1 import enclave_pb2 as pb
 from fedark.v1 import stage_pb2

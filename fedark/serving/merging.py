@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from fedark.foundation.errors import ModelError
 from fedark.foundation.files import disk_errors, new_directory
-from fedark.serving.adapter import Adapter
 from fedark.serving.model import read_base
+from fedark.tuning.adapter import Adapter
 from fedark.tuning.base import POOLING
 from fedark.tuning.export import HEAD, LABELS
 from fedark.tuning.task import TaskModel

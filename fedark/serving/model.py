@@ -18,7 +18,7 @@ from fedark.contract.contract import ModelTerms
 from fedark.contract.protection import Figure
 from fedark.foundation.errors import ModelError
 from fedark.records.reading import Record
-from fedark.serving.adapter import Adapter
+from fedark.tuning.adapter import Adapter
 from fedark.tuning.judged import details
 from fedark.tuning.sources import model_files, resolve
 from fedark.tuning.task import Evaluation, TaskModel

@@ -24,7 +24,7 @@ from fedark.contract.privacy import (
 from fedark.contract.protection import protection_warnings
 from fedark.enclave.usage import peak_mib
 from fedark.foundation.errors import ContractError, FedarkError, InputError
-from fedark.operate.offer import model_sources
+from fedark.operate.offer import model_sources, start_of
 from fedark.records.reading import Record, one_answer
 from fedark.simulation.local import checked_records
 from fedark.tuning.layout import base_shapes
@@ -121,6 +121,7 @@ def check(job: Job, say: Callable[[str], None] = lambda text: None) -> Outlook:
     for spec, folder in sources:
         try:
             task = unsealed_model(job, spec, folder)
+            start_of(job, spec, task.terms, folder)
             training, measuring = _seconds(task, parts)
         except FedarkError as error:
             problems.append(f"model {spec.name}: {error.what} {error.fix}")

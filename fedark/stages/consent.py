@@ -400,6 +400,11 @@ def summary(
             f"  {part}: {_listed(getattr(terms, part))}"
             for part in ("adapter", "training", "server", "personal")
         ]
+        if terms.start:
+            lines.append(
+                f"  starts from the adapter {terms.start}"
+                " (`fedark contract start` compares it with a folder)"
+            )
         lines.append(f"  prompt: {_line(terms.prompt)}")
         lines.append(
             f"  answers: {_line(', '.join(terms.labels)) if terms.labels else 'free text'}"

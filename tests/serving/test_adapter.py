@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fedark.foundation.errors import ModelError
-from fedark.serving.adapter import read_adapter
+from fedark.tuning.adapter import read_adapter
 from fedark.tuning.export import ADAPTER, HEAD, LABELS, TERMS
 
 Change = Callable[[Path], None]

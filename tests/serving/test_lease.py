@@ -31,10 +31,10 @@ from fedark.measurement import measure_enclave
 from fedark.operate.broker.keys import LEASES
 from fedark.operate.party import DEVICE, PartyConfig
 from fedark.records.reading import Record
-from fedark.serving.adapter import Adapter, read_adapter
 from fedark.serving.leased import Leased
 from fedark.serving.model import load
 from fedark.simulation import InProcessEnclave
+from fedark.tuning.adapter import Adapter, read_adapter
 from fedark.v1 import enclave_pb2 as pb
 from fedark.vault.bundle import SealedBundle, seal
 from fedark.vault.lease import ADAPTER_LABEL, Usage, adapter_statement

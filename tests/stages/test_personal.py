@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,12 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
     def attacked(self: TrainerSession, call: pb.Personal) -> pb.Reply:
         altered = bytes([call.delivery[0] ^ 1]) + call.delivery[1:]
         for what, delivery in (("altered", altered), ("none", b""), ("cut", call.delivery[:90])):
-            REFUSED[what] = refusal(lambda d=delivery: give(self, pb.Personal(delivery=d)))
+            REFUSED[what] = said_of(lambda d=delivery: give(self, pb.Personal(delivery=d)))
         own, self._base = self._base, bytes(48)
-        REFUSED["another state"] = refusal(lambda: give(self, call))
+        REFUSED["another state"] = said_of(lambda: give(self, call))
         self._base = own
         party, self.config.party = self.config.party, "maker"
-        REFUSED["another party's"] = refusal(lambda: give(self, call))
+        REFUSED["another party's"] = said_of(lambda: give(self, call))
         self.config.party = party
         return give(self, call)
 
@@ -107,7 +107,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcome]:
         yield Outcome(tmp_path_factory.mktemp("failing"))
 
 
-def refusal(call: Any) -> str:
+def said_of(call: Any) -> str:
     try:
         call()
     except FedarkError as error:
@@ -162,10 +162,13 @@ def test_everybody_reads_only_how_many_customers_gained(outcome: Outcome) -> Non
     assert "chosen" not in json.dumps(outcome.report)
 
 
+@pytest.mark.attack("personal adapters without the delivery that they were made from")
 def test_attack_a_delivery_of_another_state_party_or_none_frees_no_personal_adapter(
-    outcome: Outcome,
+    outcome: Outcome, refusal: Callable[[str], None]
 ) -> None:
     assert outcome.folder("north").exists()
+    for said in REFUSED.values():
+        refusal(said)
     assert REFUSED["another state"].startswith("Another shared adapter was delivered")
     assert "not refused" not in REFUSED.values(), REFUSED
     assert REFUSED.keys() == {"altered", "none", "cut", "another state", "another party's"}
@@ -181,8 +184,9 @@ def test_personal_training_that_fails_ends_nothing_and_leaves_the_shared_adapter
         assert failing.local(name)["personal"]["chosen"] == "together"
 
 
+@pytest.mark.attack("the size of messages as a sign of which adapter was chosen")
 def test_attack_no_size_of_a_message_tells_which_adapter_was_chosen(
-    outcome: Outcome, failing: Outcome
+    outcome: Outcome, failing: Outcome, refusal: Callable[[str], None]
 ) -> None:
     chosen = {outcome.local(name)["personal"]["chosen"] for name in CUSTOMERS}
     assert chosen != {"together"}, "else there is nothing to tell apart"
@@ -191,6 +195,7 @@ def test_attack_no_size_of_a_message_tells_which_adapter_was_chosen(
     assert [(m.stage, m.party, m.direction) for m in sorted(outcome.passed, key=order)] == [
         (m.stage, m.party, m.direction) for m in sorted(failing.passed, key=order)
     ]
+    refusal("messages of one order, kind and length whatever is chosen")
 
 
 def order(message: Passed) -> tuple[str, str, str]:
