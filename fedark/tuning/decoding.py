@@ -23,17 +23,22 @@ _RANKED_ROWS = 256  # prompts times answers in one batch
 
 
 class Decoder:
-    """Reads prompts with one model and tokenizer."""
+    """Reads prompts with one model and tokenizer.
+
+    Attributes:
+        body: the model, with an adapter where it has one.
+        takes: names of what it can be called with.
+    """
 
     def __init__(self, body: nn.Module, model: nn.Module, encoder: TextEncoder) -> None:
         """Args:
         body: the model, with an adapter where it has one.
         model: the library's model inside it, which says what can be asked of `body`.
         """
-        self._body = body
+        self.body = body
         self._encoder = encoder
-        takes = inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.takes = frozenset(inspect.signature(model.forward).parameters)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in self.takes else {}
 
     def write(self, prompts: Sequence[str], limit: int, stop: Sequence[str] = ()) -> list[str]:
         """What the model writes after each prompt by greedy decoding, up to its end token, the
@@ -72,7 +77,7 @@ class Decoder:
         rows: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
         for _ in range(limit):
-            read = self._body(
+            read = self.body(
                 input_ids=following, attention_mask=mask, past_key_values=cache, use_cache=True
             )
             cache, chosen = read.past_key_values, read.logits[:, -1].argmax(-1)
@@ -96,7 +101,7 @@ class Decoder:
         all of one length.
         """
         count, answers = len(prompts), len(tokens)
-        read = self._body(
+        read = self.body(
             input_ids=prompts,
             attention_mask=torch.ones_like(prompts),
             use_cache=True,
@@ -115,7 +120,7 @@ class Decoder:
             ],
             dim=1,
         )
-        logits = self._body(
+        logits = self.body(
             input_ids=following, attention_mask=seen, past_key_values=cache, use_cache=True
         ).logits
         targets = tokens[:, 1:].repeat(count, 1)

@@ -36,6 +36,7 @@ from fedark.tuning.batches import Example, by_length, drawn, padded, shuffled
 from fedark.tuning.decoding import Decoder
 from fedark.tuning.features import Features
 from fedark.tuning.layout import Flat, flatten, seeded_tensor, unflatten
+from fedark.tuning.mixed import Mixed
 from fedark.tuning.per_example import Norms, PerExample
 from fedark.tuning.schedule import rate_factor
 from fedark.tuning.scorer import Scorer, by_layout, dropping, with_adapter
@@ -193,6 +194,15 @@ class TaskModel:
                 fix="Check that config.json, tokenizer and weights belong together.",
             ) from None
         return task
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a language model."""
+        return self._causal
+
+    def mixed(self) -> Mixed:
+        """This base for many adapters of these terms at once, none of them loaded yet."""
+        return Mixed(self, self._encoder, self._decoder, self._tensors)
 
     @torch.no_grad()
     def share_frozen(self, other: TaskModel) -> None:

@@ -79,10 +79,16 @@ class TextEncoder:
         """Ids of whole texts with special tokens, at most `max_length` each; over-long ones lose
         their end, or what the tokenizer's `truncation_side` names.
         """
+        return [ids for ids, _ in self.cut_texts(texts)]
+
+    def cut_texts(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """As `texts`, and whether each text lost something."""
         self._tokenizer.enable_truncation(self._max_length, direction=self._side)
-        encodings = self._encoded(texts)
-        self._tokenizer.no_truncation()
-        return [encoding.ids or [self.pad_id] for encoding in encodings]
+        try:
+            encodings = self._encoded(texts)
+        finally:
+            self._tokenizer.no_truncation()
+        return [(one.ids or [self.pad_id], bool(one.overflowing)) for one in encodings]
 
     def prompts(self, prompts: Sequence[str], reserved: Sequence[int]) -> list[list[int]]:
         """Ids of prompts that are to be answered: the opening special token stays, a closing end
@@ -91,13 +97,23 @@ class TextEncoder:
         Each leaves `reserved` of the `max_length` tokens free for its answer; an over-long prompt
         loses its start, because what is asked tends to stand at the end.
         """
-        special, plain = self._encoded(prompts), self._encoded(prompts, special=False)
         result = []
-        for full, bare, taken in zip(special, plain, reserved, strict=True):
-            opening = full.ids[:1] if full.ids[:1] != bare.ids[:1] else []
-            body = bare.ids[-max(1, self._max_length - taken - len(opening)) :]
+        for (opening, bare), taken in zip(self._opened(prompts), reserved, strict=True):
+            body = bare[-max(1, self._max_length - taken - len(opening)) :]
             result.append(opening + body or [self.pad_id])
         return result
+
+    def whole_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """As `prompts`, however long."""
+        return [opening + bare or [self.pad_id] for opening, bare in self._opened(prompts)]
+
+    def _opened(self, prompts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """The opening special token of each prompt, if it has one, and its other ids."""
+        special, plain = self._encoded(prompts), self._encoded(prompts, special=False)
+        return [
+            (full.ids[:1] if full.ids[:1] != bare.ids[:1] else [], bare.ids)
+            for full, bare in zip(special, plain, strict=True)
+        ]
 
     def answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Ids of answers as they follow a prompt, with the end token; cut where no room for a
@@ -115,6 +131,10 @@ class TextEncoder:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             return ""
+
+    def token(self, number: int) -> str:
+        """The text of one token as the tokenizer writes it, a special one's name."""
+        return self._tokenizer.id_to_token(number) or ""
 
     def _encoded(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
         try:
