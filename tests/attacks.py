@@ -76,6 +76,7 @@ ATTACKS = {
         "personal adapters without the delivery that they were made from",
         "the size of messages as a sign of which adapter was chosen",
     ),
+    "serving": ("another owner's adapter asked for",),
 }  # fmt: skip
 
 _BY = {

@@ -49,6 +49,7 @@ def _register() -> None:
         node,
         plan,
         report,
+        serve,
         simulate,
         use,
         verify,
@@ -63,6 +64,8 @@ def _register() -> None:
     app.add_typer(lease.app, name="lease")
     app.add_typer(log.app, name="log")
     app.add_typer(ledger.app, name="ledger")
+    app.add_typer(serve.app, name="key")
+    app.command("serve")(serve.serve)
     app.command("predict")(use.predict)
     app.command("eval")(use.evaluate)
     app.command("merge")(use.merge)

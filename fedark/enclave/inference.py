@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -40,7 +41,9 @@ from fedark.foundation.keys import HpkeKey, SigningKey, verify_signature
 from fedark.records.reading import Record
 from fedark.tuning.judged import details
 from fedark.tuning.layout import Flat
+from fedark.tuning.mixed import Asked, Mixed
 from fedark.tuning.task import TaskModel
+from fedark.tuning.writing import Piece, Wish, Writer
 from fedark.v1 import enclave_pb2 as pb
 from fedark.vault.lease import ADAPTER_LABEL, Usage, adapter_statement
 from fedark.vault.manifest import Manifest
@@ -54,6 +57,9 @@ _MAX_PROMPTS = 4096
 _MAX_CHARACTERS = 1 << 20
 _MAX_STOPS = 16
 _MAX_ADAPTERS = 64
+_MAX_TEXTS = 1024
+_MAX_STEPS = 64
+_MAX_TEMPERATURE = 2.0
 
 
 @dataclass
@@ -67,6 +73,22 @@ class _Portion:
     ends: float
     boot: float
     tokens: int
+
+
+@dataclass
+class _Begun:
+    """A text that is being written, and what was charged for it.
+
+    Attributes:
+        adapter: digest.
+        read, longest: tokens that were charged; written: so far.
+    """
+
+    wish: Wish
+    adapter: bytes
+    read: int
+    longest: int
+    written: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +117,10 @@ class InferenceSession:
         self._portion: _Portion | None = None
         self._opening: _Opening | None = None
         self._task: TaskModel | None = None
+        self._mixed: Mixed | None = None
+        self._writer: Writer | None = None
         self._adapters: dict[str, tuple[bytes, Flat]] = {}
+        self._begun: dict[int, _Begun] = {}
         self._used: dict[bytes, list[int]] = {}
         self._seen = 0.0
 
@@ -105,7 +130,7 @@ class InferenceSession:
         if over:
             self._forget()
         name = name_of(call)
-        if over and name in ("adapter", "ask", "sealed"):
+        if over and name in ("adapter", "ask", "write", "sealed"):
             raise Refused(
                 over,
                 safe="Nothing was answered, and the enclave has forgotten the weights.",
@@ -204,8 +229,9 @@ class InferenceSession:
         return ""
 
     def _forget(self) -> None:
-        self._task = self._opening = self._portion = None
+        self._task = self._opening = self._portion = self._mixed = self._writer = None
         self._adapters.clear()
+        self._begun.clear()
         self._at = start(self._table)
 
     # -- the weights
@@ -220,7 +246,11 @@ class InferenceSession:
         self._opening = None
         opened = opening.opener.finish()
         opening.accepted.key.wipe()
-        self._task = TaskModel.load(opening.collector.files, self.lease.terms)
+        task = TaskModel.load(opening.collector.files, self.lease.terms)
+        self._mixed = task.mixed()
+        if task.causal and not task.terms.labels:
+            self._writer = Writer(self._mixed)
+        self._task = task
         receipt = Receipt.make(opening.accepted, opened, self._signing, now=now())
         return pb.Reply(receipt=pb.Receipt(receipt=receipt))
 
@@ -254,13 +284,18 @@ class InferenceSession:
         if len(call.flat) != 4 * self.lease.terms.travelling:
             raise ProtocolError("An adapter has not the shape that the lease fixes.")
         flat = np.frombuffer(call.flat, dtype="<f4").astype(np.float32)
-        self._open().set_flat(flat)  # refuses another shape, and what is not finite
+        assert self._mixed is not None  # as in `_open`
+        self._mixed.put(call.name, flat)  # refuses another shape, and what is not finite
+        for number in self._writer.forget(call.name) if self._writer is not None else ():
+            self._end(number)
         self._adapters[call.name] = (hashlib.sha384(call.flat).digest(), flat)
         return reply_done()
 
     def _ask(self, call: pb.Ask) -> pb.Reply:
-        task, (digest, flat) = self._open(), self._known(call.adapter)
         _check(call)
+        if call.adapters:
+            return self._label(call)
+        task, (digest, flat) = self._open(), self._known(call.adapter)
         task.set_flat(flat)
         prompts = [record.prompt for record in call.records] or list(call.prompts)
         given = [record.answer for record in call.records]
@@ -268,19 +303,86 @@ class InferenceSession:
             task.read_tokens(prompts) + task.written_tokens(given),
             task.most_written(len(prompts), call.longest or None),
         )
-        self._charge(digest, *reserved)
-        try:
+        self._charge({digest: reserved})
+        with _failing_model("It was charged."):
             answers, written = _answered(task, call, prompts)
-        except FedarkError:
-            raise
-        except Exception as error:  # from the library, at a text; its words may hold the text
-            raise ModelError(
-                f"The model fails on a prompt ({type(error).__name__}).", safe="It was charged."
-            ) from None
         if written:
-            self._charge(digest, 0, min(task.written_tokens(written), reserved[1]) - reserved[1])
+            unused = min(task.written_tokens(written), reserved[1]) - reserved[1]
+            self._charge({digest: (0, unused)})
         encoded = canonical.encode(answers)
         return pb.Reply(answered=pb.Answered(answers=encoded, usage=self._receipt()))
+
+    def _label(self, call: pb.Ask) -> pb.Reply:
+        """Prompts, each for an adapter of its own."""
+        task, mixed = self._open(), self._mixed
+        assert mixed is not None  # as in `_open`
+        asked = [Asked(*pair) for pair in zip(call.adapters, call.prompts, strict=True)]
+        read = [task.read_tokens([one.prompt]) for one in asked]
+        digests = [self._known(one.adapter)[0] for one in asked]
+        self._charge(_summed((d, n, 0) for d, n in zip(digests, read, strict=True)))
+        with _failing_model("It was charged."):
+            found = mixed.label(asked)
+        values = {
+            "probabilities": np.stack([one.values for one in found]).astype("<f4").tobytes(),
+            "read": [one.tokens for one in found],
+            "cut": [one.cut for one in found],
+        }
+        encoded = canonical.encode(values)
+        return pb.Reply(answered=pb.Answered(answers=encoded, usage=self._receipt()))
+
+    def _write(self, call: pb.Write) -> pb.Reply:
+        """Texts are charged when they begin, at their longest; what was not written is given back
+        when they end.
+        """
+        writer = self._writer
+        if writer is None:
+            raise InputError("This model writes no text: it has labels.")
+        wishes = self._wished(call, writer)
+        self._charge(_summed((one.adapter, one.read, one.longest) for one in wishes.values()))
+        for number in call.drop:
+            writer.drop(number)
+            self._end(number)
+        for number, one in wishes.items():
+            writer.add(number, one.wish)
+            self._begun[number] = one
+        pieces: list[Piece] = []
+        with _failing_model("It was charged."):
+            for _ in range(min(call.steps, _MAX_STEPS)):
+                pieces += writer.step()
+        ended = [piece for piece in pieces if piece.end]
+        for piece in pieces:
+            if piece.id in self._begun:
+                self._begun[piece.id].written = piece.written
+        for piece in ended:
+            self._end(piece.id, unread=piece.end == "too long")
+        encoded = canonical.encode([list(piece.plain()) for piece in pieces])
+        usage = self._receipt() if ended or call.drop else b""
+        return pb.Reply(written=pb.Written(pieces=encoded, usage=usage))
+
+    def _wished(self, call: pb.Write, writer: Writer) -> dict[int, _Begun]:
+        """What is to be begun, with what it may cost; nothing has been changed yet."""
+        found: dict[int, _Begun] = {}
+        for one in call.begin:
+            if one.id in found or one.id in self._begun:
+                raise ProtocolError("Two texts of a request have the same number.")
+            if not 1 <= one.longest < self.lease.terms.training.max_length:
+                raise InputError("A text is to have no tokens, or more than the model reads.")
+            if not (0 <= one.temperature <= _MAX_TEMPERATURE and 0 < one.top_p <= 1):
+                raise InputError("A temperature or top_p is out of its range.")
+            _check(pb.Ask(prompts=[one.prompt], stop=one.stop))
+            digest, _ = self._known(one.adapter)
+            settings = (tuple(one.stop), one.temperature, one.top_p, one.seed)
+            wish = Wish(one.adapter, one.prompt, one.longest, *settings)
+            found[one.id] = _Begun(wish, digest, writer.read_tokens(wish), one.longest)
+        if len(found) + len(self._begun) > _MAX_TEXTS:
+            raise InputError(f"An enclave writes {_MAX_TEXTS} texts at once, at most.")
+        return found
+
+    def _end(self, number: int, *, unread: bool = False) -> None:
+        """Give back what a text did not use."""
+        one = self._begun.pop(number, None)
+        if one is not None:
+            self._charge({one.adapter: (-one.read if unread else 0, one.written - one.longest)})
 
     def _known(self, name: str) -> tuple[bytes, Flat]:
         found = self._adapters.get(name)
@@ -288,19 +390,22 @@ class InferenceSession:
             raise InputError("This enclave has no adapter of that name.", safe="Nothing was asked.")
         return found
 
-    def _charge(self, adapter: bytes, read: int, written: int) -> None:
+    def _charge(self, costs: Mapping[bytes, tuple[int, int]]) -> None:
+        """Charge tokens read and written with each adapter, or none of them."""
         portion = self._portion
         assert portion is not None  # weights are open under one alone
-        if read + written > portion.tokens:
+        tokens = sum(map(sum, costs.values()))
+        if tokens > portion.tokens:
             raise Refused(
-                f"The request may take {read + written:,} tokens, and {portion.tokens:,} are left"
+                f"The request may take {tokens:,} tokens, and {portion.tokens:,} are left"
                 " of this portion of the lease.",
                 safe="Nothing was answered or charged.",
                 fix="Ask the provider's broker for another portion.",
             )
-        portion.tokens -= read + written
-        counts = self._used.setdefault(adapter, [0, 0])
-        counts[0], counts[1] = counts[0] + read, counts[1] + written
+        portion.tokens -= tokens
+        for adapter, (read, written) in costs.items():
+            counts = self._used.setdefault(adapter, [0, 0])
+            counts[0], counts[1] = counts[0] + read, counts[1] + written
 
     def _receipt(self) -> bytes:
         assert self._portion is not None  # answers are given under one alone
@@ -316,11 +421,34 @@ class InferenceSession:
         return usage.sign(self._signing)
 
 
+@contextmanager
+def _failing_model(safe: str) -> Iterator[None]:
+    """What the library says of a text may hold the text."""
+    try:
+        yield
+    except FedarkError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"The model fails on a prompt ({type(error).__name__}).", safe=safe
+        ) from None
+
+
+def _summed(costs: Iterable[tuple[bytes, int, int]]) -> dict[bytes, tuple[int, int]]:
+    total: dict[bytes, tuple[int, int]] = {}
+    for adapter, read, written in costs:
+        before = total.get(adapter, (0, 0))
+        total[adapter] = (before[0] + read, before[1] + written)
+    return total
+
+
 def _check(call: pb.Ask) -> None:
     texts = [*call.prompts, *call.stop]
     texts += [text for record in call.records for text in (record.prompt, record.answer)]
     if bool(call.prompts) == bool(call.records):
         raise InputError("A request has prompts to answer, or records to measure.")
+    if call.adapters and len(call.adapters) != len(call.prompts):
+        raise InputError("A request has not one adapter for each of its prompts.")
     if len(call.prompts) + len(call.records) > _MAX_PROMPTS or len(call.stop) > _MAX_STOPS:
         raise InputError(
             f"A request has {_MAX_PROMPTS} prompts and {_MAX_STOPS} texts to stop at, at most."

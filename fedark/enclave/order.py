@@ -406,7 +406,12 @@ _INFERENCE_MEMORY = Region(
             "sealed": Step("_sealed", If("open", State.ANSWERING, State.CLOSED)),
         },
         State.ANSWERING: _PROVES
-        | {"grant": Step("_renew"), "adapter": Step("_adapter"), "ask": Step("_ask")},
+        | {
+            "grant": Step("_renew"),
+            "adapter": Step("_adapter"),
+            "ask": Step("_ask"),
+            "write": Step("_write"),
+        },
     },
     {
         State.CLOSED: ("No weights are open under a lease that is good.", "Nothing was answered."),

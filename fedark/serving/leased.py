@@ -54,6 +54,7 @@ class Leased:
 
     Attributes:
         usage: the enclave's last receipt; empty before its first answer.
+        lives: how often weights were opened: what was begun before is lost.
     """
 
     signed: SignedLease
@@ -63,6 +64,7 @@ class Leased:
     signing: SigningKey
     say: Callable[[str], None] = lambda text: None
     usage: bytes = b""
+    lives: int = 0
     _adapters: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,32 +103,46 @@ class Leased:
             self._bring(name)
         return LeasedModel(self, name, terms)
 
+    def drop(self, name: str) -> None:
+        """Bring this adapter to no further enclave."""
+        self._adapters.pop(name, None)
+
     def ask(self, ask: pb.Ask) -> dict[str, object]:
-        """An answer of the enclave; with another portion, if the one at hand is used up.
+        """An answer of the enclave; see `call`."""
+        reply = self.call(pb.Call(ask=ask)).answered
+        self.usage = reply.usage
+        found: dict[str, object] = canonical.decode(reply.answers, max_bytes=_MAX_ANSWER)
+        return found
+
+    def call(self, call: pb.Call, *, again: bool = True) -> pb.Reply:
+        """What the enclave replies; with another portion, if the one at hand is used up.
+
+        Args:
+            again: one that has ended is asked again once it is started anew.
 
         Raises:
+            EnclaveFailed: it has ended, and another was started.
             FedarkError: the enclave's, or the provider's, why not.
         """
         try:
-            reply = self._asked(ask)
+            return self._called(call)
         except EnclaveFailed:
             self._enclave.close()
             self._begin()
-            reply = self._asked(ask)
+            if not again:
+                raise
+            return self._called(call)
         except Refused as error:
             if not self._open:
                 raise
             self.say(error.what)
             self._renew()
-            reply = self._asked(ask)
-        self.usage = reply.usage
-        found: dict[str, object] = canonical.decode(reply.answers, max_bytes=_MAX_ANSWER)
-        return found
+            return self._called(call)
 
-    def _asked(self, ask: pb.Ask) -> pb.Answered:
+    def _called(self, call: pb.Call) -> pb.Reply:
         if not self._open:
             self._renew()
-        return self._enclave.call(pb.Call(ask=ask)).answered
+        return self._enclave.call(call)
 
     def _renew(self) -> None:
         name = self.signed.contract.terms.name
@@ -135,6 +151,7 @@ class Leased:
         done = self._enclave.call(pb.Call(grant=grant)).done
         self.usage = done.usage
         if done.weights:
+            self.lives += 1
             feed(self._enclave, self.bundle, name)
             for adapter in self._adapters:
                 self._bring(adapter)
@@ -146,6 +163,13 @@ class Leased:
         statement = adapter_statement(self.signed.digest, self._run_id, name, flat)
         signature = self.signing.sign(ADAPTER_LABEL, statement)
         self._enclave.call(pb.Call(adapter=pb.Adapter(name=name, flat=flat, signature=signature)))
+
+    def figures(self) -> dict[str, float]:
+        """What the last receipt says, for metrics."""
+        if not self.usage:
+            return {}
+        usage = Usage.claimed(self.usage)
+        return {"tokens left of the portion": usage.left, "portions": usage.portions}
 
     def told(self) -> str:
         """What the enclave's last receipt says, for people; it is the provider who verifies it."""

@@ -91,6 +91,10 @@ class Piece:
     read: int = 0
     written: int = 0
 
+    def plain(self) -> tuple[int, str, str, int, int]:
+        """What crosses from an inference enclave: all but `tokens`."""
+        return self.id, self.text, self.end, self.read, self.written
+
 
 @dataclass
 class _Row:

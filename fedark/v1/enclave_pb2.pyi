@@ -28,7 +28,7 @@ class Frame(_message.Message):
     def __init__(self, call: _Optional[_Union[Call, _Mapping]] = ..., reply: _Optional[_Union[Reply, _Mapping]] = ..., fault: _Optional[_Union[Fault, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., quote_request: _Optional[_Union[QuoteRequest, _Mapping]] = ..., quote_reply: _Optional[_Union[QuoteReply, _Mapping]] = ..., sealing_request: _Optional[_Union[SealingRequest, _Mapping]] = ..., sealing_reply: _Optional[_Union[SealingReply, _Mapping]] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver", "peer_nonce", "announce", "join", "open_round", "survivors", "endorse", "unmask", "reopen", "resume", "personal", "measure", "adapter", "ask", "vouch")
+    __slots__ = ("start", "challenge", "attest", "admit_peer", "grant", "sealed", "records", "begin", "round", "evaluate", "submit", "close", "deliver", "peer_nonce", "announce", "join", "open_round", "survivors", "endorse", "unmask", "reopen", "resume", "personal", "measure", "adapter", "ask", "write", "vouch")
     START_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     ATTEST_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class Call(_message.Message):
     MEASURE_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     ASK_FIELD_NUMBER: _ClassVar[int]
+    WRITE_FIELD_NUMBER: _ClassVar[int]
     VOUCH_FIELD_NUMBER: _ClassVar[int]
     start: Start
     challenge: Challenge
@@ -82,11 +83,12 @@ class Call(_message.Message):
     measure: Measure
     adapter: Adapter
     ask: Ask
+    write: Write
     vouch: Vouch
-    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., reopen: _Optional[_Union[Reopen, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., personal: _Optional[_Union[Personal, _Mapping]] = ..., measure: _Optional[_Union[Measure, _Mapping]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., vouch: _Optional[_Union[Vouch, _Mapping]] = ...) -> None: ...
+    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., attest: _Optional[_Union[Attest, _Mapping]] = ..., admit_peer: _Optional[_Union[AdmitPeer, _Mapping]] = ..., grant: _Optional[_Union[Grant, _Mapping]] = ..., sealed: _Optional[_Union[Sealed, _Mapping]] = ..., records: _Optional[_Union[Records, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ..., evaluate: _Optional[_Union[Evaluate, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., deliver: _Optional[_Union[Deliver, _Mapping]] = ..., peer_nonce: _Optional[_Union[PeerNonce, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., join: _Optional[_Union[Join, _Mapping]] = ..., open_round: _Optional[_Union[OpenRound, _Mapping]] = ..., survivors: _Optional[_Union[Survivors, _Mapping]] = ..., endorse: _Optional[_Union[Endorse, _Mapping]] = ..., unmask: _Optional[_Union[Unmask, _Mapping]] = ..., reopen: _Optional[_Union[Reopen, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., personal: _Optional[_Union[Personal, _Mapping]] = ..., measure: _Optional[_Union[Measure, _Mapping]] = ..., adapter: _Optional[_Union[Adapter, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., write: _Optional[_Union[Write, _Mapping]] = ..., vouch: _Optional[_Union[Vouch, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "closed", "delivery", "announcement", "opened", "asked", "personal", "answered", "unusable", "checkpoint")
+    __slots__ = ("hello", "nonce", "evidence", "admitted", "receipt", "done", "measured", "update", "closed", "delivery", "announcement", "opened", "asked", "personal", "answered", "written", "unusable", "checkpoint")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
     EVIDENCE_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +104,7 @@ class Reply(_message.Message):
     ASKED_FIELD_NUMBER: _ClassVar[int]
     PERSONAL_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
     UNUSABLE_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
@@ -119,9 +122,10 @@ class Reply(_message.Message):
     asked: Asked
     personal: PersonalAdapters
     answered: Answered
+    written: Written
     unusable: Unusable
     checkpoint: bytes
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., nonce: _Optional[_Union[Nonce, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., announcement: _Optional[_Union[Announcement, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., asked: _Optional[_Union[Asked, _Mapping]] = ..., personal: _Optional[_Union[PersonalAdapters, _Mapping]] = ..., answered: _Optional[_Union[Answered, _Mapping]] = ..., unusable: _Optional[_Union[Unusable, _Mapping]] = ..., checkpoint: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., nonce: _Optional[_Union[Nonce, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ..., admitted: _Optional[_Union[Admitted, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., measured: _Optional[_Union[Measured, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., closed: _Optional[_Union[Closed, _Mapping]] = ..., delivery: _Optional[_Union[Delivery, _Mapping]] = ..., announcement: _Optional[_Union[Announcement, _Mapping]] = ..., opened: _Optional[_Union[Opened, _Mapping]] = ..., asked: _Optional[_Union[Asked, _Mapping]] = ..., personal: _Optional[_Union[PersonalAdapters, _Mapping]] = ..., answered: _Optional[_Union[Answered, _Mapping]] = ..., written: _Optional[_Union[Written, _Mapping]] = ..., unusable: _Optional[_Union[Unusable, _Mapping]] = ..., checkpoint: _Optional[bytes] = ...) -> None: ...
 
 class Start(_message.Message):
     __slots__ = ("run_config",)
@@ -513,18 +517,20 @@ class Adapter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., flat: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("adapter", "prompts", "longest", "stop", "records")
+    __slots__ = ("adapter", "prompts", "longest", "stop", "records", "adapters")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     LONGEST_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     prompts: _containers.RepeatedScalarFieldContainer[str]
     longest: int
     stop: _containers.RepeatedScalarFieldContainer[str]
     records: _containers.RepeatedCompositeFieldContainer[Record]
-    def __init__(self, adapter: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ..., longest: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+    adapters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, adapter: _Optional[str] = ..., prompts: _Optional[_Iterable[str]] = ..., longest: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., adapters: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Answered(_message.Message):
     __slots__ = ("answers", "usage")
@@ -533,6 +539,44 @@ class Answered(_message.Message):
     answers: bytes
     usage: bytes
     def __init__(self, answers: _Optional[bytes] = ..., usage: _Optional[bytes] = ...) -> None: ...
+
+class Wish(_message.Message):
+    __slots__ = ("id", "adapter", "prompt", "longest", "stop", "temperature", "top_p", "seed")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    adapter: str
+    prompt: str
+    longest: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    temperature: float
+    top_p: float
+    seed: int
+    def __init__(self, id: _Optional[int] = ..., adapter: _Optional[str] = ..., prompt: _Optional[str] = ..., longest: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Write(_message.Message):
+    __slots__ = ("begin", "drop", "steps")
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
+    DROP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    begin: _containers.RepeatedCompositeFieldContainer[Wish]
+    drop: _containers.RepeatedScalarFieldContainer[int]
+    steps: int
+    def __init__(self, begin: _Optional[_Iterable[_Union[Wish, _Mapping]]] = ..., drop: _Optional[_Iterable[int]] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class Written(_message.Message):
+    __slots__ = ("pieces", "usage")
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    pieces: bytes
+    usage: bytes
+    def __init__(self, pieces: _Optional[bytes] = ..., usage: _Optional[bytes] = ...) -> None: ...
 
 class Fault(_message.Message):
     __slots__ = ("code", "what", "safe", "fix", "reasons")
