@@ -15,8 +15,8 @@ import numpy as np
 from fedark.contract.contract import ModelTerms
 from fedark.foundation import canonical
 from fedark.foundation.errors import EnclaveFailed, FedarkError, InputError, ModelError
-from fedark.serving.adapter import Adapter
 from fedark.serving.leased import Leased
+from fedark.tuning.adapter import Adapter
 from fedark.tuning.mixed import Asked, Read
 from fedark.tuning.task import TaskModel
 from fedark.tuning.writing import ROWS, Piece, Wish, Writer
@@ -205,7 +205,7 @@ def alike(terms: ModelTerms, base: ModelTerms) -> ModelTerms:
     """`terms` with all that `base` has and that says nothing of how an adapter answers: equal to
     it, if one engine can hold adapters of both.
     """
-    same = ("name", "bundle", "base", "prompt", "pooling_why", "server", "personal")
+    same = ("name", "bundle", "base", "prompt", "pooling_why", "start", "server", "personal")
     values = {name: getattr(base, name) for name in same}
     if terms.training.max_length == base.training.max_length:
         values["training"] = base.training

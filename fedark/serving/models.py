@@ -16,12 +16,12 @@ from typing import Protocol
 
 from fedark.contract.contract import ModelTerms
 from fedark.foundation.errors import FedarkError, InputError, printable
-from fedark.serving.adapter import Adapter, read_adapter
 from fedark.serving.engine import ClearEngine, Engine, LeasedEngine, alike
 from fedark.serving.keys import ApiKey
 from fedark.serving.leased import Leased
 from fedark.serving.model import read_base
 from fedark.serving.worker import Worker
+from fedark.tuning.adapter import Adapter, read_adapter
 from fedark.tuning.task import TaskModel
 
 __all__ = ["Bases", "Clear", "Model", "Models", "Sealed", "named", "read_list"]

@@ -20,8 +20,8 @@ from typing import Literal
 
 from fedark.foundation.errors import EnclaveFailed, FedarkError, InputError, Refused
 from fedark.foundation.logs import explain
-from fedark.serving.adapter import Adapter
 from fedark.serving.engine import Engine
+from fedark.tuning.adapter import Adapter
 from fedark.tuning.mixed import Asked, Read
 from fedark.tuning.writing import Piece, Wish
 

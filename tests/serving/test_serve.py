@@ -26,12 +26,12 @@ import pytest
 import uvicorn
 
 from fedark.foundation.errors import FedarkError, InputError, ModelError
-from fedark.serving.adapter import Adapter, read_adapter
 from fedark.serving.http import Limits, Server
 from fedark.serving.keys import KeyFile
 from fedark.serving.model import load
 from fedark.serving.models import Clear, Models, named, read_list
 from fedark.serving.running import Place
+from fedark.tuning.adapter import Adapter, read_adapter
 from fedark.tuning.mixed import Asked
 
 KEYS = {"plain": "", "north": "north", "south": "south"}
