@@ -3,6 +3,7 @@
     Job               a job file, read and checked
     plan              terms for a private job, and what to expect of them
     simulate          run a job in this process; gives a Result
+    taste             judge a job's base models before anything is tuned
     seal              encrypt a base model for attested enclaves
     audit             attack a privacy claim
     verify_dossier    what a run's dossier proves
@@ -16,7 +17,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedark.api import Job, Result, audit, plan, seal, simulate, verify_dossier, verify_evidence
+    from fedark.api import (
+        Job,
+        Result,
+        audit,
+        plan,
+        seal,
+        simulate,
+        taste,
+        verify_dossier,
+        verify_evidence,
+    )
 
 __all__ = [
     "Job",
@@ -26,6 +37,7 @@ __all__ = [
     "plan",
     "seal",
     "simulate",
+    "taste",
     "verify_dossier",
     "verify_evidence",
 ]

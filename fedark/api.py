@@ -35,6 +35,7 @@ __all__ = [
     "plan",
     "seal",
     "simulate",
+    "taste",
     "verify_dossier",
     "verify_evidence",
 ]
@@ -168,6 +169,28 @@ def simulate(
         }
         local = local_reports(contract, Path(work), report["run_id"])
         return Result(report, local, adapters, own / DOSSIER)
+
+
+def taste(
+    job: Job | Path | str, work: Path | str = "fedark-work", *, say: Say = lambda text: None
+) -> Result:
+    """Judge every base model of a job before anything is tuned, in one round: the head that follows
+    in closed form from sums over all customers' records, and its figures.
+
+    >>> import fedark
+    >>> result = fedark.taste("job.toml")
+    >>> sorted(result.figures["tiny"])
+    ['before', 'together']
+
+    Args:
+        job: a job, or the path of a job file; of its terms of training none counts.
+        work, say: as `simulate` takes them.
+
+    Raises:
+        FedarkError: what is wrong, with what to do.
+    """
+    job = job if isinstance(job, Job) else Job.load(Path(job))
+    return simulate(job.tasting(), work, say=say)
 
 
 def plan(

@@ -77,6 +77,11 @@ ATTACKS = {
         "the size of messages as a sign of which adapter was chosen",
     ),
     "serving": ("another owner's adapter asked for",),
+    "taster": (
+        "reading a customer's moments on their way", "a taster's round under a mechanism",
+        "moments as an update, and an update as moments", "moments that no records have",
+        "a second taster's round",
+    ),
 }  # fmt: skip
 
 _BY = {

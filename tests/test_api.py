@@ -31,6 +31,7 @@ PINNED = [
     "plan",
     "seal",
     "simulate",
+    "taste",
     "verify_dossier",
     "verify_evidence",
 ]
@@ -102,7 +103,16 @@ def _example(name: str) -> str:
 @pytest.mark.usefixtures("measured_once")
 @pytest.mark.parametrize(
     "name",
-    ["Job.load", "Job.from_dict", "simulate", "seal", "audit", "verify_dossier", "verify_evidence"],
+    [
+        "Job.load",
+        "Job.from_dict",
+        "simulate",
+        "taste",
+        "seal",
+        "audit",
+        "verify_dossier",
+        "verify_evidence",
+    ],
 )
 def test_an_example_does_what_it_shows(
     name: str, small_job: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,6 +51,7 @@ def _register() -> None:
         report,
         serve,
         simulate,
+        taste,
         use,
         verify,
     )
@@ -78,6 +79,7 @@ def _register() -> None:
     app.command("check")(check.check)
     app.command("plan")(plan.plan)
     app.command("simulate")(simulate.simulate)
+    app.command("taste")(taste.taste)
     app.command("demo")(demo.demo)
 
 

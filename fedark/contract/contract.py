@@ -47,6 +47,7 @@ __all__ = [
     "ProtectionTerms",
     "ServerTerms",
     "SignedContract",
+    "TasteTerms",
     "TensorSpec",
     "Terms",
     "TrainingTerms",
@@ -488,6 +489,26 @@ class CurveTerms(Terms):
         return []
 
 
+class TasteTerms(Terms):
+    """The taster (`fedark.tuning.moments`): every model's head in closed form, from what its frozen
+    body makes of all customers' training records. It is one round, the first one, and exact
+    whatever the split between customers. Rounds of tuning may go on from that head.
+
+    Attributes:
+        first: round 1 is the taster's.
+        held_out: share of the training records, drawn by hash, on whose sums the regularisation is
+            chosen. They are in the head's own sums too once it is.
+        temperature: what the head's answers, shares of 0 to 1, are multiplied by to be logits.
+        rate: what both learning rates are multiplied by in the rounds after it: they go on from a
+            head that is good already.
+    """
+
+    first: bool = False
+    held_out: Annotated[Finite, Field(ge=0.05, le=0.5)] = 0.2
+    temperature: Annotated[Finite, Field(gt=0, le=1000)] = 16.0
+    rate: Annotated[Finite, Field(gt=0, le=1)] = 0.1
+
+
 class Contract(Terms):
     """Everything that the parties agree on. `problems()` lists what its parts cannot see one by
     one.
@@ -506,6 +527,7 @@ class Contract(Terms):
     privacy: PrivacyTerms
     evaluation: EvaluationTerms
     curve: CurveTerms = CurveTerms()
+    taste: TasteTerms = TasteTerms()
     deliver_to: Annotated[tuple[Name, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from fedark.contract.contract import Contract, EvaluationTerms, ModelTerms, Part
 from fedark.contract.job import Job
 from fedark.contract.privacy import claim_problems, futile_problems, solved
 from fedark.contract.protection import masked_terms
+from fedark.contract.taste import tasted_problems
 from fedark.foundation.errors import ContractError
 from fedark.measurement import reference_policies
 
@@ -74,12 +75,15 @@ def draft(
             "privacy": solved(job.privacy, job.rounds),
             "evaluation": evaluation,
             "curve": job.curve,
+            "taste": job.taste,
             "deliver_to": job.deliver_to,
         },
         str(job.path),
     )
+    if problems := tasted_problems(contract):  # its models' widths are known only now
+        raise ContractError(str(job.path), problems)
     if contract.protection.mode == "masked":
-        masked_terms(contract, "")  # the layouts are known only now
+        masked_terms(contract, "")  # and so are the layouts
     if problems := claim_problems(contract) or futile_problems(contract):
         raise ContractError(str(job.path), problems)
     return contract

@@ -11,6 +11,7 @@ import codecs
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -26,12 +27,14 @@ from fedark.contract.contract import (
     PrivacyTerms,
     ProtectionTerms,
     ServerTerms,
+    TasteTerms,
     TrainingTerms,
     dropout_problem,
     mean_problems,
 )
 from fedark.contract.privacy import privacy_problems
 from fedark.contract.protection import protection_problems
+from fedark.contract.taste import taste_problems
 from fedark.foundation.errors import ContractError, DataError, InputError
 from fedark.foundation.keys import HYBRID, Kem
 from fedark.foundation.terms import Finite, Name, Terms, explain, explain_at, to_tuples
@@ -258,6 +261,7 @@ class JobFile(Terms):
     privacy: PrivacyTerms = PrivacyTerms()
     attestation: AttestationSpec = AttestationSpec()
     curve: CurveTerms = CurveTerms()
+    taste: TasteTerms = TasteTerms()
     deliver: _Deliver | None = None
 
 
@@ -288,9 +292,32 @@ class Job:
         self.privacy = parsed.privacy
         self.attestation = parsed.attestation
         self.curve = parsed.curve
+        self.taste = parsed.taste
         self.deliver_to = (
             parsed.deliver.to if parsed.deliver else (self.provider, *self.customer_names)
         )
+
+    def tasting(self) -> Job:
+        """This job with the taster's round alone: each model's head, in closed form.
+
+        Raises:
+            ContractError: with every problem that keeps it from being tasted.
+        """
+        tasting = copy(self)
+        tasting.rounds, tasting.curve = 1, CurveTerms(every=0)
+        tasting.taste = self.taste.model_copy(update={"first": True})
+        tasting.models = tuple(_head_alone(model) for model in self.models)
+        problems = tasting._problems("all")
+        if self.acceptance is None and not (
+            self.data.test_fraction or any(customer.test for customer in self.customers)
+        ):
+            problems.append(
+                "nothing would be measured: name provider_data.acceptance, or hold records out by"
+                " data.test_fraction"
+            )
+        if problems:
+            raise ContractError(str(self.path), problems)
+        return tasting
 
     @property
     def customer_names(self) -> tuple[str, ...]:
@@ -407,6 +434,11 @@ class Job:
                 f" {minimum}"
             )
         problems += self.curve.problems(acceptance=self.acceptance is not None)
+        problems += taste_problems(
+            self.taste,
+            self.privacy,
+            [(model.name, model.task, model.adapter, model.server) for model in self.models],
+        )
         adapters = [(model.name, model.adapter) for model in self.models]
         problems += protection_problems(self.protection, set(self.customer_names), adapters)
         problems += mean_problems(
@@ -453,6 +485,25 @@ class Job:
                     f"model {model.name!r} asks for replay, but provider_data.replay names no file"
                 )
         return problems
+
+
+def _head_alone(model: ModelSpec) -> ModelSpec:
+    """The model as it is tasted: nothing but its head, and nothing trained beside it."""
+    if model.task != "classification":
+        return model  # and the taster refuses it
+    own = model.adapter
+    adapter = AdapterTerms(
+        method="head", head_scale=own.head_scale, head_bias=own.head_bias, head=own.head
+    )
+    training = model.training.model_copy(update={"baseline_epochs": 0, "lora_dropout": 0.0})
+    return model.model_copy(
+        update={
+            "adapter": adapter,
+            "training": training,
+            "personal": PersonalTerms(epochs=0),
+            "server": ServerTerms(),
+        }
+    )
 
 
 def model_terms(

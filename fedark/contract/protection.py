@@ -2,11 +2,13 @@
 `fedark.secagg.SessionTerms` that it fixes.
 
 Trainer and aggregator enclaves derive the same terms from the contract, and nothing of it comes
-from a server. Two layouts:
+from a server. Its layouts:
 
     update      one vector: the travelling values of all models, in the contract's order
     evaluated   all figures of the job: before, local-only, training losses round by round, the
                 final adapter's; no vector
+    tasted      the moments of all models, where the first round is the taster's
+                (`fedark.contract.taste`)
 
 Figures travel once, at the end, over those who were there to the end: given out round by round, the
 sums of two cohorts would differ by the figures of whoever dropped out between them. They are lanes
@@ -30,6 +32,7 @@ from fedark.contract.contract import (
     ProtectionTerms,
 )
 from fedark.contract.privacy import noised_layout
+from fedark.contract.taste import TASTED, is_taste, taste_layout
 from fedark.foundation.errors import ContractError
 from fedark.privacy.kinds import TRAITS
 from fedark.secagg import Lane, Layout, RoundSum, SessionTerms, check_method
@@ -45,6 +48,7 @@ __all__ = [
     "fewest_in_a_sum",
     "figures",
     "gain_keys",
+    "kind_of",
     "lanes",
     "makes_personal",
     "masked_terms",
@@ -123,6 +127,8 @@ def masked_terms(contract: Contract, run_id: str) -> SessionTerms:
         else _update(protection, contract.privacy, length)
     )
     layouts = [update, Layout(EVALUATED, 0, metrics=_metrics(contract))]
+    if contract.taste.first:
+        layouts.append(taste_layout(contract))
     customers = [party.name for party in contract.customers]
     # A sum of fewer than the minimum would have fewer shares of noise than are counted on.
     if private:
@@ -343,6 +349,11 @@ def may_leave(
 def _everybody_alone(terms: ModelTerms) -> bool:
     """Whether every customer trains the local-only baseline, so that its figures are summed."""
     return terms.training.baseline_epochs > 0 and terms.training.baseline_share == 1
+
+
+def kind_of(contract: Contract, number: int) -> str:
+    """Of what customers send in round `number`, from 1 to the contract's last."""
+    return TASTED if is_taste(contract, number) else UPDATE
 
 
 def train_key(number: int) -> str:

@@ -6,7 +6,8 @@ customer and round, and lets out only: the next global adapters (encrypted for t
 counts over at least the contract's minimum cohort, and at the end the adapters, encrypted to the
 parties that the contract names.
 
-Rounds: 0 collects the "loaded" messages (initial adapters, before-measurements), 1..R the updates,
+Rounds: 0 collects the "loaded" messages (initial adapters, before-measurements), 1..R the updates
+(or, where round 1 is the taster's, moments first, of which only heads are given out),
 the next number the last measurements. R is the contract's number of rounds, or fewer by its rule
 (`fedark.enclave.curve`): where the contract asks for it, the global adapter that a round gave is
 measured before the next one begins. A round that is closed stays closed; a second message of one
@@ -29,7 +30,8 @@ import numpy as np
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import ModelTerms
 from fedark.contract.privacy import noised_sum, server_scale
-from fedark.contract.protection import CURVE, EVALUATED, UPDATE, Figure, shares_noise
+from fedark.contract.protection import CURVE, EVALUATED, UPDATE, Figure, kind_of, shares_noise
+from fedark.contract.taste import TASTED, taste_values
 from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.curve import Curve, CurveState
 from fedark.enclave.masking import AggregatorMasks, AggregatorMasksState
@@ -48,6 +50,7 @@ from fedark.enclave.protection import (
 )
 from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done
 from fedark.enclave.statements import Delivered, Summed
+from fedark.enclave.taste import heads_of
 from fedark.foundation import canonical
 from fedark.foundation.errors import FederationError, ProtocolError, Refused
 from fedark.foundation.snapshot import Bytes32, Row, Snapshot
@@ -233,7 +236,9 @@ class AggregatorSession(SessionBase):
 
     @property
     def _kind(self) -> str:
-        return LOADED if self._number == 0 else EVALUATED if self._rounds_over() else UPDATE
+        if self._number == 0:
+            return LOADED
+        return EVALUATED if self._rounds_over() else kind_of(self.contract, self._number)
 
     def _expect(self, number: int) -> None:
         if self._due:
@@ -294,9 +299,9 @@ class AggregatorSession(SessionBase):
         summed = self._kind == UPDATE and self._masks is None and self._shares_noise
         if summed:
             noised_sum(self.contract, (party,), [_words(payload)])
-        kinds = (LOADED,) if self._masks is not None or summed else (LOADED, UPDATE)
+        kinds = (LOADED,) if self._masks is not None or summed else (LOADED, UPDATE, TASTED)
         wanted = (
-            {terms.name: (terms.travelling,) for terms in self.contract.models}
+            {terms.name: (self._length(terms),) for terms in self.contract.models}
             if self._kind in kinds
             else {}
         )
@@ -312,6 +317,11 @@ class AggregatorSession(SessionBase):
                     "An update is longer than the contract's clip_norm.", safe="It was dropped."
                 )
 
+    def _length(self, terms: ModelTerms) -> int:
+        """Of a model's vector in a message of the open round."""
+        tastes = self._kind == TASTED
+        return taste_values(self.contract, terms) if tastes else terms.travelling
+
     def _close(self, call: pb.Close) -> pb.Reply:
         number = call.round
         if number != self._number or self._due:
@@ -319,22 +329,29 @@ class AggregatorSession(SessionBase):
         self._require_enough(number, len(self._received))
         self._require_untrimmed(number, len(self._received))
         means: dict[str, np.ndarray[Any, Any]] = {}
+        moments: np.ndarray[Any, Any] = np.zeros(0)
         sums: list[dict[str, dict[str, list[int | float]]]] = []
         customers = set(self._received)
         if self._masks is not None:
             customers = self._masks.survivors if self._kind != LOADED else customers
             total = self._masks.finish() if self._kind != LOADED else None
-            if total is not None and self._kind == UPDATE:
+            if total is not None and self._kind == TASTED:
+                moments = total.integers()
+            elif total is not None and self._kind == UPDATE:
                 means = dict(self._masks.split(total))
             elif total is not None:
                 sums = self._masks.figures(total)
         else:
             means = self._means() if self._kind == UPDATE else {}
+            moments = self._moments() if self._kind == TASTED else moments
             stayed, sums = self._figures(
                 {name: payload for name, (_, payload) in self._received.items()}
             )
             customers = stayed if self._kind == EVALUATED else customers
         vectors = dict(self._vectors)
+        if self._kind == TASTED:
+            vectors, heads = heads_of(self.contract, moments, self._vectors)
+            self._curve.tasted(heads)
         for terms in self.contract.models:
             if self._kind == LOADED:
                 # Any one will do: they are computed by the same attested code, and differ by
@@ -360,7 +377,7 @@ class AggregatorSession(SessionBase):
         closed = pb.Closed(metrics=metrics, statement=said.sign(self._signing))
         if kind == EVALUATED:
             return pb.Reply(closed=closed)
-        if kind == UPDATE:
+        if kind != LOADED:
             self._due = self._curve.summed(number)
         return self._onward(closed)
 
@@ -477,6 +494,15 @@ class AggregatorSession(SessionBase):
             )
             for terms in self.contract.models
         }
+
+    def _moments(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Sums of the taster's integers, all models in a row: exact, so in any order."""
+        rows = [
+            np.concatenate([payload.vectors[terms.name] for terms in self.contract.models])
+            for _, payload in self._received.values()
+        ]
+        total: np.ndarray[Any, np.dtype[np.float64]] = np.asarray(rows, np.float64).sum(axis=0)
+        return total
 
     def _stepped(self, terms: ModelTerms, mean: np.ndarray[Any, Any]) -> Vector:
         current, mean = self._vectors[terms.name], mean * self._scale

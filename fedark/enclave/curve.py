@@ -21,6 +21,7 @@ import numpy as np
 from fedark.contract.contract import Contract
 from fedark.contract.protection import Figure
 from fedark.enclave.protection import pack_vector, unpack_vector
+from fedark.enclave.taste import Tasted
 from fedark.foundation import canonical
 from fedark.foundation.snapshot import Row, Snapshot
 
@@ -58,6 +59,7 @@ class CurveState(Snapshot):
     best: dict[str, Best]
     rounds: int
     ended: str
+    taste: dict[str, Tasted]
 
 
 class Curve:
@@ -73,6 +75,7 @@ class Curve:
         self._points: list[Point] = []
         self._best: dict[str, Best] = {}
         self._rounds = 0
+        self._tasted: dict[str, Tasted] = {}
         self.ended = ""
 
     def summed(self, number: int) -> bool:
@@ -84,6 +87,10 @@ class Curve:
         if not due:
             self._finish()
         return due
+
+    def tasted(self, said: Mapping[str, Tasted]) -> None:
+        """Keep what is said of the taster's heads."""
+        self._tasted = dict(said)
 
     def _finish(self) -> None:
         if self._rounds == self._contract.rounds:
@@ -139,17 +146,24 @@ class Curve:
                     [point.round, {name: list(found) for name, found in point.models.items()}]
                     for point in self._points
                 ],
+                "taste": {
+                    name: [said.regularisation, said.error] for name, said in self._tasted.items()
+                },
             }
         )
 
     def state(self) -> CurveState:
         return CurveState(
-            points=self._points, best=self._best, rounds=self._rounds, ended=self.ended
+            points=self._points,
+            best=self._best,
+            rounds=self._rounds,
+            ended=self.ended,
+            taste=self._tasted,
         )
 
     def restore(self, state: CurveState) -> None:
         self._points, self._best = state.points, state.best
-        self._rounds, self.ended = state.rounds, state.ended
+        self._rounds, self.ended, self._tasted = state.rounds, state.ended, state.taste
 
 
 def _total(parts: Any) -> Figure:

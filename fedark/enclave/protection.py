@@ -75,7 +75,7 @@ class Context:
     Attributes:
         contract: the contract's digest, 48 bytes.
         run_id: of this run of the job.
-        kind: "loaded", "update", "curve", "evaluated", "global" or "final"; under
+        kind: "loaded", "update", "tasted", "curve", "evaluated", "global" or "final"; under
             masks "endorsement" and "shares" of a round too.
         round: 0 for "loaded", the round of an "update", the one after the last for "evaluated" and
             "final".

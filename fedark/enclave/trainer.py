@@ -36,10 +36,12 @@ from fedark.contract.protection import (
     EVALUATED,
     UPDATE,
     Figure,
+    kind_of,
     makes_personal,
     may_leave,
     train_key,
 )
+from fedark.contract.taste import TASTED, start_terms, tasted_problems
 from fedark.enclave.checkpoint import SealingKey
 from fedark.enclave.gains import figure_of, gained
 from fedark.enclave.intake import OpenModel, RecordIntake
@@ -58,8 +60,9 @@ from fedark.enclave.protection import (
     protect,
 )
 from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done, seed_of
+from fedark.enclave.taste import tasted
 from fedark.foundation import canonical
-from fedark.foundation.errors import InputError, ModelError, ProtocolError
+from fedark.foundation.errors import ContractError, InputError, ModelError, ProtocolError
 from fedark.foundation.snapshot import Bytes48, Real, Row, Snapshot
 from fedark.records.reading import Record
 from fedark.tuning.baseline import train_alone
@@ -444,15 +447,18 @@ class TrainerSession(SessionBase):
                 " twice."
             )
         self._require_shown(call.round, base)
+        kind = kind_of(self.contract, call.round)
         if self._masks is not None:
-            self._masks.begin(UPDATE, call.masked, base)
+            self._masks.begin(kind, call.masked, base)
         self._number, self._base = call.round, base
         self._enter()  # whatever becomes of it, this round is not trained again
         deltas: dict[str, Vector] = {}
         metrics: dict[str, dict[str, Figure]] = {name: {} for name in self._models}
         for name, model in self._models.items():
             model.task.set_flat(vectors[name])
-        if self._private is not None and self._private.unit == "record":
+        if kind == TASTED:
+            deltas = self._taste(call.round)
+        elif self._private is not None and self._private.unit == "record":
             tasks = {terms.name: self._models[terms.name].task for terms in self.contract.models}
             tally = Tally()
             deltas = private_updates(self.contract, tasks, self._records.train, tally)
@@ -468,8 +474,20 @@ class TrainerSession(SessionBase):
                 elif self._private is None:
                     self._figures[name].losses[train_key(call.round)] = loss
                     metrics[name] = {"train": loss}
-        protected = self._leave(UPDATE, call.round, deltas, metrics)
+        protected = self._leave(kind, call.round, deltas, metrics)
         return pb.Reply(update=pb.Update(protected=protected.wire))
+
+    def _taste(self, number: int) -> dict[str, Vector]:
+        """The moments of every model; no loss is measured in this round."""
+        if problems := tasted_problems(self.contract):
+            raise ContractError(f"contract of job {self.contract.job}", problems)
+        found: dict[str, Vector] = {}
+        for name, model in self._models.items():
+            report = self._reporter(f"{name}: tasting")
+            found[name] = tasted(self.contract, model.terms, model.task, self._records.train)
+            report(1, 1, 0.0)
+            self._figures[name].losses[train_key(number)] = 0, 0, 0.0
+        return found
 
     def _count(self, name: str, what: str, count: int) -> None:
         kept = self._figures[name].spared
@@ -485,6 +503,7 @@ class TrainerSession(SessionBase):
             epochs=model.terms.training.epochs,
             seed=self._seed(name, number),
             progress=self._reporter(f"{name}: round {number}"),
+            settings=start_terms(self.contract, model.terms),
             part=((number - 1) / self.contract.rounds, number / self.contract.rounds),
         )
         delta = (model.task.get_flat() - start).astype(np.float32)

@@ -411,6 +411,7 @@ def summary(
         )
     lines.append(f"evaluation: {_listed(contract.evaluation)}")
     lines.append(f"learning curve: {_listed(contract.curve)}")
+    lines.append(f"taster: {_listed(contract.taste)}")
     lines.append(f"terms that a standing rule names: {terms_digest(contract)}")
     lines.append("keys, to compare with what each party says of itself:")
     for party in contract.parties:

@@ -5,7 +5,8 @@ into.
     attest    everyone's nonce to everyone's enclave; evidence back
     release   trainers' evidence to the provider; wrapped weight keys back
     load      keys to the customers; receipts and first (protected) measurements back
-    round     1..R: encrypted global adapter out, protected update back, summed in the enclave
+    round     1..R: encrypted global adapter out, protected update back, summed in the enclave; the
+              first may be the taster's, in which moments come back (`fedark.enclave.taste`)
     measure   between two rounds, where the contract asks for it: the new global adapter's figures
               on the acceptance set, after which the aggregator enclave goes on or ends the rounds
     evaluate  the final adapter out, protected measurements back

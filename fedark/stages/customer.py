@@ -22,7 +22,7 @@ from typing import Any
 
 from fedark.attestation.gate import AttestedPeer
 from fedark.contract.contract import Contract, SignedContract, now
-from fedark.contract.protection import CURVE, makes_personal
+from fedark.contract.protection import CURVE, kind_of, makes_personal
 from fedark.enclave.durable import DurableEnclave
 from fedark.enclave.host import EnclaveHandle
 from fedark.enclave.protection import Context, ProtectedUpdate
@@ -281,7 +281,8 @@ class CustomerNode(NodeBase[CustomerRun]):
         call = enclave_pb2.Round(round=request.round, state=request.state, masked=request.masked)
         reply = run.enclave.call(enclave_pb2.Call(round=call), on_progress=self._show)
         run.number, run.base = request.round, _base(request.state)
-        protected = self._own(run, trainer, "update", reply.update.protected)
+        kind = kind_of(run.contract, request.round)
+        protected = self._own(run, trainer, kind, reply.update.protected)
         if run.contract.privacy.mechanism != "none":
             if (
                 run.charge is None

@@ -160,6 +160,10 @@ def curve_of(curve: bytes) -> dict[str, Any]:
                 {"round": number, "models": {name: _point(*found) for name, found in each.items()}}
                 for number, each in value["points"]
             ],
+            "taste": {
+                name: {"regularisation": float(chosen), "error": float(error)}
+                for name, (chosen, error) in value["taste"].items()
+            },
         }
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ProtocolError("A learning curve is malformed.") from None

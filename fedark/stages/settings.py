@@ -16,6 +16,7 @@ from fedark.attestation.trust import SIMULATED_ROOT
 from fedark.contract.contract import Contract, Party, now
 from fedark.contract.privacy import claim_problems, futile_problems
 from fedark.contract.protection import fewest_in_a_sum, protection_problems
+from fedark.contract.taste import tasted_problems
 from fedark.enclave.host import EnclaveHandle
 from fedark.foundation.keys import HYBRID, Kem, PartyKeys
 from fedark.measurement import reference_policies
@@ -136,6 +137,7 @@ def node_problems(contract: Contract, settings: NodeSettings, role: str) -> list
     problems += protection_problems(
         contract.protection, [party.name for party in contract.customers], adapters
     )
+    problems += tasted_problems(contract)
     problems += claim_problems(contract) or futile_problems(contract)
     return problems
 

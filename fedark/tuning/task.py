@@ -319,22 +319,39 @@ class TaskModel:
         return self._score(self._examples(records))[0]
 
     def features(self, records: Sequence[Record]) -> torch.Tensor:
-        """What the frozen body puts before a lone head, [records, width].
+        """What the body puts before the last linear layer under the present adapter, [records,
+        width]: kept from earlier calls where that layer is all that is trained.
 
         Raises:
-            ModelError: more than one linear layer is trained, or the body's answer is not a
-                constant of the text.
+            DataError: an answer that is not among the labels.
+            ModelError: the model has no linear head, or what stands before it is not a constant of
+                the text.
         """
-        rows = (
-            self._features.rows([example.ids for example in self._examples(records)])
-            if self._features is not None
-            else None
-        )
+        texts = [example.ids for example in self._examples(records)]
+        rows = self._features.rows(texts) if self._features is not None else None
+        if rows is None and (head := self._last_linear()) is not None:
+            fresh = Features(head, self._run)
+            fresh.fill(texts)
+            rows = fresh.rows(texts)
         if rows is None:
             raise ModelError(
-                "This model has no features of its own: it trains more than a linear head."
+                "This model has no features of its own before a linear head.",
+                safe="Nothing was made of it.",
+                fix="Taste another model, or tune this one without the taster.",
             )
         return rows
+
+    def _last_linear(self) -> nn.Linear | None:
+        """The linear layer whose weight the taster's head replaces."""
+        names = {id(tensor) for tensor in self.trained}
+        found = [
+            module
+            for module in self.scorer.modules()
+            if type(module) is nn.Linear
+            and module.out_features == len(self.terms.labels)
+            and id(module.weight) in names
+        ]
+        return found[-1] if found else None
 
     @contextmanager
     def uncached(self) -> Iterator[None]:

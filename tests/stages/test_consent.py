@@ -549,6 +549,7 @@ def test_the_digest_that_a_rule_names_is_of_every_term_that_it_does_not_bound_it
         "protection",
         "evaluation",
         "curve",
+        "taste",
     }
     contract = parties.contract()
     assert f"terms that a standing rule names: {terms_digest(contract)}\n" in summary(contract)
