@@ -502,6 +502,7 @@ def _head_alone(model: ModelSpec) -> ModelSpec:
             "training": training,
             "personal": PersonalTerms(epochs=0),
             "server": ServerTerms(),
+            "start": "",  # of another shape than a head alone
         }
     )
 
