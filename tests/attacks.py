@@ -75,6 +75,9 @@ ATTACKS = {
         "a start with links or pickles", "another start in the bundle than in the contract",
         "personal adapters without the delivery that they were made from",
         "the size of messages as a sign of which adapter was chosen",
+        "a scaled update of a broken enclave", "a scaled update against a robust mean",
+        "a backdoor's trigger, scaled", "flipped labels of one customer in eight",
+        "a withdrawal that left the customer in", "a forged statement of a withdrawal",
     ),
     "serving": ("another owner's adapter asked for",),
     "taster": (

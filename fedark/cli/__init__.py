@@ -54,6 +54,7 @@ def _register() -> None:
         taste,
         use,
         verify,
+        withdraw,
     )
 
     app.add_typer(aggregator.app, name="aggregator")
@@ -62,6 +63,7 @@ def _register() -> None:
     app.add_typer(enclave.app, name="enclave")
     app.add_typer(broker.app, name="broker")
     app.add_typer(contract.app, name="contract")
+    app.add_typer(withdraw.app, name="withdraw")
     app.add_typer(lease.app, name="lease")
     app.add_typer(log.app, name="log")
     app.add_typer(ledger.app, name="ledger")

@@ -68,6 +68,7 @@ def gain_lines(local: Mapping[str, Any]) -> Iterator[str]:
                 if when in one["right"]
             )
             yield f"  {what} ({one['records']}), % right: {shares}"
+            yield from _harm(one.get("together against", {}).get("alone"))
             for other, pair in one["personal against"].items():
                 yield (
                     f"    personal against {other}: {_VERDICTS[pair['verdict']]},"
@@ -75,3 +76,17 @@ def gain_lines(local: Mapping[str, Any]) -> Iterator[str]:
                     f" {pair['low']:+.1f} to {pair['high']:+.1f} points"
                     f" (95 %), p {pair['p']:.2g}"
                 )
+
+
+def _harm(pair: Mapping[str, Any] | None) -> Iterator[str]:
+    """A warning where the shared adapter is worse than the local-only one by more than noise."""
+    if pair is not None and pair["verdict"] == "lost":
+        yield (
+            f"    WARNING: together is worse than alone here beyond noise: won {pair['won']}, lost"
+            f" {pair['lost']}; {pair['low']:+.1f} to {pair['high']:+.1f} points (95 %)."
+        )
+        yield (
+            "    The others' records are unlike these, or somebody's are wrong or meant to harm."
+            " Use the personal adapter, and look at the next job's terms"
+            " (protection.clip_norm, models.server.mean)."
+        )

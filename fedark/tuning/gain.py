@@ -45,11 +45,23 @@ def in_words(sets: Mapping[str, Mapping[str, Evaluation]], chosen: str) -> dict[
                 "right": {adapter: one.correct for adapter, one in figures.items()},
                 "records": figures["personal"].total,
                 "personal against": {
-                    adapter: {**vars(pair), "verdict": pair.verdict}
-                    for adapter, pair in compared(figures).items()
+                    adapter: _said(pair) for adapter, pair in compared(figures).items()
                 },
             }
+            | _shared(figures)
             for name, figures in sets.items()
             if figures["personal"].total
         },
     }
+
+
+def _shared(figures: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The shared adapter beside the local-only one, where there is one."""
+    if not figures.keys() >= {"alone", "together"}:
+        return {}
+    pair = compare(figures["together"].right, figures["alone"].right)
+    return {"together against": {"alone": _said(pair)}}
+
+
+def _said(pair: Paired) -> dict[str, Any]:
+    return {**vars(pair), "verdict": pair.verdict}

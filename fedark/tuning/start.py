@@ -11,6 +11,7 @@ folder says itself. Values that were made on another one start a bad job, and do
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fedark.foundation.errors import ModelError, printable
 from fedark.tuning.adapter import read_adapter
 from fedark.tuning.layout import Flat
 
-__all__ = ["START", "Start", "open_start", "read_start"]
+__all__ = ["START", "Start", "open_start", "read_start", "start_digest"]
 
 START = "start.f32"
 """Under `extra/` in a bundle: float32, little-endian, in the order of an update's vector."""
@@ -82,7 +83,7 @@ def read_start(folder: Path, terms: ModelTerms) -> Start:
             fix="Start from an adapter of the same base, labels and shape, or change the job file.",
         )
     values = adapter.flat.astype("<f4").tobytes()
-    return Start(values, _digest(terms, values))
+    return Start(values, start_digest(terms, hashlib.sha384(values).digest()))
 
 
 def open_start(data: bytes | None, terms: ModelTerms) -> Flat | None:
@@ -96,7 +97,7 @@ def open_start(data: bytes | None, terms: ModelTerms) -> Flat | None:
     """
     if data is None and not terms.start:
         return None
-    if data is None or _digest(terms, data) != terms.start:
+    if data is None or start_digest(terms, hashlib.sha384(data).digest()) != terms.start:
         raise ModelError(
             f"The adapter that model {terms.name} starts from is not the one in the contract.",
             safe="Nothing was trained.",
@@ -118,6 +119,12 @@ def _too_large(flat: Flat) -> bool:
     return not bool((np.abs(flat) <= _LARGEST).all())
 
 
-def _digest(terms: ModelTerms, values: bytes) -> str:
+def start_digest(terms: ModelTerms, values: bytes) -> str:
+    """SHA-384 (hex) of what a job of `terms` starts from.
+
+    Args:
+        values: SHA-384 of the values, as the aggregator enclave's statement of a delivery names
+            them.
+    """
     what = {name: terms.model_dump()[name] for name in _SAME}
     return canonical.digest(["fedark/start/1", what, values]).hex()

@@ -4,6 +4,7 @@ is summed; robust means are for those who see updates apart.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,10 @@ def test_a_trainer_enclave_clips_its_update_before_it_is_sealed(
     assert sum("was clipped" in line for line in said) == 3
 
 
+@pytest.mark.attack("a scaled update of a broken enclave")
 @pytest.mark.parametrize("factor", [1.001, 1000.0])
 def test_attack_scaled_update_of_a_broken_enclave_is_dropped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, refusal: Callable[[str], None]
 ) -> None:
     clipped = trainer.TrainerSession._clipped
 
@@ -71,6 +73,7 @@ def test_attack_scaled_update_of_a_broken_enclave_is_dropped(
         report = running.run()
     assert "longer than the contract's clip_norm" in report["passed_over"]["north"]
     assert report["customers"] == ["east", "south"]
+    refusal("An update is longer than the contract's clip_norm.")
 
 
 def test_the_trimmed_mean_is_what_the_aggregator_enclave_takes(

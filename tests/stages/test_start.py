@@ -4,6 +4,7 @@ ledger; and what is refused to start from.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,9 +25,8 @@ from fedark.foundation.errors import ContractError, FedarkError, ModelError
 from fedark.operate import offer
 from fedark.privacy.ledger import LEDGER, Ledger
 from fedark.simulation import simulate
-from fedark.tuning import start as starting
 from fedark.tuning.adapter import read_adapter
-from fedark.tuning.start import Start, open_start, read_start
+from fedark.tuning.start import Start, open_start, read_start, start_digest
 
 FIRST, LATER = ("north", "east", "south"), ("north", "south", "west", "far")
 MASKED = ('protection.mode="masked"', "protection.minimum_cohort=3")
@@ -257,8 +257,8 @@ def test_attack_a_provider_that_seals_another_start_than_it_offers_trains_nobody
 def test_attack_a_start_under_its_own_digest_must_still_be_usable(first: Ran) -> None:
     def opened(values: Any) -> Any:
         data = np.asarray(values, "<f4").tobytes()
-        named = first.tiny.model_copy(update={"start": starting._digest(first.tiny, data)})
-        return open_start(data, named)
+        digest = start_digest(first.tiny, hashlib.sha384(data).digest())
+        return open_start(data, first.tiny.model_copy(update={"start": digest}))
 
     size = first.tiny.travelling
     assert opened(np.ones(size)).tolist() == [1.0] * size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from fedark.contract.contract import PersonalTerms, TrainingTerms
 from fedark.records.reading import Record
+from fedark.stages.personal import gain_lines
+from fedark.tuning.gain import in_words
 from fedark.tuning.personal import make_personal, validation_split
 from fedark.tuning.task import Evaluation
 
@@ -151,3 +154,18 @@ def test_attack_a_model_that_behaves_well_on_the_validation_part_cannot_know_it(
     assert parts[0] != parts[1]
     assert parts[0] == validation_split(terms, records, bytes(48))[1]
     assert 60 < len(parts[0]) < 140
+
+
+def test_a_customer_is_warned_where_together_is_worse_than_alone_by_more_than_noise() -> None:
+    def measured(right: int) -> Evaluation:
+        flags = tuple(number < right for number in range(50))
+        return Evaluation(right, 50, float(50 - right), right=flags)
+
+    for together, warned in ((48, False), (44, False), (30, True)):
+        figures = {"alone": measured(47), "together": measured(together), "personal": measured(47)}
+        shown = in_words({"own": figures}, "alone")
+        assert json.loads(json.dumps(shown)) == shown
+        lines = "\n".join(gain_lines({"m": {"personal": shown}}))
+        assert ("WARNING: together is worse than alone" in lines) == warned, together
+    shown = in_words({"own": {"together": measured(2), "personal": measured(2)}}, "together")
+    assert "WARNING" not in "\n".join(gain_lines({"m": {"personal": shown}}))
