@@ -3,7 +3,8 @@ signs a statement of what was done.
 
 Of the two ways in which a customer can be taken out, this is the re-run: jobs begin again from the
 last state that the customer did not touch, without it. A tuned adapter cannot be changed into one
-that never saw a customer, so there is no shorter way for it. Nothing here subtracts anything.
+that never saw a customer, so there is no shorter way for it. The other way, to subtract a part from
+exact sums, is possible for heads in closed form alone; nothing here subtracts anything.
 
 Everything is shown by dossiers (`fedark.report.verify`), so whoever has them makes the statement
 anew and compares; without them it is its signer's word. It is a chain: each job starts from its

@@ -26,6 +26,7 @@ from fedark.simulation import simulate
 from fedark.stages.dossier import DOSSIER
 
 FIRST = ("north", "east", "south")
+CLOSED = ('models.0.adapter={method="head"}', "models.0.training.replay=0", "taste.first=true")
 
 
 class Weeks:
@@ -39,12 +40,19 @@ class Weeks:
         self.again = self.run("again", "one")
         self.fresh = self.run("fresh")
 
-    def run(self, name: str, start: str = "", customers: tuple[str, ...] = FIRST) -> bytes:
+    def run(
+        self,
+        name: str,
+        start: str = "",
+        customers: tuple[str, ...] = FIRST,
+        more: tuple[str, ...] = (),
+    ) -> bytes:
         path = write_job(self.folder / name, rounds=1, records=16, customers=customers)
         terms = [
             "models.0.training.baseline_epochs=0",
             "models.0.personal.epochs=0",
             f'job.name="{name}"',
+            *more,
         ]
         if start:
             terms.append(f"models.0.start={json.dumps(str(self.results[start]))}")
@@ -104,6 +112,20 @@ def test_the_re_run_gives_the_adapter_of_a_run_that_never_had_the_customer(weeks
             load_file(ran.results["again"] / "adapter-tiny" / file) for ran in (weeks, never)
         )
         assert all((one[key] == other[key]).all() for key in one)
+
+
+@pytest.mark.slow
+def test_a_head_in_closed_form_is_bit_for_bit_that_of_a_run_that_never_had_the_customer(
+    tmp_path: Path,
+) -> None:
+    heads = []
+    for name, start in (("left", (*FIRST, "west")), ("never", FIRST)):
+        weeks = Weeks.__new__(Weeks)
+        weeks.work, weeks.folder, weeks.results = tmp_path / name, tmp_path, {}
+        weeks.run("week", customers=start, more=CLOSED)
+        weeks.run("week", customers=FIRST, more=CLOSED)
+        heads.append(load_file(weeks.results["week"] / "adapter-tiny" / "head.safetensors"))
+    assert all((heads[0][key] == heads[1][key]).all() for key in heads[0])
 
 
 @pytest.mark.attack("a withdrawal that left the customer in")

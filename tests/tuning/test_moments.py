@@ -128,3 +128,14 @@ def test_sums_that_no_records_have_are_refused(what: str) -> None:
 def test_sums_of_another_shape_are_refused() -> None:
     with pytest.raises(ProtocolError, match="shape"):
         moments(SHAPE, np.zeros(SHAPE.values + 1, np.int64))
+
+
+def test_a_customer_subtracted_from_the_sum_leaves_to_the_last_bit_the_sum_that_never_had_it() -> (
+    None
+):
+    features, labels = records(60)
+    parts = [integers(SHAPE, features[a:b], labels[a:b]) for a, b in ((0, 20), (20, 45), (45, 60))]
+    left, never = sum(parts) - parts[1], parts[0] + parts[2]
+    assert (left == never).all()
+    heads = [solve(SHAPE, moments(SHAPE, one), moments(SHAPE, parts[0])) for one in (left, never)]
+    assert (heads[0].weight == heads[1].weight).all()
