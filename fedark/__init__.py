@@ -3,6 +3,7 @@
     Job               a job file, read and checked
     plan              terms for a private job, and what to expect of them
     simulate          run a job in this process; gives a Result
+    compare           judge them all, tune the best, and say which is the one
     taste             judge a job's base models before anything is tuned
     seal              encrypt a base model for attested enclaves
     audit             attack a privacy claim
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         Job,
         Result,
         audit,
+        compare,
         plan,
         seal,
         simulate,
@@ -34,6 +36,7 @@ __all__ = [
     "Result",
     "__version__",
     "audit",
+    "compare",
     "plan",
     "seal",
     "simulate",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fedark.attestation.claims import Claims
     from fedark.auditing.one_run import AuditReport
     from fedark.contract.plan import Plan
+    from fedark.mall.compare import Comparison
     from fedark.report.verify import Verified
     from fedark.vault.manifest import VerifiedManifest
 
@@ -32,6 +33,7 @@ __all__ = [
     "Job",
     "Result",
     "audit",
+    "compare",
     "plan",
     "seal",
     "simulate",
@@ -191,6 +193,38 @@ def taste(
     """
     job = job if isinstance(job, Job) else Job.load(Path(job))
     return simulate(job.tasting(), work, say=say)
+
+
+def compare(
+    job: Job | Path | str,
+    work: Path | str = "fedark-work",
+    *,
+    models: Sequence[str] = (),
+    finalists: int = 0,
+    say: Say = lambda text: None,
+) -> Comparison:
+    """Taste every base model of a job, tune the best of them, and say which is the one and why.
+
+    What was found is kept in `work`: a comparison that was killed goes on there.
+
+    >>> import fedark
+    >>> found = fedark.compare("job.toml")
+    >>> [(one.name, one.stage) for one in found.candidates]
+    [('tiny', 'tuned')]
+
+    Args:
+        job: a job, or the path of a job file.
+        work, say: as `simulate` takes them.
+        models: names of the candidates; all of the job's where none are named.
+        finalists: how many are tuned; as the job file says where it is 0.
+
+    Raises:
+        FedarkError: what cannot be compared; a candidate that fails is named in what is returned.
+    """
+    from fedark.mall.compare import compare as comparison
+
+    job = job if isinstance(job, Job) else Job.load(Path(job))
+    return comparison(job, Path(work), models=models, finalists=finalists, say=say)
 
 
 def plan(

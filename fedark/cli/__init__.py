@@ -37,6 +37,7 @@ def _register() -> None:
         bench,
         broker,
         check,
+        compare,
         contract,
         demo,
         enclave,
@@ -81,6 +82,7 @@ def _register() -> None:
     app.command("check")(check.check)
     app.command("plan")(plan.plan)
     app.command("simulate")(simulate.simulate)
+    app.command("compare")(compare.compare)
     app.command("taste")(taste.taste)
     app.command("demo")(demo.demo)
 

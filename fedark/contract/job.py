@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -238,6 +238,16 @@ class AttestationSpec(Terms):
     aggregator: Registers = Field(default_factory=dict)
 
 
+class _CompareSection(Terms):
+    """How `fedark compare` chooses between the models.
+
+    Attributes:
+        finalists: how many of the candidates are tuned, the best by the taster.
+    """
+
+    finalists: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
 class _Deliver(Terms):
     """Who gets the adapter. Without this table: the provider and every customer.
 
@@ -262,6 +272,7 @@ class JobFile(Terms):
     attestation: AttestationSpec = AttestationSpec()
     curve: CurveTerms = CurveTerms()
     taste: TasteTerms = TasteTerms()
+    compare: _CompareSection = _CompareSection()
     deliver: _Deliver | None = None
 
 
@@ -293,9 +304,16 @@ class Job:
         self.attestation = parsed.attestation
         self.curve = parsed.curve
         self.taste = parsed.taste
+        self.compare = parsed.compare
         self.deliver_to = (
             parsed.deliver.to if parsed.deliver else (self.provider, *self.customer_names)
         )
+
+    def only(self, names: Collection[str]) -> Job:
+        """This job with some of its models alone."""
+        chosen = copy(self)
+        chosen.models = tuple(model for model in self.models if model.name in names)
+        return chosen
 
     def tasting(self) -> Job:
         """This job with the taster's round alone: each model's head, in closed form.

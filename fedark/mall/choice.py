@@ -7,15 +7,18 @@ customers held out, where these are summed, and else on the acceptance set: `Can
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from rich.table import Table
 
+from fedark.foundation.errors import printable
 from fedark.report.page import interval
 
-__all__ = ["Candidate", "candidates_of", "ranked", "reason", "table"]
+__all__ = ["Candidate", "Stage", "candidates_of", "failures", "ranked", "reason", "table"]
 
+Stage = Literal["tasted", "tuned", "failed"]
+"""What was done with a candidate."""
 _OWN, _ACCEPTANCE = "own", "acceptance"
 
 
@@ -25,16 +28,24 @@ class Candidate:
 
     Attributes:
         name: of the model.
-        stage: what was done with it: "tasted", "tuned", or "failed".
+        stage: what was done with it.
         before, after: set of records -> right answers and records.
         why: why it failed; "" where it did not.
+        seconds: that it took on this machine, by the clock.
+        run_id: of its run; its adapter lies in that run's folder.
     """
 
     name: str
-    stage: str
+    stage: Stage
     before: Mapping[str, tuple[int, int]]
     after: Mapping[str, tuple[int, int]]
     why: str = ""
+    seconds: float = 0.0
+    run_id: str = ""
+
+    def timed(self, seconds: float) -> Candidate:
+        """The same, which took so long."""
+        return replace(self, seconds=seconds)
 
     @property
     def judged(self) -> str:
@@ -55,11 +66,16 @@ class Candidate:
         return interval(*self.after[self.judged]) if self.judged else (0.0, 100.0)
 
 
-def candidates_of(report: Mapping[str, Any], stage: str) -> list[Candidate]:
+def candidates_of(report: Mapping[str, Any], stage: Stage) -> list[Candidate]:
     """The candidates of a run's report."""
     return [
         Candidate(
-            name, stage, _sets(model["metrics"], "before"), _sets(model["metrics"], "federated")
+            name,
+            stage,
+            _sets(model["metrics"], "before"),
+            _sets(model["metrics"], "federated"),
+            seconds=report["seconds"],
+            run_id=report["run_id"],
         )
         for name, model in report["models"].items()
     ]
@@ -109,11 +125,11 @@ def table(candidates: Sequence[Candidate]) -> Table:
     shown = Table(title="candidates, % right", title_justify="left")
     shown.add_column("model")
     shown.add_column("")
-    for column in ("records", "before", "after", "95 %", "acceptance set"):
+    for column in ("records", "before", "after", "95 %", "acceptance set", "s"):
         shown.add_column(column, justify="right")
     for one in candidates:
         if not one.judged:
-            shown.add_row(one.name, one.stage, "", "", "", "", one.why)
+            shown.add_row(one.name, one.stage)
             continue
         low, high = one.bounds
         shown.add_row(
@@ -124,8 +140,14 @@ def table(candidates: Sequence[Candidate]) -> Table:
             f"{one.percent:.1f}",
             f"{low:.1f} to {high:.1f}",
             _percent(one.after.get(_ACCEPTANCE)),
+            f"{one.seconds:.0f}",
         )
     return shown
+
+
+def failures(candidates: Iterable[Candidate]) -> list[str]:
+    """A line for each candidate that failed."""
+    return [f"{one.name} failed: {printable(one.why, 1000)}" for one in candidates if one.why]
 
 
 def _percent(found: tuple[int, int] | None) -> str:
