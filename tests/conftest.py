@@ -15,7 +15,8 @@ from fedark.measurement import measure_enclave
 TESTS = Path(__file__).parent
 HELPERS = TESTS / "links" / "flower"
 sys.path[:0] = [
-    str(TESTS / part) for part in (".", "links/flower", "stages", "attestation/platforms", "tuning")
+    str(TESTS / part)
+    for part in (".", "links/flower", "report", "stages", "attestation/platforms", "tuning")
 ]
 
 from attacks import (  # noqa: E402

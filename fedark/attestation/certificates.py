@@ -16,6 +16,7 @@ from functools import lru_cache
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from fedark.attestation._x509 import MALFORMED, current, read_certificate
@@ -161,12 +162,8 @@ def _revocation_problems(
     if crl is None:
         return [f"there is no revocation list of the issuer of {name}"]
     problems = []
-    key, usage = p384_key(issuer), _usage(issuer)
-    if (
-        key is None
-        or crl.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384
-        or not crl.is_signature_valid(key)
-    ):
+    usage = _usage(issuer)
+    if not _listed_by(crl.public_bytes(Encoding.DER), issuer):
         problems.append(f"the revocation list for {name} is not signed by its issuer")
     if usage is None or not usage.crl_sign:
         problems.append(f"the issuer of {name} may not sign revocation lists")
@@ -213,3 +210,14 @@ def _issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     except (InvalidSignature, *MALFORMED):
         return False
     return True
+
+
+@lru_cache(maxsize=16)
+def _listed_by(crl: bytes, issuer: x509.Certificate) -> bool:
+    """Whether the issuer signed this revocation list (DER); one list stands for many devices."""
+    key, listed = p384_key(issuer), x509.load_der_x509_crl(crl)
+    return (
+        key is not None
+        and listed.signature_algorithm_oid == SignatureAlgorithmOID.ECDSA_WITH_SHA384
+        and listed.is_signature_valid(key)
+    )

@@ -36,6 +36,7 @@ __all__ = [
     "SNP_CERTIFICATE",
     "SNP_CRL",
     "TDX_COLLATERAL",
+    "unread",
     "verifiers",
 ]
 
@@ -129,3 +130,19 @@ def _all(collateral: Mapping[str, bytes], name: str) -> list[bytes]:
         for key, data in sorted(collateral.items())
         if key == name or key.startswith(f"{name}.")
     ]
+
+
+def unread(collateral: Mapping[str, bytes], platforms: Sequence[str]) -> list[str]:
+    """Names in `collateral` of which no verifier of these platforms makes anything: unknown ones,
+    and those that repeat another's bytes.
+    """
+    once = {SIMULATED_ROOT, SIMULATED_CRL}
+    many = (TDX_COLLATERAL, SNP_CERTIFICATE, SNP_CRL)
+    seen = set[bytes]()
+    found = []
+    for name, data in sorted(collateral.items()):
+        known = name in once or any(name == one or name.startswith(f"{one}.") for one in many)
+        if not known or name.partition(".")[0] not in platforms or data in seen:
+            found.append(name)
+        seen.add(data)
+    return found

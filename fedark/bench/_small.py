@@ -33,21 +33,21 @@ _WORDS = [
 ]
 
 
-def small_job(folder: Path, *, rounds: int, mode: str) -> Path:
+def small_job(
+    folder: Path, *, rounds: int, mode: str, customers: Sequence[str] = CUSTOMERS
+) -> Path:
     """Write base model, records and job file into `folder`; returns the job file."""
     folder.mkdir(parents=True)
     make_base(folder / "base", _WORDS)
     draw = random.Random(3)  # noqa: S311
-    for name in CUSTOMERS:
+    for name in customers:
         with (folder / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["message", "action"])
             for _ in range(16):
                 answer = draw.choice(_ANSWERS)
                 writer.writerow([" ".join([answer, *draw.sample(_WORDS, 4)]), answer])
-    customers = "".join(
-        f'[[customers]]\nname = "{name}"\ndata = "{name}.csv"\n' for name in CUSTOMERS
-    )
+    tables = "".join(f'[[customers]]\nname = "{name}"\ndata = "{name}.csv"\n' for name in customers)
     path = folder / "job.toml"
     path.write_text(f"""
 [job]
@@ -57,7 +57,7 @@ rounds = {rounds}
 name = "maker"
 [aggregator]
 name = "pool"
-{customers}
+{tables}
 [data]
 prompt = "{{message}}"
 answer = "action"

@@ -1,5 +1,6 @@
-"""What the aggregator enclave says of a run for everybody, under its own attested key: whose
-messages are in each sum and which figures came out of it, and which adapters it delivered.
+"""What enclaves say of a run under their own attested keys. The aggregator enclave, for everybody:
+whose messages are in each sum and which figures came out of it, and which adapters it delivered.
+A trainer enclave, for its own customer alone: what it measured there.
 
 Without these a report is the word of the aggregator's host, who could write any figure into it. A
 statement tells nothing of one customer: its figures are the sums that leave the enclave anyway. The
@@ -17,7 +18,7 @@ from fedark.foundation.errors import ProtocolError
 from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.foundation.snapshot import Bytes48, Snapshot
 
-__all__ = ["Delivered", "Summed"]
+__all__ = ["Delivered", "Own", "Summed"]
 
 _MAX_BYTES = 16 << 20
 
@@ -28,8 +29,9 @@ class _Statement(Snapshot):
     run_id: of the run.
     """
 
-    called = "A statement of the aggregator enclave"
+    called = "A statement of an enclave"
     label: ClassVar[str]
+    by: ClassVar[str] = "the aggregator enclave"
 
     contract: Bytes48
     run_id: str
@@ -55,19 +57,11 @@ class _Statement(Snapshot):
             "body": bytes,
             "signature": bytes,
         }:
-            raise ProtocolError("A statement of the aggregator enclave is malformed.")
-        verify_signature(
-            signing_public,
-            cls.label,
-            outer["body"],
-            outer["signature"],
-            by="the aggregator enclave",
-        )
+            raise ProtocolError(f"A statement of {cls.by} is malformed.")
+        verify_signature(signing_public, cls.label, outer["body"], outer["signature"], by=cls.by)
         said = cls.decode(outer["body"])
         if (said.contract, said.run_id) != (contract, run_id):
-            raise ProtocolError(
-                "A statement of the aggregator enclave is of another contract or run."
-            )
+            raise ProtocolError(f"A statement of {cls.by} is of another contract or run.")
         return said
 
 
@@ -100,3 +94,21 @@ class Delivered(_Statement):
 
     adapters: dict[str, Bytes48]
     curve: bytes
+
+
+class Own(_Statement):
+    """What a trainer enclave measured for its own customer.
+
+    Attributes:
+        party: the customer.
+        figures: SHA-384 of the figures, as the customer's node got them.
+        personal: model -> SHA-384 of the personal adapter's values, float32 little-endian; {} until
+            there is one.
+    """
+
+    label = "fedark/own/1"
+    by = "the trainer enclave"
+
+    party: str
+    figures: Bytes48
+    personal: dict[str, Bytes48]

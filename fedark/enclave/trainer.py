@@ -60,6 +60,7 @@ from fedark.enclave.protection import (
     protect,
 )
 from fedark.enclave.session import Quote, RunConfig, SessionBase, SessionState, reply_done, seed_of
+from fedark.enclave.statements import Own
 from fedark.enclave.taste import tasted
 from fedark.foundation import canonical
 from fedark.foundation.errors import ContractError, InputError, ModelError, ProtocolError
@@ -685,7 +686,17 @@ class TrainerSession(SessionBase):
         for name, more in (shown or {}).items():
             found[name] |= {**more, "spared": self._figures[name].spared}
         local = canonical.encode(found)
-        return pb.Reply(measured=pb.Measured(local=local, protected=protected.wire))
+        said = Own(
+            contract=self.digest,
+            run_id=self.config.run_id,
+            party=self.config.party,
+            figures=hashlib.sha384(local).digest(),
+            personal={
+                name: hashlib.sha384(vector).digest() for name, vector in self._personal.items()
+            },
+        )
+        own = said.sign(self._signing)
+        return pb.Reply(measured=pb.Measured(local=local, protected=protected.wire, own=own))
 
     def _leave(
         self,

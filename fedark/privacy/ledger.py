@@ -37,7 +37,7 @@ from fedark.foundation.errors import BudgetExceeded, InputError, ProtocolError, 
 from fedark.privacy._ledger_file import altered, ledger_errors, open_file
 from fedark.privacy.accounting import Budget, Guarantee, Spend, cost
 
-__all__ = ["LEDGER", "ChargeReceipt", "Head", "Ledger", "record_bytes"]
+__all__ = ["LEDGER", "ChargeReceipt", "Head", "Ledger", "chained", "record_bytes"]
 
 LEDGER = "ledger.sqlite"
 """Name of the file in a customer's folder."""
@@ -102,6 +102,37 @@ class Head:
         ):
             raise InputError("This is no head of a privacy ledger.")
         return head
+
+
+def _genesis(ledger: bytes) -> bytes:
+    return canonical.digest(["fedark/privacy-ledger/1/genesis", ledger])
+
+
+def _link(before: bytes, sequence: int, body: bytes) -> bytes:
+    return canonical.digest(["fedark/privacy-ledger/1/entry", before, sequence, body])
+
+
+def _facts(encoded: bytes) -> dict[str, Any]:
+    body: Any = canonical.decode(bytes(encoded))
+    if type(body) is dict and body.keys() == _FACTS.get(str(body.get("kind"))):
+        return body
+    raise ProtocolError("An entry of a privacy ledger is malformed.")
+
+
+def chained(ledger: bytes, bodies: Iterable[bytes]) -> list[tuple[bytes, dict[str, Any]]]:
+    """The entries that `Ledger.bodies` gave, each with the hash that the chain has after it.
+
+    Args:
+        ledger: its identifier, 32 bytes.
+
+    Raises:
+        ProtocolError: one is malformed.
+    """
+    found, link = [], _genesis(ledger)
+    for sequence, body in enumerate(bodies, 1):
+        link = _link(link, sequence, body)
+        found.append((link, _facts(body)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -272,6 +303,16 @@ class Ledger(Closing):
                 {"sequence": number, "hash": link, **body} for number, link, body in self._chain()
             ]
 
+    def bodies(self, contract: bytes, run_id: str) -> list[bytes]:
+        """The entries as the chain has them, verified, up to the charge of this contract's run; []
+        if there is none. `chained` reads them.
+        """
+        with self._snapshot():
+            bodies = [body for _, _, body in self._chain()]
+        of = [(body.get("contract"), body.get("run")) == (contract, run_id) for body in bodies]
+        charged = of.index(True) + 1 if True in of else 0
+        return [canonical.encode(body) for body in bodies[:charged]]
+
     def verify(self, against: Iterable[Head] = ()) -> Head:
         """Check everything: the chain, that every table says what it says, and that every head of
         `against` is of its past.
@@ -313,10 +354,7 @@ class Ledger(Closing):
     # The chain.
 
     def _genesis(self) -> bytes:
-        return canonical.digest(["fedark/privacy-ledger/1/genesis", self._id])
-
-    def _link(self, before: bytes, sequence: int, body: bytes) -> bytes:
-        return canonical.digest(["fedark/privacy-ledger/1/entry", before, sequence, body])
+        return _genesis(self._id)
 
     def _append(self, body: Mapping[str, Any]) -> tuple[int, Head]:
         row = self._database.execute(
@@ -324,7 +362,7 @@ class Ledger(Closing):
         ).fetchone()
         sequence, before = (row[0] + 1, bytes(row[1])) if row else (1, self._genesis())
         encoded = canonical.encode(dict(body))
-        link = self._link(before, sequence, encoded)
+        link = _link(before, sequence, encoded)
         self._database.execute("INSERT INTO entries VALUES (?, ?, ?)", (sequence, encoded, link))
         return sequence, Head(self._id, sequence, link)
 
@@ -337,7 +375,7 @@ class Ledger(Closing):
         ):
             if sequence != len(found) + 1:
                 raise altered(self._path, f"entry {len(found) + 1} is missing")
-            link = self._link(link, sequence, bytes(encoded))
+            link = _link(link, sequence, bytes(encoded))
             if link != stored:
                 raise altered(self._path, f"entry {sequence} is not what the chain says")
             found.append((sequence, link, self._decoded(sequence, encoded)))
@@ -345,9 +383,7 @@ class Ledger(Closing):
 
     def _decoded(self, sequence: int, encoded: bytes) -> dict[str, Any]:
         with contextlib.suppress(ProtocolError):
-            body: Any = canonical.decode(bytes(encoded))
-            if type(body) is dict and body.keys() == _FACTS.get(str(body.get("kind"))):
-                return body
+            return _facts(encoded)
         raise altered(self._path, f"entry {sequence} is malformed")
 
     def _entry(self, sequence: int) -> dict[str, Any]:

@@ -14,7 +14,9 @@ rest on it; otherwise every step is taken, so that all reasons come at once.
  9. privacy ledgers: the signed heads, and that there is one wherever the contract is charged;
 10. sums: the aggregator enclave's word on each round, none missing, of large enough cohorts;
 11. the report: everything in it that follows from the contract and from those figures, once more;
-12. the adapters: their digests, and the folders that are held against them.
+12. the adapters: their digests, and the folders that are held against them;
+13. a customer's own dossier: that the customer signed it, that its trainer enclave measured the
+    figures in it, and that its privacy ledger has the charge of this job.
 """
 
 from __future__ import annotations
@@ -27,17 +29,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fedark.attestation.gate import AttestedPeer, Gate
 from fedark.attestation.nonces import NonceBook
-from fedark.attestation.trust import verifiers
+from fedark.attestation.trust import unread, verifiers
 from fedark.contract.contract import Contract, SignedContract
 from fedark.enclave.session import RunConfig
 from fedark.enclave.statements import Delivered, Summed
 from fedark.foundation import canonical
 from fedark.foundation.errors import FedarkError, InputError, Refused
+from fedark.foundation.terms import to_tuples
+from fedark.report.own import OwnCheck
 from fedark.stages.budget import read_head
-from fedark.stages.dossier import MAX_DOSSIER, Dossier
-from fedark.stages.report import curve_of, models_of, privacy_of, protection_of, read_report
+from fedark.stages.dossier import MAX_DOSSIER, Dossier, OwnDossier
+from fedark.stages.report import (
+    HostsWord,
+    curve_of,
+    models_of,
+    privacy_of,
+    protection_of,
+    read_report,
+)
 from fedark.translog.entry import Entry
 from fedark.translog.merkle import verify_inclusion
 from fedark.translog.update import LogUpdate, Shown
@@ -85,6 +98,7 @@ class Verified:
         proven: in the order of the module's docstring.
         trusted: what nothing in the file proves.
         adapters: model -> SHA-384 of its travelling values.
+        own: of a customer's own dossier: customer -> its figures by model; else {}.
     """
 
     contract: Contract
@@ -92,6 +106,7 @@ class Verified:
     proven: tuple[Proven, ...]
     trusted: tuple[str, ...]
     adapters: Mapping[str, bytes]
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def read_dossier(path: Path) -> bytes:
@@ -130,11 +145,12 @@ def verify_dossier(
     try:
         return check.run(data)
     except FedarkError as error:
-        found = error.reasons if isinstance(error, DossierRefused) else [*check.reasons, error.what]
+        found = [*check.reasons, f"{check.at}: {error.what}"]
+        found = error.reasons if isinstance(error, DossierRefused) else found
         raise DossierRefused(found) from None
     except Exception as error:
         # A dossier is a stranger's bytes, all the way down.
-        unread = f"it could not be read ({type(error).__name__})"
+        unread = f"{check.at} could not be read ({type(error).__name__})"
         raise DossierRefused([*check.reasons, unread]) from None
 
 
@@ -145,12 +161,17 @@ class _Check:
     adapters: Mapping[str, bytes]
     reasons: list[str] = field(default_factory=list)
     proven: list[Proven] = field(default_factory=list)
+    at: str = "the file or its contract"
 
     def run(self, data: bytes) -> Verified:
         # 1. and 2.
         if len(data) > MAX_DOSSIER:
             raise InputError(f"A dossier of {len(data)} bytes is over the limit of {MAX_DOSSIER}.")
-        self.dossier = dossier = Dossier.read(data)
+        own = OwnDossier.of(data)
+        if own:
+            self.at = "the shared dossier in it"
+        self.dossier = dossier = Dossier.read(own[0].dossier if own else data)
+        self.at = "the contract"
         self.contract = contract = Contract.decode(dossier.contract)
         self.signed = SignedContract.verify(contract, dossier.proofs.signatures)
         self._exactly("signatures", dossier.proofs.signatures, self.signed.signatures)
@@ -172,6 +193,7 @@ class _Check:
         self._ledgers()
         # 10., 11. and 12.
         enclave = peers[contract.aggregator.name].signing_public
+        self.at = "the statement of the adapters"
         said = Delivered.verify(
             dossier.delivered,
             signing_public=enclave,
@@ -179,30 +201,34 @@ class _Check:
             run_id=dossier.run_id,
         )
         curve = curve_of(said.curve)
-        self._report(self._sums(enclave, curve.get("rounds", -1)), curve)
-        delivered = self._delivered(said)
+        sums = self._sums(enclave, curve.get("rounds", -1))
+        self._report(sums, curve)
+        # 13., whose personal adapters 12. may be asked for
+        figures, personal = self._own(*own, peers) if own else ({}, {})
+        delivered = self._delivered(said, personal)
         self._measurements()
         if self.reasons:
             raise DossierRefused(self.reasons)
         report = read_report(dossier.report, dossier.report_signature, contract, dossier.run_id)
-        return Verified(contract, report, tuple(self.proven), self._trusted(peers), delivered)
+        trusted = self._trusted(peers)
+        return Verified(contract, report, tuple(self.proven), trusted, delivered, figures)
 
     # -- the steps
 
     def _collateral(self) -> None:
-        platforms = self.contract.attestation.platforms
-        for name in self.dossier.collateral:
-            if name.partition(".")[0] not in platforms:
-                self.reasons.append(f"collateral {name!r} is of no platform of the contract")
+        self.at, platforms = "the collateral", self.contract.attestation.platforms
+        for name in unread(self.dossier.collateral, platforms):
+            self.reasons.append(f"nothing of the contract's platforms needs collateral {name!r}")
         if self.root and self.root != self.contract.attestation.simulated_root:
             self.reasons.append("the contract pins another simulated root than the one you name")
 
     def _shown(self) -> dict[str, LogUpdate]:
         """What the provider's log says of each enclave, its proofs verified."""
-        proofs = self.dossier.proofs
+        self.at, proofs = "the provider's log", self.dossier.proofs
         self._exactly("words of the provider's log", proofs.log, proofs.evidence)
         found = {}
         for party, data in (proofs.log | proofs.refused).items():
+            self.at = f"the provider's log of {party}"
             update = LogUpdate.verify(data, self.owner, by=self.provider.name)
             if (update.party, update.run_id) != (party, self.dossier.run_id):
                 self._no(party, "the provider's log's word is for another party or run")
@@ -239,6 +265,7 @@ class _Check:
     def _peers(self, shown: Mapping[str, LogUpdate]) -> dict[str, AttestedPeer]:
         """Every enclave, appraised as the provider appraised it, at the time that it logged."""
         contract, dossier = self.contract, self.dossier
+        self.at = "the collateral"
         gate = Gate(
             terms=contract.attestation,
             contract_digest=self.signed.digest,
@@ -253,6 +280,7 @@ class _Check:
             raise Refused("There is no evidence of the aggregator enclave.")
         peers = {}
         for party, evidence in dossier.proofs.evidence.items():
+            self.at = f"the evidence of {party}"
             if party not in roles:
                 raise Refused(f"There is evidence of {party!r}, who has no enclave in this job.")
             entries = [s.entry for s in shown[party].entries if s.entry.kind == "attestation"]
@@ -282,10 +310,12 @@ class _Check:
 
     def _manifests(self) -> dict[str, VerifiedManifest]:
         found = {}
+        self.at = "the manifests"
         self._exactly(
             "manifests", self.dossier.proofs.manifests, [m.name for m in self.contract.models]
         )
         for terms in self.contract.models:
+            self.at = f"the manifest of {terms.name}"
             manifest = Manifest.verify(self.dossier.proofs.manifests[terms.name], self.owner)
             digests = manifest.digest().hex(), manifest.weights().hex()
             if digests != (terms.bundle, terms.weights):
@@ -302,6 +332,7 @@ class _Check:
         manifests: Mapping[str, VerifiedManifest],
     ) -> None:
         for party, peer in peers.items():
+            self.at = f"the key releases to {party}"
             wanted = manifests if peer.role == "trainer" else {}
             released = _releases_in(shown[party])
             self._exactly(f"keys released to {party}", released, wanted)
@@ -322,6 +353,7 @@ class _Check:
     def _receipts(self, shown: Mapping[str, LogUpdate], peers: Mapping[str, AttestedPeer]) -> None:
         names = {terms.name for terms in self.contract.models}
         for party, by_model in self.dossier.proofs.receipts.items():
+            self.at = f"the receipts of {party}"
             if party not in peers or peers[party].role != "trainer":
                 raise Refused(f"There are receipts of {party!r}, whose enclave is not proven.")
             self._exactly(f"receipts of {party}", by_model, names)
@@ -346,11 +378,13 @@ class _Check:
 
     def _views(self, shown: Mapping[str, LogUpdate]) -> None:
         views, receipts = self.dossier.proofs.views, self.dossier.proofs.receipts
+        self.at = "the views of the provider's log"
         self._exactly("views of the provider's log", views, receipts)
+        keys = self.contract.signing_keys
         for party, data in views.items():
             head = head_in_view(
                 data,
-                self.contract.signing_keys.get(party, b""),
+                keys.get(party, b""),
                 party=party,
                 run_id=self.dossier.run_id,
                 contract=self.signed.digest,
@@ -363,11 +397,13 @@ class _Check:
 
     def _ledgers(self) -> None:
         heads = self.dossier.proofs.ledger_heads
+        self.at = "the heads of privacy ledgers"
         private = self.contract.privacy.mechanism != "none"
         self._exactly(
             "heads of privacy ledgers", heads, self.dossier.proofs.receipts if private else ()
         )
         for party, data in heads.items():
+            self.at = f"the head of the privacy ledger of {party}"
             known = self.contract.party(party)
             if known is None:
                 raise Refused(f"There is a ledger's head of {party!r}, a stranger.")
@@ -376,7 +412,7 @@ class _Check:
             self._holds(f"{len(heads)} customers charged their privacy ledgers", "the customers")
 
     def _sums(self, enclave: bytes, rounds: int) -> list[Summed]:
-        contract = self.contract
+        contract, self.at = self.contract, "the sums"
         sums = [
             Summed.verify(
                 data,
@@ -406,7 +442,7 @@ class _Check:
         return sums
 
     def _report(self, sums: list[Summed], curve: Mapping[str, Any]) -> None:
-        contract, run_id = self.contract, self.dossier.run_id
+        contract, run_id, self.at = self.contract, self.dossier.run_id, "the report"
         report = read_report(self.dossier.report, self.dossier.report_signature, contract, run_id)
         metrics: list[Any] = []
         for said in sums:
@@ -425,8 +461,7 @@ class _Check:
         for name, value in expected.items():
             if report.get(name) != json.loads(json.dumps(value)):
                 self.reasons.append(f"the report's {name!r} is not what follows from the proofs")
-        if not set(report.get("customers", [""])) <= self.dossier.proofs.receipts.keys():
-            self.reasons.append("the report names customers who loaded no weights")
+        self._hosts_word({name: report[name] for name in report if name not in expected})
         self._holds("every figure of the report", "the aggregator enclave")
         for guarantee in privacy.get("guarantees", ()):
             self._holds(
@@ -435,10 +470,46 @@ class _Check:
                 "the contract's terms, accounted again",
             )
 
-    def _delivered(self, said: Delivered) -> dict[str, bytes]:
+    def _hosts_word(self, said: Mapping[str, Any]) -> None:
+        """What the aggregator's host adds to a report has its form, and accounts for every customer
+        once.
+        """
+        try:
+            word = HostsWord.model_validate(to_tuples(said))
+        except ValidationError:
+            self.reasons.append("what the aggregator's host adds to the report is malformed")
+            return
+        everyone = {party.name for party in self.contract.customers}
+        known = {*everyone, self.provider.name}
+        left = everyone - word.passed_over.keys()
+        if sorted(word.customers) != sorted(left) or not word.passed_over.keys() <= known:
+            self.reasons.append("the report does not account for every customer once")
+        if not set(word.customers) <= self.dossier.proofs.receipts.keys():
+            self.reasons.append("the report names customers who loaded no weights")
+        refused = {name for name, why in word.passed_over.items() if why.startswith("release: ")}
+        if refused != self.dossier.proofs.refused.keys():
+            self.reasons.append("the report's refusals are not those of the provider's log")
+
+    def _own(
+        self, own: OwnDossier, signature: bytes, peers: Mapping[str, AttestedPeer]
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The customer's figures, and the digests of its personal adapters."""
+        self.at = f"the own part of {own.party}"
+        check = OwnCheck(own, self.contract, self.dossier, peers)
+        figures, personal = check.run(signature)
+        self.reasons += check.reasons
+        self.proven += [Proven(*one) for one in check.proven]
+        return {own.party: figures}, personal
+
+    def _delivered(self, said: Delivered, personal: Mapping[str, bytes]) -> dict[str, bytes]:
+        self.at = "the adapters"
         self._exactly("adapters", said.adapters, [terms.name for terms in self.contract.models])
         for model, digest in self.adapters.items():
-            if said.adapters.get(model) != digest:
+            if personal.get(model) == digest:
+                self._holds(
+                    f"the personal adapter for {model} is this job's", "the trainer enclave"
+                )
+            elif said.adapters.get(model) != digest:
                 self._no(model, "the adapter is not the one that was delivered")
             else:
                 self._holds(f"the adapter for {model} is this job's", "the aggregator enclave")

@@ -26,7 +26,7 @@ from fedark.privacy.ledger import LEDGER, ChargeReceipt, Ledger, record_bytes
 from fedark.records.reading import Record
 from fedark.translog.entry import Entry
 
-__all__ = ["charge", "read_head", "release", "show_head"]
+__all__ = ["charge", "ledger_bodies", "read_head", "release", "show_head"]
 
 _LABEL = "fedark/ledger-head/1"
 _MAX_BYTES = 1024
@@ -81,6 +81,17 @@ def release(
     with Ledger.open(folder / LEDGER) as ledger:
         if not (again and ledger.next_release(receipt.charge) >= number):
             ledger.release(receipt.charge, number - 1, int(now.timestamp()))
+
+
+def ledger_bodies(folder: Path, contract: Contract, run_id: str) -> list[bytes]:
+    """The ledger's entries as its chain has them, up to the charge of this run, whose head others
+    witness; none where the contract is not charged. They name contracts and costs, and hold
+    nothing of a record.
+    """
+    if strongest_spend(contract) is None:
+        return []
+    with Ledger.open(folder / LEDGER) as ledger:
+        return ledger.bodies(contract.digest(), run_id)
 
 
 def show_head(key: SigningKey, receipt: ChargeReceipt, run_id: str, contract: Contract) -> bytes:

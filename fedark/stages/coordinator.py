@@ -35,6 +35,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fedark.attestation.trust import unread
 from fedark.contract.contract import Contract
 from fedark.foundation import canonical
 from fedark.foundation.errors import FedarkError, FederationError, ProtocolError, printable
@@ -433,12 +434,13 @@ class Coordinator:
             for name in self._contract.deliver_to
         }
         said = deliveries[self._contract.deliver_to[0]].statement
+        idle = unread(self._collateral, self._contract.attestation.platforms)
         dossier = self._host.sign_dossier(
             Dossier(
                 proofs=Proofs.model_validate(self._at.proofs),
                 contract=self._contract.encode(),
                 run_id=self._run_id,
-                collateral=self._collateral,
+                collateral={k: v for k, v in self._collateral.items() if k not in idle},
                 delivered=said,
                 **signed,
             ).encode()

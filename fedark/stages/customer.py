@@ -39,7 +39,8 @@ from fedark.foundation.errors import (
 )
 from fedark.foundation.files import write_atomic
 from fedark.records.reading import one_answer
-from fedark.stages.budget import release, show_head
+from fedark.stages.budget import ledger_bodies, release, show_head
+from fedark.stages.dossier import OWN, OwnDossier
 from fedark.stages.loading import CustomerData, CustomerRun, Loader
 from fedark.stages.node import SEEN_LOGS, NodeBase
 from fedark.stages.personal import SEALED, gain_lines, write_personal
@@ -111,7 +112,8 @@ class CustomerNode(NodeBase[CustomerRun]):
             state["log_agreed"],
             state["loaded"],
         )
-        run.number, run.base, run.local = state["number"], state["base"], state["local"]
+        run.number, run.base = state["number"], state["base"]
+        run.local, run.own = state["local"], state["own"]
         return run
 
     def _enclave(self, run_id: str, contract: Contract) -> DurableEnclave:
@@ -340,6 +342,14 @@ class CustomerNode(NodeBase[CustomerRun]):
         folder = self._store(run.signed, run.aggregator, request)
         write_atomic(folder / "local.json", json.dumps(run.local, indent=2).encode())
         self._take_personal(run, request.delivery, folder)
+        own = OwnDossier(
+            party=self.party,
+            dossier=request.dossier,
+            figures=canonical.encode(run.local),
+            statement=run.own,
+            ledger=ledger_bodies(self.settings.state, run.contract, run.run_id),
+        )
+        write_atomic(folder / OWN, own.sign(self.settings.keys.signing), mode=0o600)
         memory = {"node": round(peak_mib(), 1), "enclave": round(run.enclave.peak_mib(), 1)}
         write_atomic(folder / MEMORY, json.dumps({"peak_mib": memory}).encode())
         for line in spared_lines(run.local):
@@ -399,6 +409,7 @@ class CustomerNode(NodeBase[CustomerRun]):
 
     def _keep(self, run: CustomerRun, measured: enclave_pb2.Measured) -> None:
         run.local = canonical.decode(measured.local, max_bytes=8 << 20)
+        run.own = measured.own
 
     def _show(self, progress: enclave_pb2.Progress) -> None:
         """A line every few seconds, and the last of each piece of work."""

@@ -19,13 +19,17 @@ from fedark.foundation.errors import ProtocolError
 from fedark.foundation.keys import SigningKey, verify_signature
 from fedark.foundation.snapshot import Snapshot
 
-__all__ = ["DOSSIER", "MAX_DOSSIER", "Dossier", "Proofs", "sign_dossier"]
+__all__ = ["DOSSIER", "MAX_DOSSIER", "OWN", "Dossier", "OwnDossier", "Proofs", "sign_dossier"]
 
 DOSSIER = "dossier.fedark"
 """Its name in a run's folder."""
 MAX_DOSSIER = 256 << 20
 
+OWN = "own.fedark"
+"""Beside it at a customer: the same, and what concerns this customer alone."""
+
 _LABEL = "fedark/dossier/1"
+_OWN_LABEL = "fedark/own-dossier/1"
 
 
 class Proofs(Snapshot):
@@ -100,12 +104,7 @@ class Dossier(Snapshot):
             ContractError: the contract in it is not valid.
             Refused: it was altered, or that aggregator did not sign it.
         """
-        outer: Any = canonical.decode(data, max_bytes=MAX_DOSSIER, max_depth=1)
-        if type(outer) is not dict or {name: type(value) for name, value in outer.items()} != {
-            "body": bytes,
-            "signature": bytes,
-        }:
-            raise ProtocolError("This is no dossier.", safe="Nothing was concluded from it.")
+        outer = _signed(data)
         dossier = cls.decode(outer["body"])
         aggregator = Contract.decode(dossier.contract, "the dossier's contract").aggregator
         verify_signature(
@@ -116,6 +115,61 @@ class Dossier(Snapshot):
             by=aggregator.name,
         )
         return dossier
+
+
+class OwnDossier(Snapshot):
+    """A customer's own: the shared one, and what its trainer enclave and its ledger say for it
+    alone. It never leaves the customer's node by itself.
+
+    Attributes:
+        party: the customer.
+        dossier: the shared one, as the aggregator signed it.
+        figures: the customer's own figures, canonical CBOR; they show records of the acceptance
+            set, and none of the customer's.
+        statement: the trainer enclave's, of those figures and of the personal adapters.
+        ledger: the entries of its privacy ledger up to this charge, if the contract is charged.
+    """
+
+    called = "A customer's own dossier"
+
+    party: str
+    dossier: bytes
+    figures: bytes
+    statement: bytes
+    ledger: list[bytes]
+
+    def sign(self, key: SigningKey) -> bytes:
+        """The file, signed by the customer whose key it is."""
+        body = self.encode()
+        return canonical.encode({"body": body, "signature": key.sign(_OWN_LABEL, body)})
+
+    @classmethod
+    def of(cls, data: bytes) -> tuple[OwnDossier, bytes] | None:
+        """What the file claims, and its signature (`proven_by` checks it); None if it is a shared
+        dossier.
+
+        Raises:
+            ProtocolError: it is malformed, or too large.
+        """
+        outer = _signed(data)
+        body = canonical.decode(outer["body"], max_bytes=MAX_DOSSIER)
+        if type(body) is not dict or "contract" in body:
+            return None
+        return cls.decode(outer["body"]), outer["signature"]
+
+    def proven_by(self, signature: bytes, public: bytes) -> None:
+        """Raise Refused unless the customer with this key signed it."""
+        verify_signature(public, _OWN_LABEL, self.encode(), signature, by=self.party)
+
+
+def _signed(data: bytes) -> dict[str, bytes]:
+    outer: Any = canonical.decode(data, max_bytes=MAX_DOSSIER, max_depth=1)
+    if type(outer) is not dict or {name: type(value) for name, value in outer.items()} != {
+        "body": bytes,
+        "signature": bytes,
+    }:
+        raise ProtocolError("This is no dossier.", safe="Nothing was concluded from it.")
+    return outer
 
 
 def sign_dossier(key: SigningKey, body: bytes, contract: bytes, run_id: str) -> bytes:

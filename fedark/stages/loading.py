@@ -79,6 +79,7 @@ class CustomerRun(NodeRun):
             the same log.
         number, base: the round, and SHA-384 of the global state that it began with.
         local: figures for this node's own people.
+        own: the trainer enclave's statement of them.
     """
 
     enclave: DurableEnclave
@@ -92,6 +93,7 @@ class CustomerRun(NodeRun):
     number: int = 0
     base: bytes = b""
     local: dict[str, Any] = field(default_factory=dict)
+    own: bytes = b""
 
     def state(self, proof: Proof) -> dict[str, Any]:
         return super().state(proof) | {
@@ -103,6 +105,7 @@ class CustomerRun(NodeRun):
             "number": self.number,
             "base": self.base,
             "local": self.local,
+            "own": self.own,
         }
 
 

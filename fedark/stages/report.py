@@ -25,9 +25,11 @@ from fedark.foundation import canonical
 from fedark.foundation.errors import ProtocolError, Refused
 from fedark.foundation.jsontext import read_json
 from fedark.foundation.keys import SigningKey, verify_signature
+from fedark.foundation.terms import Finite, Terms
 from fedark.stages.parties import CoordinatorState
 
 __all__ = [
+    "HostsWord",
     "curve_lines",
     "curve_of",
     "make_report",
@@ -51,6 +53,32 @@ _ENDED = {
     "target": "the rounds ended: the contract's target was reached",
     "": "the rounds go on",
 }
+
+
+class StageEnd(Terms):
+    """One exchange with the parties: seconds, and bytes sent and received."""
+
+    stage: str
+    seconds: Finite
+    sent: int
+    received: int
+
+
+class HostsWord(Terms):
+    """What a report says on the word of the aggregator's host alone.
+
+    Attributes:
+        customers: who was there to the end.
+        passed_over: party -> stage and reason.
+        seconds, stages: of the run.
+        peak_mib: process -> most resident memory.
+    """
+
+    customers: tuple[str, ...]
+    passed_over: dict[str, str]
+    seconds: Finite
+    stages: tuple[StageEnd, ...]
+    peak_mib: dict[str, Finite]
 
 
 def spared_lines(local: Mapping[str, Mapping[str, Any]]) -> list[str]:

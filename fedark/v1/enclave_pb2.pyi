@@ -318,12 +318,14 @@ class Measure(_message.Message):
     def __init__(self, round: _Optional[int] = ..., state: _Optional[bytes] = ...) -> None: ...
 
 class Measured(_message.Message):
-    __slots__ = ("local", "protected")
+    __slots__ = ("local", "protected", "own")
     LOCAL_FIELD_NUMBER: _ClassVar[int]
     PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
     local: bytes
     protected: bytes
-    def __init__(self, local: _Optional[bytes] = ..., protected: _Optional[bytes] = ...) -> None: ...
+    own: bytes
+    def __init__(self, local: _Optional[bytes] = ..., protected: _Optional[bytes] = ..., own: _Optional[bytes] = ...) -> None: ...
 
 class Update(_message.Message):
     __slots__ = ("protected",)

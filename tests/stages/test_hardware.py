@@ -21,16 +21,20 @@ from fedark.attestation.platforms.nitro import NitroVerifier
 from fedark.attestation.platforms.sev_snp import SevSnpVerifier, SnpTcb
 from fedark.attestation.platforms.tdx import TdxVerifier
 from fedark.attestation.trust import SNP_CRL, TDX_COLLATERAL
+from fedark.bench._lies import lies, signed
 from fedark.contract.contract import CONTRACT_LABEL, now
 from fedark.contract.job import Job
 from fedark.enclave.session import RunConfig
 from fedark.enclave.vouching import vouch
+from fedark.foundation import canonical
 from fedark.foundation.errors import ContractError, FedarkError, Refused
 from fedark.foundation.files import write_atomic
 from fedark.foundation.keys import PartyKeys
 from fedark.operate.party import COLLATERAL, KEYS, POLICY, reference_values
+from fedark.report.verify import DossierRefused, verify_dossier
 from fedark.simulation import InProcessEnclave, Simulation
 from fedark.simulation.local import prepare
+from fedark.stages.dossier import DOSSIER
 from fedark.stages.node import LOG
 from fedark.translog.log import read_log
 from fedark.v1 import enclave_pb2 as pb
@@ -155,6 +159,28 @@ def test_enclaves_on_three_vendors_hardware_are_admitted_by_all_who_must_and_the
         assert list(
             federation.folder(party).glob("runs/*/adapter-tiny/adapter_model.safetensors")
         ), party
+
+
+def test_a_dossier_of_hardware_enclaves_is_appraised_again_by_the_vendors_roots(
+    world: World, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = world.prepare()
+    assert run(federation) == "done"
+    (path,) = (federation.folder("maker") / "runs").glob(f"*/{DOSSIER}")
+    data = path.read_bytes()
+    verified = verify_dossier(data)
+    said = [f"{proven.what} ({proven.by})" for proven in verified.proven]
+    assert any("4 enclaves" in one and "(nitro, sev-snp, tdx)" in one for one in said)
+    assert "The platforms keep what they promise: nitro, sev-snp, tdx." in verified.trusted
+    assert not any("Simulated" in line for line in verified.trusted)
+    key = PartyKeys.load(federation.folder("pool") / KEYS).signing
+    for lie in lies(canonical.decode(data, max_bytes=1 << 28)["body"]):
+        if lie.path[0] == "collateral" or lie.path[:2] == ("proofs", "evidence"):
+            with pytest.raises(DossierRefused):
+                verify_dossier(signed(key, lie.body))
+    monkeypatch.undo()  # the roots that fedark pins
+    with pytest.raises(DossierRefused, match=r"evidence of|collateral"):
+        verify_dossier(data)
 
 
 def test_keys_between_hardware_enclaves_are_agreed_under_masks_too(world: World, run: Any) -> None:

@@ -17,11 +17,17 @@ import pytest
 import torch
 from small import CUSTOMERS, HostileRelay, write_job
 
+from fedark.bench._lies import lies, signed
 from fedark.contract.job import Job
+from fedark.foundation import canonical
 from fedark.foundation.errors import FedarkError
+from fedark.foundation.keys import PartyKeys
+from fedark.operate.party import KEYS
+from fedark.report.verify import DossierRefused, verify_dossier
 from fedark.simulation import Simulation, simulate
 from fedark.simulation.local import Federation
 from fedark.stages.coordinator import coordinate
+from fedark.stages.dossier import DOSSIER
 from fedark.stages.node import LOG, SEEN_LOGS
 from fedark.translog.head import TreeHead
 from fedark.translog.log import LogContents, TransparencyLog, read_log
@@ -165,6 +171,20 @@ def test_a_customer_whose_enclave_was_refused_gets_the_proof_that_this_is_logged
     assert seen_by(federation, "east") is not None
     for name in ("north", "south"):
         assert not list(federation.folder(name).glob("runs/*/refused.json"))
+    (path,) = federation.folder("maker").glob(f"runs/*/{DOSSIER}")
+    data = path.read_bytes()
+    proven = [one.what for one in verify_dossier(data).proven]
+    assert "the enclave of east was refused" in proven
+    key = PartyKeys.load(federation.folder("pool") / KEYS).signing
+    told = [
+        lie
+        for lie in lies(canonical.decode(data, max_bytes=1 << 28)["body"])
+        if lie.path[:2] == ("proofs", "refused")
+    ]
+    assert len(told) > 5
+    for lie in told:
+        with pytest.raises(DossierRefused, match=r"refus|provider's log"):
+            verify_dossier(signed(key, lie.body))
 
 
 @pytest.mark.parametrize("change", ["withheld", "cut", "of another customer"])
