@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from fedark.cli.show import write_page
-
 __all__ = ["report"]
 
 
@@ -24,4 +22,6 @@ def report(
     privacy, who sent what to whom, what is proven and what rests on trust. It needs no network and
     no script.
     """
+    from fedark.report.writing import write_page
+
     typer.echo(f"Written: {write_page(dossier, out or dossier.with_name('report.html'))}")

@@ -14,11 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from fedark.contract.contract import Contract
-from fedark.foundation.files import disk_errors, write_atomic
 from fedark.report.outcome import local_reports, render
 from fedark.stages.dossier import DOSSIER
 
-__all__ = ["console", "how_to_use", "show_outcome", "teller", "write_page"]
+__all__ = ["console", "how_to_use", "outcome_facts", "show_outcome", "teller"]
 
 console = Console(highlight=False)
 
@@ -52,37 +51,26 @@ def show_outcome(report: Mapping[str, Any], contract: Contract, work: Path) -> N
     last = max((work / "parties").glob(f"*/runs/{run_id}/adapter-*"), default=None)
     if last is not None:
         console.print(f"To use one: {how_to_use(last)}", soft_wrap=True, markup=False)
-    dossier = work / "parties" / contract.provider.name / "runs" / run_id / DOSSIER
-    page = write_page(dossier, work / "pages" / f"{run_id}.html", work)
+    dossier, page = _paged(report, contract, work)
     console.print(f"The report, as a page: {page}", soft_wrap=True, markup=False)
     console.print(
         f"To check the run: fedark verify {shlex.quote(str(dossier))}", soft_wrap=True, markup=False
     )
 
 
-def write_page(dossier: Path, out: Path, work: Path | None = None) -> Path:
-    """Write the page of a dossier that holds.
+def outcome_facts(report: Mapping[str, Any], contract: Contract, work: Path) -> str:
+    """The same for a program: one JSON object on one line."""
+    dossier, page = _paged(report, contract, work)
+    return json.dumps({"report": report, "dossier": str(dossier), "page": str(page)})
 
-    Args:
-        work: the folder of a simulation, whose customers' own figures one person may see.
 
-    Raises:
-        DossierRefused: it does not hold; nothing was written.
-        InputError, StorageError: a file cannot be read or written.
-    """
-    from fedark.report.page import page
-    from fedark.report.verify import read_dossier, verify_dossier
+def _paged(report: Mapping[str, Any], contract: Contract, work: Path) -> tuple[Path, Path]:
+    """The run's dossier, and its page, which is written."""
+    from fedark.report.writing import write_page  # matplotlib: not for every command
 
-    verified = verify_dossier(read_dossier(dossier))
-    local = (
-        local_reports(verified.contract, work, verified.report["run_id"])
-        if work is not None
-        else None
-    )
-    with disk_errors(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, page(verified, local).encode())
-    return out
+    run_id = report["run_id"]
+    dossier = work / "parties" / contract.provider.name / "runs" / run_id / DOSSIER
+    return dossier, write_page(dossier, work / "pages" / f"{run_id}.html", work)
 
 
 def how_to_use(folder: Path) -> str:

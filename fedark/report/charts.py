@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-__all__ = ["bars", "curves", "dots"]
+__all__ = ["bars", "curves", "dots", "sequence"]
 
 _STAND_INS = {
     "#010101": "ink",
@@ -48,7 +50,7 @@ _SETTINGS: dict[Any, Any] = {
 def dots(rows: Mapping[str, Sequence[tuple[str, float, float, float]]], label: str) -> Markup:
     """Points with intervals: row -> (series, value, low, high), percent."""
     with mpl.rc_context(_SETTINGS):
-        figure, axes = _axes(0.5 + 0.62 * len(rows))
+        figure, axes = _axes(0.9 + 0.62 * len(rows))
         names: dict[str, Any] = {}
         for place, points in enumerate(rows.values()):
             for index, (name, value, low, high) in enumerate(points):
@@ -63,24 +65,27 @@ def dots(rows: Mapping[str, Sequence[tuple[str, float, float, float]]], label: s
                 )
         axes.set_yticks([-place for place in range(len(rows))], list(rows))
         axes.set_xlim(-2, 102)
+        axes.set_ylim(0.6 - len(rows), 0.5)
         axes.set_xlabel("% right, with 95 % intervals")
         axes.grid(axis="x")
         return _svg(figure, names, label)
 
 
-def curves(series: Mapping[str, Sequence[float]], named: str, label: str) -> Markup:
-    """One line a series over the rounds, from 1. `named`: what the values are."""
+def curves(series: Mapping[str, Sequence[tuple[int, float]]], named: str, label: str) -> Markup:
+    """One line a series, of (round, value). `named`: what the values are."""
     with mpl.rc_context(_SETTINGS):
         figure, axes = _axes(2.6)
         names: dict[str, Any] = {}
-        for index, (name, values) in enumerate(series.items()):
-            rounds = range(1, len(values) + 1)
+        for index, (name, points) in enumerate(series.items()):
+            rounds, values = zip(*points, strict=True)
             (names[name],) = axes.plot(
                 rounds, values, marker="o", color=SERIES[index % len(SERIES)]
             )
         axes.set_xlabel("round")
         axes.set_ylabel(named)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        last = max(number for points in series.values() for number, _ in points)
+        axes.set_xlim(-0.3 if _from_zero(series) else 0.7, last + 0.3)
         axes.grid(axis="y")
         return _svg(figure, names if len(names) > 1 else {}, label)
 
@@ -96,8 +101,45 @@ def bars(values: Mapping[str, float], named: str, label: str) -> Markup:
         return _svg(figure, {}, label)
 
 
+def _from_zero(series: Mapping[str, Sequence[tuple[int, float]]]) -> bool:
+    return any(number == 0 for points in series.values() for number, _ in points)
+
+
+def sequence(
+    lanes: Sequence[str], steps: Sequence[tuple[str, Sequence[str], str]], label: str
+) -> Markup:
+    """Who sends what to whom: a line down for each lane, an arrow for each (from, to, what)."""
+    texts = ["\n".join(textwrap.wrap(what, 44)) for _, _, what in steps]
+    heights = [0.75 + 0.45 * (text.count("\n") + 1) for text in texts]
+    with mpl.rc_context(_SETTINGS):
+        figure, axes = _axes(0.5 + 0.3 * sum(heights))
+        axes.axis("off")
+        for place, lane in enumerate(lanes):
+            axes.text(place, 0.6, lane, ha="center", weight="bold")
+            axes.plot([place, place], [0.3, -sum(heights)], color=_GRID, zorder=0)
+        at = 0.0
+        for (source, targets, _), text, height in zip(steps, texts, heights, strict=True):
+            at -= height
+            start = lanes.index(source)
+            ends = [lanes.index(target) for target in targets if target != source]
+            for end in ends:
+                axes.annotate(
+                    "", (end, at), (start, at), arrowprops={"arrowstyle": "-|>", "color": SERIES[0]}
+                )
+            axes.text(
+                (min(start, *ends) + max(start, *ends)) / 2,
+                at + 0.12,
+                text,
+                ha="center",
+                va="bottom",
+            )
+        axes.set_xlim(-0.45, len(lanes) - 0.55)
+        axes.set_ylim(-sum(heights) - 0.2, 1.1)
+        return _svg(figure, {}, label)
+
+
 def _axes(height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(5, height), layout="constrained")
+    figure = Figure(figsize=(4.6, height), layout="constrained")
     axes = figure.subplots()
     axes.set_axisbelow(True)
     return figure, axes
@@ -106,7 +148,7 @@ def _axes(height: float) -> tuple[Figure, Any]:
 def _svg(figure: Figure, names: Mapping[str, Any], label: str) -> Markup:
     if names:
         figure.legend(
-            list(names.values()), list(names), loc="outside upper left", ncols=4, frameon=False
+            list(names.values()), list(names), loc="outside upper left", ncols=3, frameon=False
         )
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -16,7 +16,7 @@ from fedark.contract.contract import Contract
 from fedark.foundation.errors import printable
 from fedark.stages.report import spared_lines
 
-__all__ = ["local_reports", "render"]
+__all__ = ["gained_lines", "local_reports", "render"]
 
 LocalFigures = Mapping[str, Mapping[str, list[float]]]
 """Model -> metric -> (correct, total, loss sum)."""
@@ -55,7 +55,7 @@ def render(report: Mapping[str, Any], local: Mapping[str, LocalFigures]) -> Rend
         curve = _curve(name, report.get("curve") or {}, model)
         own = _own(name, local)
         parts += [table for table in (own, acceptance, curve) if table is not None]
-        parts += [Text(line) for line in _gained(model.get("gain", {}))]
+        parts += [Text(line) for line in gained_lines(model.get("gain", {}))]
         parts += _judged(model, model["metrics"])
         parts += _samples(name, local)
         if model.get("alone"):  # not in reports of earlier releases
@@ -279,7 +279,7 @@ def _own(name: str, local: Mapping[str, LocalFigures]) -> Table | None:
     return table
 
 
-def _gained(gain: Mapping[str, Mapping[str, int]]) -> list[str]:
+def gained_lines(gain: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Sentences that count customers."""
     return [
         f"With its personal adapter {counts['gained']} of {sum(counts.values())} customers are"

@@ -16,6 +16,7 @@ from small import CUSTOMERS, SECRET_WORDS, write_job
 
 from fedark.contract.job import Job
 from fedark.foundation.errors import FederationError
+from fedark.operate.pages import PAGE
 from fedark.operate.processes import module
 from fedark.sandbox import survey
 from fedark.simulation import simulate
@@ -44,7 +45,12 @@ def test_processes_and_simulation_agree_and_nothing_secret_is_anywhere_outside_t
         tmp_path / "machine", host_up=module("captured", "host"), node_up=module("captured", "node")
     ) as machine:
         report = machine.finish(machine.begin(job, sandbox=survey().mode()), timeout=240)
-    run = Path("runs") / report["run_id"]
+        run = Path("runs") / report["run_id"]
+        pages = {name: machine.folder(name) / run / PAGE for name in ("maker", "pool", *CUSTOMERS)}
+        machine.until(lambda: all(page.exists() for page in pages.values()), "pages are there", 300)
+    for name, page in pages.items():
+        own = {other for other in CUSTOMERS if f"own records of {other}" in page.read_text("utf-8")}
+        assert own == {name} & set(CUSTOMERS)
     adapter = load_file(
         machine.folder("north") / run / "adapter-tiny" / "adapter_model.safetensors"
     )

@@ -40,6 +40,7 @@ from fedark.operate.host.folder import HostFolder, host_of, port_of
 from fedark.operate.host.observed import StageWatch, host_metrics
 from fedark.operate.host.store import JobRecord
 from fedark.operate.host.work import Work
+from fedark.operate.pages import Pages
 from fedark.operate.processes import alive, bound_log, child_environment, flower_environment, module
 from fedark.operate.state import locked, socket_of
 from fedark.operate.supervisor import LOOK, Supervisor, told_to_stop
@@ -70,6 +71,7 @@ class _Host:
         if renew(keys, now()):
             say("the server's certificate was renewed")
         self.children = Supervisor(logs, say)
+        self._pages = Pages(host.party_folder / "runs", logs, say)
         self._control: Control | None = None
         self._run_id = self._executors = 0
         self._submitted = self._renewal_due = self._admission_due = 0.0
@@ -107,6 +109,7 @@ class _Host:
     def look(self) -> None:
         """One turn of the loop."""
         self.children.look()
+        self._pages.look()
         bound_log(self._server_log)
         self._stages.look()
         try:
@@ -123,6 +126,7 @@ class _Host:
         """End everything."""
         if self._control is not None:
             self._control.close()
+        self._pages.close()
         try:
             self.children.close()
         finally:

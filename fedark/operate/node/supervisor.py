@@ -28,6 +28,7 @@ from fedark.operate.host.folder import host_of
 from fedark.operate.node.folder import REQUEST, NodeFolder
 from fedark.operate.node.hostclient import HostClient
 from fedark.operate.node.hostsync import HostSync
+from fedark.operate.pages import Pages
 from fedark.operate.processes import child_environment, module
 from fedark.operate.state import locked, socket_of
 from fedark.operate.supervisor import LOOK, Supervised, Supervisor, told_to_stop
@@ -84,17 +85,24 @@ def run_node(path: Path, say: Say, *, metrics: int = 0, factory: str = NODE) -> 
         await_approval(node, say, stop)
         if not stop.is_set():
             logs = private_directory(node.path / "logs")
-            with Supervisor(logs, say) as children:
-                _watch(node, _start(node, children, metrics, factory), children, say, stop)
+            with Pages(node.path / "runs", logs, say) as pages, Supervisor(logs, say) as children:
+                own = _start(node, children, metrics, factory)
+                _watch(node, own, children, pages, say, stop)
 
 
 def _watch(
-    node: NodeFolder, own: Supervised, children: Supervisor, say: Say, stop: threading.Event
+    node: NodeFolder,
+    own: Supervised,
+    children: Supervisor,
+    pages: Pages,
+    say: Say,
+    stop: threading.Event,
 ) -> None:
     sync = HostSync(node, socket_of(node.path), say)
     due, last = 0.0, ""
     while not stop.wait(LOOK):
         children.look()
+        pages.look()
         if own.done:
             say("the node was asked to stop")
             return
