@@ -77,13 +77,19 @@ def init(
 
 
 @app.command("up")
-def up(folder: Host) -> None:
-    """Run the host until it is told to stop."""
-    from fedark.foundation.logs import teller
+def up(
+    folder: Host,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, in a terminal too.")] = False,
+) -> None:
+    """Run the host until it is told to stop. A terminal shows one live view of the job at work."""
+    from fedark.cli.live import watching
+    from fedark.operate.host.folder import HostFolder
     from fedark.operate.host.supervisor import run_host
 
     require_own(folder)
-    run_host(folder, teller("host"))
+    party = HostFolder.open(folder)
+    with watching("host", party.config.name, party.party_folder, as_json=as_json) as say:
+        run_host(folder, say)
 
 
 @app.command("invite")

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedark.cli.show import console, show_outcome, teller
+from fedark.cli.live import View
+from fedark.cli.show import console, outcome_facts, show_outcome
 from fedark.contract.job import Job
 
 __all__ = ["demo"]
@@ -27,6 +28,9 @@ def demo(
         int, typer.Option(help="Port of a new host on loopback; 0 takes a free one.")
     ] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds after which the demo gives up.")] = 900.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines: progress, then the outcome.")
+    ] = False,
 ) -> None:
     """Run a host, a provider and customers as their operators would, each customer with a sandboxed
     trainer enclave.
@@ -35,18 +39,21 @@ def demo(
     from fedark.sandbox import survey
     from fedark.simulation.machine import Machine
 
-    tell = teller()
     began = time.monotonic()
     mode = survey().mode()
-    path = job or write_example("grid", work / "job", seed=seed, progress=tell)
-    tell(
-        f"sandbox mode {mode}; simulated platform: it does not protect from this machine's root"
-        " user"
-    )
-    with Machine(work / "federation", tell) as machine:
-        contract = machine.begin(Job.load(path), sandbox=mode, port=port)
-        left = timeout - (time.monotonic() - began)
-        report = machine.finish(contract, timeout=left)
+    with View(console, as_json=as_json) as view:
+        path = job or write_example("grid", work / "job", seed=seed, progress=view)
+        view(
+            f"sandbox mode {mode}; simulated platform: it does not protect from this machine's root"
+            " user"
+        )
+        with Machine(work / "federation", view) as machine:
+            contract = machine.begin(Job.load(path), sandbox=mode, port=port)
+            left = timeout - (time.monotonic() - began)
+            report = machine.finish(contract, timeout=left)
+    if as_json:
+        typer.echo(outcome_facts(report, contract, machine.root))
+        return
     show_outcome(report, contract, machine.root)
     for name, reason in machine.left_out.items():
         console.print(f"Left out: model {name}. {reason}")

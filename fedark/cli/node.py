@@ -128,13 +128,19 @@ def up(
     metrics: Annotated[
         int, typer.Option("--metrics", help="Port on loopback for Prometheus; 0 for none.")
     ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, in a terminal too.")] = False,
 ) -> None:
-    """Run the node until it is told to stop. It makes outbound connections only."""
-    from fedark.foundation.logs import teller
+    """Run the node until it is told to stop. It makes outbound connections only. A terminal shows
+    one live view of the job at work.
+    """
+    from fedark.cli.live import watching
+    from fedark.operate.node.folder import NodeFolder
     from fedark.operate.node.supervisor import run_node
 
     require_own(folder)
-    run_node(folder, teller("node"), metrics=metrics)
+    node = NodeFolder(folder)
+    with watching("node", node.config.name, node.path, as_json=as_json) as say:
+        run_node(folder, say, metrics=metrics)
 
 
 @app.command("offer")

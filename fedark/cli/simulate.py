@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedark.cli.show import console, show_outcome, teller
+from fedark.cli.live import View
+from fedark.cli.show import console, outcome_facts, show_outcome
 from fedark.contract.job import Job
 from fedark.foundation.errors import InputError
 
@@ -34,6 +35,9 @@ def simulate(
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option(help="Print the outcome alone.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON lines: progress, then the outcome.")
+    ] = False,
 ) -> None:
     """Run a job with all parties in this process: same stages, messages and enclave code, no
     sandbox, no network.
@@ -42,10 +46,17 @@ def simulate(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fedark.simulation import simulate as simulation
 
-    tell = teller(quiet=quiet)
     gone = dict(_dropped(text) for text in drop or ())
-    with simulation(Job.load(job, tuple(override or ())), work, say=tell, drop=gone) as running:
+    parsed = Job.load(job, tuple(override or ()))
+    with (
+        View(console, quiet=quiet, as_json=as_json) as view,
+        simulation(parsed, work, say=view, drop=gone) as running,
+    ):
         report = running.run()
+        view.end()
+        if as_json:
+            typer.echo(outcome_facts(report, running.federation.contract, work))
+            return
         show_outcome(report, running.federation.contract, work)
         if running.federation.spent:
             console.print(f"\n{running.federation.spent}", soft_wrap=True)

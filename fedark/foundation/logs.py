@@ -172,9 +172,9 @@ class Teller:
             self._log.log(level, "%s", text)
 
 
-def teller(source: str, **fixed: str) -> Teller:
-    """See `Teller`."""
-    plain = sys.stderr.isatty()
+def teller(source: str, *, plain: bool | None = None, **fixed: str) -> Teller:
+    """See `Teller`; `plain`, if standard error does not decide."""
+    plain = sys.stderr.isatty() if plain is None else plain
     if not plain:
         setup(source, **fixed)
     return Teller(plain=plain)
@@ -182,7 +182,7 @@ def teller(source: str, **fixed: str) -> Teller:
 
 def tell_error(say: Callable[[str], None], text: str) -> None:
     """Say it as an error, where `say` knows of such."""
-    (say.error if isinstance(say, Teller) else say)(text)
+    getattr(say, "error", say)(text)
 
 
 def explain(error: BaseException) -> str:

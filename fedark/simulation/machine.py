@@ -45,6 +45,7 @@ from fedark.operate.node.queries import NodeQueries
 from fedark.operate.offer import make_offer
 from fedark.operate.party import POLICY, BudgetConfig, DataConfig, PartyConfig
 from fedark.operate.processes import child_environment, console_script
+from fedark.operate.progress import Tail
 from fedark.operate.state import STATE
 from fedark.operate.supervisor import Supervised, Supervisor
 from fedark.sandbox.confine import Mode
@@ -84,7 +85,7 @@ class Machine:
         self._say = say
         self._up = {"host": host_up, "node": node_up}
         self._host: HostFolder | None = None
-        self._tails: list[_Tail] = []
+        self._tails: list[Tail] = []
         self._handlers: dict[signal.Signals, Any] = {}
         for folder in (self.root, self.root / "parties", self.root / "logs"):
             private_directory(folder)
@@ -345,7 +346,7 @@ class Machine:
         self.close()
 
     def _start(self, name: str, command: Sequence[str], folder: Path) -> None:
-        self._tails.append(_Tail(name, folder / PROGRESS))
+        self._tails.append(Tail(name, folder / PROGRESS))
         self._children.keep(name, command, child_environment({}))
 
 
@@ -374,22 +375,3 @@ def free_port() -> int:
 
 def _leave(number: int, _: FrameType | None) -> None:
     raise SystemExit(128 + number)
-
-
-class _Tail:
-    """New lines of a party's growing file, without their time stamps."""
-
-    def __init__(self, party: str, path: Path) -> None:
-        self.party, self._path = party, path
-        self._at = path.stat().st_size if path.exists() else 0
-
-    def lines(self) -> list[str]:
-        """Whole lines since the last call."""
-        if not self._path.exists():
-            return []
-        with open(self._path, "rb") as file:
-            file.seek(self._at)
-            data = file.read()
-        data = data[: data.rfind(b"\n") + 1]
-        self._at += len(data)
-        return [line.partition(" ")[2] for line in data.decode("utf-8", "replace").splitlines()]
