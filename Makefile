@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PROTOS := $(wildcard protos/fedark/v1/*.proto)
 SERVICES := protos/fedark/v1/node.proto protos/fedark/v1/broker.proto
 
-.PHONY: demo test lock wheel flower-contracts lint docs protos check-protos states fuzz chaos clean
+.PHONY: demo test lock wheel flower-contracts lint docs pictures protos check-protos states fuzz chaos clean
 
 # Where torch comes from: PyTorch's own index of CPU builds, and what pip's configuration names as
 # find-links. The index from which all else comes would send a build for GPUs, with 3 GB of packages
@@ -98,6 +98,10 @@ chaos: $(VENV)/.installed
 # fetched.
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The pictures of the report page and of the live view; needs Chromium (apt-get install chromium).
+pictures: $(VENV)/.installed
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf $(VENV) build
