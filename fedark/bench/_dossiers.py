@@ -100,7 +100,7 @@ def enlarged(of: Run, customers: int, log: Path) -> bytes:
 class _Larger:
     def __init__(self, of: Run, customers: int, log: Path) -> None:
         self._of, self._real = of, Dossier.read(of.dossier)
-        self._now, root = now(), SimulatedRoot(now=now())
+        root = SimulatedRoot(now=now())
         self._keys = {f"c{number:04d}": PartyKeys() for number in range(customers)}
         former = Contract.decode(self._real.contract)
         both = (former.provider, former.aggregator)
@@ -123,7 +123,7 @@ class _Larger:
             },
         )
         self._collateral = {SIMULATED_ROOT: root.certificate, SIMULATED_CRL: root.crl(now=now())}
-        self._device = root.issue(now=self._now)
+        self._device = root.issue(now=now())
         self._log = TransparencyLog(log, of.provider.signing)
         self._gate = Gate(
             terms=terms,
@@ -206,7 +206,7 @@ class _Larger:
         attester = self._device.attester(
             measurements={**registers, RUN_CONFIG: config.register()}, sandbox=SandboxFacts.none()
         )
-        nonce = self._gate.challenge(role, name, now=self._now)
+        nonce = self._gate.challenge(role, name, now=now())
         assert len(nonce) == NONCE_BYTES
         binding = KeyBinding(
             nonce, hpke.public, signing.public, contract.digest(), run_id, role, name
@@ -215,7 +215,7 @@ class _Larger:
         token = attester.quote(binding.report_data(), nonce)
         data = Evidence(attester.platform, token, binding, host).encode()
         peer = self._gate.admit(
-            data, role=role, party=name, run_config_digest=config.register(), now=self._now
+            data, role=role, party=name, run_config_digest=config.register(), now=now()
         )
         facts: dict[str, Fact] = {
             "party": name,
@@ -227,7 +227,7 @@ class _Larger:
             "measurements": canonical.digest(dict(peer.claims.measurements)),
             "signing": peer.signing_public,
         }
-        entry = Entry("attestation", int(self._now.timestamp()), facts)
+        entry = Entry("attestation", int(now().timestamp()), facts)
         places[name] = [self._log.append(entry).index]
         return data, peer
 
@@ -244,7 +244,7 @@ class _Larger:
             model=model,
             provider=self._of.provider.signing,
             log=self._log,
-            now=self._now,
+            now=now(),
         )
         places.append(logged_as(grant, self._of.provider.signing.public)[0])
         accepted = accept(
@@ -257,10 +257,10 @@ class _Larger:
             party=peer.party,
             nonce=peer.nonce,
             evidence=peer.evidence_digest,
-            now=self._now,
+            now=now(),
         )
         _, opened = open_to_memory(manifest, accepted.key, self._of.bundle.payload())
-        return Receipt.make(accepted, opened, signing, now=self._now)
+        return Receipt.make(accepted, opened, signing, now=now())
 
     def _sums(self) -> Iterator[Summed]:
         for data in self._real.proofs.sums:

@@ -562,6 +562,7 @@ class AggregatorSession(SessionBase):
                 for name, vector in self._vectors.items()
             },
             curve=self._curve.encode(),
+            sums=self._number,
         )
         return pb.Reply(delivery=pb.Delivery(sealed=sealed, statement=said.sign(self._signing)))
 

@@ -86,6 +86,7 @@ class Delivered(_Statement):
 
     Attributes:
         adapters: model -> SHA-384 of its travelling values, float32 little-endian.
+        sums: how many rounds were closed before, each with its statement (`Summed`).
         curve: the learning curve, and of which rounds these are, as `fedark.enclave.curve` encodes
             it.
     """
@@ -94,6 +95,7 @@ class Delivered(_Statement):
 
     adapters: dict[str, Bytes48]
     curve: bytes
+    sums: int
 
 
 class Own(_Statement):

@@ -202,6 +202,8 @@ class _Check:
         )
         curve = curve_of(said.curve)
         sums = self._sums(enclave, curve.get("rounds", -1))
+        if len(sums) != said.sums:
+            self.reasons.append("the sums are not as many as the aggregator enclave closed")
         self._report(sums, curve)
         # 13., whose personal adapters 12. may be asked for
         figures, personal = self._own(*own, peers) if own else ({}, {})

@@ -15,7 +15,7 @@ from fedark.cli import app
 from fedark.contract.job import Job
 from fedark.report.outcome import local_reports
 from fedark.report.page import interval, page
-from fedark.report.verify import Verified, verify_dossier
+from fedark.report.verify import Proven, Verified, verify_dossier
 from fedark.simulation import simulate
 from fedark.stages.dossier import DOSSIER
 
@@ -125,6 +125,23 @@ def test_no_text_of_a_party_is_markup(run: tuple[Path, Verified]) -> None:
     shown = _read(page(changed, {evil: {evil: {"before/own": [1, 2, 0.1]}}}))
     assert not {"script"} & {tag for tag, _ in shown.tags}
     assert not [name for _, attrs in shown.tags for name in attrs if name.startswith("on")]
+
+
+def test_candidates_are_compared_where_there_are_several_and_refusals_are_told(
+    run: tuple[Path, Verified],
+) -> None:
+    verified = run[1]
+    model = verified.report["models"]["tiny"]
+    report = dict(verified.report) | {"models": {"one": model, "two": model}}
+    proven = (*verified.proven, Proven("the enclave of west was refused", "maker"))
+    shown = _read(page(Verified(verified.contract, report, proven, verified.trusted, {}))).text
+    assert "The candidates" in shown
+    assert "one, classification" in shown
+    assert "the enclave of west was refused; the provider's log says so" in shown
+    assert "1 refusals, in the provider's log" in shown
+    alone = _read(page(verified)).text
+    assert "The candidates" not in alone
+    assert "was refused" not in alone
 
 
 def test_a_page_without_figures_says_so(run: tuple[Path, Verified]) -> None:

@@ -234,7 +234,7 @@ def test_what_is_over_is_said_in_its_own_words(
     said: list[str] = []
     monkeypatch.setattr(supervisor, "HostSync", Step)
     monkeypatch.setattr(supervisor, "_ASK", 0.0)
-    supervisor._watch(north, Nothing(), Nothing(), said.append, Stop())  # type: ignore[arg-type]
+    supervisor._watch(north, Nothing(), Nothing(), Nothing(), said.append, Stop())  # type: ignore[arg-type]
     assert said == [
         "The node daemon cannot be reached.",
         "this is over: The node daemon cannot be reached.",
