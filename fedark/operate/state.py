@@ -105,8 +105,11 @@ def open_state(
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, fix: str = "Stop it first.") -> Iterator[None]:
     """Hold a folder for this process; the kernel lets go when it ends, however it ends.
+
+    Args:
+        fix: what whoever finds it held is told to do.
 
     Raises:
         FederationError: another process holds it.
@@ -122,9 +125,7 @@ def locked(folder: Path) -> Iterator[None]:
             except OSError:
                 if not patience:
                     raise FederationError(
-                        f"Another process runs {folder}.",
-                        safe="It was left alone.",
-                        fix="Stop it first.",
+                        f"Another process runs {folder}.", safe="It was left alone.", fix=fix
                     ) from None
                 time.sleep(0.05)  # perhaps it is `running` that holds it, for an instant
         yield

@@ -245,6 +245,9 @@ def simulate(
 
     Args:
         drop: customer -> the round from which on it answers nothing.
+
+    Raises:
+        FederationError: another simulation runs in `work`; it is left alone.
     """
     strangers = sorted(set(drop) - set(job.customer_names))
     if strangers:
@@ -259,7 +262,7 @@ def simulate(
             else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedark-")))
         )
         simulation = Simulation(
-            prepare(job, folder, sandbox="none", say=say), say=say, tap=tap, drop=drop
+            prepare(job, folder, sandbox="none", say=say, hold=stack), say=say, tap=tap, drop=drop
         )
         stack.callback(simulation.close)
         yield simulation

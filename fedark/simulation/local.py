@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +48,7 @@ from fedark.operate.party import (
     reference_values,
     write_party,
 )
+from fedark.operate.state import locked
 from fedark.privacy.accounting import Spend, cost
 from fedark.privacy.ledger import LEDGER, Ledger
 from fedark.records.reading import Record
@@ -89,7 +91,14 @@ class Federation:
         return self.work / "parties" / party
 
 
-def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: None) -> Federation:
+def prepare(
+    job: Job,
+    work: Path,
+    *,
+    sandbox: Sandbox,
+    say: Say = lambda text: None,
+    hold: ExitStack | None = None,
+) -> Federation:
     """Make keys, rosters, a simulated platform, sealed bundles and the contract for a job.
 
     Args:
@@ -97,10 +106,12 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
         work: an empty or missing folder, or one that `prepare` has used before.
         sandbox: the weakest mode that the contract admits.
         say: told of what goes on.
+        hold: keeps the folder for this process until it is closed.
 
     Raises:
         ContractError: records, labels or models do not fit, with every problem at once; nothing was
             written.
+        FederationError: another process holds the folder.
         InputError: `work` is something else, or its parties have keys of another KEM.
         StorageError: the disk is full.
     """
@@ -114,6 +125,8 @@ def prepare(job: Job, work: Path, *, sandbox: Sandbox, say: Say = lambda text: N
     ):
         say(line)
     _require_ours(work)
+    if hold is not None:
+        hold.enter_context(locked(work / "parties", fix="Wait for it, or name another by --work."))
     begun = now()
     root = SimulatedRoot(now=begun)
     collateral = {SIMULATED_ROOT: root.certificate, SIMULATED_CRL: root.crl(now=begun)}

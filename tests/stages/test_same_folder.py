@@ -10,7 +10,7 @@ from small import CUSTOMERS, write_job
 
 from fedark.contract.job import Job
 from fedark.contract.privacy import strongest_spend
-from fedark.foundation.errors import InputError
+from fedark.foundation.errors import FederationError, InputError
 from fedark.privacy.accounting import cost
 from fedark.privacy.ledger import LEDGER, Ledger
 from fedark.simulation import simulate
@@ -89,3 +89,19 @@ def test_a_folder_of_something_else_and_keys_of_another_kind_are_left_alone(tmp_
     with pytest.raises(InputError, match="has keys for"):
         prepare(classical, work, sandbox="none")
     assert _files(work) == before
+
+
+def test_of_two_simulations_in_one_folder_at_once_the_second_is_refused(tmp_path: Path) -> None:
+    job, work = Job.load(write_job(tmp_path / "job", minimum=3)), tmp_path / "work"
+    with simulate(job, work) as running:
+        before = _files(work)
+        with (
+            pytest.raises(FederationError, match="Another process runs") as refused,
+            simulate(job, work),
+        ):
+            pass
+        assert "--work" in str(refused.value)
+        assert _files(work) == before
+        assert running.run()["models"]["tiny"]
+    with simulate(job, work) as running:  # it is free again
+        assert running.run()["models"]["tiny"]
