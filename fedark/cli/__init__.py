@@ -4,7 +4,9 @@ read, without traceback.
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -13,6 +15,8 @@ from fedark.foundation.errors import FedarkError, InputError
 from fedark.foundation.files import os_problem
 
 __all__ = ["app", "main"]
+
+_INTERRUPTED = 130  # 128 and the number of SIGINT
 
 app = typer.Typer(
     name="fedark",
@@ -104,6 +108,18 @@ def main() -> None:
             raise
         typer.echo(f"fedark: {os_problem(error)}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("fedark: stopped; nothing was left running.", err=True)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:
+            raise
+        _stop()
+
+
+def _stop() -> NoReturn:
+    """Leave after an interrupt, which typer makes an exit. Commands have ended the processes that
+    they started. Threads of a job may still be inside torch, and the interpreter's own end would
+    abort beneath them.
+    """
+    typer.echo("fedark: stopped; nothing was left running.", err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_INTERRUPTED)
