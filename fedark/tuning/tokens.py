@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer, models
@@ -56,12 +57,13 @@ class TextEncoder:
         """
         backend, self.vocabulary_size = _backend(files)
         self._tokenizer: Tokenizer = backend.backend_tokenizer
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
         self._max_length = max_length
         self._side = "left" if backend.truncation_side == "left" else "right"
-        self.eos_id = eos_id if eos_id is not None else self._id(backend.eos_token)
-        pads = (pad_id, self._id(backend.pad_token), self.eos_id)
+        with _raising(_malformed):
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            self.eos_id = eos_id if eos_id is not None else self._id(backend.eos_token)
+            pads = (pad_id, self._id(backend.pad_token), self.eos_id)
         pad = next((value for value in pads if value is not None), None)
         if pad is None:
             raise ModelError(
@@ -83,11 +85,13 @@ class TextEncoder:
 
     def cut_texts(self, texts: Sequence[str]) -> list[tuple[list[int], bool]]:
         """As `texts`, and whether each text lost something."""
-        self._tokenizer.enable_truncation(self._max_length, direction=self._side)
+        with _raising(_failing):
+            self._tokenizer.enable_truncation(self._max_length, direction=self._side)
         try:
             encodings = self._encoded(texts)
         finally:
-            self._tokenizer.no_truncation()
+            with _raising(_failing):
+                self._tokenizer.no_truncation()
         return [(one.ids or [self.pad_id], bool(one.overflowing)) for one in encodings]
 
     def prompts(self, prompts: Sequence[str], reserved: Sequence[int]) -> list[list[int]]:
@@ -125,30 +129,19 @@ class TextEncoder:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of an answer's ids, without special tokens."""
-        try:
+        with suppress(ModelError), _raising(_failing):
             return self._tokenizer.decode(list(ids), skip_special_tokens=True).strip()
-        except BaseException as error:  # as in `_encoded`
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            return ""
+        return ""
 
     def token(self, number: int) -> str:
         """The text of one token as the tokenizer writes it, a special one's name."""
-        return self._tokenizer.id_to_token(number) or ""
+        with suppress(ModelError), _raising(_failing):
+            return self._tokenizer.id_to_token(number) or ""
+        return ""
 
     def _encoded(self, texts: Sequence[str], *, special: bool = True) -> list[Encoding]:
-        try:
+        with _raising(_failing):
             return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
-        except BaseException as error:
-            # The library raises bare Exception, and where its Rust code panics something that is
-            # none, with a text in it.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise ModelError(
-                "The tokenizer fails on a text.",
-                safe="Nothing was trained on it.",
-                fix="Save the tokenizer again.",
-            ) from None
 
     def _id(self, token: Any) -> int | None:
         found = None if token is None else self._tokenizer.token_to_id(str(token))
@@ -176,7 +169,7 @@ def _backend(files: Files) -> tuple[Any, int]:
                 " AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
             ),
         )
-    try:
+    with _raising(_malformed):
         byte_level = b'"ByteLevel"' in bytes(files.get("tokenizer.json", b""))
         made = _class(settings, _object(files, "config.json"), byte_level=byte_level)
         if made is TokenizersBackend and not text:
@@ -186,16 +179,37 @@ def _backend(files: Files) -> tuple[Any, int]:
         backend = made(**options)
         known = backend.backend_tokenizer.get_vocab(with_added_tokens=False).values()
         return backend, 1 + max(*known, *(added["id"] for added in text.get("added_tokens", ())), 0)
+
+
+@contextmanager
+def _raising(told: Callable[[], ModelError]) -> Iterator[None]:
+    """What the library raises, told as something of ours: it raises anything, and where its Rust
+    code panics what is no Exception, each with content of a file or of a text in it.
+    """
+    try:
+        yield
     except ModelError:
         raise
-    except BaseException as error:  # the library raises anything, with content of the files in it
+    except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ModelError(
-            "The tokenizer's files are malformed or do not fit each other.",
-            safe="Nothing was loaded.",
-            fix="Save it again: AutoTokenizer.from_pretrained(folder).save_pretrained(folder).",
-        ) from None
+        raise told() from None
+
+
+def _malformed() -> ModelError:
+    return ModelError(
+        "The tokenizer's files are malformed or do not fit each other.",
+        safe="Nothing was loaded.",
+        fix="Save it again: AutoTokenizer.from_pretrained(folder).save_pretrained(folder).",
+    )
+
+
+def _failing() -> ModelError:
+    return ModelError(
+        "The tokenizer fails on a text.",
+        safe="Nothing was trained on it.",
+        fix="Save the tokenizer again.",
+    )
 
 
 def _class(settings: Mapping[str, Any], config: Mapping[str, Any], *, byte_level: bool) -> Any:

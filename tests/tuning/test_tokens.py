@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import traceback
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from fedark.foundation.errors import ModelError
+from fedark.tuning import tokens
 from fedark.tuning.tokens import TextEncoder
 
 
@@ -320,3 +323,62 @@ def test_ids_of_hostile_texts_are_those_of_autotokenizer_or_refused(
         if a != (b or [encoder.pad_id])
     ]
     assert not differ, differ[0]
+
+
+class PanicException(BaseException):
+    """What pyo3 raises where Rust code panics; its own class cannot be imported."""
+
+
+class Panicking:
+    """A tokenizer whose Rust code panics in one call, with a text in what it says."""
+
+    def __init__(self, tokenizer: Any, name: str) -> None:
+        self._tokenizer, self._name = tokenizer, name
+
+    def __getattr__(self, name: str) -> Any:
+        def panic(*_: Any, **__: Any) -> None:
+            raise PanicException("slice index out of range in 'open the secret line'")
+
+        return panic if name == self._name else getattr(self._tokenizer, name)
+
+
+@pytest.mark.parametrize("name", ["no_padding", "no_truncation", "token_to_id"])
+def test_a_panic_of_the_library_while_it_loads_is_a_refusal(
+    zoo: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    files = zoo["llama"].files()
+    backend, size = tokens._backend(files)
+    tokenizer = Panicking(backend.backend_tokenizer, name)
+    stand_in = SimpleNamespace(
+        backend_tokenizer=tokenizer, truncation_side="right", eos_token="</s>", pad_token="<pad>"
+    )
+    monkeypatch.setattr(tokens, "_backend", lambda _: (stand_in, size))
+    with pytest.raises(ModelError, match="malformed") as caught:
+        TextEncoder(files, max_length=6)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("enable_truncation", lambda encoder: encoder.texts(["open"])),
+        ("no_truncation", lambda encoder: encoder.texts(["open"])),
+        ("encode_batch_fast", lambda encoder: encoder.prompts(["open"], [1])),
+        ("encode_batch_fast", lambda encoder: encoder.answers(["open"])),
+    ],
+)
+def test_a_panic_of_the_library_on_a_text_is_a_refusal_without_the_text(
+    zoo: Any, name: str, use: Any
+) -> None:
+    encoder = TextEncoder(zoo["llama"].files(), max_length=6)
+    encoder._tokenizer = Panicking(encoder._tokenizer, name)
+    with pytest.raises(ModelError, match="fails on a text") as caught:
+        use(encoder)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_panic_of_the_library_on_an_answers_ids_is_an_empty_text(zoo: Any) -> None:
+    encoder = TextEncoder(zoo["llama"].files(), max_length=6)
+    for name in ("decode", "id_to_token"):
+        encoder._tokenizer = Panicking(encoder._tokenizer, name)
+    assert (encoder.text([1, 2]), encoder.token(1)) == ("", "")
