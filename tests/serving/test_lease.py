@@ -25,16 +25,27 @@ from fedark.cli import _register, app
 from fedark.contract.contract import Contract, SignedContract
 from fedark.contract.lease import LEASE_LABEL, Lease, SignedLease
 from fedark.enclave.session import LeaseConfig
-from fedark.foundation.errors import FedarkError, ModelError, ProtocolError, Refused, ReleaseRefused
+from fedark.foundation.errors import (
+    EnclaveFailed,
+    FedarkError,
+    InputError,
+    ModelError,
+    ProtocolError,
+    Refused,
+    ReleaseRefused,
+)
 from fedark.foundation.keys import HpkeKey, PartyKeys, SigningKey
 from fedark.measurement import measure_enclave
 from fedark.operate.broker.keys import LEASES
 from fedark.operate.party import DEVICE, PartyConfig
 from fedark.records.reading import Record
+from fedark.serving.engine import LOST, ClearEngine, LeasedEngine
 from fedark.serving.leased import Leased
 from fedark.serving.model import load
 from fedark.simulation import InProcessEnclave
 from fedark.tuning.adapter import Adapter, read_adapter
+from fedark.tuning.mixed import Asked
+from fedark.tuning.writing import Piece, Wish
 from fedark.v1 import enclave_pb2 as pb
 from fedark.vault.bundle import SealedBundle, seal
 from fedark.vault.lease import ADAPTER_LABEL, Usage, adapter_statement
@@ -535,3 +546,149 @@ def test_the_commands_of_the_page_use_a_sealed_base_in_a_sandboxed_enclave(
     assert "tokens read, 0 written" in said
     told = CliRunner().invoke(app, done[3][1:])
     assert "maker has revoked this lease" in str(told.exception)
+
+
+WISHES = {
+    1: Wish("a", "open line", 6),
+    2: Wish("b", "hold the load now", 4),
+    3: Wish("a", "shed", 9, temperature=1.5, top_p=0.9, seed=4),
+}
+
+
+def written(engine: Any, begin: dict[int, Wish]) -> dict[int, tuple[str, Piece]]:
+    """The text of every wish, and its last piece."""
+    texts, last, begun = dict.fromkeys(begin, ""), dict[int, Piece](), False
+    while len(last) < len(begin):
+        for piece in engine.write({} if begun else begin, []):
+            if piece.id in begin:
+                texts[piece.id] += piece.text
+                last |= {piece.id: piece} if piece.end else {}
+        begun = True
+    return {number: (texts[number], last[number]) for number in begin}
+
+
+def engines(use: Use, **lease: Any) -> tuple[ClearEngine, LeasedEngine]:
+    """A base in clear and a leased one, each with the same two adapters."""
+    clear = ClearEngine(load(read_adapter(use.done.folder), str(use.done.base)).task)
+    both = clear, LeasedEngine(use.leased(use.signed(use.lease(**lease))))
+    for engine in both:
+        engine.put("a", Adapter(use.done.terms, use.done.flat))
+        engine.put("b", Adapter(use.done.terms, -use.done.flat))
+    return both
+
+
+@pytest.mark.parametrize("use", ["llama"], indirect=True)
+def test_a_leased_base_writes_for_many_as_the_base_in_clear_and_is_charged_what_it_wrote(
+    use: Use,
+) -> None:
+    clear, leased = engines(use)
+    right = written(clear, WISHES)
+    assert written(leased, WISHES) == right
+    assert len({text for text, _ in right.values()}) == 3
+    usage = Usage.claimed(leased._leased.usage)
+    counts = [sum(one) for one in zip(*usage.adapters.values(), strict=True)]
+    assert counts == [
+        sum(last.read for _, last in right.values()),
+        sum(last.written for _, last in right.values()),
+    ]
+    assert usage.left == 1000 - sum(counts)
+    with pytest.raises(InputError):
+        leased.embed([Asked("a", "open")])
+
+
+@pytest.mark.parametrize("use", ["llama"], indirect=True)
+def test_texts_that_end_early_too_long_or_with_their_client_give_back_what_they_did_not_use(
+    use: Use,
+) -> None:
+    _, leased = engines(use)
+    last = written(leased, {1: Wish("a", "line " * 40, 5)})[1][1]
+    assert (last.end, last.read) == ("too long", 41)
+    assert Usage.claimed(leased._leased.usage).left == 1000
+    leased.write({2: Wish("a", "open line", 20)}, [])
+    leased.write({}, [2])
+    usage = Usage.claimed(leased._leased.usage)
+    assert usage.left >= 1000 - 3 - 4
+    assert leased._begun == set()
+
+
+@pytest.mark.parametrize("use", ["llama"], indirect=True)
+def test_a_portion_that_ends_among_texts_ends_none_of_them(use: Use) -> None:
+    clear, leased = engines(use, tokens=24, total=200)
+    right = written(clear, WISHES)
+    for number, wish in WISHES.items():
+        assert written(leased, {number: wish})[number] == right[number]
+    leased.write({4: Wish("a", "open", 12)}, [])
+    found = written(leased, {5: Wish("b", "open", 12)})
+    assert found[5] == written(clear, {5: Wish("b", "open", 12)})[5]
+    assert Usage.claimed(leased._leased.usage).portions >= 3
+    assert leased._leased.lives == 1
+
+
+@pytest.mark.parametrize("use", ["llama"], indirect=True)
+def test_texts_of_an_enclave_that_ended_are_lost_and_the_next_is_answered(
+    use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear, leased = engines(use, total=3000)
+    right = written(clear, WISHES)
+    leased.write({7: Wish("a", "open", 12)}, [])
+    killed = use.enclaves[-1]
+
+    def dead(call: Any, **more: Any) -> Any:
+        raise EnclaveFailed("The enclave was killed (SIGKILL).")
+
+    monkeypatch.setattr(killed, "call", dead)
+    with pytest.raises(EnclaveFailed):
+        leased.write({}, [])
+    assert len(use.enclaves) == 2
+    assert written(leased, WISHES) == right
+    # An expired portion: the weights are forgotten, and what was being written with them.
+    leased.write({8: Wish("a", "open", 12)}, [])
+    use.enclaves[-1]._session._portion.boot = 0.0
+    pieces = leased.write({9: WISHES[1]}, [])
+    assert [piece.id for piece in pieces if piece.end == LOST] == [8]
+    assert leased._leased.lives == 3
+
+
+@pytest.mark.parametrize("use", ["minilm"], indirect=True)
+def test_prompts_for_several_adapters_are_labelled_by_one_call(use: Use, texts: list[str]) -> None:
+    clear, leased = engines(use)
+    asked = [Asked("ab"[n % 2], text) for n, text in enumerate(texts[:9])]
+    for ours, right in zip(leased.label(asked), clear.label(asked), strict=True):
+        assert np.array_equal(ours.values, right.values)
+        assert (ours.tokens, ours.cut) == (right.tokens, right.cut)
+    usage = Usage.claimed(leased._leased.usage)
+    assert sum(read for read, _ in usage.adapters.values()) == 1000 - usage.left
+    assert len(usage.adapters) == 2
+    with pytest.raises(InputError):
+        leased.write({1: WISHES[1]}, [])
+
+
+@pytest.mark.parametrize("use", ["llama"], indirect=True)
+def test_what_may_not_begin_in_an_enclave_changes_nothing_there(use: Use) -> None:
+    enclave, _ = use.open(use.signed(use.lease(tokens=60)))
+    session = enclave._session
+    good = pb.Wish(id=1, adapter="a", prompt="open", longest=5, top_p=1)
+
+    def tried(*wishes: pb.Wish) -> str:
+        return refused(
+            FedarkError, lambda: enclave.call(pb.Call(write=pb.Write(begin=wishes, steps=1)))
+        )
+
+    def changed(**values: Any) -> pb.Wish:
+        wish = pb.Wish()
+        wish.CopyFrom(good)
+        for name, value in values.items():
+            setattr(wish, name, value)
+        return wish
+
+    assert "no adapter of that name" in tried(good, changed(id=2, adapter="b"))
+    assert "same number" in tried(good, good)
+    assert "may take" in tried(*(changed(id=n, longest=20) for n in range(3)))
+    for values in ({"longest": 0}, {"longest": 24}, {"temperature": float("nan")}, {"top_p": 0.0},
+                   {"temperature": -1.0}, {"top_p": 1.5}):  # fmt: skip
+        tried(changed(**values))
+    assert session._begun == {}
+    assert session._portion.tokens == 60
+    assert not session._writer.busy
+    enclave.call(pb.Call(write=pb.Write(begin=[good], steps=1)))
+    assert "same number" in tried(good)
