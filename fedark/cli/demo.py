@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from fedark.cli.live import View
-from fedark.cli.show import console, outcome_facts, show_outcome
+from fedark.cli.show import (
+    adapters_of,
+    bases_of,
+    console,
+    outcome_facts,
+    show_outcome,
+    show_questions,
+)
 from fedark.contract.job import Job
 
 __all__ = ["demo"]
@@ -48,13 +55,16 @@ def demo(
             " user"
         )
         with Machine(work / "federation", view) as machine:
-            contract = machine.begin(Job.load(path), sandbox=mode, port=port)
+            loaded = Job.load(path)
+            contract = machine.begin(loaded, sandbox=mode, port=port)
             left = timeout - (time.monotonic() - began)
             report = machine.finish(contract, timeout=left)
     if as_json:
         typer.echo(outcome_facts(report, contract, machine.root))
         return
-    show_outcome(report, contract, machine.root)
+    show_outcome(report, contract, machine.root, bases_of(loaded))
+    for last in adapters_of(contract, machine.root, report["run_id"])[-1:]:
+        show_questions(last, loaded)
     for name, reason in machine.left_out.items():
         console.print(f"Left out: model {name}. {reason}")
     console.print(f"All processes have ended; {time.monotonic() - began:.0f} s in all.")

@@ -209,7 +209,7 @@ def _show_outcome(node: NodeFolder, reason: str) -> None:
     """Where the run has left its report and adapters, how one is used, and what the personal one
     gains.
     """
-    from fedark.cli.show import how_to_use
+    from fedark.cli.show import how_to_serve, how_to_use
     from fedark.stages.personal import gain_lines
 
     folder = node.path / "runs" / reason.removeprefix("run ")
@@ -221,6 +221,7 @@ def _show_outcome(node: NodeFolder, reason: str) -> None:
             typer.echo(f"  {path}")
     if adapters:
         typer.echo(f"  to use it: {how_to_use(adapters[-1])}")
+        typer.echo(f"  to serve it: {how_to_serve(adapters[-1])}")
     figures = folder / "local.json"
     for line in gain_lines(json.loads(figures.read_bytes())) if figures.is_file() else ():
         typer.echo(f"  {line}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedark.cli.live import View
-from fedark.cli.show import console, outcome_facts, show_outcome
+from fedark.cli.show import bases_of, console, outcome_facts, show_outcome
 from fedark.contract.job import Job
 from fedark.foundation.errors import InputError
 
@@ -57,7 +57,7 @@ def simulate(
         if as_json:
             typer.echo(outcome_facts(report, running.federation.contract, work))
             return
-        show_outcome(report, running.federation.contract, work)
+        show_outcome(report, running.federation.contract, work, bases_of(parsed))
         if running.federation.spent:
             console.print(f"\n{running.federation.spent}", soft_wrap=True)
 

@@ -1,6 +1,5 @@
 """The use of a finished adapter.
 
-    adapter      the folder that a job left, read as an attacker could have made it
     model        a base in clear with an adapter: what answers
     leased       a sealed base in an inference enclave, under a lease: what answers too
     asking       a file of prompts in, a file of answers out; a file of records in, figures out
@@ -12,7 +11,8 @@
     http         the OpenAI API; `requests`, `replies` and `faults` are its forms
     observed     metrics and the log of requests
     running      the server as a process: socket, signals, end
+    trying       a served model is asked a few questions, before and after
 
-Start with `adapter.read_adapter` and `model.load`, or with `http.Server`. Nothing here trains, and
-nothing of a prompt is kept.
+Start with `fedark.tuning.adapter.read_adapter` and `model.load`, or with `http.Server`. Nothing
+here trains, and nothing of a prompt is kept.
 """

@@ -12,10 +12,12 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -25,7 +27,7 @@ from fedark.serving.http import Limits, Server
 from fedark.serving.keys import Keys
 from fedark.serving.models import Bases, Models
 
-__all__ = ["Place", "run"]
+__all__ = ["Place", "beside", "run"]
 
 Say = Callable[[str], None]
 _CONNECTIONS = 1024
@@ -140,6 +142,41 @@ def _loopback(host: str) -> bool:
         return False
 
 
+@contextmanager
+def beside(app: Any) -> Iterator[str]:
+    """While open, an application answers on a free port of loopback, in a thread of this process;
+    gives its address.
+    """
+    sock = socket.create_server(("127.0.0.1", 0))
+    running = _Uvicorn(_config(app))
+    thread = threading.Thread(target=lambda: asyncio.run(running.serve(sockets=[sock])))
+    thread.start()
+    try:
+        while not running.started and thread.is_alive():
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    finally:
+        running.should_exit = True
+        thread.join()
+        sock.close()
+
+
+def _config(app: Any, **more: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        http="h11",
+        ws="none",
+        proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=_GRACE,
+        **more,
+    )
+
+
 class _Uvicorn(uvicorn.Server):
     """Signals are this process's own: uvicorn would send itself its signal again at the end."""
 
@@ -156,20 +193,7 @@ async def _serve(
     say: Say,
 ) -> None:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    config = uvicorn.Config(
-        server.app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        http="h11",
-        ws="none",
-        proxy_headers=False,
-        limit_concurrency=_CONNECTIONS,
-        timeout_graceful_shutdown=_GRACE,
-        ssl_certfile=place.cert,
-        ssl_keyfile=place.key,
-    )
+    config = _config(server.app, ssl_certfile=place.cert, ssl_keyfile=place.key)
     try:
         running = _Uvicorn(config)
         config.load()

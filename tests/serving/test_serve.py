@@ -23,14 +23,15 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 
+from fedark.cli.show import how_to_serve
 from fedark.foundation.errors import FedarkError, InputError, ModelError
 from fedark.serving.http import Limits, Server
 from fedark.serving.keys import KeyFile
 from fedark.serving.model import load
 from fedark.serving.models import Clear, Models, named, read_list
-from fedark.serving.running import Place
+from fedark.serving.running import Place, beside
+from fedark.serving.trying import ask
 from fedark.tuning.adapter import Adapter, read_adapter
 from fedark.tuning.mixed import Asked
 
@@ -72,25 +73,13 @@ def serve(finish: Callable[..., Any], tmp_path: Path) -> Iterator[Callable[..., 
         for number, model in enumerate(("a", "north/b", "south/c")):
             models.load(model, adapter(done, number))
         server = Server(models, file, limits)
-        sock = socket.create_server(("127.0.0.1", 0))
-        running = uvicorn.Server(uvicorn.Config(server.app, log_config=None, lifespan="off"))
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
-        thread.start()
-
-        def end() -> None:
-            running.should_exit = True
-            thread.join(20)
-            sock.close()
-            models.stop()
-
-        ends.append(end)
-        while not running.started:
-            time.sleep(0.01)
-        url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        place = beside(server.app)
+        url = place.__enter__()
+        ends.extend((models.stop, lambda: place.__exit__(None, None, None)))
         return Served(url, keys, file, server, done)
 
     yield make
-    for end in ends:
+    for end in reversed(ends):
         end()
 
 
@@ -616,3 +605,31 @@ def test_an_order_that_fails_says_so_and_the_worker_goes_on(serve: Callable[...,
     with pytest.raises(FedarkError):
         worker.order(lambda: 1 / 0)
     assert served.post("/v1/classify", {"model": "a", "input": "hold"}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["minilm", "gpt2"])
+def test_a_served_model_is_asked_before_and_after(finish: Callable[..., Any], name: str) -> None:
+    done = finish(name)
+    prompts = ["open line now", "hold", "shed the load at five"]
+    model = load(read_adapter(done.folder), str(done.base))
+
+    def right(flat: Any) -> list[str]:
+        model.task.set_flat(flat)
+        if not done.terms.labels:
+            return model.answers(prompts)
+        return [done.terms.labels[row] for row in model.probabilities(prompts).argmax(1)]
+
+    found = ask(read_adapter(done.folder), str(done.base), prompts)
+    before, after = right(model.task.initial()), right(done.flat)
+    assert found == list(zip(before, after, strict=True))
+    assert before != after
+
+
+def test_the_command_printed_at_the_end_of_a_run_names_folder_and_base(
+    finish: Callable[..., Any],
+) -> None:
+    done = finish("minilm")
+    command = how_to_serve(done.folder, str(done.base)).split()
+    assert command == ["fedark", "serve", str(done.folder), "--base", str(done.base)]
+    assert named(command[2:3]) == {"minilm": done.folder}
+    assert how_to_serve(done.folder).endswith("--base FOLDER_OF_THE_BASE")
