@@ -32,10 +32,12 @@ class Pages(Closing):
         runs: the folder of its runs.
         logs: where the child's log goes.
         say: told where a page is, or why there is none.
+        own: the party is a customer, whose pages are made of its own dossiers.
     """
 
-    def __init__(self, runs: Path, logs: Path, say: Say) -> None:
+    def __init__(self, runs: Path, logs: Path, say: Say, *, own: bool = False) -> None:
         self._runs, self._log, self._say = runs, logs / "page.log", say
+        self._source = OWN if own else DOSSIER
         self._tried: set[Path] = set()
         self._child: tuple[Child, Path] | None = None
 
@@ -44,16 +46,14 @@ class Pages(Closing):
         if self._child is not None:
             self._reap(*self._child)
             return
-        for dossier in sorted(self._runs.glob(f"*/{DOSSIER}")):
-            page = dossier.with_name(PAGE)
+        for source in sorted(self._runs.glob(f"*/{self._source}")):
+            page = source.with_name(PAGE)
             if page in self._tried or page.exists():
                 continue
-            if not dossier.with_name("report.json").exists():  # the run's last file, but for ours
+            if not source.with_name("report.json").exists():  # it is written after the dossier
                 continue
             self._tried.add(page)
-            own = dossier.with_name(OWN)
-            source = str(own if own.exists() else dossier)
-            command = module("fedark.report.writing", source, str(page))
+            command = module("fedark.report.writing", str(source), str(page))
             self._child = (
                 Child("page", command, environment=child_environment({}), log=self._log),
                 page,

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from fedark.operate.pages import PAGE, Pages
-from fedark.stages.dossier import DOSSIER
+from fedark.stages.dossier import DOSSIER, OWN
 
 
 def _look(pages: Pages, said: list[str]) -> None:
@@ -30,6 +30,19 @@ def test_a_dossier_that_does_not_hold_gives_no_page_and_is_said_once(tmp_path: P
             pages.look()
         assert len(said) == 1
     assert not (run / PAGE).exists()
+
+
+def test_a_customers_page_waits_for_its_own_dossier(tmp_path: Path) -> None:
+    run, said = tmp_path / "runs" / "one", list[str]()
+    run.mkdir(parents=True)
+    for name in (DOSSIER, "report.json"):
+        (run / name).write_text("no dossier")
+    with Pages(tmp_path / "runs", tmp_path, said.append, own=True) as pages:
+        pages.look()
+        assert pages._child is None
+        (run / OWN).write_bytes(b"no dossier")
+        _look(pages, said)
+    assert "no report page was written" in said[0]
 
 
 def test_a_page_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:

@@ -85,7 +85,11 @@ def run_node(path: Path, say: Say, *, metrics: int = 0, factory: str = NODE) -> 
         await_approval(node, say, stop)
         if not stop.is_set():
             logs = private_directory(node.path / "logs")
-            with Pages(node.path / "runs", logs, say) as pages, Supervisor(logs, say) as children:
+            customer = node.config.role == "customer"
+            with (
+                Pages(node.path / "runs", logs, say, own=customer) as pages,
+                Supervisor(logs, say) as children,
+            ):
                 own = _start(node, children, metrics, factory)
                 _watch(node, own, children, pages, say, stop)
 
