@@ -340,6 +340,20 @@ def test_bad_input_gets_an_error_in_openais_form_and_nothing_of_what_was_sent(
     assert not any(value in written for value in ("root", "image_url", "hold"))
 
 
+def _held(worker: Any) -> tuple[threading.Event, threading.Thread]:
+    """A worker that stands still until the event is set, and the thread that waits with it."""
+    held, begun = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        held.set()
+        begun.wait()
+
+    thread = threading.Thread(target=worker.order, args=(stand,))
+    thread.start()
+    held.wait()
+    return begun, thread
+
+
 def test_a_text_that_the_model_fails_on_takes_no_other_along(
     serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,9 +367,7 @@ def test_a_text_that_the_model_fails_on_takes_no_other_along(
         return plain(asked)
 
     monkeypatch.setattr(worker.engine, "label", fails)
-    begun = threading.Event()
-    hold = threading.Thread(target=lambda: worker.order(begun.wait))
-    hold.start()
+    begun, hold = _held(worker)
     replies: dict[str, httpx.Response] = {}
 
     def ask(text: str) -> None:
@@ -382,9 +394,7 @@ def test_a_full_queue_answers_429_and_a_client_that_goes_away_frees_its_place(
 ) -> None:
     served = serve("minilm", waiting=2)
     (worker,) = served.server.models.workers
-    begun = threading.Event()
-    hold = threading.Thread(target=lambda: worker.order(begun.wait))
-    hold.start()
+    begun, hold = _held(worker)
     body = json.dumps({"model": "a", "input": ["hold", "open"]}).encode()
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as sock:
@@ -444,9 +454,7 @@ def test_a_body_that_does_not_come_and_an_answer_that_takes_too_long_are_ended(
         sock.sendall(f"POST /v1/classify HTTP/1.1\r\nHost: x\r\n{head}".encode())
         assert b"408" in sock.recv(100)
     (worker,) = served.server.models.workers
-    begun = threading.Event()
-    hold = threading.Thread(target=lambda: worker.order(begun.wait))
-    hold.start()
+    begun, hold = _held(worker)
     late = served.post("/v1/classify", {"model": "a", "input": "hold"})
     assert (late.status_code, late.headers["retry-after"]) == (503, "10")
     assert worker.waiting == 0
