@@ -137,6 +137,10 @@ def _model(
             when: _entry(figures.get(name, {}).get(f"{when}/own")) for when in _WHENS
         }
     table = {row: _cells(cells) for row, cells in rows.items()}
+    place = "acceptance" if groups else "own"
+    overall = {when: _share(metrics, when, place) for when in _WHENS}
+    if len(groups) > 1:
+        table = {"acceptance: all": overall, **table}
     table = {row: cells for row, cells in table.items() if any(cells.values())}
     points = {
         row: [(_WHENS[when], *cell[:3]) for when, cell in cells.items() if cell]
@@ -152,6 +156,7 @@ def _model(
         "taken": model.get("taken", ""),
         "alone": model.get("alone", ""),
         "table": table,
+        "overall": overall,
         "whens": _WHENS,
         "figure": dots(points, f"Percent right of {name}, with intervals") if points else "",
         "curve": curve,
@@ -202,12 +207,12 @@ def _curve(name: str, model: Mapping[str, Any], curve: Mapping[str, Any]) -> dic
 
 
 def _candidates(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a model, where a job has several to choose from."""
+    """One row a model, where a job has several to choose from: its figures over all groups."""
     return [
         {
             "name": one["name"],
             "task": one["task"],
-            "cells": next(iter(one["table"].values()), {}),
+            "cells": one["overall"],
             "kilobytes": 4 * one["values"] / 1e3,
         }
         for one in models

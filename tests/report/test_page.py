@@ -144,6 +144,21 @@ def test_candidates_are_compared_where_there_are_several_and_refusals_are_told(
     assert "was refused" not in alone
 
 
+def test_a_candidate_is_shown_by_all_groups_of_the_acceptance_set(
+    run: tuple[Path, Verified],
+) -> None:
+    verified = run[1]
+    counts = {"a": {"correct": 10, "total": 10}, "b": {"correct": 1, "total": 30}}
+    model = dict(verified.report["models"]["tiny"]) | {
+        "metrics": {f"before/acceptance/{group}": found for group, found in counts.items()}
+    }
+    report = dict(verified.report) | {"models": {"one": model, "two": model}, "curve": {}}
+    made = page(Verified(verified.contract, report, verified.proven, verified.trusted, {}))
+    (row,) = re.findall(r'<tr><th scope="row">one, .*?</tr>', made)
+    assert "27.5 " in row  # 11 of 40
+    assert "acceptance: all" in _read(made).text
+
+
 def test_a_page_without_figures_says_so(run: tuple[Path, Verified]) -> None:
     verified = run[1]
     model = dict(verified.report["models"]["tiny"]) | {
