@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import NoReturn
 
 import typer
@@ -98,6 +99,8 @@ def main() -> None:
     """Entry point: exit status 0, 2 for wrong input, 1 for everything else that fedark refuses or
     fails at.
     """
+    if not sys.warnoptions:  # what a library will change one day, nobody at a terminal can act on
+        warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         app()
     except FedarkError as error:
