@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -340,8 +341,9 @@ def test_bad_input_gets_an_error_in_openais_form_and_nothing_of_what_was_sent(
     assert not any(value in written for value in ("root", "image_url", "hold"))
 
 
-def _held(worker: Any) -> tuple[threading.Event, threading.Thread]:
-    """A worker that stands still until the event is set, and the thread that waits with it."""
+@contextmanager
+def _held(worker: Any) -> Iterator[None]:
+    """A worker that stands still while this is open, whatever comes of the test."""
     held, begun = threading.Event(), threading.Event()
 
     def stand() -> None:
@@ -351,7 +353,11 @@ def _held(worker: Any) -> tuple[threading.Event, threading.Thread]:
     thread = threading.Thread(target=worker.order, args=(stand,))
     thread.start()
     held.wait()
-    return begun, thread
+    try:
+        yield
+    finally:
+        begun.set()
+        thread.join()
 
 
 def test_a_text_that_the_model_fails_on_takes_no_other_along(
@@ -367,19 +373,18 @@ def test_a_text_that_the_model_fails_on_takes_no_other_along(
         return plain(asked)
 
     monkeypatch.setattr(worker.engine, "label", fails)
-    begun, hold = _held(worker)
     replies: dict[str, httpx.Response] = {}
 
     def ask(text: str) -> None:
         replies[text] = served.post("/v1/classify", {"model": "a", "input": text})
 
     threads = [threading.Thread(target=ask, args=(t,)) for t in ("hold", "poison secret", "open")]
+    with _held(worker):
+        for thread in threads:
+            thread.start()
+        while worker.waiting < 3:
+            time.sleep(0.01)
     for thread in threads:
-        thread.start()
-    while worker.waiting < 3:
-        time.sleep(0.01)
-    begun.set()
-    for thread in (*threads, hold):
         thread.join(20)
     assert [replies[text].status_code for text in ("hold", "open", "poison secret")] == [
         200, 200, 500,
@@ -394,26 +399,24 @@ def test_a_full_queue_answers_429_and_a_client_that_goes_away_frees_its_place(
 ) -> None:
     served = serve("minilm", waiting=2)
     (worker,) = served.server.models.workers
-    begun, hold = _held(worker)
     body = json.dumps({"model": "a", "input": ["hold", "open"]}).encode()
     host, port = served.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as sock:
-        sock.sendall(
-            b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
-            + f"Authorization: Bearer {served.keys['plain']}\r\n".encode()
-            + f"Content-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        while worker.waiting < 2:
+    with _held(worker):
+        with socket.create_connection((host, int(port))) as sock:
+            sock.sendall(
+                b"POST /v1/classify HTTP/1.1\r\nHost: x\r\n"
+                + f"Authorization: Bearer {served.keys['plain']}\r\n".encode()
+                + f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            while worker.waiting < 2:
+                time.sleep(0.01)
+            refusal = served.post("/v1/classify", {"model": "a", "input": "hold"})
+            assert refusal.status_code == 429
+            assert refusal.headers["retry-after"] == "1"
+            assert refusal.json()["error"]["code"] == "rate_limit_exceeded"
+        while worker.waiting:  # it has gone without a word
             time.sleep(0.01)
-        refusal = served.post("/v1/classify", {"model": "a", "input": "hold"})
-        assert refusal.status_code == 429
-        assert refusal.headers["retry-after"] == "1"
-        assert refusal.json()["error"]["code"] == "rate_limit_exceeded"
-    while worker.waiting:  # it has gone without a word
-        time.sleep(0.01)
-    begun.set()
-    hold.join()
     assert served.post("/v1/classify", {"model": "a", "input": "hold"}).status_code == 200
 
 
@@ -454,12 +457,10 @@ def test_a_body_that_does_not_come_and_an_answer_that_takes_too_long_are_ended(
         sock.sendall(f"POST /v1/classify HTTP/1.1\r\nHost: x\r\n{head}".encode())
         assert b"408" in sock.recv(100)
     (worker,) = served.server.models.workers
-    begun, hold = _held(worker)
-    late = served.post("/v1/classify", {"model": "a", "input": "hold"})
-    assert (late.status_code, late.headers["retry-after"]) == (503, "10")
-    assert worker.waiting == 0
-    begun.set()
-    hold.join()
+    with _held(worker):
+        late = served.post("/v1/classify", {"model": "a", "input": "hold"})
+        assert (late.status_code, late.headers["retry-after"]) == (503, "10")
+        assert worker.waiting == 0
 
 
 def test_models_are_loaded_replaced_and_unloaded_while_it_runs(
