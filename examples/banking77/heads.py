@@ -20,12 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedark.contract.job import Job, model_terms
+from fedark.contract.job import Job
 from fedark.operate.offer import model_sources
 from fedark.privacy.mechanisms import calibrated
-from fedark.tuning.layout import base_shapes
-from fedark.tuning.sources import model_files
-from fedark.tuning.task import TaskModel
+from fedark.tuning.unsealed import unsealed_model
 
 Array = npt.NDArray[np.float32]
 CLIP, DELTA, NOISE = 0.4, 1e-5, 0.95
@@ -40,20 +38,7 @@ class Features:
             (Path(folder) / "data").symlink_to(data.resolve())
             job = Job.load(Path(folder) / "private.toml")
             ((spec, source),) = model_sources(job)[0]
-            base = base_shapes(source, spec.task, job.labels, spec.pooling)
-            terms = model_terms(
-                spec,
-                bundle="0" * 96,
-                weights="0" * 96,
-                prompt=job.data.prompt,
-                labels=job.labels,
-                base=base,
-                layout=base.layout(spec.adapter),
-            )
-            files = {
-                name: bytearray(path.read_bytes()) for name, path in model_files(source).items()
-            }
-            self._task = TaskModel.load(files, terms)
+            self._task = unsealed_model(job, spec, source)
             self.head = self._task.get_flat().reshape(len(job.labels), -1)
             parts = [
                 job.data.read(Path(folder) / "data" / f"{n}.csv", job.labels)
